@@ -1,0 +1,52 @@
+# Every target does its own set-up: all it needs is Python >= 3.11 (with venv and pip), make and a package index.
+PYTHON  ?= python3
+# faiss-gpu where an NVIDIA GPU answers, faiss-cpu elsewhere; `make FLAVOUR=cpu …` decides otherwise.
+FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+LOCK    := $(if $(filter gpu,$(FLAVOUR)),requirements-gpu.lock,requirements.lock)
+UV      := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
+BIN     := .venv/bin
+READY   := .venv/.ready-$(FLAVOUR)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(READY) ## Create .venv from the lock file
+
+demo: $(READY) ## Draw glyphs, train on them, evaluate, and open a visual search on http://127.0.0.1:8000
+	$(BIN)/kindred demo $(ARGS)
+
+test: $(READY) ## Run the tests
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(READY) ## Check format, lint rules and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY) ## Format the code and apply safe lint fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(UV) ## Resolve the two lock files anew
+	for flavour in cpu gpu; do \
+	  $(UV) pip compile pyproject.toml --extra $$flavour --extra onnx --extra dev --universal --generate-hashes \
+	    --python-version 3.11 --quiet --no-emit-index-url --no-annotate --no-header \
+	    --output-file requirements$$(test $$flavour = gpu && echo -gpu).lock || exit 1; \
+	done
+
+clean: ## Remove the environment and every cache
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.tools/bin/uv:
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+$(READY): $(LOCK) pyproject.toml | $(UV)
+	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes $(LOCK)
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@rm -f .venv/.ready-*
+	@touch $@

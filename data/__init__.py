@@ -1,0 +1,1 @@
+"""Sources, splits, sampling and the LightningDataModule."""

@@ -1,0 +1,1 @@
+"""The retrieval service: stores, API, page, client."""

@@ -1,0 +1,119 @@
+"""The import rule of the architecture: data flows one way, app at the top, models/renorm at the bottom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"app", "models", "data", "serve"}
+
+# What each package may import of the others. `models` alone means its public faces, listed below.
+ALLOWED: dict[str, set[str]] = {
+    "models": set(),
+    "data": {"models"},
+    "serve": {"models"},
+    "app": {"models", "data", "serve"},
+}
+# data and serve see only these modules of models.
+PUBLIC_OF_MODELS = {
+    "data": {"models.errors", "models.preprocess"},
+    "serve": {"models.errors", "models.preprocess", "models.bundle"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute module names that a file imports, relative ones resolved."""
+    package = list(path.relative_to(ROOT).parent.parts)
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names.add(module)
+            if module in PACKAGES:  # `from models import errors` imports a module
+                names.update(f"{module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_packages_import_only_what_lies_below_them(package: str) -> None:
+    wrong = []
+    for path in sources(package):
+        for name in imports_of(path):
+            top = name.split(".")[0]
+            if top not in PACKAGES or top == package:
+                continue
+            public = PUBLIC_OF_MODELS.get(package)
+            is_public = public is None or any(
+                name == face or name.startswith(face + ".") for face in public
+            )
+            if top not in ALLOWED[package] or (top == "models" and name != "models" and not is_public):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_renorm_imports_torch_alone() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "models" / "renorm").rglob("*.py")
+        for name in imports_of(path)
+        if name.split(".")[0] not in {*sys.stdlib_module_names, "torch"}
+        and not name.startswith("models.renorm")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_metrics_need_torch_and_numpy_only() -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "sklearn"}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "models" / "metrics").rglob("*.py")
+        for name in imports_of(path)
+        if name.split(".")[0] not in allowed and not name.startswith(("models.metrics", "models.errors"))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    """Counted between modules of the project, at any depth of nesting inside functions too."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in PACKAGES
+        for path in sources(package)
+    }
+    edges = {
+        name: {target for target in imports_of(path) if target in modules and target != name}
+        for name, path in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for target in edges[name]:
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in modules:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("heavy", ["lightning", "pytorch_metric_learning", "sklearn", "matplotlib"])
+def test_serving_stays_light(heavy: str) -> None:
+    """The server starts without the training stack."""
+    every = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in sources("serve")
+    ]
+    code = f"import sys\nfor m in {every!r}: __import__(m)\nassert {heavy!r} not in sys.modules, {heavy!r}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
