@@ -1,0 +1,9 @@
+"""From bytes to the network's input: the one place where inference decodes, resizes and normalizes images.
+
+The settings travel inside the bundle, so evaluation and the server see exactly what training saw.
+"""
+
+from models.preprocess.decode import DecodeLimits, ImageError, decode_image, read_limited
+from models.preprocess.preprocess import Preprocess
+
+__all__ = ["DecodeLimits", "ImageError", "Preprocess", "decode_image", "read_limited"]

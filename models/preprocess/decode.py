@@ -1,0 +1,121 @@
+"""Decoding of untrusted images under limits on bytes and pixels."""
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from models.errors import InputError
+
+ColorMode = Literal["RGB", "L"]
+
+# Pillow knows some fifty formats; each one is attack surface that no user of photographs needs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF")
+
+# What Pillow's decoders raise on broken files, besides its own UnidentifiedImageError (an OSError).
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError)
+
+
+class ImageError(InputError):
+    """An image that cannot be used: unreadable, not an image, truncated, or over a limit."""
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What is refused before any decoding happens.
+
+    Attributes:
+        max_bytes: Largest encoded file, in bytes.
+        max_pixels: Largest width × height, read from the header.
+    """
+
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 64_000_000
+
+
+def read_limited(path: Path, limits: DecodeLimits) -> bytes:
+    """Read a file, refusing one that is over the byte limit without reading it.
+
+    Raises:
+        ImageError: The file is missing, unreadable or too large.
+    """
+    try:
+        size = path.stat().st_size
+        if size > limits.max_bytes:
+            raise ImageError(f"{path}: {size} bytes are over the limit of {limits.max_bytes}; shrink the image")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _flatten(image: Image.Image, mode: ColorMode) -> Image.Image:
+    """Convert any Pillow mode to ``mode``: transparency lies on white, 16-bit and float grey are scaled."""
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow's own conversion clips 16-bit grey at 255, which turns such scans white.
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        if grey.max(initial=0.0) > 255:
+            grey = grey * (255.0 / max(65535.0, float(grey.max())))
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert(mode)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert(mode)
+
+
+def decode_image(
+    source: bytes | Path,
+    mode: ColorMode,
+    limits: DecodeLimits,
+    *,
+    at_least: int | None = None,
+) -> Image.Image:
+    """Decode the first frame of an image, upright and in one colour mode.
+
+    Args:
+        source: Encoded bytes, or a file.
+        mode: Colour mode of the result.
+        limits: What to refuse before decoding.
+        at_least: The short side that the caller will resize to. JPEG then decodes at the smallest of its
+            1/2, 1/4, 1/8 scales that is still at least that large (libjpeg's scaled decoding, 2–3 times
+            faster on photographs).
+
+    Raises:
+        ImageError: The bytes are empty, no image of a known format, truncated, or over a limit.
+    """
+    name = str(source) if isinstance(source, Path) else "image"
+    content = read_limited(source, limits) if isinstance(source, Path) else source
+    if not content:
+        raise ImageError(f"{name}: empty; send an encoded image")
+    if len(content) > limits.max_bytes:
+        raise ImageError(f"{name}: {len(content)} bytes are over the limit of {limits.max_bytes}; shrink the image")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+        pixels = image.width * image.height
+        if pixels > limits.max_pixels:
+            raise ImageError(
+                f"{name}: {image.width}×{image.height} pixels are over the limit of {limits.max_pixels}; shrink it"
+            )
+        if at_least is not None and image.format == "JPEG":
+            image.draft(mode, (at_least, at_least))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd EXIF and TIFF tags are not the user's concern
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        return _flatten(upright, mode)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: more pixels than the limit of {limits.max_pixels}; shrink it") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image of a known format ({', '.join(FORMATS)})") from error
+    except _BROKEN as error:
+        raise ImageError(f"{name}: broken or truncated image ({error})") from error
