@@ -16,7 +16,11 @@ from models.errors import InputError
 ColorMode = Literal["RGB", "L"]
 
 # Pillow knows some fifty formats; each one is attack surface that no user of photographs needs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF")
+# Which of them this build of Pillow has depends on its libraries.
+Image.init()
+FORMATS = tuple(
+    name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if name in Image.OPEN
+)
 
 # What Pillow's decoders raise on broken files, besides its own UnidentifiedImageError (an OSError).
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError)
@@ -48,13 +52,15 @@ def read_limited(path: Path, limits: DecodeLimits) -> bytes:
     try:
         size = path.stat().st_size
         if size > limits.max_bytes:
-            raise ImageError(f"{path}: {size} bytes are over the limit of {limits.max_bytes}; shrink the image")
+            raise ImageError(
+                f"{path}: {size} bytes are over the limit of {limits.max_bytes}; shrink the image"
+            )
         return path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _flatten(image: Image.Image, mode: ColorMode) -> Image.Image:
+def flatten(image: Image.Image, mode: ColorMode) -> Image.Image:
     """Convert any Pillow mode to ``mode``: transparency lies on white, 16-bit and float grey are scaled."""
     if image.mode == mode:
         return image
@@ -96,13 +102,16 @@ def decode_image(
     if not content:
         raise ImageError(f"{name}: empty; send an encoded image")
     if len(content) > limits.max_bytes:
-        raise ImageError(f"{name}: {len(content)} bytes are over the limit of {limits.max_bytes}; shrink the image")
+        raise ImageError(
+            f"{name}: {len(content)} bytes are over the limit of {limits.max_bytes}; shrink the image"
+        )
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         pixels = image.width * image.height
         if pixels > limits.max_pixels:
             raise ImageError(
-                f"{name}: {image.width}×{image.height} pixels are over the limit of {limits.max_pixels}; shrink it"
+                f"{name}: {image.width}×{image.height} pixels are over the limit of {limits.max_pixels}; "
+                "shrink it"
             )
         if at_least is not None and image.format == "JPEG":
             image.draft(mode, (at_least, at_least))
@@ -110,7 +119,7 @@ def decode_image(
             warnings.simplefilter("ignore")  # odd EXIF and TIFF tags are not the user's concern
             image.load()
             upright = ImageOps.exif_transpose(image)
-        return _flatten(upright, mode)
+        return flatten(upright, mode)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

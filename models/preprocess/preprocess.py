@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from models.errors import InputError
-from models.preprocess.decode import ColorMode, DecodeLimits, _flatten, decode_image
+from models.preprocess.decode import ColorMode, DecodeLimits, decode_image, flatten
 
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     # ImageNet's, so that pretrained backbones see what they were trained on.
@@ -67,7 +67,7 @@ class Preprocess:
             ImageError: See :func:`decode_image`.
         """
         if isinstance(source, Image.Image):
-            image = _flatten(ImageOps.exif_transpose(source), self.mode)
+            image = flatten(ImageOps.exif_transpose(source), self.mode)
         else:
             image = decode_image(source, self.mode, self.limits, at_least=self.size)
         target = (self.size, self.size)
