@@ -5,5 +5,5 @@ class InputError(ValueError):
     """Something the user gave is unusable.
 
     The message is one line that names the thing and the remedy. The command line prints it and exits with
-    code 2; the server answers with a 4xx. Anything else that escapes is a bug of ours: it keeps its traceback.
+    code 2; the server answers with a 4xx. Whatever else escapes is a bug of ours, with its traceback.
     """

@@ -53,9 +53,7 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
             if top not in PACKAGES or top == package:
                 continue
             public = PUBLIC_OF_MODELS.get(package)
-            is_public = public is None or any(
-                name == face or name.startswith(face + ".") for face in public
-            )
+            is_public = public is None or any(name == face or name.startswith(face + ".") for face in public)
             if top not in ALLOWED[package] or (top == "models" and name != "models" and not is_public):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong, "\n".join(wrong)
