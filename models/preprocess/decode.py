@@ -22,6 +22,9 @@ FORMATS = tuple(
     name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if name in Image.OPEN
 )
 
+# Odd EXIF and TIFF tags are no concern of the user's. (A filter around each call would not be thread-safe.)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
 # What Pillow's decoders raise on broken files, besides its own UnidentifiedImageError (an OSError).
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError)
 
@@ -115,10 +118,8 @@ def decode_image(
             )
         if at_least is not None and image.format == "JPEG":
             image.draft(mode, (at_least, at_least))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF and TIFF tags are not the user's concern
-            image.load()
-            upright = ImageOps.exif_transpose(image)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
         return flatten(upright, mode)
     except ImageError:
         raise
