@@ -1,0 +1,324 @@
+"""What every store can do, and the values that go in and come out.
+
+A store keeps items (id, vector, label, metadata, thumbnail) and finds those whose vectors are most similar to
+a query. Similarity is the cosine: vectors are L2-normalized on the way in, so it is their inner product.
+"""
+
+# ruff: noqa: N818  (errors are named by what went wrong, as InputError's other children are)
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import InputError
+
+ItemId: TypeAlias = str | int
+"""The user's own name of an item; the string "1" and the integer 1 are two different items."""
+
+Vectors: TypeAlias = NDArray[np.float32]
+
+Filter: TypeAlias = Mapping[str, Any]
+"""A condition on label, id and metadata in JSON form; `serve.store.filters` defines the language."""
+
+
+class StoreError(InputError):
+    """A request that a store cannot carry out; every error below is one."""
+
+
+class DimensionMismatch(StoreError):
+    """A vector has another length than the collection's."""
+
+
+class FingerprintMismatch(StoreError):
+    """The vectors come from another model than the collection's."""
+
+
+class StoreLocked(StoreError):
+    """Another process owns the folder."""
+
+
+class StoreMissing(StoreError):
+    """The folder or collection does not exist and was not to be created."""
+
+
+class ReadOnly(StoreError):
+    """The store was opened for reading only."""
+
+
+class DiskFull(StoreError):
+    """The disk took no more; nothing of the refused write was stored (HTTP 507)."""
+
+
+class FilterError(StoreError):
+    """A filter expression says something outside the language."""
+
+
+class ItemMissing(StoreError):
+    """An id that a request names is not in the store (HTTP 404)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that can be found.
+
+    Attributes:
+        id: The user's name for it, a string or a 64-bit integer.
+        vector: (dim,) numbers; any length but zero, stored L2-normalized as float32. None only in items that
+            were read without their vectors.
+        label: Class name, or None where it is unknown.
+        metadata: Plain JSON values under string keys.
+        thumbnail: An encoded image (JPEG, PNG, WebP), or None. Reading items never loads it; see
+            `Store.thumbnail`.
+    """
+
+    id: ItemId
+    vector: Vectors | Sequence[float] | None = None
+    label: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One neighbour of a query; `similarity` is the cosine in [-1, 1]."""
+
+    id: ItemId
+    similarity: float
+    label: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+Strategy: TypeAlias = Literal["exact", "exact_subset", "approximate", "approximate_then_exact", "empty"]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """How a search was carried out.
+
+    Attributes:
+        strategy: "exact" scans every vector; "exact_subset" scans only those that pass the filter;
+            "approximate" asks the index and drops what does not pass; "approximate_then_exact" did so, found
+            too few, and scanned the subset; "empty" had nothing to look at.
+        candidates: Number of items that could be hits.
+        selectivity: `candidates` as a part of all items, in [0, 1].
+        index: The index factory string of the collection.
+        explored: Number of neighbours asked of the index before the filter; 0 for exact strategies.
+    """
+
+    strategy: Strategy
+    candidates: int
+    selectivity: float
+    index: str
+    explored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Hits of each query, most similar first, and the plan that found them."""
+
+    hits: list[list[Hit]]
+    plan: SearchPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a scroll; pass `next` as `after` to read on, None at the end."""
+
+    items: list[Item]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Figures about a collection.
+
+    Attributes:
+        items: Number of items.
+        dim: Length of a vector.
+        fingerprint: The model that made the vectors, if it was given.
+        index: The index factory string.
+        sequence: Number of the last write; grows by at least one with each.
+        segments: Number of immutable index segments.
+        head: Vectors not yet in a segment.
+        dead: Vectors in segments or head whose item was deleted or replaced.
+        snapshot_sequence: Last write that the snapshot on disk contains.
+        disk_bytes: Bytes in the collection's folder.
+        payload_indexes: Fields with an index for filters.
+    """
+
+    items: int
+    dim: int
+    fingerprint: str | None
+    index: str
+    sequence: int
+    segments: int
+    head: int
+    dead: int
+    snapshot_sequence: int
+    disk_bytes: int
+    payload_indexes: tuple[str, ...]
+
+
+@runtime_checkable
+class Store(Protocol):
+    """One collection of items. Every method may be called from any thread at any time.
+
+    A write returns once it is durable and visible: it survives the death of the process or of the machine,
+    and every search that starts afterwards sees it.
+    """
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The model that made the vectors, if it was given."""
+
+    def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
+        """Stores items; one with a known id replaces the old one whole. Returns their number.
+
+        A call with up to 20,000 items is one transaction: all of them or none are stored. Longer ones are cut
+        into such transactions in order. Where an id comes twice, the last one counts.
+
+        Args:
+            items: What to store.
+            fingerprint: The model that made these vectors; None does not check.
+
+        Raises:
+            DimensionMismatch: A vector has the wrong length.
+            FingerprintMismatch: The collection belongs to another model.
+            StoreError: A vector is zero or not finite, an id or metadata is not plain JSON.
+            DiskFull: The disk took no more.
+        """
+
+    def update(self, item_id: ItemId, changes: Mapping[str, Any]) -> None:
+        """Changes label and metadata in part, leaving vector and thumbnail.
+
+        Args:
+            item_id: Which item.
+            changes: "label" (a string or None) and "metadata" (fields to set; None removes one: JSON merge
+                patch, RFC 7396), each optional.
+
+        Raises:
+            ItemMissing: No such item.
+        """
+
+    def delete(
+        self,
+        ids: Iterable[ItemId] = (),
+        *,
+        where: Filter | None = None,
+        erase: bool = False,
+    ) -> int:
+        """Deletes by id, by filter or both (their union); unknown ids are no error. Returns how many went.
+
+        Args:
+            ids: Items to delete.
+            where: Delete all that pass it.
+            erase: Also remove every byte of them from the disk before returning (see `purge`).
+        """
+
+    def purge(self) -> None:
+        """Rewrites the files so that nothing of deleted or replaced items is left in them. Takes a while."""
+
+    def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
+        """Items in the order of `ids`, None where there is none; thumbnails are left out."""
+
+    def search(
+        self,
+        vectors: Vectors,
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        min_similarity: float | None = None,
+        exclude: Iterable[ItemId] = (),
+        group_by: Literal["label"] | None = None,
+        exact: bool = False,
+        with_metadata: bool = True,
+        fingerprint: str | None = None,
+    ) -> SearchResult:
+        """Finds the `k` most similar items of each query.
+
+        Args:
+            vectors: (dim,) or (n, dim) floats; need not be normalized.
+            k: Most hits per query.
+            where: Only items that pass it.
+            min_similarity: Drop hits below this cosine.
+            exclude: Ids that are never hits, of any of the queries.
+            group_by: "label" keeps the best hit of each label (items without one each stand alone).
+            exact: Do not use an approximate index.
+            with_metadata: False leaves labels and metadata of hits empty, which is faster.
+            fingerprint: The model that made the queries; None does not check.
+
+        Raises:
+            DimensionMismatch: A query has the wrong length.
+            FingerprintMismatch: The collection belongs to another model.
+            StoreError: A query is zero or not finite; k < 1.
+            FilterError: The filter is not in the language.
+        """
+
+    def search_examples(
+        self,
+        positives: Sequence[ItemId | Vectors],
+        negatives: Sequence[ItemId | Vectors] = (),
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        min_similarity: float | None = None,
+        exclude: Iterable[ItemId] = (),
+        group_by: Literal["label"] | None = None,
+        exact: bool = False,
+        with_metadata: bool = True,
+    ) -> SearchResult:
+        """Finds items like the positive examples and unlike the negative ones; `hits` has one list.
+
+        The query is 2·mean(positives) − mean(negatives), or mean(positives) without negatives. Examples given
+        by id are not hits themselves.
+
+        Raises:
+            ItemMissing: An example's id is not in the store.
+            StoreError: No positive example, or they cancel out.
+        """
+
+    def count(self, where: Filter | None = None) -> int:
+        """Number of items, or of those that pass the filter."""
+
+    def scroll(
+        self,
+        after: int | None = None,
+        limit: int = 100,
+        *,
+        where: Filter | None = None,
+        with_vectors: bool = False,
+    ) -> Page:
+        """Reads items in the order of their last write, `limit` at a time.
+
+        Holds nothing open between two calls. An item written during a scroll may be seen again later in it.
+        """
+
+    def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
+        """All items, by scrolling."""
+
+    def thumbnail(self, item_id: ItemId) -> bytes | None:
+        """The item's thumbnail; None where the item or its thumbnail does not exist."""
+
+    def labels(self, limit: int = 1000) -> dict[str, int]:
+        """Labels with their number of items, most frequent first."""
+
+    def create_payload_index(self, field: str) -> None:
+        """Makes filters on `field` ("label" or "metadata.NAME") fast; no effect where it exists."""
+
+    def snapshot(self) -> None:
+        """Brings the derived index on disk up to the last write, so that the next start is quick."""
+
+    def stats(self) -> StoreStats:
+        """Figures about the collection."""
+
+    def close(self) -> None:
+        """Ends background work and releases the folder; a second call does nothing."""
