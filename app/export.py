@@ -1,0 +1,72 @@
+"""``kindred export``: a checkpoint becomes a bundle."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from models.bundle import Bundle
+from models.errors import InputError
+from models.network import Architecture, EmbeddingNetwork
+from models.preprocess import Preprocess
+
+NETWORK = "network."
+
+
+def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bundle:
+    """Rebuild the trained network from a Lightning checkpoint, without running anything in it.
+
+    Where the run kept a moving average of the weights, the checkpoint's weights are the averaged ones.
+
+    Args:
+        path: A ``.ckpt`` file that ``kindred fit`` wrote.
+        trust_code: See :meth:`models.bundle.Bundle.load`.
+
+    Raises:
+        InputError: The file is missing, damaged, or no checkpoint of ours.
+    """
+    checkpoint = _read(Path(path))
+    try:
+        described: dict[str, Any] = checkpoint["kindred"]
+        architecture = Architecture.from_dict(described["architecture"])
+        preprocess = Preprocess.from_dict(described["preprocess"])
+        weights = {
+            key.removeprefix(NETWORK): value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith(NETWORK)
+        }
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: no checkpoint of kindred fit (it lacks {error})") from error
+    network = EmbeddingNetwork(architecture, trust_code=trust_code)
+    network.load_state_dict(weights)
+    info = {key: value for key, value in described.items() if key not in ("architecture", "preprocess")}
+    info |= {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
+    return Bundle(network, architecture, preprocess, info=info)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; kindred fit writes them under RUN/checkpoints")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as a checkpoint ({reason})") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path}: no checkpoint of kindred fit")
+    return checkpoint
+
+
+def export(checkpoint: Path, out: Path, trust_code: bool = False) -> None:
+    """Turn a checkpoint into a bundle: a folder of safetensors and JSON that serving loads.
+
+    Args:
+        checkpoint: A file under RUN/checkpoints.
+        out: Folder of the bundle; an existing bundle is replaced.
+        trust_code: Allow a backbone class outside the known packages; importing it runs its code.
+    """
+    bundle = bundle_from_checkpoint(checkpoint, trust_code=trust_code)
+    bundle.save(out)
+    Console().print(f"bundle {bundle.fingerprint} written to {out}")

@@ -1,0 +1,156 @@
+"""``kindred index``: embed the images of a source into a store that can be searched."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data.sources import open_source
+from data.splits import select_split
+from data.table import ImageTable
+from models.bundle import Bundle
+from models.errors import InputError
+from models.preprocess import ImageError, decode_image
+from serve.embedding.decode import jpeg_thumbnail
+from serve.store import FaissStore, Item, Store
+
+# Items a transaction: large enough that waiting for the disk is rare, small enough that Ctrl-C loses little.
+CHUNK = 1024
+
+Rows = NDArray[np.int64]
+
+
+def index(
+    bundle: Path,
+    data: str,
+    store: Path,
+    split: str | None = None,
+    collection: str = "default",
+    index_type: str = "Flat",
+    thumbnails: int = 160,
+    batch_size: int = 64,
+    refresh: bool = False,
+    device: str = "auto",
+) -> None:
+    """Embed the images of a source into a store that can be searched.
+
+    Ids are the images' paths inside the source. Images that the store already has are left alone, so an
+    interrupted run goes on where it stopped. Broken images are named, counted and skipped.
+
+    Args:
+        bundle: Folder of the model.
+        data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
+        store: Folder of the store; made when missing.
+        split: Only this part of the source: train, val or test. All of it by default.
+        collection: Collection inside the store.
+        index_type: "Flat" searches exactly; any other FAISS factory string approximately.
+        thumbnails: Longer side of the stored thumbnails in pixels; 0 stores none.
+        batch_size: Images a forward pass.
+        refresh: Embed again what the store already has.
+        device: "auto", "cpu" or "cuda".
+    """
+    model = Bundle.load(bundle, device)
+    table = select_split(open_source(data).table(), split)
+    with FaissStore.open(
+        store, collection, dim=model.dim, fingerprint=model.fingerprint, index=index_type
+    ) as target:
+        fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
+
+
+def fill_store(
+    store: Store,
+    model: Bundle,
+    table: ImageTable,
+    *,
+    thumbnails: int = 160,
+    batch_size: int = 64,
+    refresh: bool = False,
+) -> None:
+    """Embed every image of ``table`` that ``store`` lacks; see :func:`index`."""
+    console = Console()
+    rows = np.arange(len(table)) if refresh else _missing(store, table)
+    if len(rows) < len(table):
+        console.print(f"{len(table) - len(rows)} of {len(table)} images are in the store already")
+    broken: list[str] = []
+    stored = 0
+    columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("indexing", total=len(rows))
+        try:
+            for start in range(0, len(rows), CHUNK):
+                chunk = rows[start : start + CHUNK]
+                items = list(_items(model, table, chunk, thumbnails, batch_size, broken))
+                stored += store.upsert(items, fingerprint=model.fingerprint)
+                progress.update(task, completed=start + len(chunk))
+        finally:
+            # After Ctrl-C as well: what was embedded stays, and the next start finds it quickly.
+            store.snapshot()
+            console.print(
+                f"{stored} images indexed, {len(broken)} broken ones skipped, {store.count()} in the store"
+            )
+            for message in broken[:20]:
+                console.print(f"  skipped {message}", markup=False)
+            if len(broken) > 20:
+                console.print(f"  and {len(broken) - 20} more")
+    if len(rows) and len(broken) == len(rows):
+        raise InputError(f"none of the {len(rows)} images could be read; see the messages above")
+
+
+def _missing(store: Store, table: ImageTable) -> Rows:
+    """Rows whose id the store lacks."""
+    keep = []
+    for start in range(0, len(table), CHUNK):
+        chunk = range(start, min(start + CHUNK, len(table)))
+        known = store.get([table.name(row) for row in chunk])
+        keep.extend(row for row, item in zip(chunk, known, strict=True) if item is None)
+    return np.array(keep, dtype=np.int64)
+
+
+def _items(
+    model: Bundle,
+    table: ImageTable,
+    rows: Rows,
+    thumbnails: int,
+    batch_size: int,
+    broken: list[str],
+) -> Iterator[Item]:
+    """The items of one chunk; what cannot be read or decoded is appended to ``broken``."""
+    names = [table.name(row) for row in rows.tolist()]
+    contents: list[bytes] = []
+
+    def read() -> Iterator[bytes]:
+        for row in rows.tolist():
+            try:
+                contents.append(table.read(row))
+            except ImageError as error:
+                broken.append(str(error))
+                contents.append(b"")
+            yield contents[-1]
+
+    vectors = list(model.embed_each(read(), batch_size))
+    for name, content, vector in zip(names, contents, vectors, strict=True):
+        if content and isinstance(vector, ImageError):
+            broken.append(f"{name}: {vector}")
+    good = [position for position, vector in enumerate(vectors) if not isinstance(vector, ImageError)]
+
+    def thumbnail(position: int) -> bytes | None:
+        if thumbnails == 0:
+            return None
+        image = decode_image(contents[position], "RGB", model.preprocess.limits, at_least=thumbnails)
+        return jpeg_thumbnail(image, thumbnails)
+
+    with ThreadPoolExecutor() as pool:
+        small = pool.map(thumbnail, good)
+        for position, image in zip(good, small, strict=True):
+            row = int(rows[position])
+            yield Item(
+                id=names[position],
+                vector=vectors[position],
+                label=table.class_names[table.labels[row]],
+                metadata={name: column[row].as_py() for name, column in table.metadata.items()},
+                thumbnail=image,
+            )
