@@ -1,0 +1,67 @@
+"""Conv-4: the four-block network of few-shot learning (Vinyals et al. 2016), for images from 16 px."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from models.errors import InputError
+
+
+class ConvBlock(nn.Sequential):
+    """3×3 convolution, batch normalization, 2×2 max-pooling, ReLU.
+
+    Pooling comes before the ReLU: the two commute, and the ReLU then touches a quarter of the elements.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.MaxPool2d(2),
+            nn.ReLU(inplace=True),
+        )
+
+
+class Conv4(nn.Module):
+    """Four blocks of convolution, normalization, pooling and ReLU; each halves the image.
+
+    Args:
+        in_channels: channels of the input.
+        width: channels of every block, or one number for each block.
+        pool: "average" takes the mean over what is left of the image, so that any size from 16 px fits;
+            "flatten" keeps every position and needs `image_size`.
+        image_size: side of the square input in pixels; only "flatten" uses it.
+
+    Shape: (B, in_channels, H, W) → (B, num_features).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        width: int | list[int] = 64,
+        pool: Literal["average", "flatten"] = "average",
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        widths = [width] * 4 if isinstance(width, int) else list(width)
+        if len(widths) != 4:
+            raise InputError(f"conv4: width takes one number or four, not {len(widths)}")
+        self.blocks = nn.Sequential(
+            *(ConvBlock(before, after) for before, after in zip([in_channels, *widths], widths, strict=False))
+        )
+        self.pool: nn.Module
+        if pool == "average":
+            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.num_features = widths[-1]
+        elif pool == "flatten":
+            if image_size is None or image_size < 16:
+                raise InputError("conv4: pool 'flatten' needs image_size, the side of the input (>= 16)")
+            self.pool = nn.Flatten()
+            self.num_features = widths[-1] * (image_size // 16) ** 2
+        else:
+            raise InputError(f"conv4: pool is 'average' or 'flatten', not {pool!r}")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images (B, C, H, W) as features (B, num_features)."""
+        features: Tensor = self.pool(self.blocks(images))
+        return features

@@ -1,0 +1,172 @@
+"""Inception-ResNet-v1 (Szegedy et al. 2016), the network of the FaceNet community.
+
+Names of the parts are those of the facenet-pytorch project, so that weight files made for it load unchanged.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class BasicConv2d(nn.Module):
+    """Convolution without bias, batch normalization, ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, in_channels, H, W) → (B, out_channels, H', W')."""
+        out: Tensor = self.relu(self.bn(self.conv(x)))
+        return out
+
+
+class ResidualBlock(nn.Module):
+    """Branches, concatenated, brought back to the input's width by a 1×1 convolution and added at `scale`.
+
+    Args:
+        channels: of the input and the output.
+        branches: each takes the input; their output channels sum to `mixed`.
+        mixed: channels after concatenation.
+        scale: of the residual; small values keep so wide a network stable.
+        relu: whether a ReLU follows (the last block has none).
+    """
+
+    def __init__(
+        self, channels: int, branches: list[nn.Module], mixed: int, scale: float, relu: bool
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.count = len(branches)
+        for number, branch in enumerate(branches):
+            setattr(self, f"branch{number}", branch)
+        self.conv2d = nn.Conv2d(mixed, channels, kernel_size=1)
+        self.relu = nn.ReLU(inplace=False) if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, channels, H, W) → the same."""
+        mixed = torch.cat([getattr(self, f"branch{number}")(x) for number in range(self.count)], dim=1)
+        out: Tensor = self.relu(self.conv2d(mixed) * self.scale + x)
+        return out
+
+
+class Reduction(nn.Module):
+    """Branches with stride 2, concatenated with a 3×3 max-pooling of the input."""
+
+    def __init__(self, branches: list[nn.Module]) -> None:
+        super().__init__()
+        self.count = len(branches)
+        for number, branch in enumerate([*branches, nn.MaxPool2d(3, stride=2)]):
+            setattr(self, f"branch{number}", branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, C, H, W) → (B, C', about H/2, about W/2)."""
+        return torch.cat([getattr(self, f"branch{number}")(x) for number in range(self.count + 1)], dim=1)
+
+
+def block35(scale: float = 0.17) -> ResidualBlock:
+    """Residual block at 35×35 (for 299 px)."""
+    branches = [
+        BasicConv2d(256, 32, 1),
+        nn.Sequential(BasicConv2d(256, 32, 1), BasicConv2d(32, 32, 3, padding=1)),
+        nn.Sequential(
+            BasicConv2d(256, 32, 1), BasicConv2d(32, 32, 3, padding=1), BasicConv2d(32, 32, 3, padding=1)
+        ),
+    ]
+    return ResidualBlock(256, branches, 96, scale, relu=True)
+
+
+def block17(scale: float = 0.10) -> ResidualBlock:
+    """Residual block at 17×17."""
+    branches = [
+        BasicConv2d(896, 128, 1),
+        nn.Sequential(
+            BasicConv2d(896, 128, 1),
+            BasicConv2d(128, 128, (1, 7), padding=(0, 3)),
+            BasicConv2d(128, 128, (7, 1), padding=(3, 0)),
+        ),
+    ]
+    return ResidualBlock(896, branches, 256, scale, relu=True)
+
+
+def block8(scale: float = 0.20, relu: bool = True) -> ResidualBlock:
+    """Residual block at 8×8."""
+    branches = [
+        BasicConv2d(1792, 192, 1),
+        nn.Sequential(
+            BasicConv2d(1792, 192, 1),
+            BasicConv2d(192, 192, (1, 3), padding=(0, 1)),
+            BasicConv2d(192, 192, (3, 1), padding=(1, 0)),
+        ),
+    ]
+    return ResidualBlock(1792, branches, 384, scale, relu)
+
+
+class InceptionResnetV1(nn.Module):
+    """Inception-ResNet-v1 with its 512-dimensional embedding layer; use it with `head: none`, `embedding_dim: 512`.
+
+    Args:
+        in_channels: channels of the input.
+        dropout: probability before the embedding layer (0.6 is the FaceNet community's).
+
+    Shape: (B, in_channels, H, W), H and W at least 75 (160 is usual) → (B, 512).
+    """
+
+    def __init__(self, in_channels: int = 3, dropout: float = 0.6) -> None:
+        super().__init__()
+        self.num_features = 512
+        self.conv2d_1a = BasicConv2d(in_channels, 32, 3, stride=2)
+        self.conv2d_2a = BasicConv2d(32, 32, 3)
+        self.conv2d_2b = BasicConv2d(32, 64, 3, padding=1)
+        self.maxpool_3a = nn.MaxPool2d(3, stride=2)
+        self.conv2d_3b = BasicConv2d(64, 80, 1)
+        self.conv2d_4a = BasicConv2d(80, 192, 3)
+        self.conv2d_4b = BasicConv2d(192, 256, 3, stride=2)
+        self.repeat_1 = nn.Sequential(*(block35() for _ in range(5)))
+        self.mixed_6a = Reduction(
+            [
+                BasicConv2d(256, 384, 3, stride=2),
+                nn.Sequential(
+                    BasicConv2d(256, 192, 1),
+                    BasicConv2d(192, 192, 3, padding=1),
+                    BasicConv2d(192, 256, 3, stride=2),
+                ),
+            ]
+        )
+        self.repeat_2 = nn.Sequential(*(block17() for _ in range(10)))
+        self.mixed_7a = Reduction(
+            [
+                nn.Sequential(BasicConv2d(896, 256, 1), BasicConv2d(256, 384, 3, stride=2)),
+                nn.Sequential(BasicConv2d(896, 256, 1), BasicConv2d(256, 256, 3, stride=2)),
+                nn.Sequential(
+                    BasicConv2d(896, 256, 1),
+                    BasicConv2d(256, 256, 3, padding=1),
+                    BasicConv2d(256, 256, 3, stride=2),
+                ),
+            ]
+        )
+        self.repeat_3 = nn.Sequential(*(block8() for _ in range(5)))
+        self.block8 = block8(scale=1.0, relu=False)
+        self.avgpool_1a = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.last_linear = nn.Linear(1792, 512, bias=False)
+        self.last_bn = nn.BatchNorm1d(512, eps=0.001)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images (B, C, H, W) as (B, 512), not yet normalised to length 1."""
+        x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(images)))
+        x = self.conv2d_4b(self.conv2d_4a(self.conv2d_3b(self.maxpool_3a(x))))
+        x = self.mixed_6a(self.repeat_1(x))
+        x = self.mixed_7a(self.repeat_2(x))
+        x = self.block8(self.repeat_3(x))
+        x = self.dropout(self.avgpool_1a(x)).flatten(1)
+        embeddings: Tensor = self.last_bn(self.last_linear(x))
+        return embeddings

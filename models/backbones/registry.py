@@ -1,0 +1,157 @@
+"""From a backbone's name to a network; which names may be built without trusting their code."""
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from models.errors import InputError
+
+OWN = {
+    "conv4": "models.backbones.conv4.Conv4",
+    "resnet10": "models.backbones.resnet10.ResNet10",
+    "inception_resnet_v1": "models.backbones.inception_resnet_v1.InceptionResnetV1",
+}
+# Arguments that would make a builder fetch or unpickle a file: weights come through `weights` alone.
+LOADING_ARGUMENTS = ("weights", "pretrained", "checkpoint", "cache_dir", "progress", "hf_hub", "model_name")
+
+
+def build_backbone(
+    name: str,
+    args: Mapping[str, Any] | None = None,
+    in_channels: int = 3,
+    trust_code: bool = False,
+) -> nn.Module:
+    """Build a backbone with random weights.
+
+    Args:
+        name: "conv4", "resnet10", "inception_resnet_v1"; a torchvision classification model ("resnet50", or
+            "torchvision.models.resnet50"); "timm.<model name>" where timm is installed; or the class path of any
+            nn.Module, which needs `trust_code`.
+        args: keyword arguments of its constructor.
+        in_channels: asked of the constructor where it takes it.
+        trust_code: build classes outside models.backbones, torchvision.models and timm.
+
+    Returns:
+        A module (B, C, H, W) → (B, features) or (B, features, H', W').
+
+    Raises:
+        InputError: the name is unknown or not allowed, or the arguments do not fit.
+    """
+    arguments = dict(args or {})
+    forbidden = [key for key in arguments if key.startswith(LOADING_ARGUMENTS)]
+    if forbidden:
+        raise InputError(
+            f"backbone {name}: take {forbidden[0]!r} out of backbone_args; weights are a key of their own"
+        )
+    build = _builder(name, trust_code)
+    if "in_channels" in inspect.signature(build).parameters:
+        arguments.setdefault("in_channels", in_channels)
+    elif name.startswith("timm."):
+        arguments.setdefault("in_chans", in_channels)
+    try:
+        backbone = build(**arguments)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"backbone {name} cannot be built with {arguments}: {error}") from error
+    if not isinstance(backbone, nn.Module):
+        raise InputError(f"backbone {name} is not an nn.Module")
+    return backbone
+
+
+def torchvision_name(name: str) -> str | None:
+    """The torchvision model that a backbone's name means, or None."""
+    short = name.removeprefix("torchvision.models.")
+    return short if short in torchvision.models.list_models(module=torchvision.models) else None
+
+
+def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
+    if name in OWN or name in OWN.values():
+        builder: Callable[..., Any] = _import(OWN.get(name, name))
+        return builder
+    known = torchvision_name(name)
+    if known is not None:
+        return _torchvision_builder(known)
+    if name.startswith("timm."):
+        return _timm_builder(name.removeprefix("timm."))
+    if "." not in name:
+        raise InputError(
+            f"backbone {name!r} is unknown; one of {', '.join(OWN)}, a torchvision model or a class path"
+        )
+    if not trust_code:
+        raise InputError(
+            f"backbone {name} is code outside models.backbones, torchvision and timm; set trust_code"
+        )
+    target = _import(name)
+    if not callable(target):
+        raise InputError(f"backbone {name} is not a class or function")
+    trusted: Callable[..., Any] = target
+    return trusted
+
+
+def _torchvision_builder(name: str) -> Callable[..., Any]:
+    builder = torchvision.models.get_model_builder(name)
+
+    def build(**arguments: Any) -> nn.Module:
+        if name in ("inception_v3", "googlenet"):
+            # No auxiliary classifier, and the initialization torch gives every layer (theirs takes seconds).
+            arguments = {"aux_logits": False, "init_weights": False, **arguments}
+        model: nn.Module = builder(weights=None, **arguments)
+        return model
+
+    return build
+
+
+def _timm_builder(model: str) -> Callable[..., Any]:
+    if importlib.util.find_spec("timm") is None:
+        raise InputError(f"backbone timm.{model} needs the timm package: pip install timm")
+    import timm
+
+    if not timm.is_model(model):
+        raise InputError(f"timm has no model {model!r}; timm.list_models() names them")
+
+    def build(**arguments: Any) -> nn.Module:
+        module: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **arguments)
+        return module
+
+    return build
+
+
+def _import(path: str) -> Any:
+    module, _, attribute = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{path} cannot be imported: {error}") from error
+
+
+def feature_width(backbone: nn.Module, name: str, in_channels: int) -> int:
+    """Number of features a headless backbone gives.
+
+    Own and timm networks say it in `num_features`; others are asked with one blank image.
+
+    Raises:
+        InputError: the backbone says nothing and cannot take a 96-pixel image, or gives no (B, F) or (B, F, H, W).
+    """
+    said = getattr(backbone, "num_features", None)
+    if isinstance(said, int):
+        return said
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            output = backbone.eval()(torch.zeros(1, in_channels, 96, 96))
+    except RuntimeError as error:
+        raise InputError(
+            f"backbone {name}: give it an attribute num_features (a trial run failed: {error})"
+        ) from error
+    finally:
+        backbone.train(training)
+    if not isinstance(output, torch.Tensor) or output.ndim not in (2, 4):
+        raise InputError(f"backbone {name} must return a tensor (B, F) or (B, F, H, W)")
+    return int(output.shape[1])

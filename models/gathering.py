@@ -1,0 +1,68 @@
+"""Rows of all processes together: with gradients for training, without for evaluation."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
+
+
+def world_size() -> int:
+    """Number of processes of the default group; 1 where there is none."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate (N_rank, ...) of all ranks in rank order, without gradients; ranks may differ in N.
+
+    Every rank must call it, with the same dtype and trailing shape; what comes back is the same on every rank.
+    """
+    if world_size() == 1:
+        return rows.detach()
+    return torch.cat(_gather(rows, _lengths(rows)))
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Concatenate (N_rank, ...) of all ranks in rank order so that a loss may span them.
+
+    Each rank then computes the same loss over the global batch. The gradient that reaches a rank's own rows is the
+    sum over ranks, which is what makes DistributedDataParallel's average of parameter gradients the gradient of
+    that one loss.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def _lengths(rows: Tensor) -> list[int]:
+    mine = torch.tensor([len(rows)], device=rows.device)
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    distributed.all_gather(everyone, mine)
+    return [int(length) for length in everyone]
+
+
+def _gather(rows: Tensor, lengths: list[int]) -> list[Tensor]:
+    """Gather without gradients; shorter parts travel padded, since collectives want equal shapes."""
+    longest = max(lengths)
+    padded = rows.detach().new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in lengths]
+    distributed.all_gather(parts, padded)
+    return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        lengths = _lengths(rows)
+        ctx.start = sum(lengths[: distributed.get_rank()])
+        ctx.length = len(rows)
+        return torch.cat(_gather(rows, lengths))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total[ctx.start : ctx.start + ctx.length]

@@ -1,0 +1,169 @@
+"""Losses and miners from plain configuration, and the cross-batch memory whose state resumes."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import CrossBatchMemory, TripletMarginLoss
+from pytorch_metric_learning.reducers import MeanReducer
+from torch import Tensor, nn
+
+from models.errors import InputError
+
+Spec = Mapping[str, Any]
+SEARCHED = (
+    "pytorch_metric_learning.losses",
+    "pytorch_metric_learning.miners",
+    "models.mining",
+    "models.losses",
+)
+
+
+class FaceNetTripletLoss(TripletMarginLoss):  # type: ignore[misc]  # the library ships no types
+    """FaceNet's triplet loss: the mean over all triplets of max(0, d(a, p) − d(a, n) + margin).
+
+    d is the squared Euclidean distance between normalised embeddings. The mean counts inactive triplets too, so the
+    loss falls as the network learns (the library's own default averages over the active ones, and stays near the
+    margin).
+
+    Args:
+        margin: by how much, in squared distance (0 to 4), a negative should be farther than a positive.
+        swap: measure the negative from the positive where that is nearer.
+        smooth_loss: softplus in place of the hinge.
+    """
+
+    def __init__(self, margin: float = 0.2, swap: bool = False, smooth_loss: bool = False) -> None:
+        distance = LpDistance(normalize_embeddings=True, p=2, power=2)
+        super().__init__(margin, swap, smooth_loss, distance=distance, reducer=MeanReducer())
+
+
+class ResumableMemory(CrossBatchMemory):  # type: ignore[misc]  # the library ships no types
+    """Cross-batch memory (Wang et al. 2020): each batch is also compared with embeddings of the batches before.
+
+    The library forgets its place in the queue when a run resumes; here the whole state is part of the state dict. The
+    memory holds no buffers, so that a moving average of the network's state does not average it.
+
+    Args:
+        loss: any loss of the library that takes reference embeddings.
+        embedding_size: dimension of the embeddings.
+        memory_size: embeddings kept; at least the global batch.
+        miner: applied to the batch against the memory.
+    """
+
+    def reset_queue(self) -> None:
+        """Empty the memory."""
+        for name in ("embedding_memory", "label_memory"):
+            self._buffers.pop(name, None)
+        self.embedding_memory = torch.zeros(self.memory_size, self.embedding_size)
+        self.label_memory = torch.zeros(self.memory_size, dtype=torch.long)
+        self.has_been_filled = False
+        self.queue_idx = 0
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The memory and its place in the queue."""
+        return {
+            "embeddings": self.embedding_memory,
+            "labels": self.label_memory,
+            "queue_idx": self.queue_idx,
+            "has_been_filled": self.has_been_filled,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` gave.
+
+        Raises:
+            InputError: the memory was of another size.
+        """
+        if state["embeddings"].shape != (self.memory_size, self.embedding_size):
+            raise InputError(
+                f"cross-batch memory: the checkpoint holds {tuple(state['embeddings'].shape)}, "
+                f"the configuration asks for {(self.memory_size, self.embedding_size)}; make them equal"
+            )
+        self.embedding_memory = state["embeddings"].clone()
+        self.label_memory = state["labels"].clone()
+        self.queue_idx = int(state["queue_idx"])
+        self.has_been_filled = bool(state["has_been_filled"])
+
+
+def build(spec: Spec | nn.Module | None, defaults: Mapping[str, Any] | None = None) -> nn.Module | None:
+    """Build a loss, miner, distance, reducer or regularizer from `class_path` and `init_args`.
+
+    Args:
+        spec: {"class_path": ..., "init_args": {...}}, values of which may be such mappings again; a ready module or
+            None is returned as it is. A bare class name is looked up among the library's losses and miners.
+        defaults: arguments given where the constructor has a parameter of that name and the spec does not say it:
+            how the number of classes and the embedding's dimension reach proxies and classification losses.
+
+    Raises:
+        InputError: the class cannot be found, is no nn.Module, or does not take the arguments.
+    """
+    if spec is None or isinstance(spec, nn.Module):
+        return spec
+    unknown = set(spec) - {"class_path", "init_args"}
+    if "class_path" not in spec or unknown:
+        raise InputError(f"expected class_path and init_args, found {sorted(spec)}")
+    path = str(spec["class_path"])
+    target = _find(path)
+    args = {
+        key: build(value) if isinstance(value, Mapping) and "class_path" in value else value
+        for key, value in (spec.get("init_args") or {}).items()
+    }
+    known = inspect.signature(target).parameters
+    for key, value in (defaults or {}).items():
+        if key in known and args.get(key) is None and value is not None:
+            args[key] = value
+    if "num_classes" in known and args.get("num_classes") is None:
+        raise InputError(f"{path} needs num_classes: give it to the model, or link it from the data")
+    try:
+        module = target(**args)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(f"{path} cannot be built with {args}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{path} is not an nn.Module")
+    return module
+
+
+def _find(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    for place in [module] if module else SEARCHED:
+        try:
+            return getattr(importlib.import_module(place), name)
+        except (ImportError, AttributeError):
+            continue
+    raise InputError(f"{path} cannot be found; name a class of pytorch_metric_learning or its full path")
+
+
+@torch.no_grad()
+def triplet_statistics(
+    embeddings: Tensor, triplets: tuple[Tensor, Tensor, Tensor], margin: float
+) -> dict[str, Tensor]:
+    """What to watch while training with triplets.
+
+    Args:
+        embeddings: (B, D), of length 1; also the references.
+        triplets: indices of anchors, positives and negatives, (T,) each.
+        margin: of the loss, in squared distance.
+
+    Returns:
+        Scalars: `active_triplets`, the fraction that still violates the margin; `ap_distance` and `an_distance`, mean
+        Euclidean distances to positives and negatives. Empty where there are no triplets.
+    """
+    anchors, positives, negatives = triplets
+    if len(anchors) == 0:
+        return {}
+    squared = (embeddings @ embeddings.T).mul_(-2).add_(2).clamp_min_(0)
+    near, far = squared[anchors, positives], squared[anchors, negatives]
+    return {
+        "active_triplets": (near - far + margin > 0).float().mean(),
+        "ap_distance": near.sqrt().mean(),
+        "an_distance": far.sqrt().mean(),
+    }
+
+
+@torch.no_grad()
+def embedding_variance(embeddings: Tensor) -> Tensor:
+    """Total variance of unit vectors (B, D): 1 − |mean|², 0 where all are equal, near 1 where they are spread."""
+    return 1 - embeddings.mean(0).square().sum()

@@ -1,0 +1,239 @@
+"""The LightningModule: triplets (or any metric-learning loss) on an embedding network."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_metric_learning.losses import TripletMarginLoss
+from torch import Tensor, nn
+
+from models.errors import InputError
+from models.gathering import gather_rows, gather_with_gradient
+from models.losses import FaceNetTripletLoss, ResumableMemory, build, embedding_variance, triplet_statistics
+from models.metrics import retrieval_metrics
+from models.mining import SemiHardMiner
+from models.network import Architecture, EmbeddingNetwork
+from models.normalization import Normalization
+from models.schedules import WarmupCosine
+
+Batch = dict[str, Tensor]
+
+
+class MetricLearner(LightningModule):
+    """Train an embedding network so that images of one class lie close together.
+
+    Batches are mappings: "image" float32 (B, C, H, W), "label" int64 (B,), "index" int64 (B,), the image's number in
+    its data set. The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared distance.
+
+    Args:
+        backbone: conv4, resnet10, inception_resnet_v1, a torchvision model such as resnet50, timm.<name>, or the class
+            path of any nn.Module (with trust_code).
+        backbone_args: Keyword arguments of the backbone's constructor.
+        normalization: What takes the place of the backbone's batch normalization.
+        normalization_args: Its arguments, for example {rmax: 3, dmax: 5}.
+        in_channels: Channels of the images, 1 or 3; the command line links it from the data.
+        embedding_dim: Length of an embedding.
+        head: "linear", or "none" where the backbone's output is the embedding.
+        weights: Pretrained weights of the backbone: a local file, or torchvision's name for them (DEFAULT).
+        trust_code: Allow a backbone whose class lies outside models.backbones, torchvision.models and timm.
+        num_classes: Training classes; the command line links it from the data. Only proxy and classification losses
+            need it.
+        loss: class_path and init_args of a loss of pytorch-metric-learning or of your own, or the loss itself; by
+            default FaceNet's triplet loss. num_classes and embedding_size are filled in where it takes them.
+        miner: class_path and init_args of a miner, or the miner itself; by default SemiHardMiner for triplet losses
+            and none for others.
+        memory_size: Embeddings of earlier batches that the loss also sees (cross-batch memory); 0 for none.
+        gather: Let triplets span the processes of a distributed run.
+        optimizer: Called with the parameters.
+        scheduler: Called with the optimizer, stepped after every optimizer step; by default a warm-up over the first
+            5% of the run, then a cosine down to 1% of the learning rate.
+        ks: Depths k of the validation's recall@k.
+
+    Raises:
+        InputError: an argument names something unknown, or two do not go together.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "conv4",
+        backbone_args: dict[str, Any] | None = None,
+        normalization: Normalization = "renorm",
+        normalization_args: dict[str, Any] | None = None,
+        in_channels: int = 3,
+        embedding_dim: int = 128,
+        head: Literal["linear", "none"] = "linear",
+        weights: str | None = None,
+        trust_code: bool = False,
+        num_classes: int | None = None,
+        loss: dict[str, Any] | nn.Module | None = None,
+        miner: dict[str, Any] | nn.Module | None = None,
+        memory_size: int = 0,
+        gather: bool = True,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-4),
+        scheduler: LRSchedulerCallable = lambda o: WarmupCosine(o),
+        ks: list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.architecture = Architecture(
+            backbone=backbone,
+            backbone_args=dict(backbone_args or {}),
+            normalization=normalization,
+            normalization_args=dict(normalization_args or {}),
+            in_channels=in_channels,
+            embedding_dim=embedding_dim,
+            head=head,
+        )
+        # Plain values only: a checkpoint then loads without running code, and without fetching weights again.
+        self.save_hyperparameters(
+            {
+                **self.architecture.to_dict(),
+                "trust_code": trust_code,
+                "num_classes": num_classes,
+                "loss": None if isinstance(loss, nn.Module) else loss,
+                "miner": None if isinstance(miner, nn.Module) else miner,
+                "memory_size": memory_size,
+                "gather": gather,
+                "ks": ks,
+            }
+        )
+        self.network = EmbeddingNetwork(self.architecture, weights, trust_code=trust_code)
+        self.num_classes = num_classes
+        self.gather = gather
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.ks = tuple(ks or (1, 2, 4, 8))
+        sizes = {"num_classes": num_classes, "embedding_size": embedding_dim}
+        self.loss: nn.Module = build(loss, sizes) or FaceNetTripletLoss()
+        is_triplet = isinstance(self.loss, TripletMarginLoss)
+        self.miner = build(miner) or (SemiHardMiner() if is_triplet else None)
+        self.margin = float(self.loss.margin) if is_triplet else 0.0
+        self.memory = (
+            ResumableMemory(self.loss, embedding_dim, memory_size, self.miner) if memory_size else None
+        )
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed preprocessed images (B, C, H, W) as unit vectors (B, embedding_dim)."""
+        embeddings: Tensor = self.network(images)
+        return embeddings
+
+    def compute_loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss over the global batch, in float32 (or wider) even under autocast.
+
+        Args:
+            embeddings: (B, embedding_dim) of this process.
+            labels: int64 (B,) of this process.
+
+        Returns:
+            The loss, a scalar that is the same in every process, and what to log beside it.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            if self.gather:
+                embeddings, labels = gather_with_gradient(embeddings), gather_rows(labels)
+            watched = {"embedding_variance": embedding_variance(embeddings)}
+            if self.memory is not None:
+                return self.memory(embeddings, labels), watched
+            mined = self.miner(embeddings, labels) if self.miner is not None else None
+            if mined is not None and len(mined) == 3:
+                watched |= triplet_statistics(embeddings.detach(), mined, self.margin)
+            loss: Tensor = self.loss(embeddings, labels, mined)
+        return loss, watched
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One P×K batch."""
+        del batch_idx
+        images, labels = batch["image"], batch["label"]
+        loss, watched = self.compute_loss(self.network(images), labels)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        self.log_dict({f"train/{name}": value for name, value in watched.items()}, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep a batch's embeddings for the end of the epoch."""
+        del batch_idx, dataloader_idx
+        self._seen.append((self.network(batch["image"]), batch["label"], batch["index"]))
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Embeddings with the indices (and labels, where there are any) of a batch."""
+        del batch_idx, dataloader_idx
+        embedded = {"embedding": self.network(batch["image"])}
+        return embedded | {key: value for key, value in batch.items() if key != "image"}
+
+    def on_validation_epoch_end(self) -> None:
+        """Exact retrieval metrics over the whole validation set, the same on every rank."""
+        self._log_retrieval("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._log_retrieval("test")
+
+    def _log_retrieval(self, stage: str) -> None:
+        embeddings, labels = self._collect()
+        if self.trainer.sanity_checking:
+            return  # a few batches need not hold two images of any class
+        metrics = retrieval_metrics(embeddings, labels, self.ks)
+        metrics["embedding_variance"] = float(embedding_variance(embeddings))
+        for name, value in metrics.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "recall@1")
+
+    def _collect(self) -> tuple[Tensor, Tensor]:
+        """All ranks' embeddings and labels in order of the index; an image that two ranks saw counts once."""
+        embeddings, labels, indices = (
+            gather_rows(torch.cat(parts)) for parts in zip(*self._seen, strict=True)
+        )
+        self._seen.clear()
+        order = torch.argsort(indices, stable=True)
+        first = torch.ones_like(order, dtype=torch.bool)
+        first[1:] = indices[order][1:] != indices[order][:-1]
+        kept = order[first]
+        return embeddings[kept], labels[kept]
+
+    def on_fit_start(self) -> None:
+        """Check the data against the network before the first step.
+
+        Raises:
+            InputError: the images have another number of channels than the network takes.
+        """
+        preprocess = getattr(getattr(self.trainer, "datamodule", None), "preprocess", None)
+        channels = getattr(preprocess, "channels", self.architecture.in_channels)
+        if channels != self.architecture.in_channels:
+            raise InputError(
+                f"the data gives images of {channels} channels, the model takes {self.architecture.in_channels}: "
+                f"set in_channels={channels}"
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over all parameters that train (a loss's proxies included), and the schedule in steps."""
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        scheduler = self.make_scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
+            steps = self.trainer.estimated_stepping_batches
+            if steps == float("inf"):
+                raise InputError(
+                    "the schedule needs the run's length: set trainer.max_steps or trainer.max_epochs"
+                )
+            scheduler.set_total_steps(int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add, under "kindred", all that a bundle needs besides the weights, as plain JSON values."""
+        data = getattr(self.trainer, "datamodule", None)
+        preprocess = getattr(data, "preprocess", None)
+        checkpoint["kindred"] = {
+            "architecture": self.architecture.to_dict(),
+            "preprocess": preprocess.to_dict() if preprocess is not None else None,
+            "split_hash": getattr(data, "split_hash", None),
+            "num_classes": getattr(data, "num_classes", self.num_classes),
+            "step": self.trainer.global_step,
+            "epoch": self.trainer.current_epoch,
+            "metrics": {
+                name: float(value)
+                for name, value in self.trainer.callback_metrics.items()
+                if name.startswith(("val/", "test/"))
+            },
+        }

@@ -1,0 +1,117 @@
+"""The embedding network, rebuilt from plain JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.backbones.adapt import load_weights, read_weights, remove_classifier, set_input_channels
+from models.backbones.registry import build_backbone, feature_width, torchvision_name
+from models.errors import InputError
+from models.normalization import set_normalization
+from models.normalization_virtual import ReferenceBatch, VirtualBatchNorm
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that decides the shape of an embedding network, as plain JSON values.
+
+    Attributes:
+        backbone: "conv4", "resnet10", "inception_resnet_v1", a torchvision model's name, "timm.<name>", or a class
+            path (which only loads with `trust_code`).
+        backbone_args: keyword arguments of the backbone's constructor.
+        normalization: one of `models.normalization.KINDS`.
+        normalization_args: arguments of the normalization, for example {"rmax": 3, "dmax": 5}.
+        in_channels: channels of the input images, 1 or 3.
+        embedding_dim: length of an embedding.
+        head: "linear" puts a linear layer after the backbone; "none" takes the backbone's output as it is, whose
+            width must then be `embedding_dim`.
+    """
+
+    backbone: str = "conv4"
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    normalization: str = "renorm"
+    normalization_args: dict[str, Any] = field(default_factory=dict)
+    in_channels: int = 3
+    embedding_dim: int = 128
+    head: Literal["linear", "none"] = "linear"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            InputError: a key is unknown.
+        """
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise InputError(
+                f"architecture: unknown key {sorted(unknown)[0]!r}; was it made by a newer version?"
+            )
+        return cls(**values)
+
+
+class EmbeddingNetwork(nn.Module):
+    """Backbone, pooling where the backbone leaves a map, a linear head, and scaling to unit length.
+
+    Args:
+        architecture: what to build.
+        weights: of the backbone: a local file (state dict, .safetensors or torch) or the name of torchvision's
+            weights. They are loaded before the normalization is chosen, so BatchNorm statistics convert along.
+        trust_code: allow a backbone's class path outside models.backbones, torchvision.models and timm.
+
+    Shape: float (B, in_channels, H, W) → (B, embedding_dim), each row of length 1; float32 (or wider) under autocast.
+
+    Raises:
+        InputError: names are unknown or do not go together.
+    """
+
+    def __init__(
+        self, architecture: Architecture, weights: str | None = None, *, trust_code: bool = False
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        a = architecture
+        backbone = build_backbone(a.backbone, a.backbone_args, a.in_channels, trust_code)
+        width, dropped = None, ("logits.", "AuxLogits.", "aux1.", "aux2.")
+        if torchvision_name(a.backbone) is not None:
+            width, removed = remove_classifier(backbone)
+            dropped = (*dropped, removed) if removed else dropped
+        if weights is not None:
+            if torchvision_name(a.backbone) is None:
+                set_input_channels(backbone, a.in_channels)
+            load_weights(backbone, read_weights(a.backbone, weights), dropped, f"weights {weights}")
+        set_input_channels(backbone, a.in_channels)
+        width = width or feature_width(backbone, a.backbone, a.in_channels)
+        self.backbone = set_normalization(backbone, a.normalization, a.normalization_args)
+        if a.head == "linear":
+            self.head: nn.Module = nn.Linear(width, a.embedding_dim)
+        elif a.head != "none":
+            raise InputError(f"head is 'linear' or 'none', not {a.head!r}")
+        elif width != a.embedding_dim:
+            raise InputError(f"head: none needs embedding_dim {width}, the width of {a.backbone}")
+        else:
+            self.head = nn.Identity()
+        virtual = [m.reference_size for m in self.backbone.modules() if isinstance(m, VirtualBatchNorm)]
+        self.reference = ReferenceBatch(virtual[0]) if virtual else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed preprocessed images (B, C, H, W) as unit vectors (B, embedding_dim)."""
+        with_reference = self.training and self.reference is not None
+        if with_reference and self.reference is not None:
+            images = self.reference.extend(images)
+        features = self.backbone(images)
+        if with_reference and self.reference is not None:
+            features = features[self.reference.size :]
+        if features.ndim == 4:
+            features = features.mean((2, 3))
+        vectors = self.head(features)
+        wide = torch.promote_types(vectors.dtype, torch.float32)
+        return functional.normalize(vectors.to(wide), dim=1)

@@ -1,0 +1,172 @@
+"""One word picks the normalization of a whole network."""
+
+from collections.abc import Callable, Mapping
+from math import gcd
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from models.errors import InputError
+from models.normalization_virtual import VirtualBatchNorm
+from models.renorm import convert_to_batch_renorm
+
+Normalization = Literal[
+    "renorm",
+    "sync_renorm",
+    "batch",
+    "sync_batch",
+    "frozen_batch",
+    "group",
+    "layer",
+    "instance",
+    "weight",
+    "virtual_batch",
+    "none",
+]
+KINDS: tuple[str, ...] = get_args(Normalization)
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+
+class ChannelAffine(nn.Module):
+    """y = weight · x + bias for each channel: what is left of batch normalization without its statistics.
+
+    Args:
+        num_features: channels, the second dimension of the input.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, C, ...) → the same."""
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return x * self.weight.view(shape).to(x.dtype) + self.bias.view(shape).to(x.dtype)
+
+
+def _frozen(kind: type[nn.Module]) -> type[nn.Module]:
+    class Frozen(kind):  # type: ignore[valid-type, misc]
+        """Batch normalization that always uses its running statistics; its weights do not train either."""
+
+        def train(self, mode: bool = True) -> "Frozen":
+            del mode
+            super().train(False)
+            return self
+
+    Frozen.__name__ = Frozen.__qualname__ = f"Frozen{kind.__name__}"
+    return Frozen
+
+
+FrozenBatchNorm1d = _frozen(nn.BatchNorm1d)
+FrozenBatchNorm2d = _frozen(nn.BatchNorm2d)
+FrozenBatchNorm3d = _frozen(nn.BatchNorm3d)
+
+
+def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | None = None) -> nn.Module:
+    """Turn every batch normalization of a network into another kind; weights and statistics go along.
+
+    Args:
+        network: built with torch's BatchNorm layers; changed in place.
+        kind: one of `KINDS`.
+        args: of the kind: renorm's (`rmax`, `dmax`, `momentum`, ...); `groups` of "group" (default 32, or the
+            largest number that divides both it and the channels).
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: the kind is unknown, or the network has no batch normalization to turn into it.
+    """
+    if kind not in KINDS:
+        raise InputError(f"normalization {kind!r} is unknown; one of {', '.join(KINDS)}")
+    arguments = dict(args or {})
+    if not any(isinstance(module, BatchNorm) for module in network.modules()):
+        if any(isinstance(module, nn.LayerNorm) for module in network.modules()) and kind == "layer":
+            return network
+        raise InputError(
+            f"{type(network).__name__} has no batch normalization that could become {kind!r}; "
+            "set normalization: layer for networks built on layer normalization, or take another backbone"
+        )
+    try:
+        return _convert(network, kind, arguments)
+    except TypeError as error:
+        raise InputError(f"normalization {kind} does not take {arguments}: {error}") from error
+
+
+def _convert(network: nn.Module, kind: str, args: dict[str, Any]) -> nn.Module:
+    if kind in ("renorm", "sync_renorm"):
+        return convert_to_batch_renorm(network, sync=kind == "sync_renorm", **args)
+    if kind == "batch":
+        for module in network.modules():
+            if isinstance(module, BatchNorm):
+                for key, value in args.items():
+                    if key not in ("eps", "momentum"):
+                        raise TypeError(f"unexpected {key!r}")
+                    setattr(module, key, value)
+        return network
+    if kind == "sync_batch":
+        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network, **args)
+        return synchronized
+    if kind == "weight":
+        for module in network.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                weight_norm(module)
+    makers: dict[str, Callable[[Any], nn.Module]] = {
+        "frozen_batch": _make_frozen,
+        "group": lambda norm: _make_group(norm, **args),
+        "layer": lambda norm: _make_group(norm, groups=1),
+        "instance": _make_instance,
+        "weight": _make_affine,
+        "virtual_batch": lambda norm: _copy_affine(
+            norm, VirtualBatchNorm(norm.num_features, norm.eps, **args)
+        ),
+        "none": _make_affine,
+    }
+    if args and kind not in ("group", "virtual_batch"):
+        raise TypeError(f"it takes no arguments, not {sorted(args)}")
+    return _replace(network, makers[kind])
+
+
+def _replace(module: nn.Module, make: Callable[[Any], nn.Module]) -> nn.Module:
+    if isinstance(module, BatchNorm):
+        return make(module).train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, _replace(child, make))
+    return module
+
+
+def _copy_affine(old: BatchNorm, new: nn.Module) -> nn.Module:
+    if old.affine:
+        with torch.no_grad():
+            new.weight.copy_(old.weight)  # type: ignore[operator, union-attr]
+            new.bias.copy_(old.bias)  # type: ignore[operator, union-attr]
+    return new
+
+
+def _make_frozen(old: BatchNorm) -> nn.Module:
+    kinds = {1: FrozenBatchNorm1d, 2: FrozenBatchNorm2d, 3: FrozenBatchNorm3d}
+    dimensions = 1 if isinstance(old, nn.BatchNorm1d) else 2 if isinstance(old, nn.BatchNorm2d) else 3
+    new = kinds[dimensions](old.num_features, old.eps, old.momentum, old.affine)
+    new.load_state_dict(old.state_dict())
+    return new.requires_grad_(False)
+
+
+def _make_group(old: BatchNorm, groups: int = 32) -> nn.Module:
+    number = gcd(groups, old.num_features)
+    return _copy_affine(old, nn.GroupNorm(number, old.num_features, old.eps))
+
+
+def _make_instance(old: BatchNorm) -> nn.Module:
+    if isinstance(old, nn.BatchNorm1d):
+        # One value a channel: an instance has no statistics of its own.
+        return _make_affine(old)
+    kind = nn.InstanceNorm2d if isinstance(old, nn.BatchNorm2d) else nn.InstanceNorm3d
+    return _copy_affine(old, kind(old.num_features, old.eps, affine=True))
+
+
+def _make_affine(old: BatchNorm) -> nn.Module:
+    return _copy_affine(old, ChannelAffine(old.num_features))
