@@ -15,7 +15,8 @@ def world_size() -> int:
 def gather_rows(rows: Tensor) -> Tensor:
     """Concatenate (N_rank, ...) of all ranks in rank order, without gradients; ranks may differ in N.
 
-    Every rank must call it, with the same dtype and trailing shape; what comes back is the same on every rank.
+    Every rank must call it, with the same dtype and trailing shape; what comes back is the same on every
+    rank.
     """
     if world_size() == 1:
         return rows.detach()
@@ -25,13 +26,13 @@ def gather_rows(rows: Tensor) -> Tensor:
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """Concatenate (N_rank, ...) of all ranks in rank order so that a loss may span them.
 
-    Each rank then computes the same loss over the global batch. The gradient that reaches a rank's own rows is the
-    sum over ranks, which is what makes DistributedDataParallel's average of parameter gradients the gradient of
-    that one loss.
+    Each rank then computes the same loss over the global batch. The gradient that reaches a rank's own rows
+    is the sum over ranks, which is what makes DistributedDataParallel's average of parameter gradients the
+    gradient of that one loss.
     """
     if world_size() == 1:
         return rows
-    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(rows)
     return gathered
 
 
@@ -61,7 +62,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(_gather(rows, lengths))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
         distributed.all_reduce(total)

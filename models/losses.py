@@ -25,9 +25,9 @@ SEARCHED = (
 class FaceNetTripletLoss(TripletMarginLoss):  # type: ignore[misc]  # the library ships no types
     """FaceNet's triplet loss: the mean over all triplets of max(0, d(a, p) − d(a, n) + margin).
 
-    d is the squared Euclidean distance between normalised embeddings. The mean counts inactive triplets too, so the
-    loss falls as the network learns (the library's own default averages over the active ones, and stays near the
-    margin).
+    d is the squared Euclidean distance between normalised embeddings. The mean counts inactive triplets too,
+    so the loss falls as the network learns (the library's own default averages over the active ones, and
+    stays near the margin).
 
     Args:
         margin: by how much, in squared distance (0 to 4), a negative should be farther than a positive.
@@ -41,10 +41,11 @@ class FaceNetTripletLoss(TripletMarginLoss):  # type: ignore[misc]  # the librar
 
 
 class ResumableMemory(CrossBatchMemory):  # type: ignore[misc]  # the library ships no types
-    """Cross-batch memory (Wang et al. 2020): each batch is also compared with embeddings of the batches before.
+    """Cross-batch memory (Wang et al. 2020): each batch is also compared with embeddings of the batches
+    before.
 
-    The library forgets its place in the queue when a run resumes; here the whole state is part of the state dict. The
-    memory holds no buffers, so that a moving average of the network's state does not average it.
+    The library forgets its place in the queue when a run resumes; here the whole state is part of the state
+    dict. The memory holds no buffers, so that a moving average of the network's state does not average it.
 
     Args:
         loss: any loss of the library that takes reference embeddings.
@@ -92,10 +93,12 @@ def build(spec: Spec | nn.Module | None, defaults: Mapping[str, Any] | None = No
     """Build a loss, miner, distance, reducer or regularizer from `class_path` and `init_args`.
 
     Args:
-        spec: {"class_path": ..., "init_args": {...}}, values of which may be such mappings again; a ready module or
-            None is returned as it is. A bare class name is looked up among the library's losses and miners.
-        defaults: arguments given where the constructor has a parameter of that name and the spec does not say it:
-            how the number of classes and the embedding's dimension reach proxies and classification losses.
+        spec: {"class_path": ..., "init_args": {...}}, values of which may be such mappings again; a ready
+            module or None is returned as it is. A bare class name is looked up among the library's losses
+            and miners.
+        defaults: arguments given where the constructor has a parameter of that name and the spec does not
+            say it: how the number of classes and the embedding's dimension reach proxies and classification
+                losses.
 
     Raises:
         InputError: the class cannot be found, is no nn.Module, or does not take the arguments.
@@ -148,7 +151,8 @@ def triplet_statistics(
         margin: of the loss, in squared distance.
 
     Returns:
-        Scalars: `active_triplets`, the fraction that still violates the margin; `ap_distance` and `an_distance`, mean
+        Scalars: `active_triplets`, the fraction that still violates the margin; `ap_distance` and
+            `an_distance`, mean
         Euclidean distances to positives and negatives. Empty where there are no triplets.
     """
     anchors, positives, negatives = triplets
@@ -165,5 +169,7 @@ def triplet_statistics(
 
 @torch.no_grad()
 def embedding_variance(embeddings: Tensor) -> Tensor:
-    """Total variance of unit vectors (B, D): 1 − |mean|², 0 where all are equal, near 1 where they are spread."""
+    """Total variance of unit vectors (B, D): 1 − |mean|², 0 where all are equal, near 1 where they are
+    spread.
+    """
     return 1 - embeddings.mean(0).square().sum()

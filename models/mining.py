@@ -13,16 +13,17 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 class SemiHardMiner(BaseMiner):  # type: ignore[misc]  # the library ships no types
     """One triplet for each anchor-positive pair: the nearest negative that is farther than the positive.
 
-    Where no negative is farther than the positive, the farthest negative is taken. Equal distances are ordered by
-    index, the smallest first. It can stand wherever a pytorch-metric-learning miner stands, which (its
-    ``TripletMarginMiner(type_of_triplets="semihard")``) returns *all* semi-hard triplets instead, through a mask of
-    B³ elements.
+    Where no negative is farther than the positive, the farthest negative is taken. Equal distances are
+    ordered by index, the smallest first. It can stand wherever a pytorch-metric-learning miner stands, which
+    (its ``TripletMarginMiner(type_of_triplets="semihard")``) returns *all* semi-hard triplets instead,
+    through a mask of B³ elements.
 
     Args:
-        distance: by default the squared Euclidean distance between normalised embeddings. The default distance is
-            computed in float32 (or the embeddings' wider type).
+        distance: by default the squared Euclidean distance between normalised embeddings. The default
+            distance is computed in float32 (or the embeddings' wider type).
 
-    Example: distances from the anchor to its positives 0.3 and 0.9 and to the negatives 0.2, 0.5, 0.5, 0.8 give
+    Example: distances from the anchor to its positives 0.3 and 0.9 and to the negatives 0.2, 0.5, 0.5, 0.8
+        give
     the first 0.5 for the first positive, and 0.8, the farthest, for the second.
     """
 
@@ -40,8 +41,9 @@ class SemiHardMiner(BaseMiner):  # type: ignore[misc]  # the library ships no ty
             ref_labels: int (M,).
 
         Returns:
-            Indices of anchors (into B), positives and negatives (into M), int64 (T,) each, ordered by anchor, then
-            positive. An item is never its own positive. Anchors without a positive or a negative give nothing.
+            Indices of anchors (into B), positives and negatives (into M), int64 (T,) each, ordered by
+            anchor, then positive. An item is never its own positive. Anchors without a positive or a
+            negative give nothing.
         """
         distances = self._distances(embeddings, ref_emb)
         same = labels[:, None] == ref_labels[None, :]
@@ -78,8 +80,9 @@ def semi_hard_triplets(distances: Tensor, positives: Tensor, negatives: Tensor) 
     anchors, at = torch.nonzero(positives & (count > 0)[:, None], as_tuple=True)
     if len(anchors) == 0:
         return anchors, at, at.clone()
-    # Stable, so that equal distances stay in the order of their indices. NaN and infinity sort after all numbers, as
-    # the masked entries do; a diverged run is the loss's to report, here the indices only have to stay negatives.
+    # Stable, so that equal distances stay in the order of their indices. NaN and infinity sort after all
+    # numbers, as the masked entries do; a diverged run is the loss's to report, here the indices only have
+    # to stay negatives.
     finite = torch.nan_to_num(
         distances, nan=torch.finfo(distances.dtype).max, posinf=torch.finfo(distances.dtype).max
     )

@@ -23,12 +23,13 @@ Batch = dict[str, Tensor]
 class MetricLearner(LightningModule):
     """Train an embedding network so that images of one class lie close together.
 
-    Batches are mappings: "image" float32 (B, C, H, W), "label" int64 (B,), "index" int64 (B,), the image's number in
+    Batches are mappings: "image" float32 (B, C, H, W), "label" int64 (B,), "index" int64 (B,), the image's
+        number in
     its data set. The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared distance.
 
     Args:
-        backbone: conv4, resnet10, inception_resnet_v1, a torchvision model such as resnet50, timm.<name>, or the class
-            path of any nn.Module (with trust_code).
+        backbone: conv4, resnet10, inception_resnet_v1, a torchvision model such as resnet50, timm.<name>, or
+            the class path of any nn.Module (with trust_code).
         backbone_args: Keyword arguments of the backbone's constructor.
         normalization: What takes the place of the backbone's batch normalization.
         normalization_args: Its arguments, for example {rmax: 3, dmax: 5}.
@@ -37,17 +38,18 @@ class MetricLearner(LightningModule):
         head: "linear", or "none" where the backbone's output is the embedding.
         weights: Pretrained weights of the backbone: a local file, or torchvision's name for them (DEFAULT).
         trust_code: Allow a backbone whose class lies outside models.backbones, torchvision.models and timm.
-        num_classes: Training classes; the command line links it from the data. Only proxy and classification losses
-            need it.
-        loss: class_path and init_args of a loss of pytorch-metric-learning or of your own, or the loss itself; by
-            default FaceNet's triplet loss. num_classes and embedding_size are filled in where it takes them.
-        miner: class_path and init_args of a miner, or the miner itself; by default SemiHardMiner for triplet losses
-            and none for others.
+        num_classes: Training classes; the command line links it from the data. Only proxy and classification
+            losses need it.
+        loss: class_path and init_args of a loss of pytorch-metric-learning or of your own, or the loss
+            itself; by default FaceNet's triplet loss. num_classes and embedding_size are filled in where it
+            takes them.
+        miner: class_path and init_args of a miner, or the miner itself; by default SemiHardMiner for triplet
+            losses and none for others.
         memory_size: Embeddings of earlier batches that the loss also sees (cross-batch memory); 0 for none.
         gather: Let triplets span the processes of a distributed run.
         optimizer: Called with the parameters.
-        scheduler: Called with the optimizer, stepped after every optimizer step; by default a warm-up over the first
-            5% of the run, then a cosine down to 1% of the learning rate.
+        scheduler: Called with the optimizer, stepped after every optimizer step; by default a warm-up over
+            the first 5% of the run, then a cosine down to 1% of the learning rate.
         ks: Depths k of the validation's recall@k.
 
     Raises:
@@ -71,7 +73,7 @@ class MetricLearner(LightningModule):
         memory_size: int = 0,
         gather: bool = True,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-4),
-        scheduler: LRSchedulerCallable = lambda o: WarmupCosine(o),
+        scheduler: LRSchedulerCallable = WarmupCosine,
         ks: list[int] | None = None,
     ) -> None:
         super().__init__()
@@ -107,7 +109,7 @@ class MetricLearner(LightningModule):
         self.loss: nn.Module = build(loss, sizes) or FaceNetTripletLoss()
         is_triplet = isinstance(self.loss, TripletMarginLoss)
         self.miner = build(miner) or (SemiHardMiner() if is_triplet else None)
-        self.margin = float(self.loss.margin) if is_triplet else 0.0
+        self.margin = float(getattr(self.loss, "margin", 0.0)) if is_triplet else 0.0
         self.memory = (
             ResumableMemory(self.loss, embedding_dim, memory_size, self.miner) if memory_size else None
         )
@@ -203,8 +205,8 @@ class MetricLearner(LightningModule):
         channels = getattr(preprocess, "channels", self.architecture.in_channels)
         if channels != self.architecture.in_channels:
             raise InputError(
-                f"the data gives images of {channels} channels, the model takes {self.architecture.in_channels}: "
-                f"set in_channels={channels}"
+                f"the data gives images of {channels} channels and the model takes "
+                f"{self.architecture.in_channels}: set in_channels={channels}"
             )
 
     def configure_optimizers(self) -> Any:

@@ -20,15 +20,15 @@ class Architecture:
     """All that decides the shape of an embedding network, as plain JSON values.
 
     Attributes:
-        backbone: "conv4", "resnet10", "inception_resnet_v1", a torchvision model's name, "timm.<name>", or a class
-            path (which only loads with `trust_code`).
+        backbone: "conv4", "resnet10", "inception_resnet_v1", a torchvision model's name, "timm.<name>", or a
+            class path (which only loads with `trust_code`).
         backbone_args: keyword arguments of the backbone's constructor.
         normalization: one of `models.normalization.KINDS`.
         normalization_args: arguments of the normalization, for example {"rmax": 3, "dmax": 5}.
         in_channels: channels of the input images, 1 or 3.
         embedding_dim: length of an embedding.
-        head: "linear" puts a linear layer after the backbone; "none" takes the backbone's output as it is, whose
-            width must then be `embedding_dim`.
+        head: "linear" puts a linear layer after the backbone; "none" takes the backbone's output as it is,
+            whose width must then be `embedding_dim`.
     """
 
     backbone: str = "conv4"
@@ -63,11 +63,13 @@ class EmbeddingNetwork(nn.Module):
 
     Args:
         architecture: what to build.
-        weights: of the backbone: a local file (state dict, .safetensors or torch) or the name of torchvision's
-            weights. They are loaded before the normalization is chosen, so BatchNorm statistics convert along.
+        weights: of the backbone: a local file (state dict, .safetensors or torch) or the name of
+            torchvision's weights. They are loaded before the normalization is chosen, so BatchNorm
+            statistics convert along.
         trust_code: allow a backbone's class path outside models.backbones, torchvision.models and timm.
 
-    Shape: float (B, in_channels, H, W) → (B, embedding_dim), each row of length 1; float32 (or wider) under autocast.
+    Shape: float (B, in_channels, H, W) → (B, embedding_dim), each row of length 1; float32 (or wider) under
+        autocast.
 
     Raises:
         InputError: names are unknown or do not go together.
@@ -80,7 +82,8 @@ class EmbeddingNetwork(nn.Module):
         self.architecture = architecture
         a = architecture
         backbone = build_backbone(a.backbone, a.backbone_args, a.in_channels, trust_code)
-        width, dropped = None, ("logits.", "AuxLogits.", "aux1.", "aux2.")
+        width = None
+        dropped: tuple[str, ...] = ("logits.", "AuxLogits.", "aux1.", "aux2.")
         if torchvision_name(a.backbone) is not None:
             width, removed = remove_classifier(backbone)
             dropped = (*dropped, removed) if removed else dropped

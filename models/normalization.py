@@ -109,7 +109,7 @@ def _convert(network: nn.Module, kind: str, args: dict[str, Any]) -> nn.Module:
                     setattr(module, key, value)
         return network
     if kind == "sync_batch":
-        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network, **args)
+        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network, **args)  # type: ignore[no-untyped-call]
         return synchronized
     if kind == "weight":
         for module in network.modules():
@@ -142,8 +142,8 @@ def _replace(module: nn.Module, make: Callable[[Any], nn.Module]) -> nn.Module:
 def _copy_affine(old: BatchNorm, new: nn.Module) -> nn.Module:
     if old.affine:
         with torch.no_grad():
-            new.weight.copy_(old.weight)  # type: ignore[operator, union-attr]
-            new.bias.copy_(old.bias)  # type: ignore[operator, union-attr]
+            new.weight.copy_(old.weight)  # type: ignore[operator]
+            new.bias.copy_(old.bias)  # type: ignore[operator]
     return new
 
 

@@ -1,8 +1,8 @@
 """Virtual batch normalization (Salimans et al. 2016, "Improved Techniques for Training GANs", section 3.5).
 
-Each example is normalized by the statistics of a reference batch, fixed at the start of training, and its own. The
-reference goes through the network together with every training batch: a :class:`ReferenceBatch` hook on the network
-puts it in front and takes it off the output.
+Each example is normalized by the statistics of a reference batch, fixed at the start of training, and its
+own. The reference goes through the network together with every training batch: a :class:`ReferenceBatch`
+hook on the network puts it in front and takes it off the output.
 """
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class VirtualBatchNorm(nn.Module):
     """Normalization by the statistics of a reference batch and of the example.
 
-    In training the first `reference_size` rows of the input are the reference; its first and second moments count
-    n/(n+1), those of the example itself 1/(n+1). In evaluation the reference's last moments are used, so an
-    example's output depends on no other example.
+    In training the first `reference_size` rows of the input are the reference; its first and second moments
+    count n/(n+1), those of the example itself 1/(n+1). In evaluation the reference's last moments are used,
+    so an example's output depends on no other example.
 
     Args:
         num_features: channels, the second dimension.

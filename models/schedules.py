@@ -2,6 +2,7 @@
 
 from math import cos, pi
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -35,7 +36,7 @@ class WarmupCosine(LRScheduler):
         after = (progress - self.warmup) / max(1e-12, 1 - self.warmup)
         return self.final + (1 - self.final) * 0.5 * (1 + cos(pi * after))
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Learning rates of the coming step."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 

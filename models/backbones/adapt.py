@@ -1,4 +1,6 @@
-"""Changes to a built backbone: take the classifier off, take another number of input channels, load weights."""
+"""Changes to a built backbone: take the classifier off, take another number of input channels, load
+weights.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,12 +39,10 @@ def set_input_channels(backbone: nn.Module, channels: int) -> None:
     Its weights become the mean over the old channels, scaled so that a grey image repeated over the channels
     gives the same output as before.
     """
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Conv2d):
-            break
-    else:
-        return
-    if module.in_channels == channels or module.groups != 1:
+    name, module = next(
+        ((name, m) for name, m in backbone.named_modules() if isinstance(m, nn.Conv2d)), ("", None)
+    )
+    if module is None or module.in_channels == channels or module.groups != 1:
         return
     parent, _, child = name.rpartition(".")
     convolution = nn.Conv2d(
@@ -64,7 +64,8 @@ def set_input_channels(backbone: nn.Module, channels: int) -> None:
 
 
 def read_weights(backbone_name: str, weights: str) -> dict[str, Tensor]:
-    """State dict from a local file, or from torchvision by the name of the weights ("DEFAULT", "IMAGENET1K_V1").
+    """State dict from a local file, or from torchvision by the name of the weights ("DEFAULT",
+    "IMAGENET1K_V1").
 
     Files are .safetensors, or torch files, which are read with weights_only so that they run no code.
 
@@ -107,7 +108,8 @@ def _torchvision_weights(backbone_name: str, weights: str) -> dict[str, Tensor]:
 def load_weights(
     backbone: nn.Module, state: Mapping[str, Tensor], dropped: tuple[str, ...], source: str
 ) -> None:
-    """Load a state dict into a backbone; every name must match, except those that begin with one of `dropped`.
+    """Load a state dict into a backbone; every name must match, except those that begin with one of
+    `dropped`.
 
     Raises:
         InputError: names are missing or left over, or shapes differ.

@@ -111,7 +111,8 @@ def block8(scale: float = 0.20, relu: bool = True) -> ResidualBlock:
 
 
 class InceptionResnetV1(nn.Module):
-    """Inception-ResNet-v1 with its 512-dimensional embedding layer; use it with `head: none`, `embedding_dim: 512`.
+    """Inception-ResNet-v1 with its 512-dimensional embedding layer; use it with `head: none`,
+    `embedding_dim: 512`.
 
     Args:
         in_channels: channels of the input.

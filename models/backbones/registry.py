@@ -31,8 +31,8 @@ def build_backbone(
 
     Args:
         name: "conv4", "resnet10", "inception_resnet_v1"; a torchvision classification model ("resnet50", or
-            "torchvision.models.resnet50"); "timm.<model name>" where timm is installed; or the class path of any
-            nn.Module, which needs `trust_code`.
+            "torchvision.models.resnet50"); "timm.<model name>" where timm is installed; or the class path of
+            any nn.Module, which needs `trust_code`.
         args: keyword arguments of its constructor.
         in_channels: asked of the constructor where it takes it.
         trust_code: build classes outside models.backbones, torchvision.models and timm.
@@ -137,7 +137,8 @@ def feature_width(backbone: nn.Module, name: str, in_channels: int) -> int:
     Own and timm networks say it in `num_features`; others are asked with one blank image.
 
     Raises:
-        InputError: the backbone says nothing and cannot take a 96-pixel image, or gives no (B, F) or (B, F, H, W).
+        InputError: the backbone says nothing and cannot take a 96-pixel image, or gives no (B, F) or (B, F,
+            H, W).
     """
     said = getattr(backbone, "num_features", None)
     if isinstance(said, int):

@@ -14,8 +14,8 @@ class ResNet10(nn.Module):
     Args:
         in_channels: channels of the input.
         width: channels of the first stage; every later stage doubles them.
-        stem: "small" is one 3×3 convolution and 2×2 pooling, for images up to about 96 px; "tiny" the same without
-            pooling, for 28 to 40 px; "imagenet" is the original 7×7, stride 2, with 3×3 pooling.
+        stem: "small" is one 3×3 convolution and 2×2 pooling, for images up to about 96 px; "tiny" the same
+            without pooling, for 28 to 40 px; "imagenet" is the original 7×7, stride 2, with 3×3 pooling.
 
     Shape: (B, in_channels, H, W) → (B, 8 · width).
     """
