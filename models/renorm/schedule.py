@@ -1,0 +1,152 @@
+"""How rmax, dmax and the momentum change over a run, as data."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from .layer import BatchRenorm
+
+Shape = Literal["linear", "cosine", "step"]
+Unit = Literal["fraction", "steps"]
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A value that goes from one to another.
+
+    Attributes:
+        start: the value until ``begin``.
+        end: the value from ``finish`` on.
+        begin: when it starts to change, in the schedule's unit.
+        finish: when it has changed, not before ``begin``.
+        shape: "linear", "cosine" (slow at both ends), or "step" (all at once at ``finish``).
+
+    Raises:
+        ValueError: when it would end before it begins, or on an unknown shape.
+    """
+
+    start: float
+    end: float
+    begin: float
+    finish: float
+    shape: Shape = "linear"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin <= self.finish:
+            raise ValueError(f"a ramp from {self.begin} to {self.finish}: give 0 <= begin <= finish")
+        if self.shape not in ("linear", "cosine", "step"):
+            raise ValueError(f'a ramp\'s shape is "linear", "cosine" or "step", not {self.shape!r}')
+
+    def at(self, time: float) -> float:
+        """The value at a time in the schedule's unit."""
+        if time >= self.finish:
+            return self.end
+        if time <= self.begin or self.shape == "step":
+            return self.start
+        done = (time - self.begin) / (self.finish - self.begin)
+        if self.shape == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return self.start + (self.end - self.start) * done
+
+
+# Ioffe's run: batch normalization for 5k steps, rmax 3 at 40k, dmax 5 at 25k, of about 130k.
+PAPER_RMAX = Ramp(1.0, 3.0, begin=5 / 130, finish=40 / 130)
+PAPER_DMAX = Ramp(0.0, 5.0, begin=5 / 130, finish=25 / 130)
+
+
+class RenormSchedule:
+    """Drives the limits of every Batch Renormalization layer inside a module.
+
+    Call ``step`` after each optimizer step. The state dictionary resumes the run: it holds the step and what the
+    layers keep out of their own state dictionaries so that these stay BatchNorm's (the moving gradient statistics).
+
+    Args:
+        module: searched for layers now; one built or converted later is not driven.
+        rmax: largest r; the paper's by default.
+        dmax: largest absolute d; the paper's by default.
+        momentum: weight of a batch in the running statistics; None leaves the layers' own.
+        unit: of the ramps' begin and finish: "fraction" of the run, or "steps".
+        total_steps: the run's length, needed for fractions.
+
+    Attributes:
+        steps: steps taken.
+
+    Raises:
+        ValueError: on fractions without a length, or limits out of range.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        rmax: Ramp = PAPER_RMAX,
+        dmax: Ramp = PAPER_DMAX,
+        momentum: Ramp | None = None,
+        unit: Unit = "fraction",
+        total_steps: int | None = None,
+    ) -> None:
+        if unit not in ("fraction", "steps"):
+            raise ValueError(f'unit is "fraction" or "steps", not {unit!r}')
+        if unit == "fraction" and (total_steps is None or total_steps < 1):
+            raise ValueError("a schedule in fractions of the run needs total_steps, at least 1")
+        self.layers = {name: m for name, m in module.named_modules() if isinstance(m, BatchRenorm)}
+        self.ramps = {"rmax": rmax, "dmax": dmax}
+        if momentum is not None:
+            self.ramps["momentum"] = momentum
+        self.unit: Unit = unit
+        self.total_steps = total_steps
+        self.steps = 0
+        self._set: dict[str, float] = {}
+        self.apply()
+
+    def values(self) -> dict[str, float]:
+        """rmax, dmax and, if it is scheduled, momentum, as of now."""
+        time = float(self.steps)
+        if self.unit == "fraction" and self.total_steps is not None:
+            time /= self.total_steps
+        return {name: ramp.at(time) for name, ramp in self.ramps.items()}
+
+    def apply(self) -> None:
+        """Set the layers to the present values; only what changed, and nothing is read from the device."""
+        values = self.values()
+        changed = {name: value for name, value in values.items() if self._set.get(name) != value}
+        if changed:
+            for layer in self.layers.values():
+                layer.set_limits(**changed)
+        self._set = values
+
+    def step(self) -> None:
+        """One optimizer step has been taken."""
+        self.steps += 1
+        self.apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps taken and the layers' moving gradient statistics (copies)."""
+        gradients = {
+            name: {
+                "mean": layer.gradient_mean.clone(),
+                "projection": layer.gradient_projection.clone(),
+            }
+            for name, layer in self.layers.items()
+            if layer.gradient_statistics == "moving"
+        }
+        return {"steps": self.steps, "gradient_statistics": gradients}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume; the limits of every layer are set again, whatever they are now.
+
+        Raises:
+            ValueError: when the state's layers with moving gradient statistics are not this module's.
+        """
+        moving = {name for name, layer in self.layers.items() if layer.gradient_statistics == "moving"}
+        if moving != set(state["gradient_statistics"]):
+            odd = sorted(moving ^ set(state["gradient_statistics"]))
+            raise ValueError(f"moving gradient statistics on one side only: {', '.join(odd)}")
+        for name, saved in state["gradient_statistics"].items():
+            self.layers[name].gradient_mean.copy_(saved["mean"])
+            self.layers[name].gradient_projection.copy_(saved["projection"])
+        self.steps = int(state["steps"])
+        self._set = {}
+        self.apply()
