@@ -59,7 +59,7 @@ def _read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def export(checkpoint: Path, out: Path, trust_code: bool = False) -> None:
+def export(checkpoint: Path, *, out: Path, trust_code: bool = False) -> None:
     """Turn a checkpoint into a bundle: a folder of safetensors and JSON that serving loads.
 
     Args:

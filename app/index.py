@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from cyclopts import App
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,13 +19,18 @@ from models.preprocess import ImageError, decode_image
 from serve.embedding.decode import jpeg_thumbnail
 from serve.store import FaissStore, Item, Store
 
+app = App(name="index", help="Embed the images of a source into a store that can be searched.")
+app.command("app.tune:tune", help="Pick the index type and its parameters on your own vectors")
+
 # Items a transaction: large enough that waiting for the disk is rare, small enough that Ctrl-C loses little.
 CHUNK = 1024
 
 Rows = NDArray[np.int64]
 
 
+@app.default
 def index(
+    *,
     bundle: Path,
     data: str,
     store: Path,

@@ -1,0 +1,154 @@
+"""``kindred fit | validate | test | predict``: LightningCLI with our run folder, checkpoints and bundle."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerStatus
+from rich.console import Console
+
+from app.run import RunFolder
+from data.datamodule import ImageDataModule
+from models.errors import InputError
+from models.module import MetricLearner
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the full config into the run folder, where a resumed run finds the one it started with."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002, D102
+        folder = Path(trainer.default_root_dir)
+        if stage == "fit" and trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
+
+
+class TrainingCLI(LightningCLI):
+    """Everything in YAML, everything overridable on the command line."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        try:
+            super().__init__(
+                MetricLearner,
+                ImageDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                save_config_callback=SaveConfig,
+                parser_kwargs={"exit_on_error": False, "prog": "kindred"},
+                args=list(arguments),
+            )
+        except SystemExit:
+            # Lightning ends the process after Ctrl-C, having let the callbacks save; the bundle is left to us.
+            trainer = getattr(self, "trainer", None)
+            if trainer is None or trainer.state.status != TrainerStatus.INTERRUPTED:
+                raise
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.after_fit()
+            raise KeyboardInterrupt from None
+
+    def after_fit(self) -> None:
+        """Write the bundle and say where it is."""
+        if self.trainer.is_global_zero and (bundle := self.run.write_bundle()) is not None:
+            Console().print(f"bundle written to {bundle}; checkpoints and logs are beside it")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run folder, and what the model takes from the data."""
+        parser.add_argument(
+            "--run",
+            type=Path,
+            default=Path("runs/latest"),
+            help="Folder for checkpoints, logs, config and bundle.",
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Replace an earlier run in that folder."
+        )
+        parser.add_argument(
+            "--monitor",
+            type=str | None,
+            default="val/recall@1",
+            help="Validation figure whose highest value marks the best checkpoint; never one of the test split.",
+        )
+        parser.add_argument(
+            "--save_seconds",
+            type=float,
+            default=60.0,
+            help="Time between two writes of checkpoints/last.ckpt.",
+        )
+        parser.link_arguments("run", "trainer.default_root_dir", compute_fn=str)
+        for target, source in (("in_channels", _channels), ("num_classes", _num_classes)):
+            parser.link_arguments(
+                "data", f"model.init_args.{target}", compute_fn=source, apply_on="instantiate"
+            )
+
+    @property
+    def options(self) -> Any:
+        """The parsed options of the command that runs."""
+        return self.config[self.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        """Find the checkpoint to resume from before anything slow happens."""
+        self.run = RunFolder(Path(self.options.run))
+        if self.options.monitor and self.options.monitor.startswith("test"):
+            raise InputError(
+                f"monitor {self.options.monitor!r}: choosing a checkpoint by test figures is a leak"
+            )
+        if self.options.ckpt_path is not None:
+            self.options.ckpt_path = self.run.resolve(str(self.options.ckpt_path))
+        elif self.subcommand == "fit":
+            if self.options.overwrite:
+                self.run.discard_checkpoints()
+            else:
+                self.run.refuse_to_mix()
+        elif self.run.best.is_file():
+            self.options.ckpt_path = str(self.run.best)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Add loggers, progress bar and checkpoints to what the config asks for."""
+        trainer = self.config_init[self.subcommand]["trainer"]
+        extra = [RichProgressBar(leave=False)] if trainer.enable_progress_bar is not False else []
+        if self.subcommand == "fit":
+            if trainer.logger is None or trainer.logger is True:
+                trainer.logger = self.run.loggers()
+            if trainer.enable_checkpointing is not False:
+                extra += self.run.callbacks(self.options.monitor, self.options.save_seconds)
+            if trainer.enable_model_summary is not False:
+                extra.append(RichModelSummary(max_depth=1))
+        else:
+            trainer.logger = False
+        trainer.callbacks = [*(trainer.callbacks or []), *extra]
+        return super().instantiate_trainer(**kwargs)
+
+
+def _channels(data: ImageDataModule) -> int:
+    return data.preprocess.channels
+
+
+def _num_classes(data: ImageDataModule) -> int:
+    return data.num_classes
+
+
+def run_training(arguments: Sequence[str]) -> TrainingCLI:
+    """Run one of Lightning's commands as the command line would.
+
+    Args:
+        arguments: The command and its options, for example ``["fit", "--config", "configs/omniglot.yaml"]``.
+
+    Returns:
+        The finished command, with its ``trainer``, ``model`` and ``datamodule``.
+
+    Raises:
+        InputError: The config or the data is unusable.
+        KeyboardInterrupt: Ctrl-C; a checkpoint and a bundle of what was learnt so far are on the disk.
+    """
+    # LightningCLI warns when arguments are given both here and in sys.argv; ours come from one place.
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        return TrainingCLI(arguments)
+    finally:
+        sys.argv = argv

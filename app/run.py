@@ -1,0 +1,147 @@
+"""The folder of a training run: what lies where, and the callbacks that keep it up to date."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from app.export import bundle_from_checkpoint
+from models.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its things.
+
+    ``checkpoints/last.ckpt`` to resume from, ``checkpoints/best.ckpt`` by the monitored validation figure,
+    ``bundle/`` made of the best one (the last one where nothing was monitored), ``config.yaml``, ``logs/``.
+    """
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation figure."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def bundle(self) -> Path:
+        """The trained model for evaluation and serving."""
+        return self.path / "bundle"
+
+    def resolve(self, checkpoint: str | None) -> str | None:
+        """Turn "last" and "best" into files.
+
+        Raises:
+            InputError: There is no such checkpoint.
+        """
+        if checkpoint is None:
+            return None
+        path = {"last": self.last, "best": self.best}.get(checkpoint, Path(checkpoint))
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint; leave --ckpt_path out to start anew")
+        return str(path)
+
+    def refuse_to_mix(self) -> None:
+        """A fresh run must not write into the folder of another one.
+
+        Raises:
+            InputError: The folder holds checkpoints already.
+        """
+        if self.last.is_file() or self.best.is_file():
+            raise InputError(
+                f"{self.path}: holds a run already; continue it with --ckpt_path last, "
+                "replace it with --overwrite true, or name another folder with --run"
+            )
+
+    def discard_checkpoints(self) -> None:
+        """Forget an earlier run, so that its best checkpoint is not taken for one of this run's."""
+        self.last.unlink(missing_ok=True)
+        self.best.unlink(missing_ok=True)
+
+    def loggers(self) -> list[Logger]:
+        """TensorBoard and CSV; a resumed run continues the one and starts a new file of the other."""
+        return [
+            TensorBoardLogger(self.path, name="logs", version="tensorboard"),
+            CSVLogger(self.path / "logs", name="csv"),
+        ]
+
+    def callbacks(self, monitor: str | None, save_seconds: float) -> list[lightning.Callback]:
+        """What keeps the checkpoints up to date.
+
+        Args:
+            monitor: Validation figure whose highest value marks the best checkpoint; None keeps the last alone.
+            save_seconds: Time between two writes of the last checkpoint inside an epoch.
+        """
+        callbacks: list[lightning.Callback] = [LastCheckpoint(self.last, save_seconds)]
+        if monitor is not None:
+            best = ModelCheckpoint(
+                dirpath=self.best.parent,
+                filename=self.best.stem,
+                monitor=monitor,
+                mode="max",
+                enable_version_counter=False,
+            )
+            callbacks.append(best)
+        return callbacks
+
+    def write_bundle(self) -> Path | None:
+        """Make the bundle from the best checkpoint, or from the last one; None where there is neither."""
+        for checkpoint in (self.best, self.last):
+            if checkpoint.is_file():
+                return bundle_from_checkpoint(checkpoint, trust_code=True).save(self.bundle)
+        return None
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps one checkpoint to resume from, written after each epoch, every so often inside it, and on Ctrl-C.
+
+    Lightning's ModelCheckpoint takes only one of these triggers. The write is atomic.
+
+    Args:
+        path: The file.
+        seconds: Time between two writes inside an epoch.
+    """
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path = path
+        self.seconds = seconds
+        self._saved_step = 0
+        self._saved_at = time.monotonic()
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        if trainer.fast_dev_run or trainer.sanity_checking or trainer.global_step == self._saved_step:
+            return
+        trainer.save_checkpoint(self.path)
+        self._saved_step = trainer.global_step
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002, D102
+        self._saved_step = trainer.global_step
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: D102
+        due = time.monotonic() - self._saved_at > self.seconds
+        # Every rank takes part in writing a checkpoint, so rank 0's clock decides for all.
+        if trainer.strategy.broadcast(due):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: D102
+        if trainer.state.fn == "fit":
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: D102
+        self._save(trainer)
+
+    def on_exception(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: D102
+        if trainer.state.fn == "fit" and trainer.global_step:
+            self._save(trainer)
