@@ -1,0 +1,1 @@
+"""The HTTP API: one router a resource, put together in :mod:`serve.api.app`."""

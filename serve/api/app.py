@@ -1,0 +1,67 @@
+"""Puts the application together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from models.bundle import Bundle
+from serve.api import collections, documents, embed, errors, health, items, page, search
+from serve.limits import BodyLimit
+from serve.observability import RequestContext
+from serve.origin import OriginGuard
+from serve.service import Service
+from serve.settings import Settings
+from serve.store.protocol import Store
+
+_DESCRIPTION = """Visual search: embed images, store items, find their nearest neighbours.
+
+Errors are problem documents (RFC 9457). Ids are strings or integers: in a path, `7` is the integer and `"7"`
+(with its quotes, percent-encoded) the string."""
+
+
+def create_app(settings: Settings, bundle: Bundle, store: Store) -> FastAPI:
+    """The service as an ASGI application; it closes ``store`` at shutdown.
+
+    Args:
+        settings: What the operator decided.
+        bundle: The model.
+        store: The default collection, of the same model.
+    """
+    service = Service(settings, bundle, store)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.aclose()
+
+    app = FastAPI(
+        title="Kindred",
+        version="1",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+    )
+    app.state.service = service
+    # Paths of items end in anything, so the routes with a fixed ending come first.
+    for router in (health.router, search.router, embed.router, collections.router, items.router, page.router):
+        app.include_router(router)
+    errors.install(app)
+    documents.install(app)
+    # Added last is outermost.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(OriginGuard, settings=settings, has_keys=service.keys.any)
+    app.add_middleware(errors.LastResort)
+    app.add_middleware(RequestContext, metrics=service.metrics)
+    return app

@@ -1,0 +1,188 @@
+"""Request bodies: JSON into structs, multipart and raw images into bytes."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from serve.problems import Problem
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+_MAX_FIELD_BYTES = 1 << 20
+_JSON_FIELDS = ("filter", "exclude", "metadata")
+
+
+@dataclass
+class Form:
+    """What a form holds.
+
+    Attributes:
+        fields: Text fields; a repeated one keeps its last value.
+        files: Contents of the file fields, by name, in order.
+    """
+
+    fields: dict[str, str] = field(default_factory=dict)
+    files: dict[str, list[bytes]] = field(default_factory=dict)
+
+
+async def read_json(request: Request, struct: type[S]) -> S:
+    """The body as ``struct``.
+
+    Raises:
+        Problem: 400 for malformed JSON, 415 for another type, 422 for JSON that does not fit.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise Problem(415, "not-json", f"content type {kind}: this endpoint takes application/json")
+    body = await request.body()
+    try:
+        value = msgspec.json.decode(body, type=struct)
+    except msgspec.ValidationError as error:
+        raise Problem(422, "invalid", f"body: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, "malformed", f"body: no valid JSON ({error})") from error
+    return value
+
+
+async def read_images(request: Request, *names: str) -> Form:
+    """The body as a form with image files; a body that is an image itself counts as the file ``names[0]``.
+
+    Query parameters count as fields too; form fields win.
+
+    Raises:
+        Problem: 400 malformed, 415 another type, 422 a file is missing.
+    """
+    header = request.headers.get("content-type", "")
+    kind = header.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        form = parse_multipart(header, await request.body())
+    elif len(names) == 1 and (kind.startswith("image/") or kind == "application/octet-stream"):
+        form = Form(files={names[0]: [await request.body()]})
+    else:
+        raise Problem(
+            415,
+            "not-an-upload",
+            f"content type {kind or 'missing'}: send multipart/form-data with the file field"
+            f"{'s' if len(names) > 1 else ''} {', '.join(names)} (curl -F {names[0]}=@FILE)",
+        )
+    form.fields = {**dict(request.query_params), **form.fields}
+    for name in names:
+        if not form.files.get(name):
+            raise Problem(
+                422, "image-missing", f"file field {name} is missing; curl -F {name}=@FILE sends it"
+            )
+    return form
+
+
+def fields_as(fields: dict[str, str], struct: type[S]) -> S:
+    """Text fields as ``struct``: numbers and booleans are read from text, JSON fields are parsed.
+
+    Raises:
+        Problem: 422, a field is unknown or does not fit.
+    """
+    values: dict[str, Any] = dict(fields)
+    for name in _JSON_FIELDS:
+        if name in values:
+            try:
+                values[name] = msgspec.json.decode(values[name])
+            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+                raise Problem(422, "invalid", f"field {name}: no valid JSON ({error})") from error
+    try:
+        result = msgspec.convert(values, struct, strict=False)
+    except msgspec.ValidationError as error:
+        raise Problem(422, "invalid", f"fields: {error}") from error
+    for name in struct.__struct_fields__:
+        value = getattr(result, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Problem(422, "invalid", f"field {name}: {value} is no number")
+    return result
+
+
+def parse_multipart(content_type: str, body: bytes) -> Form:
+    """Split a multipart body that is already in memory.
+
+    Raises:
+        Problem: 400, the body is malformed.
+    """
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise Problem(400, "malformed", "multipart body: its content type names no boundary")
+    collector = _Collector()
+    try:
+        parser = MultipartParser(boundary, collector.callbacks())
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise Problem(400, "malformed", f"multipart body: {error}") from error
+    if not collector.complete:
+        raise Problem(400, "malformed", "multipart body: it ends before its closing boundary; send it whole")
+    return collector.form
+
+
+class _Collector:
+    """Takes the multipart parser's callbacks."""
+
+    def __init__(self) -> None:
+        self.form = Form()
+        self.complete = False
+        self._name = self._value = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._data: list[bytes] = []
+
+    def callbacks(self) -> Any:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_part_data": self._part_data,
+            "on_part_end": self._part_end,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._headers = {}
+        self._data = []
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self._data.append(data[start:end])
+
+    def _part_end(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name")
+        if name is None:
+            raise Problem(400, "malformed", "multipart body: a part has no name")
+        key = name.decode("utf-8", "replace")
+        content = b"".join(self._data)
+        if b"filename" in options:
+            self.form.files.setdefault(key, []).append(content)
+        elif len(content) > _MAX_FIELD_BYTES:
+            raise Problem(
+                413, "field-too-large", f"field {key}: over {_MAX_FIELD_BYTES} bytes; send it as a file"
+            )
+        else:
+            try:
+                self.form.fields[key] = content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise Problem(
+                    400, "malformed", f"field {key}: not UTF-8; send files with a file name"
+                ) from error
+
+    def _end(self) -> None:
+        self.complete = True

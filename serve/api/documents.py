@@ -1,0 +1,118 @@
+"""The OpenAPI document's side of msgspec structs: FastAPI knows only pydantic's."""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from serve import schemas
+from serve.problems import MEDIA_TYPE, ProblemDocument
+
+_REF = "#/components/schemas/{name}"
+_STRUCTS = [
+    value
+    for value in vars(schemas).values()
+    if isinstance(value, type) and issubclass(value, msgspec.Struct) and value is not msgspec.Struct
+]
+
+# Which errors an endpoint can answer with, said once for all.
+_PROBLEMS = {
+    400: "The body is malformed",
+    401: "A key is needed",
+    403: "The key does not suffice",
+    404: "No such thing",
+    409: "The request does not fit the collection",
+    413: "Body over the limit",
+    415: "Body of an unknown type",
+    422: "A value is unusable",
+    429: "Overloaded; see Retry-After",
+    507: "The disk is full",
+}
+
+
+def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A struct (or plain JSON) as a response."""
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+def answers(*structs: type[msgspec.Struct], status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """The ``responses=`` of a route that answers with one of ``structs`` or a problem."""
+    options = [{"$ref": _REF.format(name=struct.__name__)} for struct in structs]
+    schema = options[0] if len(options) == 1 else {"anyOf": options}
+    return {
+        status: {"description": "Done", "content": {"application/json": {"schema": schema}}},
+        **problems(),
+    }
+
+
+def problems() -> dict[int | str, dict[str, Any]]:
+    """The problem answers that every route shares."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(name=ProblemDocument.__name__)}}}
+    return {status: {"description": text, "content": content} for status, text in _PROBLEMS.items()}
+
+
+def json_body(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    """The ``openapi_extra=`` of a route that takes ``struct`` as JSON."""
+    schema = {"$ref": _REF.format(name=struct.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def image_body(
+    fields: dict[str, dict[str, Any]], *, files: tuple[str, ...] = ("image",), many: bool = False
+) -> dict[str, Any]:
+    """The ``openapi_extra=`` of a route that takes images as multipart fields, or one as the raw body."""
+    binary = {"type": "string", "format": "binary"}
+    file = {"type": "array", "items": binary, "minItems": 1} if many else binary
+    form = {
+        "type": "object",
+        "required": list(files),
+        "properties": {**{name: dict(file) for name in files}, **fields},
+    }
+    content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
+    if len(files) == 1:
+        content |= {kind: {"schema": dict(binary)} for kind in ("image/*", "application/octet-stream")}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def form_fields(struct: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
+    """The fields of ``struct`` as form fields: objects and lists become JSON text."""
+    (_, components) = msgspec.json.schema_components([struct], ref_template=_REF)
+    result = {}
+    for name, schema in components[struct.__name__]["properties"].items():
+        kinds = str(schema)
+        textual = "'object'" in kinds or "'array'" in kinds
+        result[name] = {"type": "string", "description": "JSON text"} if textual else _without_null(schema)
+    return result
+
+
+def query_parameters(fields: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The ``openapi_extra=`` of a route that takes ``fields`` in its query string."""
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in fields.items()
+        ]
+    }
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A form field is there or not; null cannot be said."""
+    if "anyOf" in schema:
+        options = [option for option in schema["anyOf"] if option != {"type": "null"}]
+        return dict(options[0]) if len(options) == 1 else {"anyOf": options}
+    return {key: value for key, value in schema.items() if key != "default" or value is not None}
+
+
+def install(app: FastAPI) -> None:
+    """Add the structs' schemas to the app's OpenAPI document."""
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = original()
+            (_, components) = msgspec.json.schema_components([*_STRUCTS, ProblemDocument], ref_template=_REF)
+            document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+        return original()
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,57 @@
+"""``/healthz``, ``/readyz`` and ``/metrics``, for whoever watches the service."""
+
+import asyncio
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve.api.context import service_of
+from serve.api.documents import answers, reply
+from serve.auth import requires
+from serve.canary import sing
+from serve.observability import log
+from serve.schemas import Health
+
+router = APIRouter(tags=["health"])
+
+_CANARY_SECONDS = 10.0
+
+
+@router.get("/healthz", summary="Is the process alive?", responses=answers(Health))
+async def healthz() -> Response:
+    """Answers as long as the process does."""
+    return reply(Health(status="ok"))
+
+
+@router.get(
+    "/readyz",
+    summary="Does the service work?",
+    responses={**answers(Health), 503: {"description": "It does not; `detail` says why"}},
+)
+async def readyz(request: Request) -> Response:
+    """Embeds and searches a canary image, so that a dead model or index shows."""
+    try:
+        wrong = await asyncio.wait_for(sing(service_of(request)), _CANARY_SECONDS)
+    except TimeoutError:
+        wrong = f"the canary took over {_CANARY_SECONDS:.0f} s"
+    except Exception as error:  # noqa: BLE001  (whatever it is, the service is not ready)
+        log.exception("the canary failed")
+        wrong = f"the canary failed: {type(error).__name__}"
+    if wrong:
+        return reply(Health(status="unavailable", detail=wrong), 503, {"Retry-After": "5"})
+    return reply(Health(status="ok"))
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    dependencies=[Depends(requires(write=False))],
+    response_class=Response,
+    responses={200: {"description": "Exposition format", "content": {"text/plain": {}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Latencies by stage, batch sizes, queues, refusals, and the measured recall of the live index."""
+    service = service_of(request)
+    await service.threads.call(service.refresh_gauges)
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,264 @@
+"""``/v1/items``: add, read, change and delete what can be found."""
+
+import hashlib
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from msgspec import UNSET, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve.api.bodies import fields_as, read_images, read_json
+from serve.api.context import check_batch, service_of
+from serve.api.documents import (
+    answers,
+    form_fields,
+    image_body,
+    json_body,
+    problems,
+    query_parameters,
+    reply,
+)
+from serve.api.search import as_vectors
+from serve.auth import requires
+from serve.problems import Problem
+from serve.schemas import (
+    CollectionName,
+    Count,
+    Deleted,
+    DeleteItems,
+    ItemChanges,
+    ItemDocument,
+    ItemPage,
+    UpsertVectors,
+    Written,
+    parse_id,
+)
+from serve.store.protocol import Item, ItemMissing
+
+_READ = [Depends(requires(write=False))]
+_WRITE = [Depends(requires(write=True))]
+
+router = APIRouter(prefix="/v1", tags=["items"])
+
+
+class ImageFields(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What goes with an uploaded image."""
+
+    id: str | None = None
+    label: str | None = None
+    metadata: dict[str, Any] = {}
+    collection: CollectionName | None = None
+
+
+class PageFields(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Which items to list."""
+
+    after: int | None = None
+    limit: Count = 100
+    label: str | None = None
+    filter: dict[str, Any] | None = None
+    collection: CollectionName | None = None
+
+
+class OneItem(Struct, kw_only=True, forbid_unknown_fields=True):
+    """How to read one item."""
+
+    with_vector: bool = False
+    collection: CollectionName | None = None
+
+
+class OneDelete(Struct, kw_only=True, forbid_unknown_fields=True):
+    """How to delete one item."""
+
+    erase: bool = False
+    collection: CollectionName | None = None
+
+
+class InCollection(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Where to look."""
+
+    collection: CollectionName | None = None
+
+
+def document(item: Item) -> ItemDocument:
+    """An item as the API shows it."""
+    vector = None if item.vector is None else [float(value) for value in item.vector]
+    return ItemDocument(id=item.id, label=item.label, metadata=dict(item.metadata), vector=vector)
+
+
+@router.post(
+    "/items",
+    summary="Add an item by its image",
+    dependencies=_WRITE,
+    status_code=201,
+    responses=answers(Written, status=201),
+    openapi_extra=image_body(form_fields(ImageFields)),
+)
+async def add_item(request: Request) -> Response:
+    """Embed an image and store it; a known `id` is replaced, a missing one is made of the image's SHA-256."""
+    service = service_of(request)
+    with service.admission.admit() as place:
+        form = await read_images(request, "image")
+        fields = fields_as(form.fields, ImageFields)
+        content = form.files["image"][0]
+        item_id = parse_id(fields.id) if fields.id else hashlib.sha256(content).hexdigest()[:16]
+        store = service.store(fields.collection)
+        place.start()
+        embedded = await service.pipeline.embed(content, thumbnail=service.settings.thumbnails)
+        item = Item(item_id, embedded.vector, fields.label, fields.metadata, embedded.thumbnail)
+        await service.threads.call(lambda: store.upsert([item], fingerprint=service.bundle.fingerprint))
+    return reply(Written(stored=1, ids=[item_id]), 201)
+
+
+@router.post(
+    "/items/vectors",
+    summary="Add items by their vectors",
+    dependencies=_WRITE,
+    status_code=201,
+    responses=answers(Written, status=201),
+    openapi_extra=json_body(UpsertVectors),
+)
+async def add_vectors(request: Request) -> Response:
+    """Store items whose vectors were made elsewhere; name the model's `fingerprint` to have it checked."""
+    service = service_of(request)
+    body = await read_json(request, UpsertVectors)
+    check_batch(len(body.items), service, "items")
+    vectors = as_vectors([item.vector for item in body.items])
+    items = [
+        Item(item.id, vector, item.label, item.metadata)
+        for item, vector in zip(body.items, vectors, strict=True)
+    ]
+    store = service.store(body.collection)
+    stored = await service.threads.call(lambda: store.upsert(items, fingerprint=body.fingerprint))
+    return reply(Written(stored=stored, ids=[item.id for item in items]), 201)
+
+
+@router.post(
+    "/items/delete",
+    summary="Delete items by id or filter",
+    dependencies=_WRITE,
+    responses=answers(Deleted),
+    openapi_extra=json_body(DeleteItems),
+)
+async def delete_items(request: Request) -> Response:
+    """Delete the union of `ids` and all that pass `filter`; `erase` removes their bytes from the disk too."""
+    service = service_of(request)
+    body = await read_json(request, DeleteItems)
+    check_batch(len(body.ids), service, "ids")
+    store = service.store(body.collection)
+    deleted = await service.threads.call(lambda: store.delete(body.ids, where=body.filter, erase=body.erase))
+    return reply(Deleted(deleted=deleted))
+
+
+@router.get(
+    "/items",
+    summary="List items",
+    dependencies=_READ,
+    responses=answers(ItemPage),
+    openapi_extra=query_parameters(form_fields(PageFields)),
+)
+async def list_items(request: Request) -> Response:
+    """Items in the order of their last write, page by page: pass the answer's `next` as `after`."""
+    service = service_of(request)
+    fields = fields_as(dict(request.query_params), PageFields)
+    check_batch(fields.limit, service, "items a page")
+    condition: dict[str, Any] | None = fields.filter
+    if fields.label is not None:
+        by_label: dict[str, Any] = {"label": fields.label}
+        condition = by_label if condition is None else {"and": [by_label, condition]}
+    store = service.store(fields.collection)
+    page = await service.threads.call(lambda: store.scroll(fields.after, fields.limit, where=condition))
+    return reply(ItemPage(items=[document(item) for item in page.items], next=page.next))
+
+
+@router.get(
+    "/items/{item_id:path}/thumbnail",
+    summary="An item's thumbnail",
+    dependencies=_READ,
+    response_class=Response,
+    responses={200: {"description": "A JPEG", "content": {"image/jpeg": {}}}, **problems()},
+    openapi_extra=query_parameters(form_fields(InCollection)),
+)
+async def get_thumbnail(request: Request, item_id: str) -> Response:
+    """A small JPEG of the item's image; 404 where it was stored without one."""
+    service = service_of(request)
+    fields = fields_as(dict(request.query_params), InCollection)
+    store = service.store(fields.collection)
+    wanted = parse_id(item_id)
+    content = await service.threads.call(lambda: store.thumbnail(wanted))
+    if content is None:
+        raise Problem(404, "thumbnail-missing", f"item {item_id}: no such item, or it has no thumbnail")
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {"ETag": tag, "Cache-Control": "private, max-age=60"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=_image_type(content), headers=headers)
+
+
+@router.get(
+    "/items/{item_id:path}",
+    summary="Read an item",
+    dependencies=_READ,
+    responses=answers(ItemDocument),
+    openapi_extra=query_parameters(form_fields(OneItem)),
+)
+async def get_item(request: Request, item_id: str) -> Response:
+    """One item, with its vector when `with_vector` is true."""
+    service = service_of(request)
+    fields = fields_as(dict(request.query_params), OneItem)
+    store = service.store(fields.collection)
+    wanted = parse_id(item_id)
+    (item,) = await service.threads.call(lambda: store.get([wanted], with_vectors=fields.with_vector))
+    if item is None:
+        raise ItemMissing(f"item {item_id}: there is none; GET /v1/items lists all")
+    return reply(document(item))
+
+
+@router.patch(
+    "/items/{item_id:path}",
+    summary="Change an item's label or metadata",
+    dependencies=_WRITE,
+    responses=answers(ItemDocument),
+    openapi_extra={**json_body(ItemChanges), **query_parameters(form_fields(InCollection))},
+)
+async def change_item(request: Request, item_id: str) -> Response:
+    """Absent fields stay as they are; null removes a field of the metadata."""
+    service = service_of(request)
+    fields = fields_as(dict(request.query_params), InCollection)
+    body = await read_json(request, ItemChanges)
+    store = service.store(fields.collection)
+    wanted = parse_id(item_id)
+    given = {"label": body.label, "metadata": body.metadata}
+    changes = {name: value for name, value in given.items() if value is not UNSET}
+    await service.threads.call(lambda: store.update(wanted, changes))
+    (item,) = await service.threads.call(lambda: store.get([wanted]))
+    if item is None:
+        raise ItemMissing(f"item {item_id}: deleted meanwhile")
+    return reply(document(item))
+
+
+@router.delete(
+    "/items/{item_id:path}",
+    summary="Delete an item",
+    dependencies=_WRITE,
+    responses=answers(Deleted),
+    openapi_extra=query_parameters(form_fields(OneDelete)),
+)
+async def delete_item(request: Request, item_id: str) -> Response:
+    """Delete one item; `erase` removes every byte of it from the disk as well."""
+    service = service_of(request)
+    fields = fields_as(dict(request.query_params), OneDelete)
+    store = service.store(fields.collection)
+    wanted = parse_id(item_id)
+    deleted = await service.threads.call(lambda: store.delete([wanted], erase=fields.erase))
+    if not deleted:
+        raise ItemMissing(f"item {item_id}: there is none; nothing was deleted")
+    return reply(Deleted(deleted=deleted))
+
+
+def _image_type(content: bytes) -> str:
+    """Media type of a stored thumbnail, by its first bytes."""
+    if content.startswith(b"\x89PNG"):
+        return "image/png"
+    return "image/webp" if content[8:12] == b"WEBP" else "image/jpeg"

@@ -1,0 +1,55 @@
+"""The web page at ``/``: three hand-written files and a policy that lets nothing else in."""
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve.problems import Problem
+
+router = APIRouter(include_in_schema=False)
+
+_FOLDER = Path(__file__).parents[1] / "page"
+_FILES = {
+    "index.html": "text/html; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "app.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+_HEADERS = {
+    # Everything comes from this origin; pictures may also be those the person has just picked (blob:).
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Cache-Control": "no-cache",
+}
+
+
+@router.get("/")
+async def index() -> Response:
+    """The page."""
+    return _file("index.html")
+
+
+@router.get("/page/{name}")
+async def file(request: Request, name: str) -> Response:  # noqa: ARG001
+    """One of the page's files."""
+    return _file(name)
+
+
+@router.get("/favicon.ico")
+async def icon() -> Response:
+    """The icon that browsers ask for unbidden."""
+    return _file("icon.svg")
+
+
+def _file(name: str) -> Response:
+    if name not in _FILES:
+        raise Problem(404, "missing", f"page file {name}: there is none")
+    return Response((_FOLDER / name).read_bytes(), headers={**_HEADERS, "Content-Type": _FILES[name]})

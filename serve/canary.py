@@ -1,0 +1,40 @@
+"""The canary: a small image that is embedded and searched to find out whether the service really works."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from serve.schemas import SearchOptions
+from serve.service import Service
+
+
+def canary_image(side: int = 32) -> bytes:
+    """A PNG with some structure: a blank image could embed to a vector of no use."""
+    ramp = np.arange(side, dtype=np.uint8) * (256 // side)
+    pixels = np.stack(
+        [np.tile(ramp, (side, 1)), np.tile(ramp[:, None], (1, side)), np.eye(side, dtype=np.uint8) * 255]
+    )
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+_CANARY = canary_image()
+
+
+async def sing(service: Service) -> str | None:
+    """Embed the canary and search the default collection by it. Returns what is wrong, or None."""
+    embedded = await service.pipeline.embed(_CANARY)
+    if not np.isfinite(embedded.vector).all():
+        return "the model embeds to numbers that are not finite"
+    length = float(np.linalg.norm(embedded.vector))
+    if abs(length - 1.0) > 1e-2:
+        return f"the model embeds to vectors of length {length:.3f} instead of 1"
+    store = service.store()
+    result = await service.threads.search(
+        store, embedded.vector, SearchOptions(k=1), service.bundle.fingerprint
+    )
+    if not result.hits[0] and await service.threads.call(store.count) > 0:
+        return "the store has items but finds none"
+    return None

@@ -1,0 +1,110 @@
+"""The embedding pipeline: decoding threads feed a micro-batching network thread."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.bundle import Bundle
+from models.preprocess import ImageError
+from serve.embedding.batcher import MicroBatcher
+from serve.embedding.decode import Decoded, encode_pre
+from serve.embedding.network import encode_core
+from serve.threads import enter_worker
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What the pipeline makes of one image.
+
+    Attributes:
+        vector: float32 of shape (dim,), of length 1.
+        thumbnail: A small JPEG of the upright
+            original, or None when none was asked for.
+        decode_ms: Waiting for a decoding thread and decoding, in milliseconds.
+        network_ms: Waiting for a batch and the forward pass, in milliseconds.
+    """
+
+    vector: NDArray[np.float32]
+    thumbnail: bytes | None
+    decode_ms: float
+    network_ms: float
+
+
+class EmbeddingPipeline:
+    """Embeds images so that decoding, the network and whatever follows overlap between requests.
+
+    Args:
+        bundle: The model.
+        decode_workers: Threads that decode.
+        network_batch: Most images in one forward pass.
+        network_threads: OpenMP threads of a forward pass.
+        observe_batch: Told the size of each batch and its seconds.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        decode_workers: int,
+        network_batch: int,
+        network_threads: int,
+        observe_batch: Callable[[int, float], None] = lambda _size, _seconds: None,
+    ) -> None:
+        self.bundle = bundle
+        self._decoders = ThreadPoolExecutor(decode_workers, "decode", initializer=enter_worker)
+        self._network: MicroBatcher[torch.Tensor, NDArray[np.float32]] = MicroBatcher(
+            lambda images: list(encode_core(bundle, images)),
+            max_batch=network_batch,
+            name="network",
+            initializer=lambda: enter_worker(network_threads),
+            observe=observe_batch,
+        )
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Images that wait, by stage."""
+        return {"decode": self._decoders._work_queue.qsize(), "network": self._network.depth}
+
+    async def embed(self, content: bytes, *, thumbnail: int = 0) -> Embedded:
+        """Embed one encoded image.
+
+        Args:
+            content: The encoded image.
+            thumbnail: Side of the thumbnail to make, in pixels; 0 makes none.
+
+        Raises:
+            ImageError: The bytes are no image that can be used.
+        """
+        started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        decoded: Decoded = await loop.run_in_executor(
+            self._decoders, encode_pre, self.bundle.preprocess, content, thumbnail
+        )
+        between = time.perf_counter()
+        vector = await asyncio.wrap_future(self._network.submit(decoded.pixels))
+        finished = time.perf_counter()
+        return Embedded(
+            vector, decoded.thumbnail, (between - started) * 1000.0, (finished - between) * 1000.0
+        )
+
+    async def embed_many(self, contents: Sequence[bytes]) -> list[Embedded | ImageError]:
+        """Embed several images; a broken one gives its error in its place."""
+
+        async def one(content: bytes) -> Embedded | ImageError:
+            try:
+                return await self.embed(content)
+            except ImageError as error:
+                return error
+
+        return await asyncio.gather(*(one(content) for content in contents))
+
+    def close(self) -> None:
+        """Finish what waits and end the threads."""
+        self._decoders.shutdown()
+        self._network.close()

@@ -1,0 +1,175 @@
+"""Request ids, structured logs and Prometheus metrics."""
+
+import json
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger("kindred.serve")
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
+
+
+class Metrics:
+    """The service's Prometheus metrics, in a registry of their own (several apps may live in one process)."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "kindred_requests",
+            "Requests by route and status.",
+            ["route", "method", "status"],
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "kindred_request_seconds",
+            "Time from first byte to last.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "kindred_stage_seconds",
+            "Time in each stage of a query: waiting for it and being in it.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "kindred_batch_size",
+            "Items in one pass.",
+            ["stage"],
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=registry,
+        )
+        self.queue_depth = Gauge("kindred_queue_depth", "Items that wait.", ["stage"], registry=registry)
+        self.inside = Gauge(
+            "kindred_images_inside", "Images admitted and not yet answered.", registry=registry
+        )
+        self.refused = Counter("kindred_refused", "Requests refused with 429.", registry=registry)
+        self.items = Gauge("kindred_items", "Items stored.", ["collection"], registry=registry)
+        self.recall = Gauge(
+            "kindred_index_recall",
+            "Recall@10 of the live index against an exact scan, on sampled stored vectors.",
+            ["collection"],
+            registry=registry,
+        )
+        self.recall_samples = Counter(
+            "kindred_index_recall_samples", "Queries behind that recall.", ["collection"], registry=registry
+        )
+
+    def stages(self, timings_ms: dict[str, float]) -> None:
+        """Record one query's time by stage."""
+        for stage, milliseconds in timings_ms.items():
+            self.stage_seconds.labels(stage).observe(milliseconds / 1000.0)
+
+    def text(self) -> bytes:
+        """The exposition format that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and what the record carries as ``fields``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line of JSON."""
+        line: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logging(level: str, style: str) -> None:
+    """Send the service's and uvicorn's logs to standard error, as JSON lines or as text."""
+    handler = logging.StreamHandler()
+    if style == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    for name in ("kindred", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
+    # Requests are logged by RequestContext, with ids and routes; uvicorn's lines would double them.
+    logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("uvicorn.access").propagate = False
+
+
+class RequestContext:
+    """ASGI middleware: gives each request an id, times it, counts it and logs it.
+
+    Args:
+        app: The application inside.
+        metrics: Where requests are counted.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _incoming_id(scope) or secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._account(scope, status, time.perf_counter() - started, request_id)
+
+    def _account(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        # The route's template, never the path itself: ids in labels would make as many series as items.
+        route = getattr(scope.get("route"), "path", None) or scope.get("kindred_route", "unknown")
+        self._metrics.requests.labels(route, scope["method"] if status != 405 else "other", str(status)).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        if log.isEnabledFor(logging.INFO):
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(seconds * 1000.0, 2),
+            }
+            quiet = route in ("/healthz", "/readyz", "/metrics", "unknown") and status < 500
+            log.log(
+                logging.DEBUG if quiet else logging.INFO,
+                "%s %s %d %.1f ms",
+                fields["method"],
+                route,
+                status,
+                fields["ms"],
+                extra={"fields": fields},
+            )
+
+
+def _incoming_id(scope: Scope) -> str | None:
+    """The caller's own X-Request-ID, if it is short and plain enough to log."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value.decode("ascii"))
+    return None

@@ -1,0 +1,289 @@
+"""What goes over the wire, for the server and the client alike.
+
+Requests and answers are msgspec structs: they validate, decode and encode several times faster than pydantic,
+which matters for vectors, and their JSON schemas fill the OpenAPI document.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from serve.problems import Problem
+from serve.store.protocol import ItemId
+
+Id = Annotated[str, Meta(min_length=1, max_length=1024)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
+CollectionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+
+
+def parse_id(text: str) -> ItemId:
+    """An item's id from a URL or a form field.
+
+    A plain integer (``7``) is an integer, everything else is a string; a string that looks like an integer,
+    or that ends like one of the API's own paths, is put in double quotes (``"7"``).
+
+    Raises:
+        Problem: 422, the id is empty or out of range.
+    """
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    elif _INTEGER.fullmatch(text):
+        number = int(text)
+        if not -(2**63) <= number < 2**63:
+            raise Problem(
+                422, "id", f"id {text}: integers have at most 64 bits; put it in quotes for a string"
+            )
+        return number
+    if not 1 <= len(text) <= 1024:
+        raise Problem(422, "id", f"an id has 1 to 1024 characters, this one has {len(text)}")
+    return text
+
+
+def format_id(item_id: ItemId) -> str:
+    """The inverse of :func:`parse_id`, for URLs (still to be percent-encoded) and form fields."""
+    if isinstance(item_id, int):
+        return str(item_id)
+    plain = not (_INTEGER.fullmatch(item_id) or item_id.startswith('"') or "/" in item_id)
+    return item_id if plain else f'"{item_id}"'
+
+
+class SearchOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+    """How to search; in JSON bodies, query strings and form fields alike.
+
+    Attributes:
+        k: Most neighbours.
+        label: Only items with this label.
+        filter: Only items that pass this condition on label, id and metadata (as JSON text in forms and
+            queries).
+        min_similarity: Drop neighbours below this cosine.
+        exclude: Ids that are never neighbours (as JSON text in forms and queries).
+        group_by: "label" keeps the best item of each label.
+        exact: Scan exactly instead of asking an approximate index.
+        collection: Collection or alias; the service's default when absent.
+    """
+
+    k: Count = 10
+    label: str | None = None
+    filter: dict[str, Any] | None = None
+    min_similarity: Cosine | None = None
+    exclude: list[Id] = []
+    group_by: Literal["label"] | None = None
+    exact: bool = False
+    collection: CollectionName | None = None
+
+
+class VectorSearch(SearchOptions, kw_only=True, forbid_unknown_fields=True):
+    """Search by one vector, or by several at once.
+
+    Attributes:
+        vector: One query.
+        vectors: Several queries, all of the same length; the answer then has one list a query.
+        fingerprint: The model that made the vectors; another model's collection then refuses them.
+    """
+
+    vector: list[float] | None = None
+    vectors: list[list[float]] | None = None
+    fingerprint: str | None = None
+
+
+class ExampleSearch(SearchOptions, kw_only=True, forbid_unknown_fields=True):
+    """Search for items like some and unlike others, by their ids."""
+
+    positives: Annotated[list[Id], Meta(min_length=1)]
+    negatives: list[Id] = []
+
+
+class Neighbour(Struct, kw_only=True):
+    """One neighbour; ``similarity`` is the cosine in [-1, 1]."""
+
+    id: ItemId
+    similarity: float
+    label: str | None = None
+    metadata: dict[str, Any] = {}
+
+
+class Plan(Struct, kw_only=True):
+    """How the search was carried out, see :class:`serve.store.protocol.SearchPlan`."""
+
+    strategy: str
+    candidates: int
+    selectivity: float
+    index: str
+    explored: int = 0
+
+
+class SearchAnswer(Struct, kw_only=True):
+    """Neighbours of one query, most similar first.
+
+    Attributes:
+        hits: The neighbours.
+        plan: How they were found.
+        timings_ms: Milliseconds by stage: decode, network, search, total.
+        collection: Which collection answered.
+    """
+
+    hits: list[Neighbour]
+    plan: Plan
+    timings_ms: dict[str, float]
+    collection: str
+
+
+class QueryResult(Struct, kw_only=True, omit_defaults=True):
+    """One query's part of a batch: neighbours, or what was wrong with it."""
+
+    hits: list[Neighbour] | None = None
+    error: str | None = None
+
+
+class BatchAnswer(Struct, kw_only=True):
+    """Neighbours of several queries, in their order."""
+
+    results: list[QueryResult]
+    plan: Plan | None
+    timings_ms: dict[str, float]
+    collection: str
+
+
+class EmbedAnswer(Struct, kw_only=True):
+    """Vectors of images, in their order; null where an image was unusable, with the reason in ``errors``."""
+
+    vectors: list[list[float] | None]
+    errors: dict[int, str]
+    fingerprint: str
+    dim: int
+    timings_ms: dict[str, float]
+
+
+class VerifyAnswer(Struct, kw_only=True):
+    """Whether two images show the same class.
+
+    Attributes:
+        same: The decision; null when the model carries no calibrated threshold.
+        similarity: Cosine of the two embeddings.
+        threshold: Cosine from which two images count as the same.
+        false_accept_rate: The rate for which that threshold was calibrated.
+        thresholds: All calibrated thresholds, by false-accept rate.
+        timings_ms: Milliseconds by stage.
+    """
+
+    same: bool | None
+    similarity: float
+    threshold: float | None
+    false_accept_rate: float | None
+    thresholds: dict[str, float]
+    timings_ms: dict[str, float]
+
+
+class ItemDocument(Struct, kw_only=True, omit_defaults=True):
+    """An item as the API shows it; the vector only when asked for."""
+
+    id: ItemId
+    label: str | None = None
+    metadata: dict[str, Any] = {}
+    vector: list[float] | None = None
+
+
+class ItemPage(Struct, kw_only=True):
+    """Some items; pass ``next`` as ``after`` to read on."""
+
+    items: list[ItemDocument]
+    next: int | None
+
+
+class NewItem(Struct, kw_only=True, forbid_unknown_fields=True):
+    """An item with its vector, to store; one with a known id replaces the old one whole."""
+
+    id: Id
+    vector: list[float]
+    label: str | None = None
+    metadata: dict[str, Any] = {}
+
+
+class UpsertVectors(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Several items to store at once: all of them or none."""
+
+    items: Annotated[list[NewItem], Meta(min_length=1)]
+    collection: CollectionName | None = None
+    fingerprint: str | None = None
+
+
+class ItemChanges(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Partial changes: absent fields stay; in metadata, null removes a field (JSON merge patch)."""
+
+    label: str | msgspec.UnsetType | None = msgspec.UNSET
+    metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class DeleteItems(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to delete: these ids, and all that pass the filter.
+
+    Attributes:
+        ids: Items to delete; unknown ones are no error.
+        filter: Delete all that pass.
+        erase: Also remove every byte of them from the disk before answering.
+        collection: Collection or alias.
+    """
+
+    ids: list[Id] = []
+    filter: dict[str, Any] | None = None
+    erase: bool = False
+    collection: CollectionName | None = None
+
+
+class Written(Struct, kw_only=True):
+    """How many items a write stored."""
+
+    stored: int
+    ids: list[ItemId]
+
+
+class Deleted(Struct, kw_only=True):
+    """How many items went."""
+
+    deleted: int
+
+
+class Labels(Struct, kw_only=True):
+    """Labels with their number of items, most frequent first."""
+
+    labels: dict[str, int]
+
+
+class Model(Struct, kw_only=True):
+    """The model that embeds."""
+
+    fingerprint: str
+    dim: int
+    size: int
+    mode: str
+    thresholds: dict[str, float]
+    info: dict[str, Any]
+
+
+class CollectionStats(Struct, kw_only=True):
+    """Figures about a collection, see :class:`serve.store.protocol.StoreStats`."""
+
+    name: str
+    items: int
+    dim: int
+    fingerprint: str | None
+    index: str
+    sequence: int
+    segments: int
+    head: int
+    dead: int
+    snapshot_sequence: int
+    disk_bytes: int
+    payload_indexes: list[str]
+
+
+class Health(Struct, kw_only=True, omit_defaults=True):
+    """Whether the service is well; ``detail`` says what is not."""
+
+    status: Literal["ok", "unavailable"]
+    detail: str | None = None

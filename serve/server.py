@@ -1,0 +1,93 @@
+"""Runs the service: checks exposure, binds the port, starts uvicorn."""
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from models.bundle import Bundle
+from models.errors import InputError
+from serve.api.app import create_app
+from serve.observability import configure_logging
+from serve.settings import Settings
+from serve.store import FaissStore
+from serve.store.protocol import Store
+
+
+def run(
+    settings: Settings,
+    *,
+    bundle: Bundle | None = None,
+    store: Store | None = None,
+    on_start: Callable[[str], None] = lambda _address: None,
+) -> None:
+    """Serve until a stop signal, then let requests in flight finish.
+
+    Args:
+        settings: What the operator decided.
+        bundle: The model; loaded from the settings' folder when absent.
+        store: The default collection; opened from the settings' folder when absent. Closed at the end.
+        on_start: Told the address once the port is bound.
+
+    Raises:
+        InputError: No bundle, a store of another model, a busy port, or an address that needs keys.
+    """
+    settings.check_exposure()
+    configure_logging(settings.log_level, settings.log_format)
+    listener = bind(settings.host, settings.port)
+    try:
+        bundle = bundle or Bundle.load(settings.bundle, settings.device)
+        store = store or open_store(settings, bundle)
+        app = create_app(settings, bundle, store)
+    except BaseException:
+        listener.close()
+        raise
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(settings.shutdown_seconds),
+        )
+    )
+    on_start(address_of(listener))
+    server.run(sockets=[listener])
+
+
+def open_store(settings: Settings, bundle: Bundle) -> Store:
+    """The default collection, made when missing.
+
+    Raises:
+        FingerprintMismatch: The store's vectors come from another model.
+    """
+    return FaissStore.open(
+        settings.store, dim=bundle.dim, fingerprint=bundle.fingerprint, index=settings.index
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        InputError: The address cannot be taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        # Listening at once makes a second server on the same port fail here, before it loads a model.
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        raise InputError(f"address {host}:{port}: cannot listen ({reason}); choose another port") from error
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """The address of a bound socket, as a person types it into a browser."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"

@@ -1,0 +1,147 @@
+"""Settings of the service: from a YAML file, environment (``KINDRED_…``) and the caller; the last wins."""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from models.errors import InputError
+
+
+class Settings(BaseSettings):
+    """Everything that a person who runs the service may decide.
+
+    Each field is also an environment variable, ``KINDRED_`` plus its name in capitals
+    (``KINDRED_WRITE_KEY``). The environment beats the file, arguments beat both.
+
+    Attributes:
+        bundle: Folder of the saved model.
+        store: Folder of the store; made when missing.
+        collection: Collection (or alias) used where a request names none.
+        host: Address to listen on. Anything but loopback wants keys, see ``allow_without_key``.
+        port: TCP port; 0 lets the system choose.
+        read_key: Key for every request that reads. Without it, reading is open.
+        write_key: Key for every request that changes something; it reads as well.
+        public_reads: Allow a public address with a write key alone, so that anyone may search.
+        allow_without_key: Allow a public address with no key at all, for networks that are closed by other
+            means.
+        allowed_hosts: Host names accepted besides loopback's while no key is set (against DNS rebinding).
+        cors_origins: Web origins whose pages may call the API; none by default.
+        device: Where the network runs: "auto", "cpu", "cuda", "cuda:1", …
+        index: FAISS index of new collections: "Flat" (exact) or any ``index_factory`` string.
+        thumbnails: Side of stored thumbnails in pixels; 0 stores none.
+        max_body_bytes: Largest request body.
+        max_batch: Most images or vectors in one request.
+        max_k: Most neighbours per query.
+        latency_budget_ms: An image that would wait longer than this is refused with 429.
+        decode_workers: Threads that decode images; 0 means one a core.
+        network_threads: Threads of one network pass; 0 means one a core.
+        network_batch: Most images in one network pass.
+        shutdown_seconds: How long requests in flight may finish after a stop signal.
+        recall_seconds: Pause between two measurements of the live index's recall; 0 measures never.
+        log_format: "json" for machines, "text" for people.
+        log_level: Level of the service's own log.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="KINDRED_", extra="forbid", frozen=True)
+
+    bundle: Path = Path("runs/demo/bundle")
+    store: Path = Path("runs/demo/store")
+    collection: str = Field("default", min_length=1, max_length=128)
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    read_key: SecretStr | None = None
+    write_key: SecretStr | None = None
+    public_reads: bool = False
+    allow_without_key: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    device: str = "auto"
+    index: str = "Flat"
+    thumbnails: int = Field(160, ge=0, le=1024)
+    max_body_bytes: int = Field(64 * 2**20, ge=1024)
+    max_batch: int = Field(1024, ge=1)
+    max_k: int = Field(1000, ge=1)
+    latency_budget_ms: float = Field(1000, gt=0)
+    decode_workers: int = Field(0, ge=0, le=256)
+    network_threads: int = Field(0, ge=0, le=256)
+    network_batch: int = Field(32, ge=1, le=4096)
+    shutdown_seconds: float = Field(10, ge=0)
+    recall_seconds: float = Field(60, ge=0)
+    log_format: Literal["json", "text"] = "text"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (pydantic's signature)
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, environment, mounted secrets, then the file that ``KINDRED_SETTINGS`` names."""
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings, file_secret_settings)
+        file = os.environ.get("KINDRED_SETTINGS")
+        if file:
+            sources += (YamlConfigSettingsSource(settings_cls, yaml_file=file),)
+        return sources
+
+    @classmethod
+    def read(cls, **arguments: Any) -> "Settings":
+        """Settings from every source; ``arguments`` that are None count as not given.
+
+        Raises:
+            InputError: A value is unusable, a key unknown, or the settings file missing.
+        """
+        file = os.environ.get("KINDRED_SETTINGS")
+        if file and not Path(file).is_file():
+            raise InputError(f"KINDRED_SETTINGS: {file} is no file; name an existing YAML file or unset it")
+        given = {name: value for name, value in arguments.items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"setting {name}: {first['msg']}") from error
+        except (ValueError, TypeError, AttributeError) as error:  # YAML that is no mapping, or no YAML
+            raise InputError(f"settings file {file}: {error}") from error
+
+    def cores(self) -> int:
+        """CPU cores this process may use."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def is_loopback(self) -> bool:
+        """Whether ``host`` is reachable from this machine alone."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def check_exposure(self) -> None:
+        """Refuse to listen beyond this machine without keys.
+
+        Raises:
+            InputError: The address is not loopback and a key is missing.
+        """
+        if self.is_loopback() or self.allow_without_key:
+            return
+        if self.write_key is None:
+            raise InputError(
+                f"host {self.host}: reachable from other machines without a key; set KINDRED_READ_KEY and "
+                "KINDRED_WRITE_KEY, or allow_without_key if the network is closed by other means"
+            )
+        if self.read_key is None and not self.public_reads:
+            raise InputError(
+                f"host {self.host}: anyone could search; set KINDRED_READ_KEY, or public_reads if meant"
+            )
