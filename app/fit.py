@@ -44,7 +44,7 @@ class TrainingCLI(LightningCLI):
                 args=list(arguments),
             )
         except SystemExit:
-            # Lightning ends the process after Ctrl-C, having let the callbacks save; the bundle is left to us.
+            # Lightning ends the process after Ctrl-C; the callbacks have saved, the bundle is still due.
             trainer = getattr(self, "trainer", None)
             if trainer is None or trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
@@ -72,7 +72,7 @@ class TrainingCLI(LightningCLI):
             "--monitor",
             type=str | None,
             default="val/recall@1",
-            help="Validation figure whose highest value marks the best checkpoint; never one of the test split.",
+            help="Validation figure whose highest value marks the best checkpoint.",
         )
         parser.add_argument(
             "--save_seconds",

@@ -79,7 +79,7 @@ class RunFolder:
         """What keeps the checkpoints up to date.
 
         Args:
-            monitor: Validation figure whose highest value marks the best checkpoint; None keeps the last alone.
+            monitor: Validation figure whose highest value marks the best checkpoint, if there is to be one.
             save_seconds: Time between two writes of the last checkpoint inside an epoch.
         """
         callbacks: list[lightning.Callback] = [LastCheckpoint(self.last, save_seconds)]
