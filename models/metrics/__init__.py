@@ -1,6 +1,18 @@
-"""Exact evaluation of embeddings: retrieval, verification, clustering. Needs torch and numpy alone."""
+"""Exact evaluation of embeddings: retrieval, verification, calibration, clustering."""
 
+from models.metrics.calibration import Threshold, calibrate
 from models.metrics.distributed import gather_by_index
 from models.metrics.retrieval import RetrievalResult, evaluate_retrieval, retrieval_metrics
+from models.metrics.verification import all_pairs_metrics, pair_similarity, verification_metrics
 
-__all__ = ["RetrievalResult", "evaluate_retrieval", "gather_by_index", "retrieval_metrics"]
+__all__ = [
+    "RetrievalResult",
+    "Threshold",
+    "all_pairs_metrics",
+    "calibrate",
+    "evaluate_retrieval",
+    "gather_by_index",
+    "pair_similarity",
+    "retrieval_metrics",
+    "verification_metrics",
+]
