@@ -1,0 +1,75 @@
+"""Affine and elastic changes of a whole batch through one sampling grid."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How far the geometry of an image varies; every value is drawn uniformly for each image.
+
+    Attributes:
+        degrees: Rotation in ±degrees.
+        scale: Factor of the size, from … to; the ratio of both axes stays.
+        stretch: Aspect ratio varies by a factor of up to 1 + stretch, either way.
+        shear: In ±degrees, along either axis.
+        shift: In ± of the image's side.
+        flip: Probability of a left-right flip.
+        elastic: Largest displacement by a smooth random field, as a share of the image's side.
+        reflect: Whether what lies outside of the image is its reflection; else its border pixel.
+    """
+
+    degrees: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    stretch: float = 0.0
+    shear: float = 0.0
+    shift: float = 0.0
+    flip: float = 0.0
+    elastic: float = 0.0
+    reflect: bool = False
+
+    # Uniform numbers for each image: seven of the affine map, and the knots of the elastic field.
+    KNOTS = 4
+
+    @property
+    def numbers(self) -> int:
+        """How many random numbers an image needs."""
+        return 7 + (2 * self.KNOTS**2 if self.elastic else 0)
+
+    def __call__(self, images: Tensor, random: Tensor) -> Tensor:
+        """Change a batch.
+
+        Args:
+            images: float32 (B, C, H, W).
+            random: Uniform in [0, 1), float32 (B, ``numbers``).
+        """
+        grid = functional.affine_grid(self._matrix(random), list(images.shape), align_corners=False)
+        if self.elastic:
+            knots = (2 * random[:, 7:] - 1).reshape(-1, 2, self.KNOTS, self.KNOTS) * 2 * self.elastic
+            field = functional.interpolate(knots, size=images.shape[-2:], mode="bicubic", align_corners=True)
+            grid = grid + field.permute(0, 2, 3, 1)
+        padding = "reflection" if self.reflect else "border"
+        return functional.grid_sample(
+            images, grid, mode="bilinear", padding_mode=padding, align_corners=False
+        )
+
+    def _matrix(self, random: Tensor) -> Tensor:
+        """Output to input coordinates in [−1, 1], (B, 2, 3)."""
+        signed = 2 * random - 1
+        angle = signed[:, 0] * math.radians(self.degrees)
+        low, high = math.log(self.scale[0]), math.log(self.scale[1])
+        zoom = torch.exp(low + random[:, 1] * (high - low))
+        stretch = torch.exp(signed[:, 2] * math.log1p(self.stretch) / 2)
+        shear = torch.tan(signed[:, 3] * math.radians(self.shear))
+        flip = torch.where(random[:, 6] < self.flip, -1.0, 1.0)
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        across, down = flip / (zoom * stretch), stretch / zoom
+        rows = [
+            torch.stack([cos * across, (shear * cos - sin) * down, signed[:, 4] * 2 * self.shift], dim=1),
+            torch.stack([sin * across, (shear * sin + cos) * down, signed[:, 5] * 2 * self.shift], dim=1),
+        ]
+        return torch.stack(rows, dim=1)

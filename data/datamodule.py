@@ -1,0 +1,295 @@
+"""Everything Lightning asks of the data."""
+
+import logging
+import os
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
+from torch import nn
+
+from data.augment import Preset, make_augmentation
+from data.dataset import ImageDataset
+from data.loader import EvaluationBatches, ImageLoader
+from data.pixel_cache import CacheKind, PixelCache, cache_key, open_cache
+from data.sampling import PKBatchSampler, SmallClasses
+from data.sources import Source, open_source
+from data.splits import Part, Split, class_folds, split_classes, split_images
+from data.table import ImageTable
+from models.errors import InputError
+from models.preprocess import Preprocess
+
+_log = logging.getLogger(__name__)
+
+
+class ImageDataModule(LightningDataModule):
+    """Images of classes: P×K batches for training, every image once for validation and testing.
+
+    Batches are dicts of ``image`` (float32, B×C×size×size, normalized), ``label`` and ``index`` (int64,
+    B); the index is the row in :attr:`table`.
+
+    Args:
+        source: A folder of class folders, a zip of them, a CSV or Parquet table, or the name of a set.
+        image_size: Side of the square that images are resized to, in pixels.
+        mode: RGB, or L for grey.
+        fit: How a rectangle becomes a square: crop the centre, pad with white, or squash.
+        mean: Per channel, of values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
+        std: Per channel.
+        split: "classes" keeps the classes of training, validation and test apart (the set's own split
+            where it has one); "per_image" splits each class's images, for closed sets of classes only.
+        val_fraction: Share of the training classes carved out for validation.
+        test_fraction: Share of all classes for testing where the set has no split of its own.
+        split_seed: Of the split; the same seed gives the same split on any machine.
+        folds: Class-disjoint cross-validation with that many folds, instead of the set's own split.
+        fold: Which fold is tested, from 0.
+        classes_per_batch: P, classes in a training batch of each process.
+        samples_per_class: K, images of each class in a training batch.
+        batches_per_epoch: By default as many as visit every class once.
+        small_classes: What becomes of classes with fewer than K images.
+        group_by: Column of the table that says which classes are confusable, such as "coarse" or
+            "alphabet"; classes of a group then come one after another.
+        regroup: Whether groups of classes change during training (the hard-class curriculum sets them).
+        augmentation: A preset (none, characters, products, faces) or a list of torchvision v2 transforms.
+        rotations_as_classes: Whether training images turned by 90°, 180° and 270° form new classes.
+        eval_batch_size: Images in a batch of validation, test and prediction.
+        num_workers: Processes that read images; by default one less than there are cores, 8 at most.
+        cache: Where decoded images are kept: memory, disk (for later runs too) or none.
+        cache_gigabytes: Bound of that cache, for training and for evaluation images each.
+        seed: Of batches and augmentation.
+    """
+
+    def __init__(
+        self,
+        source: str | Source = "glyphs",
+        image_size: int = 64,
+        mode: Literal["RGB", "L"] = "RGB",
+        fit: Literal["crop", "pad", "squash"] = "crop",
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        split: Literal["classes", "per_image"] = "classes",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        folds: int | None = None,
+        fold: int = 0,
+        classes_per_batch: int = 32,
+        samples_per_class: int = 4,
+        batches_per_epoch: int | None = None,
+        small_classes: SmallClasses = "repeat",
+        group_by: str | None = None,
+        regroup: bool = False,
+        augmentation: Preset | list[nn.Module] = "none",
+        rotations_as_classes: bool = False,
+        eval_batch_size: int = 256,
+        num_workers: int | None = None,
+        cache: CacheKind = "memory",
+        cache_gigabytes: float = 4.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source = open_source(source)
+        self.preprocess = Preprocess(image_size, mode, fit, tuple(mean or ()), tuple(std or ()))
+        self.augment = make_augmentation(augmentation)
+        self.split_kind, self.val_fraction, self.test_fraction = split, val_fraction, test_fraction
+        self.split_seed, self.folds, self.fold = split_seed, folds, fold
+        self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
+        self.batches_per_epoch, self.small_classes = batches_per_epoch, small_classes
+        self.group_by, self.regroup = group_by, regroup
+        self.rotations_as_classes, self.eval_batch_size = rotations_as_classes, eval_batch_size
+        cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
+        self.num_workers = min(8, (cores or 1) - 1) if num_workers is None else num_workers
+        self.cache, self.cache_bytes, self.seed = cache, int(cache_gigabytes * 2**30), seed
+        self._train_loader: ImageLoader | None = None
+        self._loaders: list[ImageLoader] = []
+
+    @cached_property
+    def table(self) -> ImageTable:
+        """All images of the source."""
+        return self.source.table()
+
+    @cached_property
+    def parts(self) -> Split:
+        """Which image is in training, validation and test."""
+        if self.folds is not None:
+            if not 0 <= self.fold < self.folds:
+                raise InputError(f"fold {self.fold} of {self.folds}; folds count from 0")
+            every = list(class_folds(self.table, self.folds, self.split_seed, self.val_fraction))
+            return every[self.fold]
+        divide = split_classes if self.split_kind == "classes" else split_images
+        return divide(self.table, self.val_fraction, self.test_fraction, self.split_seed)
+
+    @property
+    def split_hash(self) -> str:
+        """SHA-256 of the split; see :class:`data.splits.Split`."""
+        return self.parts.hash
+
+    @cached_property
+    def _train_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Classes of the training part, and the training label of each of its images."""
+        classes, labels = np.unique(self.table.labels[self.parts.rows("train")], return_inverse=True)
+        if len(classes) < 2:
+            raise InputError(
+                f"{self.table.roots[0]}: {len(classes)} training classes; at least two are needed"
+            )
+        return classes, labels.astype(np.int64)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of training classes, rotated copies included."""
+        return len(self._train_labels[0]) * (4 if self.rotations_as_classes else 1)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the training classes in the order of their training labels."""
+        names = [self.table.class_names[c] for c in self._train_labels[0]]
+        if not self.rotations_as_classes:
+            return names
+        return [f"{name} turned {turn}°" if turn else name for turn in (0, 90, 180, 270) for name in names]
+
+    def prepare_data(self) -> None:
+        """Fetch, draw and index on one process a machine; the others then find the result in the cache."""
+        self.source.table()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Compute the split, so that what is wrong with the data is said before training starts."""
+        _ = self.parts
+        if stage in (None, "fit"):
+            _ = self._train_labels
+
+    def train_dataloader(self) -> ImageLoader:
+        """P×K batches, labels 0 … ``num_classes`` − 1."""
+        rows = self.parts.rows("train")
+        dataset = self._dataset(rows, self._train_labels[1], training=True)
+        rank, world_size = self._processes()
+        batches = PKBatchSampler(
+            dataset.labels,
+            self.classes_per_batch,
+            self.samples_per_class,
+            self.batches_per_epoch,
+            self.seed,
+            small_classes=self.small_classes,
+            groups=self._groups(),
+            regroup=self.regroup,
+            rank=rank,
+            world_size=world_size,
+            class_names=self.class_names,
+        )
+        self._train_loader = self._loader(dataset, batches)
+        return self._train_loader
+
+    def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
+        """Every validation image once, with the table's labels; an empty list where there are none."""
+        rows = self.parts.rows("val")
+        return self._evaluation(rows) if len(rows) else []
+
+    def test_dataloader(self) -> ImageLoader:
+        """Every test image once, with the table's labels.
+
+        Raises:
+            InputError: The split has no test images.
+        """
+        rows = self.parts.rows("test")
+        if not len(rows):
+            raise InputError(f"{self.table.roots[0]}: the split has no test images; set test_fraction")
+        return self._evaluation(rows)
+
+    def predict_dataloader(self) -> ImageLoader:
+        """Every image of the source once, with the table's labels."""
+        return self._evaluation(np.arange(len(self.table)))
+
+    def rows(self, part: Part) -> NDArray[np.int64]:
+        """Rows of :attr:`table` in a part."""
+        return self.parts.rows(part)
+
+    def set_class_groups(self, groups: NDArray[np.int64]) -> None:
+        """Group the training classes anew from the next epoch on; needs ``regroup``."""
+        if self._train_loader is None or not isinstance(self._train_loader.batches, PKBatchSampler):
+            raise RuntimeError("set_class_groups is for use during training")
+        self._train_loader.batches.set_groups(groups)
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time of the training epoch so far that was spent waiting for data."""
+        return self._train_loader.wait_share if self._train_loader else 0.0
+
+    @property
+    def corrupt(self) -> dict[str, str]:
+        """Images that could not be read so far, by name, with the reason."""
+        return {name: reason for loader in self._loaders for name, reason in loader.corrupt.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The split's hash, for the checkpoint."""
+        return {"split_hash": self.split_hash}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to resume training on another split, and warn of evaluating on one.
+
+        Raises:
+            InputError: The checkpoint was trained on another split.
+        """
+        if state_dict["split_hash"] == self.split_hash:
+            return
+        message = (
+            f"the checkpoint was trained on split {state_dict['split_hash'][:12]}, the data have split "
+            f"{self.split_hash[:12]}"
+        )
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            raise InputError(f"{message}: resume on the same data and split settings, or start a new run")
+        _log.warning("%s: classes seen in training may be among the tested ones", message)
+
+    def _groups(self) -> NDArray[np.int64] | None:
+        if self.group_by is None:
+            return None
+        if self.group_by not in self.table.metadata:
+            known = ", ".join(self.table.metadata) or "none"
+            raise InputError(f"group_by: the data have no column {self.group_by!r}; they have: {known}")
+        rows = self.parts.rows("train")
+        first = np.unique(self._train_labels[1], return_index=True)[1]
+        values = self.table.metadata[self.group_by].take(rows[first]).to_pylist()
+        groups = np.unique(np.array([str(value) for value in values]), return_inverse=True)[1]
+        return np.tile(groups, 4) if self.rotations_as_classes else groups
+
+    def _dataset(
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, training: bool = False
+    ) -> ImageDataset:
+        return ImageDataset(
+            self.table,
+            rows,
+            labels,
+            self.preprocess,
+            cache=self._cache(rows),
+            augment=self.augment if training else None,
+            rotations=training and self.rotations_as_classes,
+            replace_corrupt=training,
+        )
+
+    def _cache(self, rows: NDArray[np.int64]) -> PixelCache | None:
+        shape = (self.preprocess.channels, self.preprocess.size, self.preprocess.size)
+        key = ""
+        if self.cache == "disk":
+            key = cache_key(self.table, rows, self.preprocess)
+        return open_cache(self.cache, key, len(rows), shape, self.cache_bytes)
+
+    def _evaluation(self, rows: NDArray[np.int64]) -> ImageLoader:
+        dataset = self._dataset(rows, self.table.labels[rows])
+        return self._loader(dataset, EvaluationBatches(len(rows), self.eval_batch_size, *self._processes()))
+
+    def _loader(self, dataset: ImageDataset, batches: PKBatchSampler | EvaluationBatches) -> ImageLoader:
+        loader = ImageLoader(
+            dataset,
+            batches,
+            seed=self.seed,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        self._loaders.append(loader)
+        return loader
+
+    def _processes(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size

@@ -1,0 +1,169 @@
+"""Decoded images of a table's rows, a batch at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.pixel_cache import PixelCache
+from data.table import ImageTable
+from models.errors import InputError
+from models.preprocess import ImageError, Preprocess
+
+# uint8 images (B, C, H, W) and one key for each (uint64) to images of the same shape.
+Augmentation = Callable[[Tensor, NDArray[np.uint64]], Tensor]
+
+
+class Batch(TypedDict):
+    """What the loaders yield: ``image`` float32 (B, C, H, W), ``label`` and ``index`` int64 (B,).
+
+    ``index`` is the row in the image table.
+    """
+
+    image: Tensor
+    label: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A batch to be made: which items, and one random key for each."""
+
+    items: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+
+
+@dataclass
+class LoadedBatch:
+    """A batch on its way from a worker, with the names of the corrupt images met while making it."""
+
+    batch: Batch
+    corrupt: dict[str, str] = field(default_factory=dict)
+
+
+class ImageDataset(Dataset[Any]):
+    """Images of some rows of a table.
+
+    Args:
+        table: All images.
+        rows: The table's rows that are this data set's items, int64 of shape (N,).
+        labels: Class of each item, int64 of shape (N,), in 0 … num_classes − 1.
+        preprocess: Decoding, size and normalization.
+        cache: Keeps decoded pixels of these items.
+        augment: Random changes of a batch; only in training.
+        rotations: Whether every item comes four times, turned by 0°, 90°, 180° and 270°, each turn a class
+            of its
+            own: item i turned r times is item r·N + i of class r·num_classes + label.
+        replace_corrupt: Whether an unreadable image is replaced by another of its class (training) or left
+            out (evaluation).
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        rows: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        preprocess: Preprocess,
+        *,
+        cache: PixelCache | None = None,
+        augment: Augmentation | None = None,
+        rotations: bool = False,
+        replace_corrupt: bool = False,
+    ) -> None:
+        self.table, self.rows, self.preprocess = table, rows, preprocess
+        self.cache, self.augment, self.replace_corrupt = cache, augment, replace_corrupt
+        self.labels = labels
+        if rotations:
+            classes = int(labels.max(initial=-1)) + 1
+            self.labels = np.concatenate([labels + turn * classes for turn in range(4)])
+        self._base_labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """One item without augmentation: a :class:`Batch`'s entries without the batch dimension.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        pixels = self._turned(self.pixels(item % len(self.rows)), item)
+        image = self.preprocess.normalize(torch.from_numpy(pixels))
+        return {
+            "image": image,
+            "label": int(self.labels[item]),
+            "index": int(self.rows[item % len(self.rows)]),
+        }
+
+    def __getitems__(self, draw: Draw | Sequence[int]) -> LoadedBatch | list[dict[str, Any]]:
+        """A whole batch at once; a plain list of items (any other loader's) gives a list of items."""
+        if not isinstance(draw, Draw):
+            return [self[item] for item in draw]
+        images, kept, sources = [], [], []
+        corrupt: dict[str, str] = {}
+        for position, item in enumerate(draw.items):
+            base = int(item) % len(self.rows)
+            found = self._readable(base, corrupt)
+            if found is not None:
+                pixels, source = found
+                images.append(self._turned(pixels, int(item)))
+                kept.append(position)
+                sources.append(self.rows[source])
+        size = self.preprocess.size
+        stacked = (
+            np.stack(images) if images else np.zeros((0, self.preprocess.channels, size, size), np.uint8)
+        )
+        batch = torch.from_numpy(stacked)
+        if self.augment is not None and len(images):
+            batch = self.augment(batch, draw.keys[kept])
+        made: Batch = {
+            "image": self.preprocess.normalize(batch),
+            "label": torch.from_numpy(self.labels[draw.items[kept]]),
+            "index": torch.from_numpy(np.asarray(sources, dtype=np.int64)),
+        }
+        return LoadedBatch(made, corrupt)
+
+    def pixels(self, base: int) -> NDArray[np.uint8]:
+        """Decoded pixels of the image behind an item, uint8 of shape (C, size, size).
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        if self.cache is not None and (kept := self.cache.get(base)) is not None:
+            return kept
+        row = int(self.rows[base])
+        try:
+            decoded = self.preprocess.open(self.table.read(row))
+        except ImageError as error:
+            raise ImageError(f"{self.table.name(row)}: {error}") from error
+        pixels: NDArray[np.uint8] = self.preprocess.tensor(decoded).numpy()
+        if self.cache is not None:
+            self.cache.put(base, pixels)
+        return pixels
+
+    def _turned(self, pixels: NDArray[np.uint8], item: int) -> NDArray[np.uint8]:
+        turns = item // len(self.rows)
+        return np.ascontiguousarray(np.rot90(pixels, turns, axes=(1, 2))) if turns else pixels
+
+    def _readable(self, base: int, corrupt: dict[str, str]) -> tuple[NDArray[np.uint8], int] | None:
+        """The image of an item, or the next readable one of its class, whichever worker asks."""
+        for candidate in self._alternatives(base):
+            try:
+                return self.pixels(candidate), candidate
+            except ImageError as error:
+                corrupt[self.table.name(int(self.rows[candidate]))] = str(error)
+                if not self.replace_corrupt:
+                    return None
+        name = self.table.class_names[self.table.labels[self.rows[base]]]
+        raise InputError(f"class {name!r}: none of its images can be read; remove the class")
+
+    def _alternatives(self, base: int) -> Iterator[int]:
+        yield base
+        same = np.flatnonzero(self._base_labels == self._base_labels[base])
+        start = int(np.searchsorted(same, base))
+        yield from np.roll(same, -start)[1:].tolist()

@@ -1,0 +1,71 @@
+"""The index of a data set's files: built once with a progress bar, kept in the cache folder, checked by
+stamps.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import track
+
+from data.locations import cache_root
+from data.table import ImageTable
+
+# Raise when the content of the cached index changes, so that older ones are built anew.
+_FORMAT = 1
+
+Entry = TypeVar("Entry")
+
+
+def stamp(path: Path) -> list[Any]:
+    """What changes when a file is rewritten or a folder gains or loses an entry; [path, None, 0] where
+    absent.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return [str(path), None, 0]
+    # The size of a folder is the file system's own business.
+    return [str(path), status.st_mtime_ns, 0 if path.is_dir() else status.st_size]
+
+
+def with_progress(entries: Iterable[Entry], description: str) -> Iterable[Entry]:
+    """The same entries, with a progress bar on standard error that goes away at the end."""
+    return track(entries, description=description, console=Console(stderr=True), transient=True)
+
+
+def cached_table(
+    kind: str, paths: Sequence[Path], build: Callable[[], tuple[ImageTable, list[Path]]]
+) -> ImageTable:
+    """The table built by ``build``, or the one kept from last time where nothing has changed since.
+
+    Args:
+        kind: Distinguishes sources that read the same paths differently.
+        paths: Files and folders that the user named.
+        build: Makes the table and lists every file and folder whose change makes it stale.
+    """
+    key = hashlib.sha256(json.dumps([_FORMAT, kind, *(str(path.absolute()) for path in paths)]).encode())
+    file = cache_root() / "index" / f"{paths[0].stem}-{key.hexdigest()[:16]}.arrow"
+    if file.is_file() and (kept := _fresh(file)) is not None:
+        return kept
+    table, watched = build()
+    # A unique name, then a rename: two processes that build at once cannot read each other's half-written
+    # file.
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    table.save(partial, stamps=json.dumps([stamp(path) for path in watched]))
+    partial.replace(file)
+    return ImageTable.load(file)
+
+
+def _fresh(file: Path) -> ImageTable | None:
+    try:
+        table = ImageTable.load(file)
+        stamps = json.loads(table.rows.schema.metadata[b"stamps"])
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+        return None  # left by another version, or damaged: build it again
+    return table if all(stamp(Path(entry[0])) == entry for entry in stamps) else None

@@ -1,0 +1,167 @@
+"""A loader that resumes at the batch that was consumed last, and measures how long it was waited for."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from data.counter_rng import derive
+from data.dataset import Batch, Draw, ImageDataset, LoadedBatch
+from data.sampling import PKBatchSampler
+
+_log = logging.getLogger(__name__)
+
+# Key of the random stream of augmentations.
+_AUGMENT = 3
+
+
+class _Draws:
+    """The batches of one epoch from a given one on, as :class:`Draw` for the workers."""
+
+    def __init__(self, seed: int, batches: "PKBatchSampler | EvaluationBatches") -> None:
+        self.seed, self.batches, self.first = seed, batches, 0
+
+    def __len__(self) -> int:
+        return len(self.batches) - self.first
+
+    def __iter__(self) -> Iterator[Draw]:
+        epoch = self.batches.epoch
+        for number in range(self.first, len(self.batches)):
+            items = self.batches.batch(epoch, number)
+            # Position in the batch of all processes together, so that the keys do not depend on their number.
+            position = self.batches.rank * len(items) + np.arange(len(items))
+            yield Draw(items, derive(self.seed, _AUGMENT, epoch, number, position))
+
+
+class EvaluationBatches:
+    """Every item once, in order, in batches.
+
+    Several processes take every ``world_size``-th item each; the shorter parts are filled up by repeating
+    items, so that all have equally many batches (``index`` tells the duplicates).
+    """
+
+    def __init__(self, items: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.items, self.batch_size, self.rank, self.world_size = items, batch_size, rank, world_size
+        self.epoch = 0
+        self._mine = -(-items // world_size)
+
+    def __len__(self) -> int:
+        return math.ceil(self._mine / self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing random here."""
+
+    def batch(self, epoch: int, number: int) -> NDArray[np.int64]:  # noqa: ARG002 - as the sampler's
+        """The items of one batch of this process."""
+        mine = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, self._mine))
+        return (mine * self.world_size + self.rank) % self.items
+
+
+class ImageLoader:
+    """Batches of an :class:`ImageDataset`, made by worker processes.
+
+    Deliberately no subclass of torch's ``DataLoader``: Lightning rebuilds those under its own samplers,
+    which would tear P×K batches apart. It reaches ``set_epoch`` through ``batch_sampler.sampler`` and
+    ``state_dict`` directly. Work starts at the first batch asked for, when the epoch is known, and the
+    state counts batches that were handed out, never those that workers have prefetched.
+
+    Args:
+        dataset: What to load.
+        batches: Which items form which batch.
+        seed: Of the augmentation.
+        num_workers: Processes that read and decode; 0 works in the caller's.
+        pin_memory: Whether batches lie in page-locked memory, for copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batches: PKBatchSampler | EvaluationBatches,
+        *,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset, self.batches = dataset, batches
+        self.corrupt: dict[str, str] = {}
+        self.wait_seconds, self.total_seconds = 0.0, 0.0
+        self._draws = _Draws(seed, batches)
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._draws,  # type: ignore[arg-type]  # yields Draw, which the dataset understands
+            num_workers=num_workers,
+            collate_fn=_unchanged,  # the dataset makes whole batches
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+        self._consumed = 0
+        self._resume: tuple[int, int] | None = None
+
+    @property
+    def batch_sampler(self) -> "ImageLoader":
+        """This object, where Lightning looks for a ``sampler``."""
+        return self
+
+    @property
+    def sampler(self) -> "ImageLoader":
+        """This object, where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields."""
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, batches handed out in it, and the sampler's own state."""
+        sampler = self.batches.state_dict() if isinstance(self.batches, PKBatchSampler) else None
+        return {"epoch": self.batches.epoch, "consumed": self._consumed, "sampler": sampler}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the batch handed out last when the state was taken, once, in that epoch."""
+        self._resume = (int(state["epoch"]), int(state["consumed"]))
+        if isinstance(self.batches, PKBatchSampler) and state["sampler"] is not None:
+            self.batches.load_state_dict(state["sampler"])
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time that the consumer spent waiting for batches, over the epoch so far."""
+        return self.wait_seconds / self.total_seconds if self.total_seconds else 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = 0
+        if self._resume is not None and self._resume[0] == self.batches.epoch:
+            first = self._resume[1]
+        self._resume = None
+        self._draws.first = self._consumed = first
+        self.wait_seconds = self.total_seconds = 0.0
+        started = time.perf_counter()
+        asked = started
+        loaded: LoadedBatch
+        for loaded in self._loader:
+            arrived = time.perf_counter()
+            self.wait_seconds += arrived - asked
+            self.total_seconds = arrived - started
+            self._report(loaded.corrupt)
+            self._consumed += 1
+            if len(loaded.batch["label"]):
+                yield loaded.batch
+            asked = time.perf_counter()
+            self.total_seconds = asked - started
+
+    def _report(self, corrupt: dict[str, str]) -> None:
+        for name, reason in corrupt.items():
+            if name not in self.corrupt:
+                self.corrupt[name] = reason
+                _log.warning("skipped a corrupt image: %s", reason)
+
+
+def _unchanged(loaded: Any) -> Any:
+    return loaded

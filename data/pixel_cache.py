@@ -1,0 +1,128 @@
+"""Decoded and resized images, kept so that each file is decoded once."""
+
+import hashlib
+import json
+import os
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.locations import cache_root
+from data.table import ImageTable
+from models.preprocess import Preprocess
+
+CacheKind = Literal["none", "memory", "disk"]
+
+
+class PixelCache:
+    """uint8 pixels of up to ``max_bytes``, shared by every worker through one memory-mapped file.
+
+    The first items that fit have a slot; items beyond are decoded every time. A slot's flag is set after
+    its pixels are written, so a reader never sees half an image, and two workers that fill the same slot
+    write the same bytes.
+
+    Args:
+        path: The file; made where it is missing.
+        items: Number of items that could be kept.
+        shape: Of one image: (channels, size, size).
+        max_bytes: Bound of the file.
+        temporary: Whether the file goes away with this object.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        items: int,
+        shape: tuple[int, int, int],
+        max_bytes: int,
+        *,
+        temporary: bool = False,
+    ) -> None:
+        each = int(np.prod(shape)) + 1
+        self.path, self.shape, self.slots = path, shape, min(items, max_bytes // each)
+        self._open()
+        if temporary:
+            weakref.finalize(self, path.unlink, missing_ok=True)
+
+    def _open(self) -> None:
+        size = self.slots * (int(np.prod(self.shape)) + 1)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.is_file() or self.path.stat().st_size != size:
+            with self.path.open("wb") as file:
+                file.truncate(size)  # a sparse file: space is used as images come in
+        if not self.slots:
+            return
+        self._flags = np.memmap(self.path, np.uint8, "r+", 0, (self.slots,))
+        self._pixels = np.memmap(self.path, np.uint8, "r+", self.slots, (self.slots, *self.shape))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "shape": self.shape, "slots": self.slots}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def get(self, item: int) -> NDArray[np.uint8] | None:
+        """The pixels of an item, or None where they are not kept."""
+        if item >= self.slots or not self._flags[item]:
+            return None
+        return np.array(self._pixels[item])
+
+    def put(self, item: int, pixels: NDArray[np.uint8]) -> None:
+        """Keep the pixels of an item, if it has a slot."""
+        if item < self.slots:
+            self._pixels[item] = pixels
+            self._flags[item] = 1
+
+    @property
+    def filled(self) -> int:
+        """How many images are kept."""
+        return int(np.count_nonzero(self._flags)) if self.slots else 0
+
+
+def open_cache(
+    kind: CacheKind, key: str, items: int, shape: tuple[int, int, int], max_bytes: int
+) -> PixelCache | None:
+    """A cache of one data set's pixels.
+
+    Args:
+        kind: "memory" (a temporary file, which the system keeps in memory while it can and forgets with
+            the run), "disk" (kept in the cache folder for later runs) or "none".
+        key: Identifies images and preprocessing; only "disk" uses it.
+        items: Number of items.
+        shape: (channels, size, size).
+        max_bytes: Bound of the cache.
+    """
+    if kind == "none" or not items:
+        return None
+    if kind == "disk":
+        return PixelCache(cache_root() / "pixels" / f"{key}.u8", items, shape, max_bytes)
+    handle, name = tempfile.mkstemp(
+        prefix="kindred-pixels-", suffix=".u8", dir=_memory_folder(items, shape, max_bytes)
+    )
+    os.close(handle)
+    return PixelCache(Path(name), items, shape, max_bytes, temporary=True)
+
+
+def _memory_folder(items: int, shape: tuple[int, int, int], max_bytes: int) -> str | None:
+    """Linux's memory file system where it has room to spare (containers often give it 64 MB), else the
+    default.
+    """
+    shared = Path("/dev/shm")  # noqa: S108 - the file in it is made by mkstemp
+    if not shared.is_dir() or not os.access(shared, os.W_OK):
+        return None
+    status = os.statvfs(shared)
+    needed = min(items * (int(np.prod(shape)) + 1), max_bytes)
+    return str(shared) if status.f_bavail * status.f_frsize > 2 * needed else None
+
+
+def cache_key(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess) -> str:
+    """What decoded pixels on disk depend on: which images, in which order, and how they were preprocessed."""
+    digest = hashlib.sha256(table.fingerprint.encode())
+    digest.update(np.ascontiguousarray(rows).tobytes())
+    digest.update(json.dumps([preprocess.size, preprocess.mode, preprocess.fit]).encode())
+    return digest.hexdigest()[:32]

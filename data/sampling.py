@@ -1,0 +1,226 @@
+"""P×K batches: P classes with K images each, the setting that triplets need."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import Sampler
+
+from data.counter_rng import derive, permuted
+from models.errors import InputError
+
+SmallClasses = Literal["repeat", "skip", "error"]
+
+# Keys of the independent random streams.
+_CLASSES, _IMAGES = 1, 2
+
+
+class PKBatchSampler(Sampler[list[int]]):
+    """Batches of ``classes_per_batch`` classes × ``samples_per_class`` images, from a generator of its own.
+
+    - No class comes twice in a batch (over all processes together), and every class is visited before any
+      comes again, across epochs too; a class's images likewise are gone through before one comes again,
+      leaving out fewer than ``samples_per_class`` a pass, others each time.
+    - Every process computes the same global sequence and takes its own part: ``world_size`` processes with
+      P classes each see exactly the batches of one process with ``world_size`` × P.
+    - Any batch of any epoch follows from (seed, epoch, batch number) alone, so a run resumes in the middle
+      of an epoch.
+    - Batches of one class lie together: positions i·K … i·K + K − 1 of a batch are of one class.
+
+    Lightning calls ``set_epoch`` on a batch sampler's ``sampler`` attribute only; it is this object itself.
+
+    Args:
+        labels: Class of each image, N integers.
+        classes_per_batch: P, classes in a batch of one process.
+        samples_per_class: K, images of each class; at least 2, or there are no positive pairs.
+        batches_per_epoch: By default as many as visit every class once.
+        seed: Of every choice.
+        small_classes: What becomes of classes with fewer than K images: "repeat" their images within the
+            batch, "skip" the class, or "error".
+        groups: Group of each class, one integer for each of 0 … max(labels). Classes of a group are
+            visited one after another, so that confusable classes meet in a batch.
+        regroup: Whether :meth:`set_groups` will be called during the run; each epoch then starts its own pass
+            over the classes, since a pass under changed groups could not be continued.
+        rank: Of this process.
+        world_size: Number of processes.
+        class_names: For error messages.
+
+    Raises:
+        InputError: Too few classes or images for the batches asked for.
+    """
+
+    def __init__(
+        self,
+        labels: ArrayLike,
+        classes_per_batch: int,
+        samples_per_class: int,
+        batches_per_epoch: int | None = None,
+        seed: int = 0,
+        *,
+        small_classes: SmallClasses = "repeat",
+        groups: ArrayLike | None = None,
+        regroup: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        if min(classes_per_batch, samples_per_class, world_size) < 1 or not 0 <= rank < world_size:
+            raise InputError(
+                "sampler: classes_per_batch, samples_per_class and world_size must be at least 1"
+            )
+        all_labels = np.asarray(labels, dtype=np.int64)
+        counts = np.bincount(all_labels)
+        # Images by class, compressed sparse rows: those of class c are _rows[_start[c]:_start[c] +
+        # counts[c]].
+        self._rows = np.argsort(all_labels, kind="stable").astype(np.int64)
+        self._start = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        self._counts = counts.astype(np.int64)
+        self._classes = _eligible(self._counts, samples_per_class, small_classes, class_names)
+        self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.regroup, self.epoch = regroup, 0
+        self._groups = None if groups is None else np.asarray(groups, dtype=np.int64)
+        if self._groups is not None and len(self._groups) < len(counts):
+            raise InputError(
+                f"sampler: {len(self._groups)} groups for {len(counts)} classes; give one for each"
+            )
+        total = classes_per_batch * world_size
+        if len(self._classes) < total:
+            raise InputError(
+                f"sampler: batches of {total} classes from {len(self._classes)} usable ones; "
+                "lower classes_per_batch or add classes"
+            )
+        self.batches_per_epoch = batches_per_epoch or math.ceil(len(self._classes) / total)
+        self._pass: tuple[tuple[int, int], NDArray[np.int64]] | None = None
+
+    @property
+    def sampler(self) -> "PKBatchSampler":
+        """This object, where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that iteration yields."""
+        self.epoch = epoch
+
+    def set_groups(self, groups: ArrayLike | None) -> None:
+        """Group the classes anew (see :mod:`data.grouping`) from the next iteration on; needs ``regroup``."""
+        if not self.regroup:
+            raise ValueError("set_groups needs PKBatchSampler(regroup=True)")
+        self._groups = None if groups is None else np.asarray(groups, dtype=np.int64)
+        self._pass = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What cannot be computed from the arguments: the epoch and, under ``regroup``, the groups."""
+        groups = self._groups if self.regroup else None
+        return {"epoch": self.epoch, "groups": None if groups is None else groups.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.epoch = int(state["epoch"])
+        if self.regroup:
+            self.set_groups(state["groups"])
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.batches_per_epoch):
+            yield self.batch(self.epoch, batch).tolist()
+
+    def batch(self, epoch: int, number: int) -> NDArray[np.int64]:
+        """The images of one batch of this process, int64 of shape (P·K,)."""
+        classes, visits = self._global_classes(epoch, number)
+        mine = slice(self.rank * self.classes_per_batch, (self.rank + 1) * self.classes_per_batch)
+        return self._images(classes[mine], visits[mine], epoch if self.regroup else 0).ravel()
+
+    def _global_classes(self, epoch: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Classes of the global batch and how often each was visited before, shape (world_size·P,) each."""
+        size, total = self.classes_per_batch * self.world_size, len(self._classes)
+        first = (number if self.regroup else epoch * self.batches_per_epoch + number) * size
+        index, offset = divmod(first, total)
+        stream = epoch + 1 if self.regroup else 0
+        head = self._order(stream, index)[offset : offset + size]
+        visits = np.full(size, index, dtype=np.int64)
+        if len(head) < size:
+            visits[len(head) :] += 1
+            head = np.concatenate([head, self._order(stream, index + 1)[: size - len(head)]])
+        return self._classes[head], visits
+
+    def _order(self, stream: int, index: int) -> NDArray[np.int64]:
+        """The order of the index-th pass over the classes, positions in ``_classes``.
+
+        A pass begins in the middle of a batch wherever the number of classes is no multiple of the
+        batch's. Its first classes must then differ from the last ones of the pass before, which depends on
+        the pass before that. With at least three batches' classes such an exchange never reaches a pass's
+        end, and the chain stops there.
+        """
+        size, total = self.classes_per_batch * self.world_size, len(self._classes)
+        if self._pass is not None and self._pass[0] in {(stream, index), (stream, index - 1)}:
+            (_, at), order = self._pass
+        else:
+            at = max(0, index - 1) if total >= 3 * size else 0
+            order = self._shuffled(stream, at)
+        while at < index:
+            at += 1
+            tail = order[total - (at * total) % size :]
+            order = _disjoint_head(self._shuffled(stream, at), tail, (size - len(tail)) % size)
+        # The pass that holds a batch's start stays in memory, since the next batch most often needs it too.
+        if self._pass is None or self._pass[0] != (stream, index - 1):
+            self._pass = ((stream, index), order)
+        return order
+
+    def _shuffled(self, stream: int, index: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng((self.seed, _CLASSES, stream, index))
+        order = rng.permutation(len(self._classes))
+        if self._groups is None:
+            return order
+        of_class = self._groups[self._classes[order]]
+        _, group = np.unique(of_class, return_inverse=True)
+        return order[np.argsort(rng.permutation(group.max() + 1)[group], kind="stable")]
+
+    def _images(
+        self, classes: NDArray[np.int64], visits: NDArray[np.int64], stream: int
+    ) -> NDArray[np.int64]:
+        """K images of each class, int64 of shape (len(classes), K)."""
+        counts = self._counts[classes][:, None]
+        per_pass = np.maximum(counts // self.samples_per_class, 1)
+        index, visit = np.divmod(visits[:, None], per_pass)
+        position = (visit * self.samples_per_class + np.arange(self.samples_per_class)) % counts
+        keys = derive(self.seed, _IMAGES, stream, classes[:, None], index)
+        shape = position.shape
+        chosen = permuted(position, np.broadcast_to(counts, shape), np.broadcast_to(keys, shape))
+        return self._rows[self._start[classes][:, None] + chosen]
+
+
+def _eligible(
+    counts: NDArray[np.int64], needed: int, policy: SmallClasses, names: Sequence[str] | None
+) -> NDArray[np.int64]:
+    present = np.flatnonzero(counts)
+    small = present[counts[present] < needed]
+    if policy == "repeat" or not len(small):
+        return present
+    if policy == "skip":
+        return present[counts[present] >= needed]
+    listed = ", ".join(str(names[c]) if names else f"class {c}" for c in small[:5])
+    more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+    raise InputError(
+        f"{len(small)} classes have fewer than samples_per_class={needed} images ({listed}{more}); "
+        'add images, lower samples_per_class, or set small_classes to "repeat" or "skip"'
+    )
+
+
+def _disjoint_head(order: NDArray[np.int64], tail: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Move members of ``tail`` out of the first ``length`` positions, changing as few positions as
+    possible.
+    """
+    if not len(tail):
+        return order
+    clash = np.flatnonzero(np.isin(order[:length], tail))
+    if not len(clash):
+        return order
+    free = length + np.flatnonzero(~np.isin(order[length:], tail))[: len(clash)]
+    order = order.copy()
+    order[clash], order[free] = order[free], order[clash]
+    return order

@@ -1,0 +1,214 @@
+"""An indexed set of labelled images whose memory stays flat at ten million rows."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data.files import Member, read_member
+from models.errors import InputError
+from models.preprocess import DecodeLimits, read_limited
+
+_MEMBER_COLUMNS = ("offset", "stored", "size", "method", "crc")
+_OWN_COLUMNS = frozenset({"name", "root", "label", "split", *_MEMBER_COLUMNS})
+
+
+class ImageTable:
+    """Rows of (image, class, further columns) in Arrow memory; the images themselves stay where they are.
+
+    Args:
+        rows: Columns ``name`` (string: path below its root, "/" as separator), ``label`` (integer:
+            position in ``class_names``), ``root`` (integer: position in ``roots``; may be absent where
+            there is one root), for images in zip archives ``offset``, ``stored``, ``size``, ``method``,
+            ``crc`` (see :class:`data.files.Member`; negative offset: a plain file), optionally ``split``
+            (string: the set's own split, "train", "val" or "test", null where it has none), ``is_query``
+            and ``is_gallery`` (bool), and any metadata.
+        class_names: One for each label.
+        roots: Folders and zip archives that the names are relative to.
+        index_file: The Arrow file that the rows are mapped from; workers then open it instead of getting a
+            copy.
+        limits: Byte limit of one image.
+
+    Raises:
+        InputError: No images at all.
+    """
+
+    def __init__(
+        self,
+        rows: pa.Table,
+        class_names: Sequence[str],
+        roots: Sequence[Path],
+        *,
+        index_file: Path | None = None,
+        limits: DecodeLimits | None = None,
+    ) -> None:
+        if rows.num_rows == 0:
+            raise InputError(f"{', '.join(map(str, roots))}: no images found; give a folder for each class")
+        self.rows = rows.combine_chunks() if rows.column("name").num_chunks != 1 else rows
+        self.class_names = list(class_names)
+        self.roots = [Path(root) for root in roots]
+        self.index_file = index_file
+        self.limits = limits or DecodeLimits()
+        self._names = self.rows.column("name").chunk(0)
+
+    def __len__(self) -> int:
+        return int(self.rows.num_rows)
+
+    def __reduce__(self) -> Any:
+        if self.index_file is not None:
+            return _load_for_worker, (self.index_file, self.limits)
+        return _rebuild, (self.rows, self.class_names, self.roots, self.limits)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of each row, int64 of shape (N,)."""
+        return np.asarray(self.rows.column("label").to_numpy()).astype(np.int64)
+
+    @property
+    def split(self) -> NDArray[np.object_] | None:
+        """The set's own split of each row ("train", "val", "test" or None), or None where it has none."""
+        if "split" not in self.rows.column_names:
+            return None
+        column = self.rows.column("split").cast(pa.string())
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+
+    @property
+    def metadata(self) -> Mapping[str, pa.ChunkedArray]:
+        """Every further column, by name, each of N values."""
+        return {name: self.rows.column(name) for name in self.rows.column_names if name not in _OWN_COLUMNS}
+
+    def flags(self, name: str) -> NDArray[np.bool_]:
+        """A boolean column such as ``is_query``; all true where the table lacks it. Shape (N,)."""
+        if name not in self.rows.column_names:
+            return np.ones(len(self), dtype=bool)
+        return np.asarray(
+            pc.fill_null(self.rows.column(name), False).to_numpy(zero_copy_only=False), dtype=bool
+        )
+
+    def name(self, row: int) -> str:
+        """Path of an image below its root."""
+        return str(self._names[row].as_py())
+
+    @property
+    def names(self) -> pa.ChunkedArray:
+        """The paths of all images below their roots, N strings."""
+        return self.rows.column("name")
+
+    @cached_property
+    def _root_of(self) -> NDArray[Any] | None:
+        if "root" not in self.rows.column_names or len(self.roots) == 1:
+            return None
+        return np.asarray(self.rows.column("root").to_numpy())
+
+    @cached_property
+    def _members(self) -> list[NDArray[Any]] | None:
+        if "offset" not in self.rows.column_names:
+            return None
+        return [np.asarray(self.rows.column(name).to_numpy()) for name in _MEMBER_COLUMNS]
+
+    def read(self, row: int) -> bytes:
+        """The encoded bytes of one image; safe to call from any thread or process.
+
+        Raises:
+            ImageError: Missing, over the byte limit, or broken in its archive.
+        """
+        root = self.roots[0 if self._root_of is None else int(self._root_of[row])]
+        name = self.name(row)
+        if self._members is not None and self._members[0][row] >= 0:
+            member = Member(*(int(column[row]) for column in self._members))
+            return read_member(root, name, member, self.limits)
+        return read_limited(root / name, self.limits)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, labels and class names: what a cache of decoded pixels depends on."""
+        digest = hashlib.sha256(json.dumps([self.class_names, [str(root) for root in self.roots]]).encode())
+        for name in ("name", "label", *(c for c in ("crc", "size") if c in self.rows.column_names)):
+            for batch in self.rows.select([name]).to_batches(max_chunksize=1 << 16):
+                digest.update("\n".join(map(str, batch.column(0).to_pylist())).encode())
+        return digest.hexdigest()
+
+    def take(self, rows: NDArray[Any]) -> "ImageTable":
+        """A table of some rows only; labels and class names stay as they are."""
+        return ImageTable(self.rows.take(pa.array(rows)), self.class_names, self.roots, limits=self.limits)
+
+    def with_column(self, name: str, values: Any) -> "ImageTable":
+        """A table with one more column (or another one of that name) of N values."""
+        rows = self.rows.drop_columns([name]) if name in self.rows.column_names else self.rows
+        rows = rows.append_column(name, pa.array(values))
+        return ImageTable(rows, self.class_names, self.roots, limits=self.limits)
+
+    def save(self, path: Path, **extra: str) -> None:
+        """Write as an Arrow IPC file, which :meth:`load` maps into memory; ``extra`` goes along as text."""
+        about = {
+            "class_names": json.dumps(self.class_names),
+            "roots": json.dumps([str(root) for root in self.roots]),
+            **extra,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(path), "wb") as sink:
+            schema = self.rows.schema.with_metadata(about)
+            with pa.ipc.new_file(sink, schema) as writer:
+                writer.write_table(self.rows.replace_schema_metadata(about), max_chunksize=None)
+
+    @classmethod
+    def load(cls, path: Path, limits: DecodeLimits | None = None) -> "ImageTable":
+        """Map a file that :meth:`save` wrote: no row is read before it is needed."""
+        rows = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        about = rows.schema.metadata
+        return cls(
+            rows,
+            json.loads(about[b"class_names"]),
+            [Path(root) for root in json.loads(about[b"roots"])],
+            index_file=path,
+            limits=limits,
+        )
+
+
+def _load_for_worker(path: Path, limits: DecodeLimits) -> ImageTable:
+    return ImageTable.load(path, limits)
+
+
+def _rebuild(rows: pa.Table, class_names: list[str], roots: list[Path], limits: DecodeLimits) -> ImageTable:
+    return ImageTable(rows, class_names, roots, limits=limits)
+
+
+def factorize(names: pa.Array) -> tuple[NDArray[np.int64], list[str]]:
+    """Class names to labels: (int64 labels of shape (N,), sorted distinct names)."""
+    encoded = pc.dictionary_encode(names)
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    distinct = np.asarray(encoded.dictionary.to_pylist(), dtype=object)
+    order = np.argsort(distinct, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return rank[np.asarray(encoded.indices)].astype(np.int64), [str(name) for name in distinct[order]]
+
+
+def join_tables(tables: Sequence[ImageTable]) -> ImageTable:
+    """Several tables as one; classes of the same name become one class."""
+    names = pa.concat_arrays(
+        [pa.array(table.class_names, pa.string()).take(pa.array(table.labels)) for table in tables]
+    )
+    labels, class_names = factorize(names)
+    parts: list[pa.Table] = []
+    roots: list[Path] = []
+    for table in tables:
+        root = np.zeros(len(table), np.int32) if table._root_of is None else table._root_of
+        rows = table.rows.drop_columns([c for c in ("root", "label") if c in table.rows.column_names])
+        parts.append(rows.append_column("root", pa.array(root + len(roots), pa.int32())))
+        roots += table.roots
+    rows = pa.concat_tables(parts, promote_options="default")
+    for column in _MEMBER_COLUMNS:
+        if column in rows.column_names:
+            index = rows.column_names.index(column)
+            rows = rows.set_column(
+                index, column, pc.fill_null(rows.column(column), -1 if column == "offset" else 0)
+            )
+    return ImageTable(rows.append_column("label", pa.array(labels)), class_names, roots)
