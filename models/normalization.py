@@ -93,8 +93,8 @@ def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | N
         )
     try:
         return _convert(network, kind, arguments)
-    except TypeError as error:
-        raise InputError(f"normalization {kind} does not take {arguments}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"normalization {kind} with {arguments}: {error}") from error
 
 
 def _convert(network: nn.Module, kind: str, args: dict[str, Any]) -> nn.Module:
@@ -133,6 +133,8 @@ def _convert(network: nn.Module, kind: str, args: dict[str, Any]) -> nn.Module:
 
 def _replace(module: nn.Module, make: Callable[[Any], nn.Module]) -> nn.Module:
     if isinstance(module, BatchNorm):
+        if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            raise ValueError(f"{type(module).__name__} does more than normalize; keep normalization: batch")
         return make(module).train(module.training)
     for name, child in module.named_children():
         setattr(module, name, _replace(child, make))
