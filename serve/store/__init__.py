@@ -1,1 +1,1 @@
-"""Durable stores of embeddings: what they promise is in `protocol`, how to open one in `faiss_store`."""
+"""Durable stores of embeddings: `protocol` says what a store does, `faiss_store` is the embedded one."""

@@ -1,0 +1,95 @@
+"""Which rows of the index pass a filter, remembered between searches.
+
+SQL answers a filter with the keys that pass. They are kept per filter, and brought up to date by asking for
+keys above the last ones only: a key never changes its vector, a dead one is masked by the index itself, and
+an edit of labels or metadata forgets everything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from serve.store.database import Database
+from serve.store.filters import EVERYTHING, Condition
+from serve.store.index import IndexState
+from serve.store.parts import Mask
+from serve.store.rows import NO_KEYS, Keys, keys_where, sequence
+
+_MOST_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Keys that passed when the last write was number `sequence`, and their masks over segments."""
+
+    keys: Keys
+    sequence: int
+    edition: int
+    masks: dict[str, Mask]
+
+    @property
+    def bytes(self) -> int:
+        return self.keys.nbytes + sum(mask.nbytes for mask in self.masks.values())
+
+
+class Candidates:
+    """Filter masks of one collection."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # Another process may be writing what we only read: nothing is worth remembering then.
+        self._alone = not database.read_only
+        self._entries: OrderedDict[Condition, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+        self._edition = 0
+
+    def forget(self) -> None:
+        """Labels or metadata were edited: what passed may pass no longer."""
+        with self._lock:
+            self._edition += 1
+            self._entries.clear()
+
+    def masks(self, condition: Condition, state: IndexState) -> list[Mask | None] | None:
+        """For each part of the state, which rows pass; None in the list means all.
+
+        Returns:
+            The masks, or None where the database has already moved past the state: take the new state then.
+        """
+        if condition == EVERYTHING:
+            return [None] * len(state.parts)
+        with self._lock:
+            entry = self._entries.get(condition)
+            edition = self._edition
+        if entry is None:
+            entry = _Entry(NO_KEYS, -1, edition, {})
+        if entry.sequence != state.sequence:
+            entry = self._extended(entry, condition)
+            if entry.sequence != state.sequence and self._alone:
+                return None
+        named = {
+            part.name: entry.masks[part.name] if part.name in entry.masks else part.mask(entry.keys)
+            for part in state.parts
+            if part.name is not None
+        }
+        self._remember(condition, replace(entry, masks=named))
+        return [part.mask(entry.keys) if part.name is None else named[part.name] for part in state.parts]
+
+    def _extended(self, entry: _Entry, condition: Condition) -> _Entry:
+        with self._database.read_transaction() as connection:
+            now = sequence(connection)
+            fresh = keys_where(connection, condition, above=entry.sequence if entry.sequence >= 0 else None)
+        return replace(entry, keys=np.concatenate([entry.keys, fresh]), sequence=now)
+
+    def _remember(self, condition: Condition, entry: _Entry) -> None:
+        with self._lock:
+            if entry.edition != self._edition or not self._alone:
+                return
+            self._entries[condition] = entry
+            self._entries.move_to_end(condition)
+            used = sum(kept.bytes for kept in self._entries.values())
+            while used > _MOST_BYTES:
+                used -= self._entries.popitem(last=False)[1].bytes

@@ -1,0 +1,110 @@
+"""Several collections in one folder, and aliases that move from one to another at once.
+
+A new model's collection is built beside the old one, and then the alias that users search by is pointed at it.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Self
+
+from serve.store.faiss_store import FaissStore
+from serve.store.folder import StoreFolder
+from serve.store.protocol import StoreError
+
+
+class Catalogue:
+    """Owns a store folder and opens its collections, each once.
+
+    Args:
+        folder: Where the store lies.
+        create: Create what does not exist.
+        read_only: Take no lock and change nothing.
+        search_threads: OpenMP threads of one search in each collection.
+
+    Raises:
+        StoreLocked: Another process has the folder open.
+        StoreMissing: It does not exist and is not to be created.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, create: bool = True, read_only: bool = False, search_threads: int = 1
+    ) -> None:
+        self._folder = StoreFolder(Path(folder), create=create, read_only=read_only)
+        self._read_only = read_only
+        self._search_threads = search_threads
+        self._open: dict[str, FaissStore] = {}
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def collections(self) -> list[str]:
+        """Names of the collections, sorted."""
+        return self._folder.collections()
+
+    def aliases(self) -> dict[str, str]:
+        """Collections by alias."""
+        return self._folder.aliases()
+
+    def collection(self, name: str = "default") -> FaissStore:
+        """The collection of that name or alias; the same object each time.
+
+        Raises:
+            StoreMissing: There is none.
+        """
+        with self._lock:
+            place = self._folder.place(name)
+            if place.name not in self._open:
+                self._open[place.name] = FaissStore(
+                    place, create=False, read_only=self._read_only, search_threads=self._search_threads
+                )
+            return self._open[place.name]
+
+    def create(
+        self, name: str, dim: int, fingerprint: str | None = None, index: str | None = None
+    ) -> FaissStore:
+        """A new, empty collection.
+
+        Raises:
+            StoreError: The name is taken, by a collection or an alias.
+        """
+        with self._lock:
+            if name in self.collections() or name in self.aliases():
+                raise StoreError(f"{name!r} exists already; choose another name")
+            self._open[name] = FaissStore(
+                self._folder.place(name),
+                dim=dim,
+                fingerprint=fingerprint,
+                index=index,
+                search_threads=self._search_threads,
+            )
+            return self._open[name]
+
+    def set_alias(self, alias: str, name: str | None) -> None:
+        """Lets an alias mean a collection from now on, or nothing (None); at once or not at all."""
+        with self._lock:
+            self._folder.set_alias(alias, name)
+
+    def drop(self, name: str) -> None:
+        """Deletes a collection with all its files.
+
+        Raises:
+            StoreError: An alias still means it.
+        """
+        with self._lock:
+            self._folder.check_removable(name)
+            if name in self._open:
+                self._open.pop(name).close()
+            self._folder.remove(name)
+
+    def close(self) -> None:
+        """Closes every collection and releases the folder; a second call does nothing."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
+            self._folder.release()

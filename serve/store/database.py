@@ -1,0 +1,150 @@
+"""The durable truth of one collection: an SQLite file in WAL mode, its schema and its connections.
+
+There is one connection that writes, under the lock of whoever holds `Database.write`, and a pool of
+connections that read; in WAL mode neither waits for the other. `synchronous=FULL` makes COMMIT return only
+once the log is on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from serve.store.protocol import DiskFull, ReadOnly, StoreError
+
+FORMAT = 1
+
+# `key` is the sequence number of the write that stored this version of an item: a key never changes meaning
+# and is never used again. Vectors and thumbnails lie apart: a scan over one never reads the other. `id` has
+# no declared type, which keeps the integer 1 and the text "1" different.
+_SCHEMA = """
+CREATE TABLE properties (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE items (key INTEGER PRIMARY KEY, id NOT NULL UNIQUE, label TEXT, metadata TEXT);
+CREATE TABLE vectors (key INTEGER PRIMARY KEY, vector BLOB NOT NULL);
+CREATE TABLE thumbnails (key INTEGER PRIMARY KEY, image BLOB NOT NULL);
+CREATE INDEX "payload:label" ON items (label) WHERE label IS NOT NULL;
+"""
+
+
+class Database:
+    """Opens (or creates) the file; `read_only` neither creates nor writes."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._closing = threading.Event()
+        self._writer: sqlite3.Connection | None = None
+        if not read_only:
+            self._writer = self._connect()
+            self._prepare(self._writer)
+        with self.read() as connection:
+            properties = dict(connection.execute("SELECT name, value FROM properties").fetchall())
+        if properties.get("format") != FORMAT:
+            raise StoreError(f"{path} has format {properties.get('format')}, this version reads {FORMAT}")
+        self.store_id = str(properties["store_id"])
+
+    def _connect(self, *, query_only: bool = False) -> sqlite3.Connection:
+        mode = "ro" if self.read_only else "rwc"
+        uri = f"{self.path.absolute().as_uri()}?mode={mode}"
+        connection = sqlite3.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30.0, cached_statements=256
+        )
+        if query_only:
+            connection.execute("PRAGMA query_only = 1")
+        return connection
+
+    def _prepare(self, writer: sqlite3.Connection) -> None:
+        writer.execute("PRAGMA page_size = 8192")
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("PRAGMA synchronous = FULL")
+        writer.execute("PRAGMA wal_autocheckpoint = 4000")
+        writer.execute("PRAGMA journal_size_limit = 67108864")
+        writer.execute("PRAGMA cache_size = -16384")
+        with self.write() as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'properties'").fetchone():
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                start = [("format", FORMAT), ("store_id", uuid.uuid4().hex), ("sequence", 0)]
+                connection.executemany("INSERT INTO properties VALUES (?, ?)", start)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: durable when the block ends, undone when it raises. One at a time.
+
+        Raises:
+            DiskFull: The disk took no more.
+            ReadOnly: The store is open for reading only.
+        """
+        if self._writer is None:
+            raise ReadOnly(f"{self.path.parent} is open for reading only")
+        with _translated(self.path):
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A connection that reads; each statement run to its end sees one state and pins nothing after."""
+        if self._closing.is_set():
+            raise StoreError(f"The store {self.path.parent} is closed")
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect(query_only=True)
+        try:
+            yield connection
+        finally:
+            if self._closing.is_set():
+                connection.close()
+            else:
+                self._idle.append(connection)
+
+    @contextlib.contextmanager
+    def read_transaction(self) -> Iterator[sqlite3.Connection]:
+        """As `read`, with all statements of the block on the same state; keep the block short."""
+        with self.read() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("COMMIT")
+
+    def vacuum(self) -> None:
+        """Rewrites the file without what was deleted, and empties the log. Nobody may write meanwhile."""
+        if self._writer is None:
+            raise ReadOnly(f"{self.path.parent} is open for reading only")
+        with _translated(self.path):
+            self._writer.execute("VACUUM")
+            busy = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:
+            raise StoreError(f"A reader kept the log of {self.path} from being emptied; purge again")
+
+    def close(self) -> None:
+        """Closes every idle connection; those in use close when they are given back."""
+        self._closing.set()
+        while self._idle:
+            self._idle.pop().close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise DiskFull(f"The disk of {path.parent} is full; free some space and try again") from error
+        raise

@@ -1,0 +1,192 @@
+"""The filter language, and its translation to SQL with bound parameters.
+
+A filter is a JSON object; an empty one passes everything. Its keys are fields or combinations:
+
+    {"label": "cat"}                                equal
+    {"label": {"in": ["cat", "dog"]}}               one of
+    {"metadata.price": {"gte": 3, "lt": 9}}         range (numbers with numbers, text with text)
+    {"metadata.tags": {"contains": "red"}}          a JSON array holds the value
+    {"metadata.shop.city": {"exists": true}}        present and not null
+    {"id": {"ne": "a-17"}}                          not equal, or absent
+    {"and": [F, G]}, {"or": [F, G]}, {"not": F}     combinations
+
+Several keys in one object must all hold. Fields are `id`, `label` and `metadata.NAME`, where NAME is made of
+letters, digits, `_` and `-`, with dots between nested names. JSON true and false compare as 1 and 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from serve.store.protocol import FilterError
+
+MOST_TERMS = 256
+MOST_VALUES = 10_000
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
+
+Scalar: TypeAlias = str | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """An SQL expression over the columns of `items`, and its parameters."""
+
+    sql: str
+    parameters: tuple[Scalar, ...] = ()
+
+
+EVERYTHING = Condition("1")
+
+
+def column(field: str) -> str:
+    """The SQL expression of a field.
+
+    A metadata field's path stands in the SQL text, because an index on an expression is used only where the
+    same text comes again; it holds nothing but word characters, dots and hyphens.
+
+    Raises:
+        FilterError: The field is not in the language.
+    """
+    if field in ("id", "label"):
+        return field
+    prefix, _, name = field.partition(".")
+    if prefix != "metadata" or not _NAME.fullmatch(name):
+        raise FilterError(f"Unknown filter field {field!r}; use id, label or metadata.NAME")
+    path = ".".join(f'"{part}"' for part in name.split("."))
+    return f"json_extract(metadata, '$.{path}')"
+
+
+def condition(where: Mapping[str, Any] | None) -> Condition:
+    """Translates a filter.
+
+    Raises:
+        FilterError: It is outside the language or too large.
+    """
+    if not where:
+        if where is not None and not isinstance(where, Mapping):
+            raise FilterError("A filter is a JSON object such as {'label': 'cat'}")
+        return EVERYTHING
+    parameters: list[Scalar] = []
+    sql = _Translation(parameters).both(where)
+    return Condition(sql, tuple(parameters))
+
+
+class _Translation:
+    """Walks one filter, collecting parameters in the order of their question marks."""
+
+    def __init__(self, parameters: list[Scalar]) -> None:
+        self.parameters = parameters
+        self.terms = 0
+
+    def both(self, where: Any) -> str:
+        if not isinstance(where, Mapping):
+            raise FilterError(f"A filter is a JSON object such as {{'label': 'cat'}}, not {_short(where)}")
+        return " AND ".join(self.entry(key, value) for key, value in where.items()) or "1"
+
+    def entry(self, key: Any, value: Any) -> str:
+        self.terms += 1
+        if self.terms > MOST_TERMS:
+            raise FilterError(f"The filter has more than {MOST_TERMS} terms")
+        if not isinstance(key, str):
+            raise FilterError(f"A filter's keys are text, not {_short(key)}")
+        if key in ("and", "or"):
+            if not isinstance(value, list | tuple):
+                raise FilterError(f"{key!r} takes a list of filters")
+            joined = f" {key.upper()} ".join(f"({self.both(part)})" for part in value)
+            return f"({joined})" if joined else ("1" if key == "and" else "0")
+        if key == "not":
+            # Not plain NOT: an absent field makes a comparison NULL, whose opposite must hold.
+            return f"(({self.both(value)}) IS NOT TRUE)"
+        field = column(key)
+        if not isinstance(value, Mapping):
+            value = {"eq": value}
+        if not value:
+            raise FilterError(f"The field {key!r} has no condition")
+        return " AND ".join(self.comparison(key, field, name, operand) for name, operand in value.items())
+
+    def comparison(self, key: str, field: str, name: str, operand: Any) -> str:
+        write = _OPERATORS.get(name)
+        if write is None:
+            raise FilterError(f"Unknown filter operator {name!r}; use one of {', '.join(_OPERATORS)}")
+        return write(self, key, field, operand)
+
+    def bind(self, key: str, value: Any) -> str:
+        self.parameters.append(_scalar(key, value))
+        return "?"
+
+    def equal(self, key: str, field: str, operand: Any) -> str:
+        return f"{field} IS NULL" if operand is None else f"{field} = {self.bind(key, operand)}"
+
+    def unequal(self, key: str, field: str, operand: Any) -> str:
+        return f"({self.equal(key, field, operand)}) IS NOT TRUE"
+
+    def one_of(self, key: str, field: str, operand: Any) -> str:
+        if not isinstance(operand, list | tuple):
+            raise FilterError(f"'in' takes a list of values, not {_short(operand)}")
+        if len(operand) > MOST_VALUES:
+            raise FilterError(f"'in' takes at most {MOST_VALUES} values")
+        self.parameters.append(json.dumps([_scalar(key, value) for value in operand]))
+        return f"{field} IN (SELECT value FROM json_each(?))"  # noqa: S608  (text from `column`)
+
+    def exists(self, _key: str, field: str, operand: Any) -> str:
+        if not isinstance(operand, bool):
+            raise FilterError("'exists' takes true or false")
+        return f"{field} IS {'NOT ' if operand else ''}NULL"
+
+    def contains(self, key: str, field: str, operand: Any) -> str:
+        if key in ("id", "label"):
+            raise FilterError(f"'contains' is for lists in metadata, not for {key!r}")
+        array = field.replace("json_extract(", "json_each(")
+        return f"EXISTS (SELECT 1 FROM {array} WHERE value = {self.bind(key, operand)})"  # noqa: S608
+
+
+def _range(sign: str) -> Callable[[_Translation, str, str, Any], str]:
+    """In SQL every number is below every text; a comparison must not reach from one kind into the other."""
+
+    def write(translation: _Translation, key: str, field: str, operand: Any) -> str:
+        sql = f"{field} {sign} {translation.bind(key, operand)}"
+        if isinstance(operand, str):
+            return sql if sign.startswith(">") else f"({sql} AND {field} >= '')"
+        return f"({sql} AND {field} < '')" if sign.startswith(">") else sql
+
+    return write
+
+
+_OPERATORS: dict[str, Callable[[_Translation, str, str, Any], str]] = {
+    "eq": _Translation.equal,
+    "ne": _Translation.unequal,
+    "in": _Translation.one_of,
+    "gt": _range(">"),
+    "gte": _range(">="),
+    "lt": _range("<"),
+    "lte": _range("<="),
+    "exists": _Translation.exists,
+    "contains": _Translation.contains,
+}
+
+
+def _scalar(key: str, value: Any) -> Scalar:
+    if not isinstance(value, str | int | float):
+        raise FilterError(f"The filter on {key!r} compares with {_short(value)}; use text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FilterError(f"The filter on {key!r} compares with {value}; use a finite number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise FilterError(f"The filter on {key!r} compares with an integer beyond 64 bits")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise FilterError(f"The filter on {key!r} holds text that is not valid Unicode") from None
+    if key == "label" and not isinstance(value, str):
+        raise FilterError(f"Labels are text; the filter compares with {_short(value)}")
+    return int(value) if isinstance(value, bool) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,126 @@
+"""The searchable state of a collection: an immutable value that each commit replaces.
+
+Readers take the current state once and work on it undisturbed; the writer builds the next one and swaps it
+in. Nothing is locked and nothing that a reader sees ever changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from serve.store import exact
+from serve.store.parts import Mask, Part, PartPlan
+from serve.store.protocol import SearchPlan, Strategy, Vectors
+from serve.store.rows import NO_KEYS, Changes, Keys
+
+# Strategies from the most to the least far-reaching; the plan of a search names the first that any part used.
+_ORDER: tuple[Strategy, ...] = ("approximate_then_exact", "approximate", "exact", "exact_subset", "empty")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexState:
+    """Parts in the order of their keys; the last one is the head, which grows.
+
+    Attributes:
+        parts: Segments and heads. No key is live in two of them.
+        sequence: Number of the last write that the state contains.
+    """
+
+    parts: tuple[Part, ...]
+    sequence: int
+
+    @classmethod
+    def empty(cls, dim: int, sequence: int = 0) -> IndexState:
+        """A state without items."""
+        return cls((_empty_head(dim),), sequence)
+
+    @property
+    def head(self) -> Part:
+        """The part that grows."""
+        return self.parts[-1]
+
+    @property
+    def live_count(self) -> int:
+        """Number of items."""
+        return sum(part.live_count for part in self.parts)
+
+    def after(self, changes: Changes, head_rows: int) -> IndexState:
+        """The state that follows a committed transaction."""
+        parts = list(self.parts)
+        for keys, vectors in changes.added:
+            if len(parts[-1]) >= head_rows:
+                parts.append(_empty_head(vectors.shape[1]))
+            parts[-1] = _extended(parts[-1], keys, vectors)
+        if changes.removed:
+            removed = np.sort(np.concatenate(changes.removed))
+            parts = [part.without(removed) for part in parts]
+        return IndexState(tuple(parts), changes.sequence)
+
+    def sealed(self) -> IndexState:
+        """The state with an empty head, what was in it now a part that no longer grows."""
+        if len(self.head) == 0:
+            return self
+        return replace(self, parts=(*self.parts, _empty_head(self.head.vectors.shape[1])))
+
+    def replaced(self, old: Sequence[Part], new: Part | None) -> IndexState:
+        """The state with some parts merged into one; what died in them meanwhile is dead in it too.
+
+        Args:
+            old: Parts of an earlier state that `new` contains the live rows of.
+            new: Their successor, None if no row was alive.
+        """
+        numbers = {id(part.keys) for part in old}
+        rest = [part for part in self.parts[:-1] if id(part.keys) not in numbers]
+        if new is not None:
+            now = [part for part in self.parts[:-1] if id(part.keys) in numbers]
+            died = [part.keys[part.dead] for part in now if part.dead is not None]
+            rest.append(new.without(np.sort(np.concatenate(died or [NO_KEYS]))))
+        return replace(self, parts=(*rest, self.head))
+
+    def search(
+        self, queries: Vectors, k: int, masks: Sequence[Mask | None], *, allow_approximate: bool, index: str
+    ) -> tuple[Vectors, Keys, SearchPlan]:
+        """Searches every part; see `Part.search`. `masks` has one filter mask (or None) for each part."""
+        found: list[tuple[Vectors, Keys]] = []
+        plans: list[PartPlan] = []
+        for part, mask in zip(self.parts, masks, strict=True):
+            similarities, keys, part_plan = part.search(queries, k, mask, allow_approximate=allow_approximate)
+            found.append((similarities, keys))
+            plans.append(part_plan)
+        candidates = sum(plan.candidates for plan in plans)
+        plan = SearchPlan(
+            strategy=min((plan.strategy for plan in plans), key=_ORDER.index),
+            candidates=candidates,
+            selectivity=candidates / max(1, self.live_count),
+            index=index,
+            explored=sum(plan.explored for plan in plans),
+        )
+        similarities, keys = exact.merge(found, min(k, candidates))
+        return similarities, keys, plan
+
+
+def _empty_head(dim: int) -> Part:
+    return Part(None, NO_KEYS, np.empty((0, dim), np.float32))
+
+
+def _extended(head: Part, keys: Keys, vectors: Vectors) -> Part:
+    """The head with rows appended, in the room behind it when there is some.
+
+    The arrays of a head are views of the front of larger buffers. Rows behind the view are seen by no state
+    but the newest, so they may be written without touching what readers hold.
+    """
+    old, new = len(head), len(head) + len(keys)
+    key_room, vector_room = head.keys.base, head.vectors.base
+    if key_room is None or vector_room is None or len(key_room) < new or len(vector_room) < new:
+        capacity = max(1024, 2 * new)
+        key_room = np.empty(capacity, np.int64)
+        vector_room = np.empty((capacity, vectors.shape[1]), np.float32)
+        key_room[:old] = head.keys
+        vector_room[:old] = head.vectors
+    key_room[old:new] = keys
+    vector_room[old:new] = vectors
+    dead = None if head.dead is None else np.concatenate([head.dead, np.zeros(len(keys), np.bool_)])
+    return replace(head, keys=key_room[:new], vectors=vector_room[:new], dead=dead)

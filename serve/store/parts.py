@@ -1,0 +1,165 @@
+"""One immutable piece of a collection's index, and how it is searched under a filter.
+
+A part is either a segment (memory-mapped from disk, perhaps with an approximate index) or a head of recent
+vectors in memory. Its rows never change; which of them are dead is a mask that a new `Part` replaces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.store import exact
+from serve.store.exact import Positions
+from serve.store.protocol import Strategy, Vectors
+from serve.store.rows import Keys
+
+Mask = NDArray[np.bool_]
+
+# A scan of the whole part in order is about this much cheaper per row than one that jumps between rows.
+_ORDERLY = 4
+# Rows whose exact scan costs as much as exploring one more neighbour in an approximate index.
+_ROWS_PER_NEIGHBOUR = 20
+
+
+class Approximate(Protocol):
+    """An approximate index over a part's rows."""
+
+    def least(self, k: int) -> int:
+        """Neighbours that a search for `k` explores at least."""
+
+    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Positions]:
+        """As `exact.scan`, perhaps missing some."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlan:
+    """How one part was searched; see `SearchPlan`."""
+
+    strategy: Strategy
+    candidates: int
+    explored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of an index.
+
+    Attributes:
+        name: Folder of the segment on disk, or None for rows in memory alone.
+        keys: (n,) int64, ascending.
+        vectors: (n, dim) float32, unit length.
+        dead: (n,) True where the item was deleted or replaced, or None if nowhere.
+        dead_count: Number of dead rows.
+        approximate: An index over all rows, or None.
+    """
+
+    name: str | None
+    keys: Keys
+    vectors: Vectors
+    dead: Mask | None = None
+    dead_count: int = 0
+    approximate: Approximate | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def live_count(self) -> int:
+        """Rows that are not dead."""
+        return len(self.keys) - self.dead_count
+
+    def without(self, keys: Keys) -> Part:
+        """The part with these keys (ascending) dead, itself where it has none of them."""
+        here = positions_of(keys, self.keys)
+        if len(here) == 0:
+            return self
+        dead = np.zeros(len(self.keys), np.bool_) if self.dead is None else self.dead.copy()
+        dead[here] = True
+        return replace(self, dead=dead, dead_count=int(np.count_nonzero(dead)))
+
+    def mask(self, keys: Keys) -> Mask:
+        """True at the rows whose keys are among `keys` (ascending)."""
+        mask = np.zeros(len(self.keys), np.bool_)
+        mask[positions_of(keys, self.keys)] = True
+        return mask
+
+    def search(
+        self, queries: Vectors, k: int, passing: Mask | None, *, allow_approximate: bool
+    ) -> tuple[Vectors, Keys, PartPlan]:
+        """The `k` best rows of each query among the live ones that pass.
+
+        Args:
+            queries: (n, dim) float32, unit length.
+            k: Number of neighbours.
+            passing: (rows,) True where a filter passes; None passes all.
+            allow_approximate: Use the approximate index where it pays.
+
+        Returns:
+            Similarities (n, ≤k) descending, their keys (−1 where there are fewer), and the plan.
+        """
+        wanted, candidates = self._wanted(passing)
+        k = min(k, candidates)
+        if k == 0:
+            nothing = np.empty((len(queries), 0))
+            return nothing.astype(np.float32), nothing.astype(np.int64), PartPlan("empty", 0)
+        rate = candidates / len(self.keys)
+        # So many that k of them should pass; a filter against the query's surroundings leaves fewer.
+        explored = k if wanted is None else min(len(self.keys), int(1.5 * k / rate) + 16)
+        index = self.approximate if allow_approximate else None
+        if index is not None and candidates > _ROWS_PER_NEIGHBOUR * max(explored, index.least(k)):
+            strategy: Strategy = "approximate"
+            similarities, rows = index.search(queries, explored)
+        elif rate * _ORDERLY >= 1:
+            strategy = "exact"
+            similarities, rows = exact.scan(queries, self.vectors, explored)
+        else:
+            strategy, explored = "exact_subset", 0
+            similarities, rows = self._subset(queries, wanted, k)
+            wanted = None
+        if wanted is not None:
+            similarities, rows, short = _keep(similarities, rows, wanted, k)
+            if len(short):
+                if strategy == "approximate":
+                    strategy = "approximate_then_exact"
+                similarities[short], rows[short] = self._subset(queries[short], wanted, k)
+        keys = np.where(rows < 0, -1, self.keys[rows])
+        found_exactly = strategy in ("exact", "exact_subset")
+        return similarities, keys, PartPlan(strategy, candidates, 0 if found_exactly else explored)
+
+    def _wanted(self, passing: Mask | None) -> tuple[Mask | None, int]:
+        """Rows that may be hits (None: all), and their number."""
+        if passing is None:
+            return (None if self.dead is None else ~self.dead), self.live_count
+        wanted: Mask = passing if self.dead is None else passing & ~self.dead
+        return wanted, int(np.count_nonzero(wanted))
+
+    def _subset(self, queries: Vectors, wanted: Mask | None, k: int) -> tuple[Vectors, Positions]:
+        if wanted is None:
+            return exact.scan(queries, self.vectors, k)
+        return exact.scan_subset(queries, self.vectors, np.flatnonzero(wanted), k)
+
+
+def positions_of(some: Keys, among: Keys) -> Positions:
+    """Positions in `among` (ascending) of those of `some` (ascending) that are there."""
+    if len(among) == 0 or len(some) == 0 or some[-1] < among[0] or some[0] > among[-1]:
+        return np.empty(0, np.int64)
+    low, high = np.searchsorted(some, [among[0], among[-1] + 1])
+    some = some[low:high]
+    at: Positions = np.searchsorted(among, some)
+    found: Positions = at[among[at] == some]
+    return found
+
+
+def _keep(
+    similarities: Vectors, rows: Positions, wanted: Mask, k: int
+) -> tuple[Vectors, Positions, Positions]:
+    """The first `k` wanted rows of each query, and the queries that have fewer."""
+    fits = (rows >= 0) & wanted[rows]
+    short = np.flatnonzero(fits.sum(axis=1) < k)
+    # A stable sort on "does not fit" moves the fitting ones to the front in their order.
+    order = np.argsort(~fits, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(rows, order, axis=1), short

@@ -1,0 +1,242 @@
+"""Items as rows of the database: checked on the way in, rebuilt on the way out."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.store.filters import Condition
+from serve.store.protocol import Item, ItemId, ItemMissing, StoreError, Vectors
+from serve.store.vectors import unit_rows
+
+Keys = NDArray[np.int64]
+
+NO_KEYS: Keys = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Checked items, each id once, ready to be written."""
+
+    ids: list[ItemId]
+    labels: list[str | None]
+    metadata: list[str | None]
+    thumbnails: list[bytes | None]
+    vectors: Vectors
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a transaction does to the index: keys that die, and vectors that come under new keys."""
+
+    sequence: int
+    removed: list[Keys] = field(default_factory=list)
+    added: list[tuple[Keys, Vectors]] = field(default_factory=list)
+    edited: bool = False
+
+    def copy(self) -> Changes:
+        """The changes so far, to come back to."""
+        return Changes(self.sequence, list(self.removed), list(self.added), self.edited)
+
+    def restore(self, earlier: Changes) -> None:
+        """Forgets what came after `earlier`."""
+        self.sequence, self.removed = earlier.sequence, earlier.removed
+        self.added, self.edited = earlier.added, earlier.edited
+
+
+def check_id(value: Any) -> ItemId:
+    """Returns the id if it is text or a 64-bit integer.
+
+    Raises:
+        StoreError: It is not.
+    """
+    if isinstance(value, str):
+        if value and "\0" not in value and _is_unicode(value):
+            return value
+    elif isinstance(value, int | np.integer) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
+        return int(value)
+    raise StoreError(f"{str(value)[:40]!r} is no id; use text without NUL, or a 64-bit integer")
+
+
+def check_batch(items: Sequence[Item], dim: int) -> Batch:
+    """Checks items before anything of them is written; of equal ids the last one stays."""
+    last = {check_id(item.id): position for position, item in enumerate(items)}
+    if len(last) < len(items):
+        items = [items[position] for position in sorted(last.values())]
+    if any(item.vector is None for item in items):
+        raise StoreError("An item has no vector; every item needs one")
+    return Batch(
+        ids=[check_id(item.id) for item in items],
+        labels=[check_label(item.label) for item in items],
+        metadata=[metadata_text(item.metadata) for item in items],
+        thumbnails=[check_thumbnail(item.thumbnail) for item in items],
+        vectors=unit_rows([item.vector for item in items], dim),
+    )
+
+
+def check_label(value: Any) -> str | None:
+    """Returns the label if it is text or None."""
+    if value is None or (isinstance(value, str) and "\0" not in value and _is_unicode(value)):
+        return value
+    raise StoreError(f"The label {str(value)[:40]!r} is no text; use text without NUL, or none")
+
+
+def check_thumbnail(value: Any) -> bytes | None:
+    """Returns the thumbnail if it is bytes or None."""
+    if value is None or isinstance(value, bytes):
+        return value
+    raise StoreError(f"A thumbnail is a {type(value).__name__}; give an encoded image's bytes")
+
+
+def metadata_text(value: Mapping[str, Any] | None) -> str | None:
+    """Metadata as JSON text, None where there is none."""
+    if not value:
+        return None
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreError(f"Metadata is not plain JSON: {error}") from None
+    if text[0] != "{":
+        raise StoreError("Metadata is an object with named fields, such as {'price': 3}")
+    return text
+
+
+def insert(batch: Batch, connection: sqlite3.Connection, changes: Changes) -> int:
+    """Writes a batch under new keys and removes what had its ids."""
+    remove(connection, keys_of_ids(connection, batch.ids), changes, count_write=False)
+    first = changes.sequence + 1
+    keys = np.arange(first, first + len(batch.ids), dtype=np.int64)
+    changes.sequence += len(keys)
+    numbers = keys.tolist()
+    connection.executemany(
+        "INSERT INTO items VALUES (?, ?, ?, ?)",
+        zip(numbers, batch.ids, batch.labels, batch.metadata, strict=True),
+    )
+    rows = batch.vectors.astype("<f4", copy=False)
+    connection.executemany(
+        "INSERT INTO vectors VALUES (?, ?)", zip(numbers, (row.data for row in rows), strict=True)
+    )
+    connection.executemany(
+        "INSERT INTO thumbnails VALUES (?, ?)",
+        [pair for pair in zip(numbers, batch.thumbnails, strict=True) if pair[1] is not None],
+    )
+    changes.added.append((keys, batch.vectors))
+    return len(keys)
+
+
+def remove(connection: sqlite3.Connection, keys: Keys, changes: Changes, *, count_write: bool = True) -> int:
+    """Removes rows by key."""
+    if count_write:
+        changes.sequence += 1
+    if len(keys):
+        listed = json_text(keys.tolist())
+        for table in ("items", "vectors", "thumbnails"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE key IN (SELECT value FROM json_each(?))",  # noqa: S608
+                (listed,),
+            )
+        changes.removed.append(keys)
+    return len(keys)
+
+
+def edit(connection: sqlite3.Connection, item_id: ItemId, patch: Mapping[str, Any], changes: Changes) -> None:
+    """Changes label and metadata of one item; see `Store.update`."""
+    unknown = set(patch) - {"label", "metadata"}
+    if unknown:
+        raise StoreError(f"Cannot change {sorted(unknown)[0]!r} of an item; change label or metadata")
+    if not connection.execute("SELECT 1 FROM items WHERE id = ?", (item_id,)).fetchone():
+        raise ItemMissing(f"There is no item {item_id!r}")
+    if "label" in patch:
+        connection.execute("UPDATE items SET label = ? WHERE id = ?", (check_label(patch["label"]), item_id))
+    merge = metadata_text(patch.get("metadata"))
+    if merge is not None:
+        connection.execute(
+            "UPDATE items SET metadata = nullif(json_patch(coalesce(metadata, '{}'), ?), '{}') WHERE id = ?",
+            (merge, item_id),
+        )
+    changes.sequence += 1
+    changes.edited = True
+
+
+def keys_of_ids(connection: sqlite3.Connection, ids: Iterable[ItemId]) -> Keys:
+    """Keys of those ids that exist, ascending."""
+    listed = json_text(list(ids))
+    return keys_where(connection, Condition("id IN (SELECT value FROM json_each(?))", (listed,)))
+
+
+def keys_where(connection: sqlite3.Connection, condition: Condition, above: int | None = None) -> Keys:
+    """Keys (above a bound, if given) whose rows fulfil a condition, ascending.
+
+    SQLite joins them into one text, so that a million keys take one step without the interpreter's lock.
+    """
+    # Few rows are above a bound: go by key and not by an index on a field.
+    source = "items WHERE" if above is None else f"items NOT INDEXED WHERE key > {above:d} AND"
+    text = connection.execute(
+        f"SELECT group_concat(key) FROM {source} ({condition.sql})",  # noqa: S608
+        condition.parameters,
+    ).fetchone()[0]
+    if text is None:
+        return NO_KEYS
+    return np.sort(np.fromstring(text, dtype=np.int64, sep=","))
+
+
+def sequence(connection: sqlite3.Connection) -> int:
+    """Number of the last write."""
+    return int(connection.execute("SELECT value FROM properties WHERE name = 'sequence'").fetchone()[0])
+
+
+def read_items(
+    connection: sqlite3.Connection, condition: Condition, *, with_vectors: bool, limit: int = -1
+) -> list[tuple[int, Item]]:
+    """Keys and items that fulfil a condition, ascending by key."""
+    source = "items JOIN vectors USING (key)" if with_vectors else "items"
+    columns = "key, id, label, metadata" + (", vector" if with_vectors else "")
+    found = connection.execute(
+        f"SELECT {columns} FROM {source} WHERE {condition.sql} ORDER BY key LIMIT ?",  # noqa: S608
+        (*condition.parameters, limit),
+    ).fetchall()
+    return [
+        (
+            row[0],
+            Item(row[1], np.frombuffer(row[4], "<f4") if with_vectors else None, row[2], metadata_of(row[3])),
+        )
+        for row in found
+    ]
+
+
+def read_vectors(connection: sqlite3.Connection, above: int, limit: int) -> tuple[Keys, NDArray[np.uint8]]:
+    """The next keys above a bound, and the bytes of their vectors, one row each."""
+    found = connection.execute(
+        "SELECT key, vector FROM vectors WHERE key > ? ORDER BY key LIMIT ?", (above, limit)
+    ).fetchall()
+    keys = np.fromiter((row[0] for row in found), np.int64, len(found))
+    joined = np.frombuffer(b"".join([row[1] for row in found]), np.uint8)
+    return keys, joined.reshape(len(found), -1) if found else joined.reshape(0, 0)
+
+
+def metadata_of(text: str | None) -> dict[str, Any]:
+    """Metadata from its JSON text."""
+    return {} if text is None else msgspec.json.decode(text, type=dict[str, Any])
+
+
+def json_text(values: list[Any]) -> str:
+    """A list as a JSON array, for json_each."""
+    return msgspec.json.encode(values).decode()
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

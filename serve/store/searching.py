@@ -1,0 +1,182 @@
+"""One search from normalized queries to hits: filter masks, neighbours, rows of the hits, groups.
+
+The index and the database are two views of one truth, and a search looks at both. When a write falls between
+the two looks, the search starts over on the newer state: an item that is being replaced is always found, as it
+was or as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serve.store import exact, filters
+from serve.store.candidates import Candidates
+from serve.store.commits import Commits
+from serve.store.database import Database
+from serve.store.filters import Condition
+from serve.store.index import IndexState
+from serve.store.parts import Mask
+from serve.store.protocol import Hit, ItemId, SearchPlan, SearchResult, Vectors
+from serve.store.rows import Keys, keys_of_ids, metadata_of
+
+# Lock-free tries before one that holds writers back for its duration.
+_TRIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked search; the fields are those of `Store.search`."""
+
+    queries: Vectors
+    k: int
+    condition: Condition
+    min_similarity: float | None
+    exclude: tuple[ItemId, ...]
+    group_by_label: bool
+    exact: bool
+    with_metadata: bool
+    index: str
+
+
+class _StateMoved(Exception):  # noqa: N818  (not an error: the search starts over)
+    """A write came between the look at the index and the look at the database."""
+
+
+class Searching:
+    """Searches one collection; `state` gives its current searchable state."""
+
+    def __init__(
+        self,
+        database: Database,
+        state: Callable[[], IndexState],
+        candidates: Candidates,
+        commits: Commits | None,
+        threads: int,
+    ) -> None:
+        self._database = database
+        self._state = state
+        self._candidates = candidates
+        self._commits = commits
+        self._threads = threads
+
+    def run(self, request: Request) -> SearchResult:
+        """Carries out a search."""
+        exact.use_threads(self._threads)
+        for _ in range(_TRIES):
+            with contextlib.suppress(_StateMoved):
+                return self._once(request, self._state())
+        with self._commits.paused() if self._commits else contextlib.nullcontext():
+            return self._once(request, self._state())
+
+    def _once(self, request: Request, state: IndexState) -> SearchResult:
+        excluded = self._keys(request.exclude)
+        hits, plan = self._find(request, state, request.queries, excluded)
+        if request.group_by_label:
+            hits = [
+                self._grouped(request, state, request.queries[at : at + 1], first, excluded)
+                for at, first in enumerate(hits)
+            ]
+        return SearchResult(hits, plan)
+
+    def _find(
+        self,
+        request: Request,
+        state: IndexState,
+        queries: Vectors,
+        excluded: Keys,
+        minus: Condition | None = None,
+    ) -> tuple[list[list[Hit]], SearchPlan]:
+        """Hits of each query among what passes the filter and does not fulfil `minus`."""
+        masks = self._masks(request.condition, state)
+        if minus is not None:
+            masks = [
+                ~out if mask is None else mask & ~out
+                for mask, out in zip(masks, self._masks(minus, state), strict=True)
+                if out is not None
+            ]
+        similarities, keys, plan = state.search(
+            queries,
+            request.k + len(excluded),
+            masks,
+            allow_approximate=not request.exact,
+            index=request.index,
+        )
+        if len(excluded):
+            out = np.isin(keys, excluded)
+            similarities, keys = exact.merge([(similarities, np.where(out, -1, keys))], request.k)
+        found = self._rows(keys, request)
+        return [self._hits(*row, found, request) for row in zip(similarities, keys, strict=True)], plan
+
+    def _masks(self, condition: Condition, state: IndexState) -> list[Mask | None]:
+        masks = self._candidates.masks(condition, state)
+        if masks is None:
+            raise _StateMoved
+        return masks
+
+    def _keys(self, ids: tuple[ItemId, ...]) -> Keys:
+        if not ids:
+            return np.empty(0, np.int64)
+        with self._database.read() as connection:
+            return keys_of_ids(connection, ids)
+
+    def _rows(self, keys: Keys, request: Request) -> dict[int, tuple[Any, ...]]:
+        """Rows of all hits by key."""
+        wanted = keys[keys >= 0].tolist() if len(keys) == 1 else np.unique(keys[keys >= 0]).tolist()
+        columns = "key, id"
+        if request.with_metadata:
+            columns = "key, id, label, metadata"
+        elif request.group_by_label:
+            columns = "key, id, label"
+        with self._database.read() as connection:
+            found = connection.execute(
+                f"SELECT {columns} FROM items WHERE key IN (SELECT value FROM json_each(?))",  # noqa: S608
+                (json.dumps(wanted),),
+            ).fetchall()
+        if len(found) < len(wanted) and self._commits is not None:
+            raise _StateMoved
+        return {row[0]: row for row in found}
+
+    def _hits(
+        self, similarities: Vectors, keys: Keys, found: dict[int, tuple[Any, ...]], request: Request
+    ) -> list[Hit]:
+        least = -np.inf if request.min_similarity is None else request.min_similarity
+        hits = []
+        for similarity, key in zip(similarities.tolist(), keys.tolist(), strict=True):
+            row = found.get(key)
+            if row is None or similarity < least:
+                continue
+            # Rounding may carry the product of two unit vectors past 1.
+            cosine = min(1.0, max(-1.0, similarity))
+            if len(row) == 4:
+                hits.append(Hit(row[1], cosine, row[2], metadata_of(row[3])))
+            else:
+                hits.append(Hit(row[1], cosine, row[2] if len(row) == 3 else None))
+        return hits
+
+    def _grouped(
+        self, request: Request, state: IndexState, query: Vectors, hits: list[Hit], excluded: Keys
+    ) -> list[Hit]:
+        """The best hit of each label, `k` in all, starting from the `k` best hits.
+
+        Each further round asks for the nearest items outside the labels found so far, so it brings at least
+        one new label; its best of each label is the best of all, because earlier rounds had none of them.
+        """
+        best: list[Hit] = []
+        labels: set[str] = set()
+        while True:
+            for hit in hits:
+                if hit.label is None or hit.label not in labels:
+                    best.append(hit)
+                if hit.label is not None:
+                    labels.add(hit.label)
+            if len(hits) < request.k or len(best) >= request.k:
+                return best[: request.k]
+            lone = [hit.id for hit in best if hit.label is None]
+            seen = filters.condition({"or": [{"label": {"in": sorted(labels)}}, {"id": {"in": lone}}]})
+            hits = self._find(request, state, query, excluded, minus=seen)[0][0]
