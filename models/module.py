@@ -52,6 +52,10 @@ class MetricLearner(LightningModule):
             the first 5% of the run, then a cosine down to 1% of the learning rate.
         ks: Depths k of the validation's recall@k.
 
+    Attributes:
+        last_batch: images and embeddings (without gradients) of the latest training batch of this process.
+        validated: embeddings, labels and indices of the latest validation, of all processes.
+
     Raises:
         InputError: an argument names something unknown, or two do not go together.
     """
@@ -113,6 +117,8 @@ class MetricLearner(LightningModule):
         self.memory = (
             ResumableMemory(self.loss, embedding_dim, memory_size, self.miner) if memory_size else None
         )
+        self.last_batch: tuple[Tensor, Tensor] | None = None
+        self.validated: tuple[Tensor, Tensor, Tensor] | None = None
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
@@ -146,7 +152,9 @@ class MetricLearner(LightningModule):
         """One P×K batch."""
         del batch_idx
         images, labels = batch["image"], batch["label"]
-        loss, watched = self.compute_loss(self.network(images), labels)
+        embeddings = self.network(images)
+        self.last_batch = (images, embeddings.detach())
+        loss, watched = self.compute_loss(embeddings, labels)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
         self.log_dict({f"train/{name}": value for name, value in watched.items()}, batch_size=len(images))
         return loss
@@ -175,7 +183,8 @@ class MetricLearner(LightningModule):
         self._log_retrieval("test")
 
     def _log_retrieval(self, stage: str) -> None:
-        embeddings, labels = self._collect()
+        self.validated = self._collect()
+        embeddings, labels, _ = self.validated
         if self.trainer.sanity_checking:
             return  # a few batches need not hold two images of any class
         metrics = retrieval_metrics(embeddings, labels, self.ks)
@@ -183,8 +192,8 @@ class MetricLearner(LightningModule):
         for name, value in metrics.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "recall@1")
 
-    def _collect(self) -> tuple[Tensor, Tensor]:
-        """All ranks' embeddings and labels in order of the index; an image that two ranks saw counts once."""
+    def _collect(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All ranks' embeddings, labels and indices, by index; an image that two ranks saw counts once."""
         embeddings, labels, indices = (
             gather_rows(torch.cat(parts)) for parts in zip(*self._seen, strict=True)
         )
@@ -193,7 +202,7 @@ class MetricLearner(LightningModule):
         first = torch.ones_like(order, dtype=torch.bool)
         first[1:] = indices[order][1:] != indices[order][:-1]
         kept = order[first]
-        return embeddings[kept], labels[kept]
+        return embeddings[kept], labels[kept], indices[kept]
 
     def on_fit_start(self) -> None:
         """Check the data against the network before the first step.

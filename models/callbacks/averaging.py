@@ -1,0 +1,78 @@
+"""A moving average of all weights and statistics, used for validation, checkpoints and the final model."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+
+from models.renorm import BatchRenorm
+
+
+class MovingAverage(WeightAveraging):
+    """Lightning's WeightAveraging as the Batch Renormalization paper uses it: exponential, statistics
+    included.
+
+    The average follows after every optimizer step: average ← decay · average + (1 − decay) · current. Early
+        on the
+    decay is smaller, (1 + n) / (10 + n) after n updates, so that the first weights are soon forgotten. Of
+    Batch Renormalization's layers the standard deviation is averaged, not the variance, as the layer itself
+    does.
+
+    Args:
+        decay: how slowly the average follows; 0.999 remembers about a thousand steps.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay {decay} is outside [0, 1)")
+        self.decay = decay
+        super().__init__(avg_fn=self._average)
+        self._swapped = False
+
+    def rate(self, updates: int) -> float:
+        """The decay at the given number of updates so far."""
+        return min(self.decay, (1 + updates) / (10 + updates))
+
+    def _average(self, average: Tensor, current: Tensor, updates: Tensor) -> Tensor:
+        if not average.is_floating_point():
+            return current
+        return torch.lerp(current, average, self.rate(int(updates)))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average, the deviations of Batch Renormalization among it."""
+        if self._average_model is None:
+            raise RuntimeError("on_train_batch_end before setup")
+        updates = int(self._average_model.n_averaged)
+        pairs = list(zip(_layers(self._average_model.module), _layers(pl_module), strict=True))
+        before = [_deviation(average) for average, _ in pairs]
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not 0 < updates < int(self._average_model.n_averaged):
+            return
+        with torch.no_grad():
+            for (average, current), deviation in zip(pairs, before, strict=True):
+                mixed = torch.lerp(_deviation(current), deviation, self.rate(updates))
+                average.running_var.copy_(mixed.square() - average.eps)
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the current weights back when validation is interrupted, so that what is saved can go on
+        training.
+        """
+        del trainer, exception
+        if self._swapped:
+            self._swap_models(pl_module)
+
+
+def _layers(module: nn.Module) -> list[BatchRenorm]:
+    return [layer for layer in module.modules() if isinstance(layer, BatchRenorm)]
+
+
+def _deviation(layer: BatchRenorm) -> Tensor:
+    return (layer.running_var + layer.eps).sqrt()

@@ -1,0 +1,112 @@
+"""Notice when the network maps everything to one point, and say so."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from models.errors import InputError
+
+
+class TrainingCollapsedError(InputError):
+    """Training was stopped because the embeddings collapsed."""
+
+
+class CollapseMonitor(Callback):
+    """Watch the training embeddings for collapse, explain it once, and stop the run where asked to.
+
+    Two signs, each of which has to hold at `patience` checks in a row: the embeddings of a batch hardly
+        differ (their
+    total variance 1 − |mean|² is below `min_variance`), or the negatives are no farther than the positives
+    (mean distances within `min_gap` of each other) although the warm-up is over. A loss that is not a number
+    is a third, and counts at once. The figures are those that MetricLearner logs, so nothing is computed
+    twice.
+
+    Args:
+        stop: end the run with an error; otherwise warn and go on.
+        grace: optimizer steps before the first check: an untrained network's embeddings lie close together,
+            too.
+        every: steps between checks.
+        patience: checks in a row.
+        min_variance: below it a batch counts as one point; healthy batches lie above 0.3.
+        min_gap: least difference of mean distance to negatives and to positives, relative to the latter.
+    """
+
+    def __init__(
+        self,
+        stop: bool = False,
+        grace: int = 200,
+        every: int = 20,
+        patience: int = 5,
+        min_variance: float = 0.02,
+        min_gap: float = 0.01,
+    ) -> None:
+        self.stop = stop
+        self.grace = grace
+        self.every = every
+        self.patience = patience
+        self.min_variance = min_variance
+        self.min_gap = min_gap
+        self.bad_checks = 0
+        self.fired = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Check every few steps."""
+        del pl_module, outputs, batch, batch_idx
+        step = trainer.global_step
+        if self.fired or step % self.every or step == 0:
+            return
+        metrics = trainer.callback_metrics
+        seen = {key: float(value) for key, value in metrics.items() if key.startswith("train/")}
+        loss = seen.get("train/loss", 0.0)
+        if not math.isfinite(loss):
+            self._fire(trainer, seen, f"the loss is {loss}")
+            return
+        if step < self.grace:
+            return
+        sign = self._sign(seen)
+        self.bad_checks = self.bad_checks + 1 if sign else 0
+        if self.bad_checks >= self.patience:
+            self._fire(trainer, seen, sign)
+
+    def _sign(self, seen: dict[str, float]) -> str:
+        variance = seen.get("train/embedding_variance", 1.0)
+        if variance < self.min_variance:
+            return (
+                f"a batch's embeddings are nearly one point (variance {variance:.2g}, healthy is above 0.3)"
+            )
+        near, far = seen.get("train/ap_distance"), seen.get("train/an_distance")
+        if near is not None and far is not None and far - near < self.min_gap * near:
+            return (
+                f"negatives are no farther than positives (mean distances {far:.3g} and {near:.3g}), "
+                "so the loss stays at its margin"
+            )
+        return ""
+
+    def _fire(self, trainer: Trainer, seen: dict[str, float], sign: str) -> None:
+        self.fired = True
+        rates = ", ".join(f"{group['lr']:.2g}" for o in trainer.optimizers for group in o.param_groups)
+        loss = seen.get("train/loss", math.nan)
+        text = (
+            f"Training has collapsed at step {trainer.global_step}: {sign}. "
+            f"The loss is {loss:.3g} and the learning rate {rates}. A network in this state gives every image "
+            "the same embedding and rarely recovers. The usual causes, likeliest first: a learning rate that "
+            "is too high (divide it by ten, lengthen the warm-up, or set trainer.gradient_clip_val=1); "
+            "hardest-negative mining (use models.mining.SemiHardMiner); labels that do not match the images; "
+            "batches with too few classes."
+        )
+        if self.stop:
+            raise TrainingCollapsedError(text)
+        rank_zero_warn(text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {"bad_checks": self.bad_checks, "fired": self.fired}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self.bad_checks = state_dict["bad_checks"]
+        self.fired = state_dict["fired"]

@@ -1,0 +1,90 @@
+"""Pictures in TensorBoard: example retrievals after each validation, the embedding's projection at the
+end.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from models.module import MetricLearner
+
+
+class RetrievalGallery(Callback):
+    """Show, for a few validation images, their nearest neighbours; and all of them in TensorBoard's
+    projector.
+
+    Needs a TensorBoardLogger and a data module with `table` and `preprocess`; without them it does nothing.
+    The queries stay the same from epoch to epoch.
+
+    Args:
+        queries: rows of the picture, spread evenly over the validation images.
+        neighbours: images beside each query, nearest first. A green edge marks the query's own class, red
+            another.
+        projected: images in the projector, at most.
+    """
+
+    def __init__(self, queries: int = 8, neighbours: int = 8, projected: int = 1000) -> None:
+        self.queries = queries
+        self.neighbours = neighbours
+        self.projected = projected
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the retrievals."""
+        writer = _writer(trainer)
+        if writer is None or not isinstance(pl_module, MetricLearner) or pl_module.validated is None:
+            return
+        embeddings, labels, indices = (tensor.cpu() for tensor in pl_module.validated)
+        rows = torch.linspace(0, len(labels) - 1, min(self.queries, len(labels))).long().unique()
+        similarity = embeddings[rows] @ embeddings.T
+        similarity[torch.arange(len(rows)), rows] = -torch.inf
+        nearest = similarity.topk(min(self.neighbours, len(labels) - 1)).indices
+        sheet = []
+        for row, found in zip(rows.tolist(), nearest.tolist(), strict=True):
+            tiles = [_framed(_picture(trainer, int(indices[row])), (128, 128, 128))]
+            for other in found:
+                edge = (0, 160, 0) if labels[other] == labels[row] else (200, 0, 0)
+                tiles.append(_framed(_picture(trainer, int(indices[other])), edge))
+            sheet.append(np.concatenate(tiles, axis=1))
+        picture = np.concatenate(sheet)
+        writer.add_image("val/retrievals", picture, trainer.global_step, dataformats="HWC")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the projector's files."""
+        writer = _writer(trainer)
+        if writer is None or not isinstance(pl_module, MetricLearner) or pl_module.validated is None:
+            return
+        embeddings, labels, indices = (tensor.cpu() for tensor in pl_module.validated)
+        rows = torch.linspace(0, len(labels) - 1, min(self.projected, len(labels))).long().unique()
+        pictures = np.stack([_picture(trainer, int(indices[row])) for row in rows.tolist()])
+        thumbnails = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+        if thumbnails.shape[-1] > 32:  # the projector takes one sprite of at most 8192 px
+            thumbnails = torch.nn.functional.interpolate(thumbnails, 32, mode="area")
+        names = [str(int(label)) for label in labels[rows]]
+        writer.add_embedding(embeddings[rows], names, thumbnails, trainer.global_step, "val/embedding")
+
+
+def _writer(trainer: Trainer) -> Any:
+    data = getattr(trainer, "datamodule", None)
+    if trainer.sanity_checking or not trainer.is_global_zero or getattr(data, "table", None) is None:
+        return None
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            return logger.experiment
+    return None
+
+
+def _picture(trainer: Trainer, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    image = data.preprocess.open(data.table.read(index))
+    return np.asarray(image.convert("RGB"), dtype=np.uint8)
+
+
+def _framed(
+    picture: np.ndarray[Any, np.dtype[np.uint8]], edge: tuple[int, int, int]
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    framed = np.full((picture.shape[0] + 6, picture.shape[1] + 6, 3), edge, dtype=np.uint8)
+    framed[3:-3, 3:-3] = picture
+    return framed
