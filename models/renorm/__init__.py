@@ -1,4 +1,4 @@
-"""Batch Renormalization for PyTorch: exact, complete, at batch normalization's cost; depends on torch alone."""
+"""Batch Renormalization for PyTorch: exact, complete, at no more than batch normalization's cost."""
 
 from .convert import convert_to_batch_renorm, revert_to_batch_norm
 from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d

@@ -37,15 +37,15 @@ def convert_to_batch_renorm(
     """Replace every BatchNorm layer inside a module by Batch Renormalization.
 
     Parameters and running statistics are taken over as they are, the very same tensors: device, type,
-    ``requires_grad`` and an optimizer's hold on them stay, as do the train flag and epsilon. A layer used in several
-    places stays one layer. Hooks on replaced layers do not come along.
+    ``requires_grad`` and an optimizer's hold on them stay, as do the train flag and epsilon. A layer used
+    in several places stays one layer. Hooks on replaced layers do not come along.
 
     Args:
         module: any module; its children are replaced in place. A compiled or scripted one is not searched.
         rmax: see ``BatchRenorm``.
         dmax: see ``BatchRenorm``.
-        momentum: see ``BatchRenorm``; None keeps each layer's own. Torch's default of 0.1 remembers ten batches,
-            the paper's 0.01 a hundred.
+        momentum: see ``BatchRenorm``; None keeps each layer's own. Torch's default of 0.1 remembers ten
+            batches, the paper's 0.01 a hundred.
         scale: False stops gamma from training and keeps its present value.
         gradient_statistics: see ``BatchRenorm``.
         gradient_momentum: see ``BatchRenorm``.
@@ -56,8 +56,8 @@ def convert_to_batch_renorm(
         The module, or its replacement where it is itself a BatchNorm layer.
 
     Raises:
-        ValueError: on a layer that keeps no running statistics, has not seen its input yet (lazy), or is of a
-            subclass of BatchNorm whose further behaviour would be lost; name it in ``skip``.
+        ValueError: on a layer that keeps no running statistics, has not seen its input yet (lazy), or is
+            of a subclass of BatchNorm whose further behaviour would be lost; name it in ``skip``.
     """
 
     def replacement(old: nn.Module, name: str) -> nn.Module | None:
@@ -96,7 +96,8 @@ def convert_to_batch_renorm(
 
 
 def revert_to_batch_norm(module: nn.Module, *, skip: Collection[str] = ()) -> nn.Module:
-    """Replace every Batch Renormalization layer inside a module by torch's BatchNorm; evaluation stays the same.
+    """Replace every Batch Renormalization layer inside a module by torch's BatchNorm; evaluation stays
+    the same.
 
     Args:
         module: any module; its children are replaced in place.
@@ -128,7 +129,9 @@ def revert_to_batch_norm(module: nn.Module, *, skip: Collection[str] = ()) -> nn
 def _replace(
     module: nn.Module, replacement: Callable[[nn.Module, str], nn.Module | None], skip: Collection[str]
 ) -> nn.Module:
-    """Walk every place a module is used at, so that one layer in two places is replaced once and in both."""
+    """Walk every place a module is used at, so that one layer in two places is replaced once and in
+    both.
+    """
     replaced: dict[nn.Module, nn.Module] = {}
     known = {name for name, _ in module.named_modules(remove_duplicate=False)}
     if unknown := sorted(set(skip) - known):

@@ -1,26 +1,15 @@
-"""What autograd records of a Batch Renormalization: forward by native kernels, backward by native kernels."""
+"""What autograd records of a Batch Renormalization done by native kernels."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import kernels, moving
-
-
-class GradientStatistics(NamedTuple):
-    """Moving averages that replace the two batch statistics in the gradient.
-
-    Attributes:
-        mean: of the mean of dy, (C,); changed in place by the backward pass.
-        projection: of the mean of dy * x_hat, (C,); changed in place by the backward pass.
-        momentum: weight of the batch, a tensor without dimensions.
-    """
-
-    mean: Tensor
-    projection: Tensor
-    momentum: Tensor
+from . import cpu, cuda
+from .cpu import Statistics
+from .memory_format import like
+from .moving import GradientStatistics
 
 
 def effective_affine(
@@ -34,44 +23,72 @@ def effective_affine(
 
 
 class NativeRenorm(Function):
-    """y = gamma ((x - mean) / std r + d) + beta with r and d constant; differentiable twice."""
+    """y = gamma ((x - mean) / std r + d) + beta with r and d constant under the gradient.
 
+    Twice differentiable, unless the gradient statistics are moving averages: that gradient is no
+    function's.
+    """
+
+    # One method with ctx: the split into forward and setup_context costs seven times as much a call.
     @staticmethod
     def forward(
+        ctx: Any,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        mean: Tensor,
-        std: Tensor,
+        statistics: Statistics,
         r: Tensor,
         d: Tensor,
         gradient: GradientStatistics | None,
     ) -> Tensor:
         """Normalize by the batch statistics, which the caller has computed without gradient."""
-        w, b = effective_affine(weight, bias, r, d)
-        return kernels.normalize(x, w, b, mean, std)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the input and vectors of one entry a channel: what batch normalization keeps."""
-        x, weight, bias, mean, std, r, d, gradient = inputs
-        ctx.save_for_backward(x, weight, mean, std, r, d)
+        # The input and vectors of one entry a channel: what batch normalization keeps.
+        ctx.save_for_backward(x, weight, statistics.mean, statistics.std, r, d)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.gradient = gradient
+        w, b = effective_affine(weight, bias, r, d)
+        kernels = cuda if x.is_cuda else cpu
+        return kernels.normalize(x, w, b, statistics)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, gamma and beta."""
         x, weight, mean, std, r, d = ctx.saved_tensors
-        needs_dx = ctx.needs_input_grad[0]
+        needs_dx, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         w = r if weight is None else r * weight
-        if ctx.gradient is None:
-            dx, dw, db = kernels.normalize_backward(dy, x, w, mean, std.reciprocal(), needs_dx)
+        invstd = std.reciprocal()
+        if ctx.gradient is None and (torch.is_grad_enabled() or (not x.is_cuda and x.dtype != mean.dtype)):
+            # The kernel of batch normalization: it has a derivative, and takes half precision in one pass.
+            dx, dw, db = torch.ops.aten.native_batch_norm_backward(
+                dy, x, w, None, None, mean, invstd, True, 0.0, [needs_dx, True, True]
+            )
+            dx = dx if needs_dx else None
         else:
-            dx, dw, db = moving.normalize_backward(dy, x, w, mean, std.reciprocal(), ctx.gradient, needs_dx)
+            dx, dw, db = _backward(like(dy, x), x, w, mean, invstd, ctx.gradient, needs_dx)
         d_weight = d_bias = None
-        if weight is not None and ctx.needs_input_grad[1]:
+        if weight is not None and needs_weight:
             d_weight = torch.addcmul(d * db, r, dw).to(weight.dtype)
-        if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
+        if ctx.bias_dtype is not None and needs_bias:
             d_bias = db.to(ctx.bias_dtype)
-        return dx, d_weight, d_bias, None, None, None, None, None
+        return dx, d_weight, d_bias, None, None, None, None
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    w: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    gradient: GradientStatistics | None,
+    needs_dx: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    if torch.is_grad_enabled():
+        raise RuntimeError('gradient_statistics="moving" cannot be differentiated twice; use "batch"')
+    kernels = cuda if x.is_cuda else cpu
+    dw, db = kernels.gradient_sums(dy, x, mean, invstd)
+    values = x.numel() // x.shape[1]
+    g_mean, g_projection = db / values, dw / values
+    if gradient is not None:
+        g_mean, g_projection = gradient.update(g_mean, g_projection)
+    dx = kernels.input_gradient(dy, x, w, mean, invstd, g_mean, g_projection) if needs_dx else None
+    return dx, dw, db

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import statistics
-from .apply import batch_statistics, normalize
-from .functions import GradientStatistics
+from . import apply
+from .cpu import Statistics
+from .moving import GradientStatistics
 from .recompute import CallMemory, Record, may_be_recomputed, recomputing
+from .statistics import Running, clipped_fractions, correction, update_running
 
 GradientKind = Literal["batch", "moving"]
 
@@ -22,9 +23,9 @@ class BatchRenorm(nn.Module):
     d = (mean - running_mean) / running_std clipped to [-dmax, dmax], both without gradient. In evaluation it is
     batch normalization by the running statistics. Source: Ioffe, arXiv 1702.03275, algorithm 1.
 
-    ``state_dict`` has the keys and the meaning of BatchNorm's, and loads strictly both ways. ``rmax``, ``dmax`` and
-    ``momentum`` are tensors without dimensions that no state dictionary holds; change them through ``set_limits`` or
-    a ``RenormSchedule``, also between steps of a compiled model.
+    ``state_dict`` has the keys and the meaning of BatchNorm's, and loads strictly both ways. ``rmax``,
+    ``dmax`` and ``momentum`` are tensors without dimensions that no state dictionary holds; change them
+    through ``set_limits`` or a ``RenormSchedule``, also between steps of a compiled model.
 
     Args:
         num_features: channels C, the second dimension of the input.
@@ -35,8 +36,8 @@ class BatchRenorm(nn.Module):
         rmax: largest r, at least 1. With rmax=1 and dmax=0 training is batch normalization.
         dmax: largest absolute d, at least 0.
         scale: False keeps gamma at 1 and out of the optimizer, as the paper does where a ReLU follows.
-        gradient_statistics: "batch" for the paper's gradient; "moving" replaces the two batch statistics that it
-            subtracts by moving averages over earlier batches.
+        gradient_statistics: "batch" for the paper's gradient; "moving" replaces the two batch statistics
+            that it subtracts by moving averages over earlier batches.
         gradient_momentum: weight of a batch in those moving averages.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
@@ -46,8 +47,8 @@ class BatchRenorm(nn.Module):
         monitor: writes the shares of clipped r and d to ``clipped``, (2,), at each training step.
 
     Raises:
-        ValueError: on a setting out of range; in ``forward`` on a wrong number of dimensions or channels, and in
-            training on one value per channel, which has no variance.
+        ValueError: on a setting out of range; in ``forward`` on a wrong number of dimensions or channels,
+            and in training on one value per channel, which has no variance.
     """
 
     _version = 2  # as BatchNorm's: 2 has num_batches_tracked
@@ -62,6 +63,7 @@ class BatchRenorm(nn.Module):
     clipped: Tensor
     gradient_mean: Tensor
     gradient_projection: Tensor
+    gradient_batches: Tensor
     gradient_momentum: Tensor
 
     def __init__(
@@ -108,6 +110,7 @@ class BatchRenorm(nn.Module):
         if gradient_statistics == "moving":
             for name in ("gradient_mean", "gradient_projection"):
                 self.register_buffer(name, torch.zeros(num_features, **place), persistent=False)
+            self.register_buffer("gradient_batches", torch.zeros((), **place), persistent=False)
         self._limits = (rmax, dmax, 0.0 if momentum is None else momentum, gradient_momentum)
         self.set_limits(rmax, dmax, momentum)
         self._set("gradient_momentum", gradient_momentum)
@@ -152,6 +155,7 @@ class BatchRenorm(nn.Module):
         if self.gradient_statistics == "moving":
             self.gradient_mean.zero_()
             self.gradient_projection.zero_()
+            self.gradient_batches.zero_()
 
     def reset_parameters(self) -> None:
         """All as after construction, also after ``to_empty`` of a layer built on the meta device."""
@@ -168,8 +172,8 @@ class BatchRenorm(nn.Module):
 
         Args:
             input: (N, C, ...), floating point.
-            mask: (N, ...) boolean, True where a position is real; padding does not enter the statistics, though it
-                is normalized like the rest. None takes all.
+            mask: (N, ...) boolean, True where a position is real; padding does not enter the statistics,
+                though it is normalized like the rest. None takes all.
 
         Returns:
             The shape, type and memory format of the input.
@@ -179,15 +183,19 @@ class BatchRenorm(nn.Module):
             return functional.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
+        apply.check_values(input)
+        input = apply.prepare(input, mask)  # noqa: A001
         with torch.no_grad():
-            mean, std, count = self._batch_statistics(input, mask)
-            r, d = self._correction(mean, std)
-        gradient = None
-        if self.gradient_statistics == "moving":
-            gradient = GradientStatistics(
-                self.gradient_mean, self.gradient_projection, self.gradient_momentum
-            )
-        return self._normalize(input, mask, count, mean, std, r, d, gradient)
+            batch, count = self._batch_statistics(input, mask)
+            r, d = self._correction(batch.mean, batch.std)
+        return self._normalize(input, mask, count, batch, r, d, self._gradient())
+
+    def _gradient(self) -> GradientStatistics | None:
+        if self.gradient_statistics == "batch":
+            return None
+        return GradientStatistics(
+            self.gradient_mean, self.gradient_projection, self.gradient_batches, self.gradient_momentum
+        )
 
     def _check_input(self, input: Tensor) -> None:  # noqa: A002
         if input.dim() not in self._dimensions:
@@ -198,26 +206,26 @@ class BatchRenorm(nn.Module):
                 f"{type(self).__name__} has {self.num_features} channels, the input {input.shape[1]}"
             )
 
-    def _batch_statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        return batch_statistics(x, self.eps, mask)
+    def _batch_statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Statistics, Tensor | None]:
+        return apply.batch_statistics(x, self.eps, mask)
 
-    def _normalize(self, x: Tensor, mask: Tensor | None, count: Tensor | None, *vectors: Any) -> Tensor:
-        return normalize(x, mask, count, self.weight, self.bias, *vectors)
+    def _normalize(self, x: Tensor, mask: Tensor | None, count: Tensor | None, *rest: Any) -> Tensor:
+        return apply.normalize(x, mask, count, self.weight, self.bias, *rest)
 
     def _correction(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """r and d, then one step of the moving averages; a recomputed pass gets its first one's r and d."""
+        """The correction, then one step of the moving averages; a recomputed pass gets its first one's."""
         compiling = torch.compiler.is_compiling()
         if not compiling and len(self._memory) and recomputing():
             return self._memory.recall(mean, std)
-        running_std = statistics.running_deviation(self.running_var, self.eps, mean.dtype)
-        r, d = statistics.correction(mean, std, self.running_mean, running_std, self.rmax, self.dmax)
+        running = Running(self.running_mean, self.running_var, self.eps)
+        running_std = running.deviation(mean.dtype)
+        shift = mean - self.running_mean
+        r, d = correction(shift, std, running_std, self.rmax, self.dmax)
         if self.monitor:
-            self.clipped.copy_(statistics.clipped_fractions(mean, std, self.running_mean, running_std, r, d))
-        self.num_batches_tracked.add_(1)
-        momentum = self.num_batches_tracked.to(mean.dtype).reciprocal() if self.cumulative else self.momentum
-        statistics.update_running(
-            mean, std, self.running_mean, self.running_var, running_std, momentum, self.eps
-        )
+            self.clipped.copy_(clipped_fractions(shift, std, running_std, r, d))
+        batches = self.num_batches_tracked.add_(1)
+        momentum = batches.to(mean.dtype).reciprocal() if self.cumulative else self.momentum
+        update_running(running, shift, std, running_std, momentum)
         if not compiling and may_be_recomputed():
             self._memory.remember(Record(mean, std, r, d))
         return r, d

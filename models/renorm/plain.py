@@ -1,6 +1,7 @@
 """Batch Renormalization in ordinary tensor operations, where the native kernels do not reach.
 
-Compiled code (the compiler fuses these operations), masked input, and devices other than CPU and CUDA take it.
+Compiled code (the compiler fuses these operations), masked input, and devices other than CPU and CUDA
+take it.
 """
 
 from typing import Any
@@ -10,9 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .functions import GradientStatistics, effective_affine
-from .kernels import statistics_dtype
-from .moving import update_gradient_statistics
+from .functions import effective_affine
+from .moving import GradientStatistics
 
 
 def _along_channels(vector: Tensor, dimensions: int) -> Tensor:
@@ -34,10 +34,10 @@ def batch_statistics(x: Tensor, eps: float, mask: Tensor | None) -> tuple[Tensor
         mask: (N, ...) boolean or None.
 
     Returns:
-        Mean and deviation, (C,) each, in float32 or float64; with a mask the number of values a channel, a tensor
-        without dimensions, else None.
+        Mean and deviation, (C,) each, in float32 or float64; with a mask the number of values a channel,
+        a tensor without dimensions, else None.
     """
-    x = x.to(statistics_dtype(x))
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     if mask is None:
         dims = [dim for dim in range(x.dim()) if dim != 1]
         var, mean = torch.var_mean(x, dims, correction=0)
@@ -55,6 +55,7 @@ class PlainRenorm(Function):
 
     @staticmethod
     def forward(
+        ctx: Any,
         x: Tensor,
         mask: Tensor | None,
         count: Tensor | None,
@@ -67,21 +68,16 @@ class PlainRenorm(Function):
         gradient: GradientStatistics | None,
     ) -> Tensor:
         """(x - mean) / std * w + b in the statistics' type, returned in the input's."""
+        ctx.save_for_backward(x, mask, count, weight, mean, std, r, d)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.gradient = gradient
         w, b = effective_affine(weight, bias, r, d)
         n = x.dim()
         x_hat = (x.to(mean.dtype) - _along_channels(mean, n)) * _along_channels(std.reciprocal(), n)
         return (x_hat * _along_channels(w, n) + _along_channels(b, n)).to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the input and vectors of one entry a channel."""
-        x, mask, count, weight, bias, mean, std, r, d, gradient = inputs
-        ctx.save_for_backward(x, mask, count, weight, mean, std, r, d)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.gradient = gradient
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, gamma and beta."""
         x, mask, count, weight, mean, std, r, d = ctx.saved_tensors
@@ -96,7 +92,7 @@ class PlainRenorm(Function):
         values = x.numel() // x.shape[1] if count is None else count
         g_mean, g_projection = db / values, dw / values
         if ctx.gradient is not None:
-            g_mean, g_projection = update_gradient_statistics(ctx.gradient, g_mean, g_projection)
+            g_mean, g_projection = ctx.gradient.update(g_mean, g_projection)
         subtracted = _along_channels(g_mean, n) + x_hat * _along_channels(g_projection, n)
         if mask is not None:
             subtracted = torch.where(mask.unsqueeze(1), subtracted, 0.0)

@@ -1,8 +1,8 @@
 """Activation checkpointing: a recomputed forward pass uses the correction of the first one.
 
-Checkpointing runs a layer's forward pass twice. The second time the running statistics have already moved, so r
-and d would differ from those that made the output, and the gradients would be wrong; the statistics would also
-move twice.
+Checkpointing runs a layer's forward pass twice. The second time the running statistics have already
+moved, so r and d would differ from those that made the output, and the gradients would be wrong; the
+statistics would also move twice.
 """
 
 from collections import deque
@@ -27,8 +27,8 @@ class Record(NamedTuple):
 def recomputing() -> bool:
     """Whether this thread is inside a backward pass, where a forward pass is a recomputation.
 
-    It holds for every kind of checkpointing (reentrant or not, torch's or another library's), because all run the
-    second forward pass from autograd's engine.
+    It holds for every kind of checkpointing (reentrant or not, torch's or another library's), because all
+    run the second forward pass from autograd's engine.
     """
     return torch._C._current_graph_task_id() != -1
 
@@ -46,8 +46,9 @@ def may_be_recomputed() -> bool:
 class CallMemory:
     """The corrections of the calls of one layer that may be run again.
 
-    Several calls may wait (a shared layer, several micro-batches), and they may be recomputed in any order. A
-    recomputed call has the input of the first one and so its batch statistics: by these it is recognised.
+    Several calls may wait (a shared layer, several micro-batches), and they may be recomputed in any
+    order. A recomputed call has the input of the first one and so its batch statistics: by these it is
+    recognised.
     """
 
     def __init__(self) -> None:
@@ -65,7 +66,9 @@ class CallMemory:
         self._records.append(record)
 
     def recall(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """The r and d of the remembered call whose batch statistics are nearest; at least one is remembered."""
+        """The r and d of the remembered call whose batch statistics are nearest; at least one is
+        remembered.
+        """
         self._recalled += 1
         if len(self._records) == 1:
             return self._records[0].r, self._records[0].d

@@ -59,8 +59,9 @@ PAPER_DMAX = Ramp(0.0, 5.0, begin=5 / 130, finish=25 / 130)
 class RenormSchedule:
     """Drives the limits of every Batch Renormalization layer inside a module.
 
-    Call ``step`` after each optimizer step. The state dictionary resumes the run: it holds the step and what the
-    layers keep out of their own state dictionaries so that these stay BatchNorm's (the moving gradient statistics).
+    Call ``step`` after each optimizer step. The state dictionary resumes the run: it holds the step and
+    what the layers keep out of their own state dictionaries so that these stay BatchNorm's (the moving
+    gradient statistics).
 
     Args:
         module: searched for layers now; one built or converted later is not driven.

@@ -1,22 +1,42 @@
 """Per-channel arithmetic of Batch Renormalization: the correction r, d and the moving averages.
 
-Everything here works on vectors with one entry a channel and never asks the device for a value, so a training
-step on an accelerator is not held up.
+Everything here works on vectors with one entry a channel and never asks the device for a value, so a
+training step on an accelerator is not held up.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Running(NamedTuple):
+    """A layer's moving averages; updates change the first two in place.
+
+    Attributes:
+        mean: of the mean, (C,).
+        var: square of the moving average of the deviation, less epsilon, (C,): BatchNorm's inference adds
+            epsilon back.
+        eps: what the square of the deviation holds beside the variance.
+    """
+
+    mean: Tensor
+    var: Tensor
+    eps: float
+
+    def deviation(self, dtype: torch.dtype) -> Tensor:
+        """The moving average of the standard deviation, (C,), a new tensor."""
+        return (self.var.to(dtype) + self.eps).sqrt_()
+
+
 def correction(
-    mean: Tensor, std: Tensor, running_mean: Tensor, running_std: Tensor, rmax: Tensor, dmax: Tensor
+    shift: Tensor, std: Tensor, running_std: Tensor, rmax: Tensor, dmax: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The paper's r and d, from the running statistics as they were before this batch.
 
     Args:
-        mean: batch mean, (C,).
+        shift: batch mean less running mean, (C,).
         std: batch standard deviation with epsilon inside the root, (C,).
-        running_mean: moving average of the mean, (C,).
         running_std: moving average of the standard deviation, epsilon in it, (C,).
         rmax: largest r, at least 1; a tensor without dimensions.
         dmax: largest absolute d, at least 0; a tensor without dimensions.
@@ -24,52 +44,37 @@ def correction(
     Returns:
         r, clipped to [1 / rmax, rmax], and d, clipped to [-dmax, dmax]; both (C,).
     """
-    r = torch.clamp(std / running_std, rmax.reciprocal(), rmax)
-    d = torch.clamp((mean - running_mean) / running_std, -dmax, dmax)
+    r = (std / running_std).clamp_(rmax.reciprocal(), rmax)
+    d = (shift / running_std).clamp_(-dmax, dmax)
     return r, d
 
 
-def running_deviation(running_var: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """The moving average of the standard deviation, from what the state dictionary holds.
-
-    ``running_var`` is stored as the square less epsilon, which is what BatchNorm's inference adds back.
-    """
-    return (running_var.to(dtype) + eps).sqrt_()
-
-
 def update_running(
-    mean: Tensor,
-    std: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    running_std: Tensor,
-    momentum: Tensor,
-    eps: float,
+    running: Running, shift: Tensor, std: Tensor, running_std: Tensor, momentum: Tensor
 ) -> None:
     """Move the running statistics towards the batch's, averaging the standard deviation and not its square.
 
-    A channel whose batch statistics are not finite keeps its running statistics. The deviation alone is asked:
-    an infinite or undefined value anywhere in a channel makes its deviation so, too.
+    A channel whose batch statistics are not finite keeps its running statistics. A value that is not finite
+    makes both of its channel's batch statistics so, and an overflow the deviation; the mean is asked
+    through both.
 
     Args:
-        mean: batch mean, (C,).
+        running: changed in place.
+        shift: batch mean less running mean, (C,).
         std: batch standard deviation with epsilon inside the root, (C,).
-        running_mean: changed in place, (C,).
-        running_var: changed in place, (C,).
-        running_std: what ``running_deviation`` gave; used up by this call, (C,).
+        running_std: what ``running.deviation()`` gave; used up by this call, (C,).
         momentum: weight of the batch, a tensor without dimensions.
-        eps: what the square of the deviation holds beside the variance.
     """
-    finite = std < torch.inf
-    running_mean.lerp_(torch.where(finite, mean, running_mean).to(running_mean.dtype), momentum)
-    running_std.lerp_(torch.where(finite, std, running_std), momentum)
-    running_var.copy_(running_std.square_().sub_(eps).clamp_min_(0.0))
+    # 0 * std is not a number where std is infinite or undefined: one operation asks for both.
+    mean_step = torch.add(shift, std, alpha=0).nan_to_num_(0.0, 0.0, 0.0)
+    running.mean.addcmul_(mean_step, momentum)
+    std_step = (std - running_std).nan_to_num_(0.0, 0.0, 0.0)
+    running_std.addcmul_(std_step, momentum)
+    running.var.copy_(running_std.square_().sub_(running.eps).clamp_min_(0.0))
 
 
-def clipped_fractions(
-    mean: Tensor, std: Tensor, running_mean: Tensor, running_std: Tensor, r: Tensor, d: Tensor
-) -> Tensor:
+def clipped_fractions(shift: Tensor, std: Tensor, running_std: Tensor, r: Tensor, d: Tensor) -> Tensor:
     """The shares of channels whose r and whose d were clipped, (2,)."""
-    r_clipped = (std / running_std) != r
-    d_clipped = ((mean - running_mean) / running_std) != d
-    return torch.stack([r_clipped.float().mean(), d_clipped.float().mean()])
+    return torch.stack(
+        [((std / running_std) != r).float().mean(), ((shift / running_std) != d).float().mean()]
+    )
