@@ -10,7 +10,7 @@ from models.errors import InputError
 from serve.api.app import create_app
 from serve.observability import configure_logging
 from serve.settings import Settings
-from serve.store import FaissStore
+from serve.store.faiss_store import FaissStore
 from serve.store.protocol import Store
 
 
@@ -62,7 +62,11 @@ def open_store(settings: Settings, bundle: Bundle) -> Store:
         FingerprintMismatch: The store's vectors come from another model.
     """
     return FaissStore.open(
-        settings.store, dim=bundle.dim, fingerprint=bundle.fingerprint, index=settings.index
+        settings.store,
+        dim=bundle.dim,
+        fingerprint=bundle.fingerprint,
+        index=settings.index,
+        collection=settings.collection,
     )
 
 

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         allowed_hosts: Host names accepted besides loopback's while no key is set (against DNS rebinding).
         cors_origins: Web origins whose pages may call the API; none by default.
         device: Where the network runs: "auto", "cpu", "cuda", "cuda:1", …
-        index: FAISS index of new collections: "Flat" (exact) or any ``index_factory`` string.
+        index: FAISS index: "Flat" (exact) or any ``index_factory`` string; a collection keeps its own by default.
         thumbnails: Side of stored thumbnails in pixels; 0 stores none.
         max_body_bytes: Largest request body.
         max_batch: Most images or vectors in one request.
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     device: str = "auto"
-    index: str = "Flat"
+    index: str | None = None
     thumbnails: int = Field(160, ge=0, le=1024)
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
     max_batch: int = Field(1024, ge=1)

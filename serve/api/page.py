@@ -1,9 +1,8 @@
-"""The web page at ``/``: three hand-written files and a policy that lets nothing else in."""
+"""The web page at ``/``: a few hand-written files and a policy that lets nothing else in."""
 
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import Response
 
 from serve.problems import Problem
@@ -11,17 +10,19 @@ from serve.problems import Problem
 router = APIRouter(include_in_schema=False)
 
 _FOLDER = Path(__file__).parents[1] / "page"
-_FILES = {
-    "index.html": "text/html; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
+# Only files that are there at start can be asked for, so no name from a request ever reaches the file system.
+_FILES = {path.name: path for path in _FOLDER.iterdir() if path.suffix in _TYPES}
 _HEADERS = {
     # Everything comes from this origin; pictures may also be those the person has just picked (blob:).
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -38,7 +39,7 @@ async def index() -> Response:
 
 
 @router.get("/page/{name}")
-async def file(request: Request, name: str) -> Response:  # noqa: ARG001
+async def file(name: str) -> Response:
     """One of the page's files."""
     return _file(name)
 
@@ -52,4 +53,5 @@ async def icon() -> Response:
 def _file(name: str) -> Response:
     if name not in _FILES:
         raise Problem(404, "missing", f"page file {name}: there is none")
-    return Response((_FOLDER / name).read_bytes(), headers={**_HEADERS, "Content-Type": _FILES[name]})
+    path = _FILES[name]
+    return Response(path.read_bytes(), headers={**_HEADERS, "Content-Type": _TYPES[path.suffix]})

@@ -1,0 +1,314 @@
+// The page: tabs, the query and its results, the dialogs.
+
+import * as api from "./api.js";
+import { Compare } from "./compare.js";
+import { Picker, imageIn } from "./picker.js";
+import * as results from "./results.js";
+
+const by = (id) => document.getElementById(id);
+const number = new Intl.NumberFormat("en");
+const PAGE = 48;
+
+// What is being looked at: {image} or {id}, or null for browsing.
+let query = null;
+let browsed = null;
+let running = null;
+
+// --- messages -------------------------------------------------------------------------------------------------
+
+function trouble(error) {
+  if (error.name === "AbortError") return;
+  by("trouble").textContent = error.message;
+  by("trouble").hidden = false;
+  if (error.status === 401 || error.status === 403) askKey(error.message);
+}
+
+function say(text) {
+  by("trouble").hidden = true;
+  by("say").textContent = text;
+}
+
+document.addEventListener("trouble", (event) => trouble(new Error(event.detail)));
+
+// --- tabs -----------------------------------------------------------------------------------------------------
+
+const tabs = [...document.querySelectorAll("[role=tab]")];
+
+function select(tab, { focus = false } = {}) {
+  for (const one of tabs) {
+    const chosen = one === tab;
+    one.setAttribute("aria-selected", String(chosen));
+    one.tabIndex = chosen ? 0 : -1;
+    by(one.getAttribute("aria-controls")).hidden = !chosen;
+  }
+  by("trouble").hidden = true;
+  if (focus) tab.focus();
+}
+
+for (const [at, tab] of tabs.entries()) {
+  tab.addEventListener("click", () => select(tab));
+  tab.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step) select(tabs[(at + step + tabs.length) % tabs.length], { focus: true });
+  });
+}
+
+const active = () => tabs.find((tab) => tab.getAttribute("aria-selected") === "true").id;
+
+// --- search ---------------------------------------------------------------------------------------------------
+
+const picker = new Picker(document.querySelector('[data-picker="query"]'), (image) => {
+  history.pushState(null, "", "#");
+  if (image) run({ image });
+  else browse();
+});
+
+function options() {
+  return {
+    k: by("k").value,
+    label: by("label").value.trim(),
+    min_similarity: by("floor").value,
+    group_by: by("group").checked ? "label" : "",
+  };
+}
+
+async function run(next) {
+  query = next;
+  running?.abort();
+  running = new AbortController();
+  by("results").setAttribute("aria-busy", "true");
+  const started = performance.now();
+  try {
+    const answer = query.image
+      ? await api.searchImage(query.image, options(), running.signal)
+      : await api.searchSimilar(query.id, options(), running.signal);
+    const roundTrip = performance.now() - started;
+    results.draw(answer.hits, { onSearch: searchBy, onAbout: about });
+    results.explain(answer, roundTrip);
+    const count = answer.hits.length;
+    by("heading").textContent = count ? `${count} nearest` : "Nothing near enough";
+    by("more").hidden = by("empty").hidden = true;
+    say(`${count} results in ${roundTrip.toFixed(0)} milliseconds`);
+  } catch (error) {
+    trouble(error);
+  } finally {
+    by("results").removeAttribute("aria-busy");
+  }
+}
+
+function searchBy(item) {
+  select(tabs[0]);
+  history.pushState(null, "", `#${encodeURIComponent(api.idText(item.id))}`);
+  showQuery(item.id);
+  run({ id: item.id });
+  window.scrollTo({ top: 0 });
+}
+
+async function showQuery(id) {
+  try {
+    picker.show(await api.thumbnail(id));
+  } catch {
+    picker.show(null);
+  }
+}
+
+async function browse(after = null) {
+  query = null;
+  try {
+    const page = await api.listItems(after, PAGE, by("label").value.trim());
+    results.draw(page.items, { onSearch: searchBy, onAbout: about, append: after !== null });
+    results.explain(null);
+    browsed = page.next;
+    by("more").hidden = page.next === null;
+    by("empty").hidden = page.items.length > 0 || after !== null;
+    by("heading").textContent = "Have a look around";
+    if (after === null) say(`${page.items.length} items shown`);
+  } catch (error) {
+    trouble(error);
+  }
+}
+
+by("more").addEventListener("click", () => browse(browsed));
+by("options").addEventListener("submit", (event) => event.preventDefault());
+by("options").addEventListener("change", (event) => {
+  if (event.target.type === "file") return;
+  if (query) run(query);
+  else browse();
+});
+
+function followAddress() {
+  const text = decodeURIComponent(location.hash.slice(1));
+  if (!text) {
+    picker.show(null);
+    browse();
+    return;
+  }
+  const id = /^(0|-?[1-9]\d{0,18})$/.test(text) ? Number(text) : text.replace(/^"(.*)"$/s, "$1");
+  showQuery(id);
+  run({ id });
+}
+
+window.addEventListener("popstate", followAddress);
+
+// --- paste and drop anywhere ------------------------------------------------------------------------------------
+
+function takeAnywhere(image) {
+  if (!image) return;
+  if (active() === "tab-compare") compare.take(image);
+  else if (active() === "tab-add") adding.take(image);
+  else picker.take(image);
+}
+
+document.addEventListener("paste", (event) => takeAnywhere(imageIn(event.clipboardData)));
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  takeAnywhere(imageIn(event.dataTransfer));
+});
+
+// --- details, compare, delete -----------------------------------------------------------------------------------
+
+const compare = new Compare(trouble);
+
+function about(item) {
+  const dialog = by("details");
+  by("details-title").textContent = item.label ?? String(item.id);
+  by("details-image").classList.remove("none");
+  api.showThumbnail(by("details-image"), item.id);
+  results.describe(item, by("details-facts"));
+  const erase = by("delete");
+  erase.textContent = "Delete";
+  erase.onclick = () => {
+    if (erase.textContent === "Delete") erase.textContent = "Really delete?";
+    else dialog.close("delete");
+  };
+  dialog.returnValue = "";
+  dialog.showModal();
+  dialog.onclose = () => {
+    if (dialog.returnValue === "similar") searchBy(item);
+    if (dialog.returnValue === "compare") compareWith(item);
+    if (dialog.returnValue === "delete") remove(item);
+  };
+}
+
+async function compareWith(item) {
+  try {
+    const image = await api.thumbnail(item.id);
+    select(tabs[1], { focus: true });
+    if (picker.image && !compare.first.image) compare.first.show(picker.image);
+    compare.take(image);
+  } catch (error) {
+    trouble(error);
+  }
+}
+
+async function remove(item) {
+  try {
+    await api.deleteItem(item.id);
+    await refresh();
+    if (query && query.id !== item.id) await run(query);
+    else followAddressAfresh();
+    say(`${item.label ?? item.id} deleted`);
+  } catch (error) {
+    trouble(error);
+  }
+}
+
+function followAddressAfresh() {
+  history.replaceState(null, "", "#");
+  followAddress();
+}
+
+// --- add --------------------------------------------------------------------------------------------------------
+
+const adding = new Picker(document.querySelector('[data-picker="new"]'), () => {
+  by("added").textContent = "";
+});
+
+function metadata() {
+  const fields = {};
+  for (const line of by("add-metadata").value.split("\n")) {
+    const [name, ...rest] = line.split(":");
+    if (name.trim() && rest.length) fields[name.trim()] = plain(rest.join(":").trim());
+  }
+  return fields;
+}
+
+// "3" is the number 3 and "true" is true; what is no JSON is text.
+function plain(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
+
+by("add").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  if (!adding.image) {
+    trouble(new Error("Choose, drop or paste an image first."));
+    return;
+  }
+  try {
+    const answer = await api.addItem(adding.image, by("add-id").value.trim(), by("add-label").value.trim(), metadata());
+    say("");
+    by("added").textContent = `Added as ${JSON.stringify(answer.ids[0])}. It can be found from now on.`;
+    adding.show(null);
+    by("add-id").value = "";
+    await refresh();
+    if (!query) browse();
+  } catch (error) {
+    trouble(error);
+  }
+});
+
+// --- key, theme -------------------------------------------------------------------------------------------------
+
+function askKey(why) {
+  const dialog = by("keys");
+  if (dialog.open) return;
+  if (why) by("keys-why").textContent = why;
+  by("key").value = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  dialog.onclose = () => {
+    if (dialog.returnValue !== "use") return;
+    api.setKey(by("key").value.trim());
+    by("trouble").hidden = true;
+    start();
+  };
+}
+
+by("key-open").addEventListener("click", () => askKey(""));
+
+const root = document.documentElement;
+const saved = localStorage.getItem("kindred-theme");
+if (saved) root.dataset.theme = saved;
+by("theme").addEventListener("click", () => {
+  const dark = root.dataset.theme
+    ? root.dataset.theme === "dark"
+    : window.matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+  localStorage.setItem("kindred-theme", root.dataset.theme);
+});
+
+// --- start ------------------------------------------------------------------------------------------------------
+
+async function refresh() {
+  const [figures, known] = await Promise.all([api.stats(), api.labels()]);
+  const names = Object.entries(known.labels);
+  by("labels").replaceChildren(...names.map(([label, count]) => new Option(`${number.format(count)}`, label)));
+  const classes = names.length >= 1000 ? "1,000+" : number.format(names.length);
+  by("facts").textContent = `${number.format(figures.items)} images · ${classes} labels`;
+}
+
+async function start() {
+  try {
+    await Promise.all([refresh(), compare.load()]);
+    if (!query) followAddress();
+  } catch (error) {
+    trouble(error);
+  }
+}
+
+start();

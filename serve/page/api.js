@@ -1,0 +1,119 @@
+// Talks to the service. Every failure is an Error whose message the page can show as it is.
+
+let key = sessionStorage.getItem("kindred-key") || "";
+
+export function setKey(value) {
+  key = value;
+  if (value) sessionStorage.setItem("kindred-key", value);
+  else sessionStorage.removeItem("kindred-key");
+}
+
+export function hasKey() {
+  return key !== "";
+}
+
+export class ServiceError extends Error {
+  constructor(status, detail) {
+    super(detail);
+    this.status = status;
+  }
+}
+
+async function request(path, options = {}) {
+  const headers = new Headers(options.headers);
+  if (key) headers.set("Authorization", `Bearer ${key}`);
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServiceError(0, "The service does not answer. Is it still running?");
+  }
+  if (response.ok) return response;
+  let detail = `The service answered ${response.status}.`;
+  try {
+    detail = (await response.json()).detail || detail;
+  } catch {
+    // Not a problem document: the status has to do.
+  }
+  throw new ServiceError(response.status, detail);
+}
+
+async function json(path, options) {
+  return (await request(path, options)).json();
+}
+
+function form(fields) {
+  const data = new FormData();
+  for (const [name, value] of Object.entries(fields)) {
+    if (value !== null && value !== undefined && value !== "") data.append(name, value);
+  }
+  return data;
+}
+
+// The integer 7 is `7` in a path, the string "7" is `"7"`: see the API's description.
+export function idText(id) {
+  if (typeof id === "number") return String(id);
+  return /^(0|-?[1-9]\d{0,18})$/.test(id) || id.startsWith('"') || id.includes("/") ? `"${id}"` : id;
+}
+
+function itemPath(id) {
+  return `/v1/items/${encodeURIComponent(idText(id))}`;
+}
+
+export function searchImage(image, options, signal) {
+  return json("/v1/search", { method: "POST", body: form({ image, ...options }), signal });
+}
+
+export function searchSimilar(id, options, signal) {
+  const query = new URLSearchParams(Object.entries(options).filter(([, value]) => value !== "" && value !== null));
+  return json(`${itemPath(id)}/similar?${query}`, { signal });
+}
+
+export function verify(first, second, rate) {
+  return json("/v1/verify", { method: "POST", body: form({ first, second, false_accept_rate: rate }) });
+}
+
+export function addItem(image, id, label, metadata) {
+  const fields = { image, id, label, metadata: JSON.stringify(metadata) };
+  return json("/v1/items", { method: "POST", body: form(fields) });
+}
+
+export function deleteItem(id) {
+  return json(itemPath(id), { method: "DELETE" });
+}
+
+export function getItem(id) {
+  return json(itemPath(id));
+}
+
+export function listItems(after, limit, label) {
+  const query = new URLSearchParams({ limit });
+  if (after !== null) query.set("after", after);
+  if (label) query.set("label", label);
+  return json(`/v1/items?${query}`);
+}
+
+export const stats = () => json("/v1/stats");
+export const labels = () => json("/v1/labels");
+export const model = () => json("/v1/model");
+
+export async function thumbnail(id) {
+  return (await request(`${itemPath(id)}/thumbnail`)).blob();
+}
+
+// Shows an item's thumbnail. With a key the picture has to be fetched: an <img> cannot send headers.
+export async function showThumbnail(img, id) {
+  img.addEventListener("error", () => img.classList.add("none"), { once: true });
+  if (!key) {
+    img.src = `${itemPath(id)}/thumbnail`;
+    return;
+  }
+  try {
+    const url = URL.createObjectURL(await thumbnail(id));
+    img.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
+    img.src = url;
+  } catch {
+    img.classList.add("none");
+  }
+}
