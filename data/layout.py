@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,14 +83,7 @@ def table_from_folders(
     keep, labels = keep[order], labels[order]
     columns = {"name": names.take(pa.array(keep)), "label": pa.array(labels, pa.int32())}
     if members is not None:
-        for field, kind in (
-            ("offset", pa.int64()),
-            ("stored", pa.int64()),
-            ("size", pa.int64()),
-            ("method", pa.int8()),
-            ("crc", pa.uint32()),
-        ):
-            columns[field] = pa.array([getattr(members[row], field) for row in keep.tolist()], kind)
+        columns |= member_columns(members, keep)
     if any(parts):
         part = pa.array(parts, pa.string()).dictionary_encode()
         columns["part"] = part.take(pa.array(folder_of[keep]))
@@ -97,6 +91,21 @@ def table_from_folders(
     if split_file is not None and split_file.is_file():
         columns |= class_columns(split_file, distinct, labels)
     return ImageTable(pa.table(columns), distinct, [root])
+
+
+def member_columns(members: Sequence[Member], rows: NDArray[np.int64]) -> dict[str, pa.Array]:
+    """The table's columns that say where zip members lie, for some of the members."""
+    kinds = {
+        "offset": pa.int64(),
+        "stored": pa.int64(),
+        "size": pa.int64(),
+        "method": pa.int8(),
+        "crc": pa.uint32(),
+    }
+    return {
+        field: pa.array([getattr(members[row], field) for row in rows.tolist()], kind)
+        for field, kind in kinds.items()
+    }
 
 
 def class_columns(file: Path, class_names: list[str], labels: NDArray[np.int64]) -> dict[str, pa.Array]:
@@ -129,3 +138,46 @@ def class_columns(file: Path, class_names: list[str], labels: NDArray[np.int64])
         column = column.dictionary_encode() if pa.types.is_string(column.type) else column
         spread[name] = column.take(pa.array(rows))
     return spread
+
+
+def table_from_columns(root: Path, names: pa.Array, classes: pa.Array, **columns: Any) -> ImageTable:
+    """The table of a set that lists its images and their classes in files.
+
+    Args:
+        root: Folder that the names are relative to.
+        names: Path of each image, N strings.
+        classes: Class of each image, N strings.
+        **columns: Further columns of N values, such as ``split`` or ``is_query``.
+
+    Raises:
+        InputError: No images listed.
+    """
+    if not len(names):
+        raise InputError(f"{root}: its list of images is empty")
+    labels, class_names = factorize(classes)
+    order = pa.array(np.argsort(labels, kind="stable"))
+    further = {name: _compact(pa.array(values)) for name, values in columns.items()}
+    rows = pa.table({"name": names, "label": pa.array(labels, pa.int32()), **further})
+    return ImageTable(rows.take(order), class_names, [root])
+
+
+def _compact(values: pa.Array) -> pa.Array:
+    """Repeated texts as a dictionary: a few bytes a row."""
+    return values.dictionary_encode() if pa.types.is_string(values.type) else values
+
+
+def read_lines(file: Path, fields: int, skip: int = 0) -> list[list[str]]:
+    """The lines of a data set's list, split at white space.
+
+    Raises:
+        InputError: The file is missing, or a line has another number of fields.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()[skip:]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); is the data set complete?") from error
+    rows = [line.split() for line in lines if line.strip()]
+    for number, row in enumerate(rows, start=skip + 1):
+        if len(row) != fields:
+            raise InputError(f"{file}: line {number} has {len(row)} fields instead of {fields}")
+    return rows

@@ -4,17 +4,43 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.sources.archive import ZipSource
+from data.sources.cars196 import Cars196Source
+from data.sources.cub import CubSource
 from data.sources.folder import FolderSource
 from data.sources.glyphs import GlyphSource
+from data.sources.identities import IdentitySource
+from data.sources.inshop import InShopSource
+from data.sources.lfw import LfwSource
+from data.sources.listing import ListingSource
 from data.sources.omniglot import OmniglotSource
+from data.sources.products import OnlineProductsSource
 from data.sources.source import Source
 from models.errors import InputError
 
-__all__ = ["FolderSource", "GlyphSource", "OmniglotSource", "Source", "ZipSource", "open_source"]
+__all__ = [
+    "Cars196Source",
+    "CubSource",
+    "FolderSource",
+    "GlyphSource",
+    "IdentitySource",
+    "InShopSource",
+    "LfwSource",
+    "ListingSource",
+    "OmniglotSource",
+    "OnlineProductsSource",
+    "Source",
+    "ZipSource",
+    "open_source",
+]
 
 _NAMED: dict[str, Callable[[], Source]] = {
+    "cars196": Cars196Source,
+    "cub": CubSource,
     "glyphs": GlyphSource,
+    "inshop": InShopSource,
+    "lfw": LfwSource,
     "omniglot": OmniglotSource,
+    "sop": OnlineProductsSource,
 }
 
 
@@ -22,8 +48,8 @@ def open_source(spec: str | Path | Source) -> Source:
     """The source that a text means.
 
     Args:
-        spec: The name of a set ("glyphs", "omniglot"), a folder of class folders, or a ``.zip`` of
-            them. A source is returned as it is.
+        spec: The name of a set (cars196, cub, glyphs, inshop, lfw, omniglot, sop), a folder of class folders,
+            a ``.zip`` of them, or a ``.csv`` or ``.parquet`` table. A source is returned as it is.
 
     Raises:
         InputError: None of these.
@@ -34,11 +60,14 @@ def open_source(spec: str | Path | Source) -> Source:
     if text in _NAMED:
         return _NAMED[text]()
     path = Path(text).expanduser()
-    if path.suffix.lower() == ".zip":
-        return ZipSource(path)
+    suffix = path.suffix.lower()
     if path.is_dir():
         return FolderSource(path)
+    if suffix == ".zip":
+        return ZipSource(path)
+    if suffix in (".csv", ".parquet"):
+        return ListingSource(path)
     raise InputError(
-        f"{text}: no such folder, and neither a .zip nor one of {', '.join(_NAMED)}; "
+        f"{text}: no such folder, and neither a .zip, .csv or .parquet file nor one of {', '.join(_NAMED)}; "
         "name your folder of images"
     )

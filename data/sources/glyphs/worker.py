@@ -1,4 +1,4 @@
-"""The process that draws a share of the classes: an order as JSON comes in, a zip and a line a class go out."""
+"""The process that draws a share of the classes: an order comes in as JSON, a line a class goes out."""
 
 import io
 import json
