@@ -1,6 +1,6 @@
 """Several collections in one folder, and aliases that move from one to another at once.
 
-A new model's collection is built beside the old one, and then the alias that users search by is pointed at it.
+A new collection is built beside the old one, and then the alias that users search by is pointed at it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ import threading
 from pathlib import Path
 from typing import Self
 
+from serve.store.definition import Tuning
 from serve.store.faiss_store import FaissStore
 from serve.store.folder import StoreFolder
 from serve.store.protocol import StoreError
+
+_DEFAULT = Tuning()
 
 
 class Catalogue:
@@ -21,7 +24,7 @@ class Catalogue:
         folder: Where the store lies.
         create: Create what does not exist.
         read_only: Take no lock and change nothing.
-        search_threads: OpenMP threads of one search in each collection.
+        tuning: Sizes and threads of each collection.
 
     Raises:
         StoreLocked: Another process has the folder open.
@@ -29,11 +32,11 @@ class Catalogue:
     """
 
     def __init__(
-        self, folder: str | Path, *, create: bool = True, read_only: bool = False, search_threads: int = 1
+        self, folder: str | Path, *, create: bool = True, read_only: bool = False, tuning: Tuning = _DEFAULT
     ) -> None:
         self._folder = StoreFolder(Path(folder), create=create, read_only=read_only)
         self._read_only = read_only
-        self._search_threads = search_threads
+        self._tuning = tuning
         self._open: dict[str, FaissStore] = {}
         self._lock = threading.RLock()
 
@@ -61,7 +64,7 @@ class Catalogue:
             place = self._folder.place(name)
             if place.name not in self._open:
                 self._open[place.name] = FaissStore(
-                    place, create=False, read_only=self._read_only, search_threads=self._search_threads
+                    place, create=False, read_only=self._read_only, tuning=self._tuning
                 )
             return self._open[place.name]
 
@@ -81,7 +84,7 @@ class Catalogue:
                 dim=dim,
                 fingerprint=fingerprint,
                 index=index,
-                search_threads=self._search_threads,
+                tuning=self._tuning,
             )
             return self._open[name]
 

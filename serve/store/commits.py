@@ -70,13 +70,14 @@ class Commits:
         results: list[tuple[_Pending, Any, InputError | None]] = []
         try:
             with self._database.write() as connection:
-                changes = Changes(sequence(connection))
+                began = sequence(connection)
+                changes = Changes(began, began)
                 results = [(pending, *_run(pending.work, connection, changes)) for pending in group]
                 connection.execute(
                     "UPDATE properties SET value = ? WHERE name = 'sequence'", (changes.sequence,)
                 )
             self._publish(changes)
-        except (StoreError, sqlite3.Error) as error:
+        except (StoreError, sqlite3.Error, OSError) as error:
             if len(group) > 1:  # one of them may be too large for the disk; the others need not fail with it
                 for pending in group:
                     self._commit([pending])

@@ -8,6 +8,7 @@ once the log is on the disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 import threading
 import uuid
@@ -80,6 +81,7 @@ class Database:
         Raises:
             DiskFull: The disk took no more.
             ReadOnly: The store is open for reading only.
+            OSError: The disk failed.
         """
         if self._writer is None:
             raise ReadOnly(f"{self.path.parent} is open for reading only")
@@ -147,4 +149,6 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
             raise DiskFull(f"The disk of {path.parent} is full; free some space and try again") from error
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
+            raise OSError(errno.EIO, "The disk failed; nothing was acknowledged", str(path)) from error
         raise

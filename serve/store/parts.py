@@ -44,7 +44,7 @@ class PartPlan:
     explored: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """Rows of an index.
 
@@ -80,6 +80,10 @@ class Part:
         dead = np.zeros(len(self.keys), np.bool_) if self.dead is None else self.dead.copy()
         dead[here] = True
         return replace(self, dead=dead, dead_count=int(np.count_nonzero(dead)))
+
+    def live_rows(self) -> Positions:
+        """Positions of rows that are not dead, ascending."""
+        return np.arange(len(self.keys)) if self.dead is None else np.flatnonzero(~self.dead)
 
     def mask(self, keys: Keys) -> Mask:
         """True at the rows whose keys are among `keys` (ascending)."""

@@ -56,7 +56,7 @@ def _with_missing(
             raise StoreError(f"{database.path} holds vectors of {rows.shape[1] // 4} numbers, not {dim}")
         wanted = np.isin(keys, missing[done:], assume_unique=True)
         vectors = np.ascontiguousarray(rows[wanted]).view("<f4").astype(np.float32, copy=False)
-        added = Changes(state.sequence, added=[(keys[wanted], vectors)])
+        added = Changes(state.sequence, state.sequence, added=[(keys[wanted], vectors)])
         state = state.after(added, head_rows)
         above = int(keys[-1])
         done = int(np.searchsorted(missing, above, side="right"))

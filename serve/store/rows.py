@@ -36,6 +36,7 @@ class Batch:
 class Changes:
     """What a transaction does to the index: keys that die, and vectors that come under new keys."""
 
+    began: int
     sequence: int
     removed: list[Keys] = field(default_factory=list)
     added: list[tuple[Keys, Vectors]] = field(default_factory=list)
@@ -43,7 +44,7 @@ class Changes:
 
     def copy(self) -> Changes:
         """The changes so far, to come back to."""
-        return Changes(self.sequence, list(self.removed), list(self.added), self.edited)
+        return Changes(self.began, self.sequence, list(self.removed), list(self.added), self.edited)
 
     def restore(self, earlier: Changes) -> None:
         """Forgets what came after `earlier`."""

@@ -1,8 +1,8 @@
 """One search from normalized queries to hits: filter masks, neighbours, rows of the hits, groups.
 
 The index and the database are two views of one truth, and a search looks at both. When a write falls between
-the two looks, the search starts over on the newer state: an item that is being replaced is always found, as it
-was or as it is.
+the two looks, the search starts over on the newer state: an item that is being replaced is always found, as
+it was or as it is.
 """
 
 from __future__ import annotations

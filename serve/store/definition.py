@@ -1,0 +1,75 @@
+"""What a collection is for (kept in its database), and how much work it does at a time (given at opening)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from serve.store import approximate
+from serve.store.database import Database
+from serve.store.protocol import DimensionMismatch, FingerprintMismatch, StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Sizes and threads; the defaults suit a server.
+
+    Attributes:
+        search_threads: OpenMP threads of one search; 1 is best where several requests run at a time.
+        build_threads: OpenMP threads of a background build.
+        head_rows: Recent vectors that are kept in one piece of memory before they become a segment.
+        approximate_rows: A segment gets the collection's approximate index from this many rows on.
+        transaction_rows: Most items that one transaction writes.
+    """
+
+    search_threads: int = 1
+    build_threads: int = field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2))
+    head_rows: int = 16_384
+    approximate_rows: int = 10_000
+    transaction_rows: int = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """Length of the vectors, the model that makes them (if known), and the index factory string."""
+
+    dim: int
+    fingerprint: str | None
+    index: str
+
+    def check_fingerprint(self, given: str | None) -> None:
+        """Raises FingerprintMismatch where both sides name a model, and not the same."""
+        if given is not None and self.fingerprint is not None and given != self.fingerprint:
+            raise FingerprintMismatch(
+                f"The collection holds vectors of model {self.fingerprint}, not of {given}; "
+                "embed with that model or build a new collection"
+            )
+
+
+def settled(database: Database, dim: int | None, fingerprint: str | None, index: str | None) -> Definition:
+    """The definition in the database, compared with what the caller says of it, which a new one gets.
+
+    Raises:
+        DimensionMismatch: The collection has another dim.
+        FingerprintMismatch: It has another fingerprint.
+        StoreError: FAISS knows no such index, or a new collection is given no dim.
+    """
+    with database.read() as connection:
+        kept = dict(connection.execute("SELECT name, value FROM properties").fetchall())
+    known = kept.get("dim", dim)
+    if known is None or known < 1:
+        raise StoreError("A new collection needs dim, the length of its vectors")
+    definition = Definition(
+        int(known),
+        kept.get("fingerprint", fingerprint),
+        index or str(kept.get("index", approximate.EXACT)),
+    )
+    if dim is not None and dim != definition.dim:
+        raise DimensionMismatch(f"The collection takes vectors of {definition.dim} numbers, not {dim}")
+    definition.check_fingerprint(fingerprint)
+    changed = {"dim": definition.dim, "fingerprint": definition.fingerprint, "index": definition.index}
+    if not database.read_only and changed.items() - kept.items():
+        approximate.check_factory(definition.index, definition.dim)
+        with database.write() as connection:
+            connection.executemany("INSERT OR REPLACE INTO properties VALUES (?, ?)", changed.items())
+    return definition

@@ -1,0 +1,112 @@
+"""The searchable state of one open collection, and what changes it: commits, background work, recovery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serve.store.candidates import Candidates
+from serve.store.commits import Commits, T, Work
+from serve.store.database import Database
+from serve.store.definition import Definition, Tuning
+from serve.store.index import IndexState
+from serve.store.maintenance import Maintenance
+from serve.store.protocol import ReadOnly, SearchResult
+from serve.store.recovery import recovered
+from serve.store.rows import Changes
+from serve.store.searching import Request, Searching
+from serve.store.segments import SegmentFolder
+
+
+class LiveIndex:
+    """Loads the snapshot, brings it up to the truth, and keeps it there.
+
+    Args:
+        place: The collection's folder.
+        database: Its truth.
+        definition: What it is for.
+        tuning: Sizes and threads.
+    """
+
+    def __init__(self, place: Path, database: Database, definition: Definition, tuning: Tuning) -> None:
+        self._database = database
+        self._definition = definition
+        self._tuning = tuning
+        self._segments = SegmentFolder(place, database.store_id, definition.dim)
+        parts, entries = self._segments.load()
+        self._state = recovered(database, definition.dim, parts, tuning.head_rows)
+        self._candidates = Candidates(database)
+        self._commits = Commits(database, self._publish)
+        self._maintenance: Maintenance | None = None
+        if not database.read_only:
+            self._segments.clean(set(entries))
+            self._maintenance = Maintenance(
+                self._segments,
+                entries,
+                self._commits,
+                lambda: self._state,
+                self._swap,
+                index=definition.index,
+                approximate_rows=tuning.approximate_rows,
+                threads=tuning.build_threads,
+            )
+            self._maintenance.start()
+        self._searching = Searching(
+            database,
+            lambda: self._state,
+            self._candidates,
+            None if database.read_only else self._commits,
+            tuning.search_threads,
+        )
+
+    @property
+    def state(self) -> IndexState:
+        """The current state; immutable."""
+        return self._state
+
+    def snapshot_sequence(self) -> int:
+        """Last write that the snapshot on disk contains."""
+        return self._segments.sequence()
+
+    def search(self, request: Request) -> SearchResult:
+        """Carries out a checked search."""
+        return self._searching.run(request)
+
+    def commit(self, work: Work[T]) -> T:
+        """Runs a work in a transaction; returns once it is durable and visible. See `Commits.run`."""
+        return self._commits.run(work)
+
+    def snapshot(self) -> None:
+        """Writes everything in memory to segments."""
+        self._writable().snapshot()
+
+    def purge(self) -> None:
+        """Writes segments and database anew, without anything that was deleted."""
+        self._writable().purge()
+        with self._commits.paused():
+            self._database.vacuum()
+
+    def close(self) -> None:
+        """Ends the background work."""
+        if self._maintenance is not None:
+            self._maintenance.stop()
+
+    def _writable(self) -> Maintenance:
+        if self._maintenance is None:
+            raise ReadOnly(f"{self._database.path.parent} is open for reading only")
+        return self._maintenance
+
+    def _publish(self, changes: Changes) -> None:
+        """Lets searches see a committed transaction."""
+        if changes.edited:
+            self._candidates.forget()
+        before = self._state
+        if changes.began == before.sequence:
+            self._swap(before.after(changes, self._tuning.head_rows))
+        else:  # an earlier publication was cut short, by lack of memory or an interrupt
+            segments = [part for part in before.parts if part.name is not None]
+            self._swap(recovered(self._database, self._definition.dim, segments, self._tuning.head_rows))
+        if changes.removed or len(self._state.parts) > len(before.parts):
+            self._writable().wake()
+
+    def _swap(self, state: IndexState) -> None:
+        self._state = state

@@ -1,0 +1,197 @@
+"""Segments on disk: immutable, checksummed, memory-mapped pieces of the index; a manifest names them.
+
+    segments/NAME/keys.i64       ascending keys
+    segments/NAME/vectors.f32    their vectors, row by row
+    segments/NAME/index.faiss    an approximate index over them, if the collection has one
+    manifest.json                which segments count, with checksums of their files
+
+A segment is written and waited for before the manifest names it, and deleted once that no longer does. All of
+it derives from the database: what is damaged or missing is built again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.store import approximate
+from serve.store.approximate import EXACT, FaissIndex
+from serve.store.files import checksum_of, disk_errors, replace_file, sync_file, sync_folder, write_synced
+from serve.store.parts import Part
+from serve.store.protocol import Vectors
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+_BLOCK_ROWS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A segment as the manifest names it; `files` are checksums by file name."""
+
+    name: str
+    rows: int
+    index: str
+    files: dict[str, str]
+
+
+class SegmentFolder:
+    """The segments of one collection."""
+
+    def __init__(self, place: Path, store_id: str, dim: int) -> None:
+        self._place = place
+        self._folder = place / "segments"
+        self._store_id = store_id
+        self._dim = dim
+
+    def load(self) -> tuple[list[Part], dict[str, Entry]]:
+        """Every undamaged segment of the manifest."""
+        parts, entries = [], {}
+        for entry in self._manifest():
+            folder = self._folder / entry.name
+            try:
+                damaged = [name for name, sum_ in entry.files.items() if checksum_of(folder / name) != sum_]
+            except OSError as error:
+                damaged = [str(error)]
+            if damaged:
+                _log.warning(
+                    "segment %s is damaged (%s); rebuilding it from the database", folder, damaged[0]
+                )
+                continue
+            parts.append(self.map(entry))
+            entries[entry.name] = entry
+        return parts, entries
+
+    def map(self, entry: Entry) -> Part:
+        """A segment as a part, its vectors mapped into memory."""
+        folder = self._folder / entry.name
+        keys = np.fromfile(folder / "keys.i64", "<i8").astype(np.int64, copy=False)
+        mapped = np.memmap(folder / "vectors.f32", "<f4", "r", shape=(entry.rows, self._dim))
+        vectors: Vectors = np.asarray(mapped)
+        index = None
+        if "index.faiss" in entry.files:
+            index = FaissIndex.load(folder / "index.faiss", entry.index, vectors)
+        return Part(entry.name, keys, vectors, approximate=index)
+
+    def write(
+        self,
+        parts: Sequence[Part],
+        index: str,
+        *,
+        threads: int,
+        stop: Callable[[], bool],
+    ) -> Entry | None:
+        """Merges the live rows of parts into a new segment, and waits until the disk has it.
+
+        Args:
+            parts: What to merge.
+            index: Factory string of its approximate index; "Flat" for none.
+            threads: OpenMP threads for building that.
+            stop: Asked now and then; True abandons the work.
+
+        Returns:
+            The segment, or None if no row is alive or the work was abandoned.
+
+        Raises:
+            DiskFull: The disk took no more; nothing is left of the segment.
+        """
+        rows = [part.live_rows() for part in parts]
+        keys = np.concatenate([part.keys[chosen] for part, chosen in zip(parts, rows, strict=True)])
+        if len(keys) == 0:
+            return None
+        owner = np.repeat(np.arange(len(parts)), [len(chosen) for chosen in rows])
+        row = np.concatenate(rows)
+        order = np.argsort(keys)
+        name = uuid.uuid4().hex
+        folder = self._folder / name
+        folder.mkdir(parents=True)
+        try:
+            blocks = _gathered(parts, owner[order], row[order], self._dim)
+            files = {
+                "keys.i64": write_synced(folder / "keys.i64", [keys[order].astype("<i8").tobytes()]),
+                "vectors.f32": write_synced(folder / "vectors.f32", blocks),
+            }
+            entry = Entry(name, len(keys), index, files)
+            if index != EXACT:
+                vectors = self.map(entry).vectors
+                path = folder / "index.faiss"
+                with disk_errors(path):
+                    if approximate.build(index, vectors, path, threads=threads, stop=stop):
+                        files["index.faiss"] = sync_file(path)
+            if stop():
+                shutil.rmtree(folder, ignore_errors=True)
+                return None
+            sync_folder(folder)
+            sync_folder(self._folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return entry
+
+    def commit(self, entries: Sequence[Entry], sequence: int) -> None:
+        """Makes these the segments that count from now on, and deletes all others."""
+        body = {
+            "format": FORMAT,
+            "store_id": self._store_id,
+            "sequence": sequence,
+            "segments": [asdict(entry) for entry in entries],
+        }
+        text = json.dumps({"checksum": _checksum(body), "body": body}, indent=1)
+        replace_file(self._place / "manifest.json", text.encode())
+        self.clean({entry.name for entry in entries})
+
+    def clean(self, keep: set[str]) -> None:
+        """Deletes segments that are not to be kept. Mapped ones stay readable to who holds them."""
+        if self._folder.is_dir():
+            for folder in self._folder.iterdir():
+                if folder.name not in keep:
+                    shutil.rmtree(folder, ignore_errors=True)
+            sync_folder(self._folder)
+
+    def sequence(self) -> int:
+        """Last write that the segments contain, as far as the manifest knows."""
+        return int(self._body().get("sequence", 0))
+
+    def _manifest(self) -> list[Entry]:
+        return [Entry(**entry) for entry in self._body().get("segments", [])]
+
+    def _body(self) -> dict[str, Any]:
+        """The manifest's content; empty where it is missing, damaged or another store's."""
+        try:
+            content = json.loads((self._place / "manifest.json").read_text("utf-8"))
+            body: dict[str, Any] = content["body"]
+            sound = content["checksum"] == _checksum(body) and body["format"] == FORMAT
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError, OSError):
+            sound = False
+        if not sound or body["store_id"] != self._store_id:
+            _log.warning("%s is damaged or another store's; rebuilding from the database", self._place)
+            return {}
+        return body
+
+
+def _gathered(parts: Sequence[Part], owner: Any, row: Any, dim: int) -> Iterator[memoryview]:
+    """Vectors in the given order, block by block, so that no second copy of all of them is in memory."""
+    for start in range(0, len(row), _BLOCK_ROWS):
+        owners, rows = owner[start : start + _BLOCK_ROWS], row[start : start + _BLOCK_ROWS]
+        block = np.empty((len(rows), dim), "<f4")
+        for number in np.unique(owners):
+            mine = owners == number
+            block[mine] = parts[number].vectors[rows[mine]]
+        yield block.data.cast("B")
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
