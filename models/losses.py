@@ -54,6 +54,11 @@ class ResumableMemory(CrossBatchMemory):  # type: ignore[misc]  # the library sh
         miner: applied to the batch against the memory.
     """
 
+    @staticmethod
+    def supported_losses() -> list[str]:
+        """Names of the losses that take reference embeddings; this module's triplet loss is one more."""
+        return [*CrossBatchMemory.supported_losses(), FaceNetTripletLoss.__name__]
+
     def reset_queue(self) -> None:
         """Empty the memory."""
         for name in ("embedding_memory", "label_memory"):

@@ -183,10 +183,10 @@ class MetricLearner(LightningModule):
         self._log_retrieval("test")
 
     def _log_retrieval(self, stage: str) -> None:
-        self.validated = self._collect()
-        embeddings, labels, _ = self.validated
+        embeddings, labels, indices = self._collect()
         if self.trainer.sanity_checking:
             return  # a few batches need not hold two images of any class
+        self.validated = (embeddings, labels, indices)
         metrics = retrieval_metrics(embeddings, labels, self.ks)
         metrics["embedding_variance"] = float(embedding_variance(embeddings))
         for name, value in metrics.items():

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from models.errors import InputError
 
@@ -75,9 +75,7 @@ class CollapseMonitor(Callback):
     def _sign(self, seen: dict[str, float]) -> str:
         variance = seen.get("train/embedding_variance", 1.0)
         if variance < self.min_variance:
-            return (
-                f"a batch's embeddings are nearly one point (variance {variance:.2g}, healthy is above 0.3)"
-            )
+            return f"a batch's embeddings are nearly equal (variance {variance:.2g}, healthy is above 0.3)"
         near, far = seen.get("train/ap_distance"), seen.get("train/an_distance")
         if near is not None and far is not None and far - near < self.min_gap * near:
             return (
@@ -92,7 +90,7 @@ class CollapseMonitor(Callback):
         loss = seen.get("train/loss", math.nan)
         text = (
             f"Training has collapsed at step {trainer.global_step}: {sign}. "
-            f"The loss is {loss:.3g} and the learning rate {rates}. A network in this state gives every image "
+            f"The loss is {loss:.3g} and the learning rate {rates}. A network in this state gives all images "
             "the same embedding and rarely recovers. The usual causes, likeliest first: a learning rate that "
             "is too high (divide it by ten, lengthen the warm-up, or set trainer.gradient_clip_val=1); "
             "hardest-negative mining (use models.mining.SemiHardMiner); labels that do not match the images; "

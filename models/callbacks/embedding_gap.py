@@ -45,6 +45,7 @@ def embedding_gap(network: torch.nn.Module, images: Tensor, embeddings: Tensor) 
         A scalar from 0 (the same) to 2.
     """
     training = network.training
-    inference = network.eval()(images)
+    inference: Tensor = network.eval()(images)
     network.train(training)
-    return (1 - (inference * embeddings).sum(1)).mean()
+    cosine: Tensor = (inference * embeddings).sum(1)
+    return 1 - cosine.mean()

@@ -37,7 +37,7 @@ class RetrievalGallery(Callback):
         if writer is None or not isinstance(pl_module, MetricLearner) or pl_module.validated is None:
             return
         embeddings, labels, indices = (tensor.cpu() for tensor in pl_module.validated)
-        rows = torch.linspace(0, len(labels) - 1, min(self.queries, len(labels))).long().unique()
+        rows = torch.linspace(0, len(labels) - 1, min(self.queries, len(labels))).long()
         similarity = embeddings[rows] @ embeddings.T
         similarity[torch.arange(len(rows)), rows] = -torch.inf
         nearest = similarity.topk(min(self.neighbours, len(labels) - 1)).indices
@@ -57,7 +57,7 @@ class RetrievalGallery(Callback):
         if writer is None or not isinstance(pl_module, MetricLearner) or pl_module.validated is None:
             return
         embeddings, labels, indices = (tensor.cpu() for tensor in pl_module.validated)
-        rows = torch.linspace(0, len(labels) - 1, min(self.projected, len(labels))).long().unique()
+        rows = torch.linspace(0, len(labels) - 1, min(self.projected, len(labels))).long()
         pictures = np.stack([_picture(trainer, int(indices[row])) for row in rows.tolist()])
         thumbnails = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
         if thumbnails.shape[-1] > 32:  # the projector takes one sprite of at most 8192 px

@@ -1,0 +1,174 @@
+"""MetricLearner under a plain Trainer: it learns, logs, resumes, and its checkpoints run no code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch import Tensor
+
+from models.errors import InputError
+from models.losses import ResumableMemory
+from models.module import MetricLearner
+from models.network import Architecture, EmbeddingNetwork
+from models.schedules import WarmupCosine
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
+    pytest.mark.filterwarnings("ignore:.*`weights_only` was not set"),
+    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step\\(\\)"),
+]
+TINY: dict[str, Any] = {"backbone_args": {"width": [8, 8, 16, 32]}, "in_channels": 1, "embedding_dim": 8}
+
+
+def trainer(folder: Path, **values: Any) -> Trainer:
+    options = {"max_epochs": 3, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    options |= {"enable_model_summary": False, "default_root_dir": folder, "log_every_n_steps": 1}
+    options |= {"enable_checkpointing": False}
+    return Trainer(**(options | values))
+
+
+def test_learns_and_logs(tmp_path: Path, patterns: Any) -> None:
+    seed_everything(0)
+    data, model = patterns(), MetricLearner(**TINY)
+    run = trainer(tmp_path)
+    before = run.validate(model, data, verbose=False)[0]["val/recall@1"]
+    run = trainer(tmp_path, max_epochs=5)
+    run.fit(model, data)
+    logged = run.callback_metrics
+    assert logged["val/recall@1"] > before + 0.2
+    assert {"train/loss", "train/active_triplets", "train/ap_distance", "train/an_distance"} <= set(logged)
+    assert 0 <= logged["train/active_triplets"] <= 1
+    assert 0 < logged["train/embedding_variance"] <= 1
+    assert {"val/recall@8", "val/map@r", "val/r_precision"} <= set(logged)
+
+
+def test_a_checkpoint_is_enough_for_a_bundle_and_runs_no_code(tmp_path: Path, patterns: Any) -> None:
+    model = MetricLearner(**TINY)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=2)
+    run.fit(model, patterns())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    described = json.loads(json.dumps(saved["kindred"]))
+    assert described["split_hash"] == "0" * 64
+    assert described["preprocess"]["size"] == 16
+    assert described["num_classes"] == 12
+    network = EmbeddingNetwork(Architecture.from_dict(described["architecture"]))
+    prefix = "network."
+    weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
+    network.load_state_dict(weights)
+    images = torch.randn(3, 1, 16, 16)
+    assert torch.equal(network.eval()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss": {"class_path": "ProxyAnchorLoss"}, "num_classes": 12},
+        {"loss": {"class_path": "pytorch_metric_learning.losses.ArcFaceLoss"}, "num_classes": 12},
+        {"loss": {"class_path": "MultiSimilarityLoss"}, "miner": {"class_path": "MultiSimilarityMiner"}},
+        {
+            "loss": {
+                "class_path": "ContrastiveLoss",
+                "init_args": {"distance": {"class_path": "pytorch_metric_learning.distances.LpDistance"}},
+            }
+        },
+        {"loss": {"class_path": "SupConLoss"}, "memory_size": 64},
+        {"memory_size": 48},
+    ],
+)
+def test_losses_by_class_path_train_and_load_from_a_checkpoint(
+    tmp_path: Path, patterns: Any, values: dict[str, Any]
+) -> None:
+    seed_everything(0)
+    model = MetricLearner(**TINY, **values)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=4)
+    run.fit(model, patterns())
+    assert run.callback_metrics["train/loss"].isfinite()
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = MetricLearner.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    for (name, mine), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+    if model.memory is not None:
+        assert again.memory is not None
+        assert torch.equal(model.memory.embedding_memory, again.memory.embedding_memory)
+        assert model.memory.queue_idx == again.memory.queue_idx
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": {"class_path": "ArcFaceLoss"}}, "num_classes"),
+        ({"loss": {"class_path": "TripletLoss"}}, "TripletLoss"),
+        ({"loss": {"class_path": "TripletMarginLoss", "init_args": {"magrin": 1}}}, "magrin"),
+        ({"loss": {"init_args": {}}}, "class_path"),
+        ({"miner": {"class_path": "json.dumps"}}, "json.dumps"),
+    ],
+)
+def test_wrong_losses_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MetricLearner(**TINY, **values)
+
+
+def test_images_of_another_number_of_channels_are_refused(tmp_path: Path, patterns: Any) -> None:
+    with pytest.raises(InputError, match="in_channels=1"):
+        trainer(tmp_path).fit(MetricLearner(), patterns())
+
+
+def test_duplicates_count_once_in_validation(tmp_path: Path, patterns: Any) -> None:
+    """A padded distributed sampler repeats images; a copy at distance 0 must not be a hit."""
+    model, data = MetricLearner(**TINY), patterns()
+    expected = trainer(tmp_path).validate(model, data, verbose=False)[0]
+    batches = list(data.val_dataloader())
+    twice = torch.utils.data.DataLoader([*batches, batches[0]], batch_size=None)
+    assert trainer(tmp_path).validate(model, twice, verbose=False)[0] == expected
+
+
+def test_the_loss_is_computed_in_float32_under_autocast(tmp_path: Path, patterns: Any) -> None:
+    seen: list[torch.dtype] = []
+
+    class Watched(MetricLearner):
+        def compute_loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, watched = super().compute_loss(embeddings, labels)
+            seen.extend((embeddings.dtype, loss.dtype))
+            return loss, watched
+
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=2, precision="bf16-mixed")
+    run.fit(Watched(**TINY), patterns())
+    assert set(seen) == {torch.float32}
+
+
+def test_a_resumed_run_goes_on_as_if_never_interrupted(tmp_path: Path, patterns: Any) -> None:
+    """Memory, schedule, optimizer and moving statistics: the same weights bit for bit."""
+
+    def run(folder: Path, epochs: int, checkpoint: Path | None = None) -> tuple[Trainer, MetricLearner]:
+        seed_everything(1)
+        model = MetricLearner(**TINY, memory_size=72, scheduler=lambda o: WarmupCosine(o, total_steps=20))
+        training = trainer(folder, max_epochs=epochs, limit_train_batches=10)
+        training.fit(model, patterns(), ckpt_path=checkpoint, weights_only=True)
+        return training, model
+
+    _, whole = run(tmp_path, 2)
+    first, _ = run(tmp_path, 1)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    _, resumed = run(tmp_path, 2, tmp_path / "half.ckpt")
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        if isinstance(a, Tensor):
+            assert torch.equal(a, b), name
+    assert isinstance(whole.memory, ResumableMemory)
+    assert isinstance(resumed.memory, ResumableMemory)
+    assert torch.equal(whole.memory.embedding_memory, resumed.memory.embedding_memory)
+
+
+def test_a_memory_of_another_size_is_refused() -> None:
+    state = MetricLearner(**TINY, memory_size=64).state_dict()
+    with pytest.raises(InputError, match="make them equal"):
+        MetricLearner(**TINY, memory_size=128).load_state_dict(state)
+
+
+def test_an_endless_run_needs_a_schedule_of_its_own(tmp_path: Path, patterns: Any) -> None:
+    with pytest.raises(InputError, match="max_steps"):
+        trainer(tmp_path, max_epochs=-1).fit(MetricLearner(**TINY), patterns())
