@@ -32,9 +32,7 @@ async def sing(service: Service) -> str | None:
     if abs(length - 1.0) > 1e-2:
         return f"the model embeds to vectors of length {length:.3f} instead of 1"
     store = service.store()
-    result = await service.threads.search(
-        store, embedded.vector, SearchOptions(k=1), service.bundle.fingerprint
-    )
+    result = await service.threads.search(store, embedded.vector, SearchOptions(k=1), embedded.fingerprint)
     if not result.hits[0] and await service.threads.call(store.count) > 0:
         return "the store has items but finds none"
     return None

@@ -16,7 +16,7 @@ from serve.store.protocol import ItemId
 Id = Annotated[str, Meta(min_length=1, max_length=1024)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
-CollectionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
+CollectionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
@@ -147,6 +147,20 @@ class BatchAnswer(Struct, kw_only=True):
     plan: Plan | None
     timings_ms: dict[str, float]
     collection: str
+
+
+class RawAnswer(Struct, kw_only=True):
+    """Neighbours of one raw vector, most similar first."""
+
+    ids: list[ItemId]
+    similarities: list[float]
+
+
+class RawBatchAnswer(Struct, kw_only=True):
+    """Neighbours of several raw vectors, in their order."""
+
+    ids: list[list[ItemId]]
+    similarities: list[list[float]]
 
 
 class EmbedAnswer(Struct, kw_only=True):
@@ -280,6 +294,43 @@ class CollectionStats(Struct, kw_only=True):
     snapshot_sequence: int
     disk_bytes: int
     payload_indexes: list[str]
+
+
+class CollectionList(Struct, kw_only=True):
+    """All collections, the aliases that mean one, and the one that answers when a request names none."""
+
+    collections: list[CollectionStats]
+    aliases: dict[str, str]
+    default: str
+
+
+class NewCollection(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A collection to make.
+
+    Attributes:
+        name: What to call it.
+        dim: Length of its vectors; the model's when absent.
+        fingerprint: The model that makes its vectors; the loaded model's when ``dim`` is absent too.
+        index: "Flat" (exact) or any FAISS ``index_factory`` string.
+    """
+
+    name: CollectionName
+    dim: Annotated[int, Meta(ge=1, le=65536)] | None = None
+    fingerprint: Annotated[str, Meta(max_length=128)] | None = None
+    index: Annotated[str, Meta(max_length=128)] | None = None
+
+
+class AliasTarget(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The collection that an alias means from now on; null removes the alias."""
+
+    collection: CollectionName | None
+
+
+class Reload(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Take the model from its folder anew, and let an alias move with it."""
+
+    alias: CollectionName | None = None
+    collection: CollectionName | None = None
 
 
 class Health(Struct, kw_only=True, omit_defaults=True):

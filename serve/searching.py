@@ -1,18 +1,27 @@
-"""Searches off the event loop, in threads that keep to the thread policy."""
+"""Searches next to the event loop: in it when they are tiny, in threads and in batches when they are not."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.embedding.batcher import MicroBatcher
 from serve.schemas import SearchOptions
 from serve.store.protocol import ItemId, SearchResult, Store
 from serve.threads import enter_worker
 
 R = TypeVar("R")
+
+# A search this quick costs less than handing it to a thread and back; everything slower leaves the event
+# loop.
+_INLINE_SECONDS = 0.0008
+_SMOOTHING = 0.1
 
 
 def filter_of(options: SearchOptions) -> dict[str, Any] | None:
@@ -23,19 +32,64 @@ def filter_of(options: SearchOptions) -> dict[str, Any] | None:
     return by_label if options.filter is None else {"and": [by_label, options.filter]}
 
 
+def is_plain(options: SearchOptions) -> bool:
+    """Whether a search has nothing but a query and k, so that it can share a batch with others."""
+    return (
+        options.label is None
+        and not options.filter
+        and options.min_similarity is None
+        and not options.exclude
+        and options.group_by is None
+        and not options.exact
+    )
+
+
+@dataclass(frozen=True)
+class PlainSearch:
+    """One query of a batch: what it must share with the others, and its vector of shape (dim,)."""
+
+    store: Store
+    k: int
+    with_metadata: bool
+    vector: NDArray[np.float32]
+
+
 class StoreThreads:
-    """Runs store calls in threads of their own.
+    """Runs store calls in threads of their own, and plain single searches in micro-batches.
 
     Args:
         workers: Threads.
+        observe: Told the size of each batch of searches and its seconds.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(
+        self, workers: int, observe: Callable[[int, float], None] = lambda _size, _seconds: None
+    ) -> None:
         self._pool = ThreadPoolExecutor(workers, "store", initializer=enter_worker)
+        # One thread: FAISS scans a batch in one matrix product, and a second batch would only share the
+        # cores.
+        self._plain: MicroBatcher[PlainSearch, SearchResult] = MicroBatcher(
+            self._run_plain, max_batch=64, name="search", initializer=enter_worker, observe=observe
+        )
+        self._seconds: WeakKeyDictionary[Store, float] = WeakKeyDictionary()
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Searches that wait for a batch."""
+        return {"search": self._plain.depth}
 
     async def call(self, function: Callable[[], R]) -> R:
         """Call ``function`` in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+    async def plain(
+        self, store: Store, vector: NDArray[np.float32], k: int, *, with_metadata: bool
+    ) -> SearchResult:
+        """Search by one vector of shape (dim,) without any condition."""
+        search = PlainSearch(store, k, with_metadata, vector)
+        if self._seconds.get(store, 1.0) < _INLINE_SECONDS and k <= 100:
+            return self._timed(store, vector, k, with_metadata)
+        return await asyncio.wrap_future(self._plain.submit(search))
 
     async def search(
         self,
@@ -45,6 +99,8 @@ class StoreThreads:
         fingerprint: str | None = None,
     ) -> SearchResult:
         """Search ``store``; see :meth:`serve.store.protocol.Store.search`."""
+        if vectors.ndim == 1 and is_plain(options) and fingerprint in (None, store.fingerprint):
+            return await self.plain(store, vectors, options.k, with_metadata=True)
         return await self.call(
             lambda: store.search(
                 vectors,
@@ -77,4 +133,26 @@ class StoreThreads:
 
     def close(self) -> None:
         """Finish what runs and end the threads."""
+        self._plain.close()
         self._pool.shutdown()
+
+    def _timed(self, store: Store, vectors: NDArray[np.float32], k: int, with_metadata: bool) -> SearchResult:
+        started = time.perf_counter()
+        result = store.search(vectors, k, with_metadata=with_metadata)
+        took = (time.perf_counter() - started) / len(result.hits)
+        known = self._seconds.get(store, took)
+        self._seconds[store] = known + _SMOOTHING * (took - known)
+        return result
+
+    def _run_plain(self, searches: list[PlainSearch]) -> Sequence[SearchResult]:
+        alike: dict[tuple[Store, int, bool, int], list[int]] = {}
+        for position, search in enumerate(searches):
+            key = (search.store, search.k, search.with_metadata, len(search.vector))
+            alike.setdefault(key, []).append(position)
+        results: list[SearchResult | None] = [None] * len(searches)
+        for (store, k, with_metadata, _), positions in alike.items():
+            vectors = np.stack([searches[position].vector for position in positions])
+            found = self._timed(store, vectors, k, with_metadata)
+            for position, hits in zip(positions, found.hits, strict=True):
+                results[position] = SearchResult([hits], found.plan)
+        return [result for result in results if result is not None]

@@ -8,10 +8,11 @@ import uvicorn
 from models.bundle import Bundle
 from models.errors import InputError
 from serve.api.app import create_app
+from serve.collections import Collections, FolderCollections, OneCollection
 from serve.observability import configure_logging
 from serve.settings import Settings
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Store
+from serve.store.catalogue import Catalogue
+from serve.store.protocol import FingerprintMismatch, Store
 
 
 def run(
@@ -37,8 +38,10 @@ def run(
     listener = bind(settings.host, settings.port)
     try:
         bundle = bundle or Bundle.load(settings.bundle, settings.device)
-        store = store or open_store(settings, bundle)
-        app = create_app(settings, bundle, store)
+        collections: Collections = (
+            OneCollection(settings.collection, store) if store else open_collections(settings, bundle)
+        )
+        app = create_app(settings, bundle, collections)
     except BaseException:
         listener.close()
         raise
@@ -55,19 +58,28 @@ def run(
     server.run(sockets=[listener])
 
 
-def open_store(settings: Settings, bundle: Bundle) -> Store:
-    """The default collection, made when missing.
+def open_collections(settings: Settings, bundle: Bundle) -> Collections:
+    """The collections of the settings' folder; the default one is made when it is missing.
 
     Raises:
-        FingerprintMismatch: The store's vectors come from another model.
+        FingerprintMismatch: The default collection's vectors come from another model.
+        StoreLocked: Another process has the folder open.
     """
-    return FaissStore.open(
-        settings.store,
-        dim=bundle.dim,
-        fingerprint=bundle.fingerprint,
-        index=settings.index,
-        collection=settings.collection,
-    )
+    catalogue = Catalogue(settings.store)
+    try:
+        name = settings.collection
+        if name not in {*catalogue.collections(), *catalogue.aliases()}:
+            catalogue.create(name, bundle.dim, bundle.fingerprint, settings.index)
+        kept = catalogue.collection(name).fingerprint
+        if kept not in (None, bundle.fingerprint):
+            raise FingerprintMismatch(
+                f"collection {name} in {settings.store}: of model {kept}, the bundle {bundle.fingerprint}; "
+                "serve that model's bundle, or index the images again"
+            )
+    except BaseException:
+        catalogue.close()
+        raise
+    return FolderCollections(catalogue)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,84 +1,104 @@
 """The service's parts, put together once at start and shared by all endpoints."""
 
 import asyncio
-import logging
 
 from models.bundle import Bundle
 from serve.admission import Admission
 from serve.auth import Keys
+from serve.collections import Collections
 from serve.embedding import EmbeddingPipeline
 from serve.observability import Metrics
-from serve.problems import Problem
 from serve.searching import StoreThreads
 from serve.settings import Settings
-from serve.store.protocol import Store
+from serve.store.protocol import FingerprintMismatch, Store, StoreMissing
 from serve.threads import set_policy
-
-log = logging.getLogger("kindred.serve")
 
 
 class Service:
-    """A model, its stores, and the machinery around them.
+    """A model, its collections, and the machinery around them.
 
     Args:
         settings: What the operator decided.
         bundle: The model.
-        store: The default collection.
+        collections: What is searched; closed at the end.
     """
 
-    def __init__(self, settings: Settings, bundle: Bundle, store: Store) -> None:
+    def __init__(self, settings: Settings, bundle: Bundle, collections: Collections) -> None:
         cores = settings.cores()
-        network_threads = settings.network_threads or cores
-        set_policy(network_threads)
+        self._network_threads = settings.network_threads or cores
+        set_policy(self._network_threads)
         self.settings = settings
-        self.bundle = bundle
         self.keys = Keys.from_settings(settings)
         self.metrics = Metrics()
-        self.stores: dict[str, Store] = {settings.collection: store}
-        self.threads = StoreThreads(max(2, cores))
-        self.pipeline = EmbeddingPipeline(
-            bundle,
-            decode_workers=settings.decode_workers or cores,
-            network_batch=settings.network_batch,
-            network_threads=network_threads,
-            observe_batch=self._observe_batch,
-        )
+        self.collections = collections
+        self.threads = StoreThreads(max(2, cores), observe=self._observe_searches)
+        self.pipeline = self._pipeline(bundle)
         self.admission = Admission(settings.latency_budget_ms, always=2 * cores)
 
-    def _observe_batch(self, size: int, _seconds: float) -> None:
-        self.metrics.batch_size.labels("network").observe(size)
+    @property
+    def bundle(self) -> Bundle:
+        """The model in use."""
+        return self.pipeline.bundle
 
     def store(self, name: str | None = None) -> Store:
         """The collection (or alias) called ``name``, the default one for None.
 
         Raises:
-            Problem: 404, there is none of that name.
+            StoreMissing: There is none of that name.
         """
-        wanted = name or self.settings.collection
-        store = self.stores.get(wanted)
-        if store is None:
-            raise Problem(
-                404,
-                "collection-missing",
-                f"collection {wanted}: there is none; GET /v1/collections lists all",
+        return self.collections.get(name or self.settings.collection)
+
+    async def reload(self, alias: str | None = None, collection: str | None = None) -> None:
+        """Load the bundle's folder anew and put it in place of the model in use, without a gap.
+
+        Args:
+            alias: Move this alias in the same step, so that a new model's collection takes over with it.
+            collection: Where the alias then points.
+
+        Raises:
+            InputError: The folder is no bundle, or the default collection would be of another model.
+        """
+        bundle = await asyncio.to_thread(Bundle.load, self.settings.bundle, self.settings.device)
+        default = self.settings.collection
+        target = collection if collection is not None and alias == default else default
+        kept = self.collections.get(target).fingerprint
+        if kept not in (None, bundle.fingerprint):
+            raise FingerprintMismatch(
+                f"collection {target} is of model {kept}, {self.settings.bundle} of {bundle.fingerprint}; "
+                "fill a new collection with the new model's vectors and name it here"
             )
-        return store
+        fresh = self._pipeline(bundle)
+        # No await between these two: no request sees the one without the other.
+        if alias is not None:
+            self.collections.set_alias(alias, collection)
+        retired, self.pipeline = self.pipeline, fresh
+        await retired.drain()
 
     def refresh_gauges(self) -> None:
         """Bring the gauges that are read rather than counted up to date."""
-        for stage, depth in self.pipeline.waiting.items():
+        for stage, depth in {**self.pipeline.waiting, **self.threads.waiting}.items():
             self.metrics.queue_depth.labels(stage).set(depth)
         self.metrics.inside.set(self.admission.inside)
-        for name, store in self.stores.items():
-            self.metrics.items.labels(name).set(store.count())
+        for name in self.collections.names():
+            try:
+                self.metrics.items.labels(name).set(self.collections.get(name).count())
+            except StoreMissing:  # dropped meanwhile
+                continue
 
     async def aclose(self) -> None:
-        """Finish what runs, then close the stores."""
-        await asyncio.to_thread(self.close)
+        """Finish what runs, then close the collections."""
+        await self.pipeline.drain()
+        await asyncio.to_thread(self.threads.close)
+        await asyncio.to_thread(self.collections.close)
 
-    def close(self) -> None:
-        """The same, for callers without an event loop."""
-        self.pipeline.close()
-        self.threads.close()
-        for store in self.stores.values():
-            store.close()
+    def _pipeline(self, bundle: Bundle) -> EmbeddingPipeline:
+        return EmbeddingPipeline(
+            bundle,
+            decode_workers=self.settings.decode_workers or self.settings.cores(),
+            network_batch=self.settings.network_batch,
+            network_threads=self._network_threads,
+            observe_batch=lambda size, _seconds: self.metrics.batch_size.labels("network").observe(size),
+        )
+
+    def _observe_searches(self, size: int, _seconds: float) -> None:
+        self.metrics.batch_size.labels("search").observe(size)

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         allowed_hosts: Host names accepted besides loopback's while no key is set (against DNS rebinding).
         cors_origins: Web origins whose pages may call the API; none by default.
         device: Where the network runs: "auto", "cpu", "cuda", "cuda:1", …
-        index: FAISS index: "Flat" (exact) or any ``index_factory`` string; a collection keeps its own by default.
+        index: FAISS index of new collections: "Flat" (exact, the default) or any ``index_factory`` string.
         thumbnails: Side of stored thumbnails in pixels; 0 stores none.
         max_body_bytes: Largest request body.
         max_batch: Most images or vectors in one request.
@@ -55,7 +55,7 @@ class Settings(BaseSettings):
 
     bundle: Path = Path("runs/demo/bundle")
     store: Path = Path("runs/demo/store")
-    collection: str = Field("default", min_length=1, max_length=128)
+    collection: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     read_key: SecretStr | None = None

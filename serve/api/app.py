@@ -1,5 +1,6 @@
 """Puts the application together."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -7,13 +8,15 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from models.bundle import Bundle
-from serve.api import collections, documents, embed, errors, health, items, page, search
+from serve import recall
+from serve.api import collections as collection_routes
+from serve.api import documents, embed, errors, health, items, page, raw, search
+from serve.collections import Collections
 from serve.limits import BodyLimit
 from serve.observability import RequestContext
 from serve.origin import OriginGuard
 from serve.service import Service
 from serve.settings import Settings
-from serve.store.protocol import Store
 
 _DESCRIPTION = """Visual search: embed images, store items, find their nearest neighbours.
 
@@ -21,19 +24,24 @@ Errors are problem documents (RFC 9457). Ids are strings or integers: in a path,
 (with its quotes, percent-encoded) the string."""
 
 
-def create_app(settings: Settings, bundle: Bundle, store: Store) -> FastAPI:
-    """The service as an ASGI application; it closes ``store`` at shutdown.
+def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> FastAPI:
+    """The service as an ASGI application; it closes ``collections`` at shutdown.
 
     Args:
         settings: What the operator decided.
         bundle: The model.
-        store: The default collection, of the same model.
+        collections: What is searched; the default one has to be of the same model.
     """
-    service = Service(settings, bundle, store)
+    service = Service(settings, bundle, collections)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        watching = None
+        if settings.recall_seconds:
+            watching = asyncio.create_task(recall.watch(service, settings.recall_seconds))
         yield
+        if watching is not None:
+            watching.cancel()
         await service.aclose()
 
     app = FastAPI(
@@ -41,17 +49,25 @@ def create_app(settings: Settings, bundle: Bundle, store: Store) -> FastAPI:
         version="1",
         description=_DESCRIPTION,
         lifespan=lifespan,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
         openapi_url="/v1/openapi.json",
     )
     app.state.service = service
     # Paths of items end in anything, so the routes with a fixed ending come first.
-    for router in (health.router, search.router, embed.router, collections.router, items.router, page.router):
+    for router in (
+        health.router,
+        search.router,
+        embed.router,
+        collection_routes.router,
+        items.router,
+        page.router,
+    ):
         app.include_router(router)
     errors.install(app)
     documents.install(app)
     # Added last is outermost.
+    app.add_middleware(raw.RawSearch, service=service)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(

@@ -4,16 +4,29 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.api.bodies import fields_as
+from serve.api.bodies import fields_as, read_json
 from serve.api.context import service_of
-from serve.api.documents import answers, form_fields, query_parameters, reply
+from serve.api.documents import answers, form_fields, json_body, query_parameters, reply
 from serve.api.items import InCollection
 from serve.auth import requires
-from serve.schemas import CollectionStats, Labels, Model
+from serve.collections import Collections
+from serve.problems import Problem
+from serve.schemas import (
+    AliasTarget,
+    CollectionList,
+    CollectionStats,
+    Labels,
+    Model,
+    NewCollection,
+    Reload,
+)
+from serve.service import Service
 from serve.store.protocol import Store
 
-router = APIRouter(prefix="/v1", tags=["collections"], dependencies=[Depends(requires(write=False))])
+router = APIRouter(prefix="/v1", tags=["collections"])
 
+_READ = [Depends(requires(write=False))]
+_WRITE = [Depends(requires(write=True))]
 _COLLECTION = query_parameters(form_fields(InCollection))
 
 
@@ -36,8 +49,98 @@ def figures(name: str, store: Store) -> CollectionStats:
     )
 
 
+def listing(collections: Collections, default: str) -> CollectionList:
+    """All collections with their figures."""
+    every = [figures(name, collections.get(name)) for name in collections.names()]
+    return CollectionList(collections=every, aliases=collections.aliases(), default=default)
+
+
+@router.get("/collections", summary="All collections", dependencies=_READ, responses=answers(CollectionList))
+async def list_collections(request: Request) -> Response:
+    """Collections with their figures, and aliases."""
+    service = service_of(request)
+    return reply(
+        await service.threads.call(lambda: listing(service.collections, service.settings.collection))
+    )
+
+
+@router.post(
+    "/collections",
+    summary="Make a collection",
+    dependencies=_WRITE,
+    status_code=201,
+    responses=answers(CollectionStats, status=201),
+    openapi_extra=json_body(NewCollection),
+)
+async def create_collection(request: Request) -> Response:
+    """A new, empty collection; without `dim` it is for the loaded model's vectors."""
+    service = service_of(request)
+    body = await read_json(request, NewCollection)
+    fingerprint = service.bundle.fingerprint if body.dim is None else body.fingerprint
+    dim = service.bundle.dim if body.dim is None else body.dim
+    index = body.index or service.settings.index
+
+    def create() -> CollectionStats:
+        return figures(body.name, service.collections.create(body.name, dim, fingerprint, index))
+
+    return reply(await service.threads.call(create), 201)
+
+
+@router.delete(
+    "/collections/{name}",
+    summary="Delete a collection",
+    dependencies=_WRITE,
+    responses=answers(CollectionList),
+)
+async def delete_collection(request: Request, name: str) -> Response:
+    """Delete a collection with all its files; refused while it is the default or an alias means it."""
+    service = service_of(request)
+    default = service.settings.collection
+    if name in (default, service.collections.aliases().get(default)):
+        raise Problem(
+            409, "in-use", f"collection {name}: it answers where a request names none; move the alias"
+        )
+    await service.threads.call(lambda: service.collections.drop(name))
+    return reply(await service.threads.call(lambda: listing(service.collections, default)))
+
+
+@router.put(
+    "/aliases/{alias}",
+    summary="Point an alias at a collection",
+    dependencies=_WRITE,
+    responses=answers(CollectionList),
+    openapi_extra=json_body(AliasTarget),
+)
+async def set_alias(request: Request, alias: str) -> Response:
+    """From the answer on, the alias means the named collection: at once for everybody, or not at all."""
+    service = service_of(request)
+    body = await read_json(request, AliasTarget)
+    await service.threads.call(lambda: service.collections.set_alias(alias, body.collection))
+    default = service.settings.collection
+    return reply(await service.threads.call(lambda: listing(service.collections, default)))
+
+
+@router.post(
+    "/reload",
+    summary="Take over a new model without a gap",
+    dependencies=_WRITE,
+    responses=answers(Model),
+    openapi_extra=json_body(Reload),
+)
+async def reload(request: Request) -> Response:
+    """Load the bundle's folder anew; with `alias` and `collection`, the alias moves in the same step."""
+    service = service_of(request)
+    body = await read_json(request, Reload)
+    await service.reload(body.alias, body.collection)
+    return reply(_model(service))
+
+
 @router.get(
-    "/stats", summary="A collection's figures", responses=answers(CollectionStats), openapi_extra=_COLLECTION
+    "/stats",
+    summary="A collection's figures",
+    dependencies=_READ,
+    responses=answers(CollectionStats),
+    openapi_extra=_COLLECTION,
 )
 async def stats(request: Request) -> Response:
     """Items, index, sizes on disk."""
@@ -47,7 +150,13 @@ async def stats(request: Request) -> Response:
     return reply(await service.threads.call(lambda: figures(name, store)))
 
 
-@router.get("/labels", summary="A collection's labels", responses=answers(Labels), openapi_extra=_COLLECTION)
+@router.get(
+    "/labels",
+    summary="A collection's labels",
+    dependencies=_READ,
+    responses=answers(Labels),
+    openapi_extra=_COLLECTION,
+)
 async def labels(request: Request) -> Response:
     """Up to 1000 labels with their number of items, most frequent first."""
     service = service_of(request)
@@ -56,17 +165,19 @@ async def labels(request: Request) -> Response:
     return reply(Labels(labels=await service.threads.call(store.labels)))
 
 
-@router.get("/model", summary="The model", responses=answers(Model))
+@router.get("/model", summary="The model", dependencies=_READ, responses=answers(Model))
 async def model(request: Request) -> Response:
     """What embeds images here: fingerprint, input, calibrated thresholds and training figures."""
-    bundle = service_of(request).bundle
-    return reply(
-        Model(
-            fingerprint=bundle.fingerprint,
-            dim=bundle.dim,
-            size=bundle.preprocess.size,
-            mode=bundle.preprocess.mode,
-            thresholds=bundle.thresholds,
-            info=bundle.info,
-        )
+    return reply(_model(service_of(request)))
+
+
+def _model(service: Service) -> Model:
+    bundle = service.bundle
+    return Model(
+        fingerprint=bundle.fingerprint,
+        dim=bundle.dim,
+        size=bundle.preprocess.size,
+        mode=bundle.preprocess.mode,
+        thresholds=bundle.thresholds,
+        info=bundle.info,
     )

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from serve import schemas
+from serve.api import raw
 from serve.problems import MEDIA_TYPE, ProblemDocument
 
 _REF = "#/components/schemas/{name}"
@@ -112,6 +113,7 @@ def install(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = original()
             (_, components) = msgspec.json.schema_components([*_STRUCTS, ProblemDocument], ref_template=_REF)
+            document["paths"][raw.PATH] = raw.describe()
             document.setdefault("components", {}).setdefault("schemas", {}).update(components)
         return original()
 

@@ -52,6 +52,7 @@ async def embed(request: Request) -> Response:
         check_batch(len(images), service, "images")
         watch.restart()
         place.start(len(images))
+        bundle = service.bundle
         with watch.stage("embed"):
             embedded = await service.pipeline.embed_many(images)
     errors = {index: str(image) for index, image in enumerate(embedded) if isinstance(image, ImageError)}
@@ -62,14 +63,14 @@ async def embed(request: Request) -> Response:
         return Response(
             rows.astype("<f4").tobytes(),
             media_type="application/octet-stream",
-            headers={"X-Dim": str(service.bundle.dim), "X-Fingerprint": service.bundle.fingerprint},
+            headers={"X-Dim": str(bundle.dim), "X-Fingerprint": bundle.fingerprint},
         )
     return reply(
         EmbedAnswer(
             vectors=[None if isinstance(image, ImageError) else image.vector.tolist() for image in embedded],
             errors=errors,
-            fingerprint=service.bundle.fingerprint,
-            dim=service.bundle.dim,
+            fingerprint=bundle.fingerprint,
+            dim=bundle.dim,
             timings_ms=watch.finish(service),
         )
     )

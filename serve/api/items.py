@@ -107,7 +107,7 @@ async def add_item(request: Request) -> Response:
         place.start()
         embedded = await service.pipeline.embed(content, thumbnail=service.settings.thumbnails)
         item = Item(item_id, embedded.vector, fields.label, fields.metadata, embedded.thumbnail)
-        await service.threads.call(lambda: store.upsert([item], fingerprint=service.bundle.fingerprint))
+        await service.threads.call(lambda: store.upsert([item], fingerprint=embedded.fingerprint))
     return reply(Written(stored=1, ids=[item_id]), 201)
 
 

@@ -38,6 +38,12 @@ async def index() -> Response:
     return _file("index.html")
 
 
+@router.get("/docs")
+async def reference() -> Response:
+    """The API's reference, drawn from its OpenAPI document by our own script: no other host is asked."""
+    return _file("docs.html")
+
+
 @router.get("/page/{name}")
 async def file(name: str) -> Response:
     """One of the page's files."""

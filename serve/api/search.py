@@ -56,7 +56,7 @@ async def search_image(request: Request) -> Response:
         watch.record("decode", embedded.decode_ms)
         watch.record("network", embedded.network_ms)
         with watch.stage("search"):
-            result = await service.threads.search(store, embedded.vector, options, service.bundle.fingerprint)
+            result = await service.threads.search(store, embedded.vector, options, embedded.fingerprint)
     return _answer(request, options, result.hits[0], result.plan, watch)
 
 
@@ -78,6 +78,7 @@ async def search_images(request: Request) -> Response:
         store = service.store(options.collection)
         watch.restart()
         place.start(len(form.files["image"]))
+        fingerprint = service.bundle.fingerprint
         with watch.stage("embed"):
             embedded = await service.pipeline.embed_many(form.files["image"])
         vectors = [image.vector for image in embedded if not isinstance(image, ImageError)]
@@ -85,9 +86,7 @@ async def search_images(request: Request) -> Response:
         hits: list[object] = []
         if vectors:
             with watch.stage("search"):
-                found = await service.threads.search(
-                    store, np.stack(vectors), options, service.bundle.fingerprint
-                )
+                found = await service.threads.search(store, np.stack(vectors), options, fingerprint)
             hits, plan = list(found.hits), found.plan
         remaining = iter(hits)
         results = [
@@ -122,7 +121,9 @@ async def search_vector(request: Request) -> Response:
     queries = as_vectors([options.vector] if options.vector is not None else options.vectors or [])
     store = service.store(options.collection)
     with watch.stage("search"):
-        result = await service.threads.search(store, queries, options, options.fingerprint)
+        result = await service.threads.search(
+            store, queries[0] if options.vector is not None else queries, options, options.fingerprint
+        )
     if options.vector is not None:
         return _answer(request, options, result.hits[0], result.plan, watch)
     return reply(

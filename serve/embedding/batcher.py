@@ -91,13 +91,19 @@ class MicroBatcher(Generic[T, R]):
             batch = [(item, future) for item, future in taken if future.set_running_or_notify_cancel()]
             if not batch:
                 continue
-            started = time.perf_counter()
-            try:
-                results = self._run([item for item, _ in batch])
-            except BaseException as error:  # noqa: BLE001  (belongs to the callers, who wait for it)
-                for _, future in batch:
-                    future.set_exception(error)
-                continue
-            self._observe(len(batch), time.perf_counter() - started)
-            for (_, future), result in zip(batch, results, strict=True):
-                future.set_result(result)
+            self._run_batch(batch)
+
+    def _run_batch(self, batch: list[tuple[T, "Future[R]"]]) -> None:
+        started = time.perf_counter()
+        try:
+            results = self._run([item for item, _ in batch])
+        except BaseException as error:  # noqa: BLE001  (belongs to the callers, who wait for it)
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+                return
+            for one in batch:  # a bad item must not spoil its neighbours'
+                self._run_batch([one])
+            return
+        self._observe(len(batch), time.perf_counter() - started)
+        for (_, future), result in zip(batch, results, strict=True):
+            future.set_result(result)

@@ -28,12 +28,14 @@ class Embedded:
             original, or None when none was asked for.
         decode_ms: Waiting for a decoding thread and decoding, in milliseconds.
         network_ms: Waiting for a batch and the forward pass, in milliseconds.
+        fingerprint: The model that made the vector.
     """
 
     vector: NDArray[np.float32]
     thumbnail: bytes | None
     decode_ms: float
     network_ms: float
+    fingerprint: str
 
 
 class EmbeddingPipeline:
@@ -57,6 +59,7 @@ class EmbeddingPipeline:
         observe_batch: Callable[[int, float], None] = lambda _size, _seconds: None,
     ) -> None:
         self.bundle = bundle
+        self._active = 0
         self._decoders = ThreadPoolExecutor(decode_workers, "decode", initializer=enter_worker)
         self._network: MicroBatcher[torch.Tensor, NDArray[np.float32]] = MicroBatcher(
             lambda images: list(encode_core(bundle, images)),
@@ -81,6 +84,13 @@ class EmbeddingPipeline:
         Raises:
             ImageError: The bytes are no image that can be used.
         """
+        self._active += 1
+        try:
+            return await self._embed(content, thumbnail)
+        finally:
+            self._active -= 1
+
+    async def _embed(self, content: bytes, thumbnail: int) -> Embedded:
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
         decoded: Decoded = await loop.run_in_executor(
@@ -90,7 +100,11 @@ class EmbeddingPipeline:
         vector = await asyncio.wrap_future(self._network.submit(decoded.pixels))
         finished = time.perf_counter()
         return Embedded(
-            vector, decoded.thumbnail, (between - started) * 1000.0, (finished - between) * 1000.0
+            vector,
+            decoded.thumbnail,
+            (between - started) * 1000.0,
+            (finished - between) * 1000.0,
+            self.bundle.fingerprint,
         )
 
     async def embed_many(self, contents: Sequence[bytes]) -> list[Embedded | ImageError]:
@@ -104,7 +118,9 @@ class EmbeddingPipeline:
 
         return await asyncio.gather(*(one(content) for content in contents))
 
-    def close(self) -> None:
-        """Finish what waits and end the threads."""
-        self._decoders.shutdown()
-        self._network.close()
+    async def drain(self) -> None:
+        """Finish what is inside and end the threads; new images must go elsewhere."""
+        while self._active:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(self._decoders.shutdown)
+        await asyncio.to_thread(self._network.close)
