@@ -106,6 +106,10 @@ class ImageDataModule(LightningDataModule):
         self._train_loader: ImageLoader | None = None
         self._loaders: list[ImageLoader] = []
 
+    def __str__(self) -> str:
+        # Lightning's own builds every loader, and fails on loaders that are not torch's.
+        return f"{type(self).__name__}({self.source})"
+
     @cached_property
     def table(self) -> ImageTable:
         """All images of the source."""

@@ -15,6 +15,8 @@ SmallClasses = Literal["repeat", "skip", "error"]
 
 # Keys of the independent random streams.
 _CLASSES, _IMAGES = 1, 2
+# Batches computed at once.
+_BLOCK = 16
 
 
 class PKBatchSampler(Sampler[list[int]]):
@@ -94,6 +96,7 @@ class PKBatchSampler(Sampler[list[int]]):
             )
         self.batches_per_epoch = batches_per_epoch or math.ceil(len(self._classes) / total)
         self._pass: tuple[tuple[int, int], NDArray[np.int64]] | None = None
+        self._block: tuple[tuple[int, int], NDArray[np.int64]] | None = None
 
     @property
     def sampler(self) -> "PKBatchSampler":
@@ -109,7 +112,7 @@ class PKBatchSampler(Sampler[list[int]]):
         if not self.regroup:
             raise ValueError("set_groups needs PKBatchSampler(regroup=True)")
         self._groups = None if groups is None else np.asarray(groups, dtype=np.int64)
-        self._pass = None
+        self._pass = self._block = None
 
     def state_dict(self) -> dict[str, Any]:
         """What cannot be computed from the arguments: the epoch and, under ``regroup``, the groups."""
@@ -131,9 +134,17 @@ class PKBatchSampler(Sampler[list[int]]):
 
     def batch(self, epoch: int, number: int) -> NDArray[np.int64]:
         """The images of one batch of this process, int64 of shape (P·K,)."""
-        classes, visits = self._global_classes(epoch, number)
-        mine = slice(self.rank * self.classes_per_batch, (self.rank + 1) * self.classes_per_batch)
-        return self._images(classes[mine], visits[mine], epoch if self.regroup else 0).ravel()
+        # Numpy's fixed cost a call, spread over a block of batches.
+        first = number - number % _BLOCK
+        if self._block is None or self._block[0] != (epoch, first):
+            mine = slice(self.rank * self.classes_per_batch, (self.rank + 1) * self.classes_per_batch)
+            pairs = [self._global_classes(epoch, first + i) for i in range(_BLOCK)]
+            classes = np.concatenate([pair[0][mine] for pair in pairs])
+            visits = np.concatenate([pair[1][mine] for pair in pairs])
+            images = self._images(classes, visits, epoch if self.regroup else 0)
+            self._block = ((epoch, first), images.reshape(_BLOCK, -1))
+        images = self._block[1]
+        return images[number - first]
 
     def _global_classes(self, epoch: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Classes of the global batch and how often each was visited before, shape (world_size·P,) each."""

@@ -38,7 +38,7 @@ _SKIPPED = (
 
 # Bitmaps of one outline in two scripts agree almost to the pixel; those of distinct but confusable
 # characters (c and e, П and П with a hook) lie between the two thresholds, and one of them is left out.
-SAME, CONFUSABLE = 0.93, 0.82
+SAME, CONFUSABLE = 0.93, 0.78
 _SIDE = 24
 
 
@@ -149,7 +149,7 @@ def character_classes(count: int, seed: int) -> tuple[list[list[str]], dict[str,
     # Characters with many faces first; comparing more than are needed takes quadratic time for nothing.
     shuffled = sorted(rng.permutation(list(faces)).tolist(), key=lambda char: -min(len(faces[char]), 6))
     drawn = (char for char in shuffled if any(glyph_bitmap(char, face) for face in faces[char]))
-    chars = sorted(islice(drawn, 3 * count))
+    chars = sorted(islice(drawn, 3 * count + 100))
     alike = likeness(chars, faces)
     merged = _components(alike >= SAME)
     order = rng.permutation(len(merged))

@@ -23,18 +23,18 @@ def draw_glyph(variants: Sequence[tuple[str, str]], rng: np.random.Generator, si
     char, face = variants[int(rng.integers(len(variants)))]
     ink = _warp(_stroked(char, face, rng), rng, side)[..., None]
     paper, pen = _colors(rng)
-    ground = paper + _texture(rng, side) * rng.uniform(0, 0.3)
+    ground = paper + _texture(rng, side) * rng.uniform(0, 0.2)
     if rng.random() < 0.3:
         ground = _ruled(ground, rng, side)
-    picture = ground + ink * (pen + _texture(rng, side) * rng.uniform(0, 0.15) - ground)
-    picture += rng.normal(0, rng.uniform(0.01, 0.1), picture.shape)
+    picture = ground + ink * (pen + _texture(rng, side) * rng.uniform(0, 0.1) - ground)
+    picture += rng.normal(0, rng.uniform(0.01, 0.07), picture.shape)
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
-    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.9)))
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.8)))
 
 
 def _stroked(char: str, face: str, rng: np.random.Generator) -> Image.Image:
     """A bitmap with a random weight; thinning that would leave nothing is not done."""
-    weight = rng.uniform(-1, 2)
+    weight = rng.uniform(-0.8, 1.5)
     image = glyph_bitmap(char, face, _BITMAP, stroke=max(0.0, weight))
     if image is None:
         raise ValueError(f"{face} draws nothing for {char!r}")
@@ -49,17 +49,17 @@ def _warp(image: Image.Image, rng: np.random.Generator, side: int) -> NDArray[np
     """The bitmap under a random affine map and elastic distortion, ink in 0…1, shape (side, side)."""
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(0.8)), dtype=np.float32) / 255
     height, width = pixels.shape
-    zoom = rng.uniform(0.5, 0.85) * side / max(width, height)
-    stretch = np.exp(rng.uniform(-0.22, 0.22))
-    angle, shear = np.deg2rad(rng.uniform(-18, 18)), rng.uniform(-0.3, 0.3)
+    zoom = rng.uniform(0.6, 0.85) * side / max(width, height)
+    stretch = np.exp(rng.uniform(-0.18, 0.18))
+    angle, shear = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(-0.2, 0.2)
     cos, sin = np.cos(angle), np.sin(angle)
     forward = (
         np.array([[cos, -sin], [sin, cos]]) @ [[1, shear], [0, 1]] @ np.diag([zoom * stretch, zoom / stretch])
     )
     backward = np.linalg.inv(forward)
     y, x = np.mgrid[:side, :side].astype(np.float32) - (side - 1) / 2
-    x, y = x - rng.uniform(-0.1, 0.1) * side, y - rng.uniform(-0.1, 0.1) * side
-    bend = rng.uniform(0, 0.07) * side
+    x, y = x - rng.uniform(-0.08, 0.08) * side, y - rng.uniform(-0.08, 0.08) * side
+    bend = rng.uniform(0, 0.05) * side
     x, y = x + bend * _smooth(rng, 5, side), y + bend * _smooth(rng, 5, side)
     columns = backward[0, 0] * x + backward[0, 1] * y + (width - 1) / 2
     rows = backward[1, 0] * x + backward[1, 1] * y + (height - 1) / 2
@@ -83,7 +83,7 @@ def _colors(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.f
     """Paper and pen, RGB in 0…1, whose lightness differs enough to read."""
     while True:
         paper, pen = rng.uniform(0, 1, (2, 3)).astype(np.float32)
-        if abs(float((paper - pen) @ [0.299, 0.587, 0.114])) > 0.3:
+        if abs(float((paper - pen) @ [0.299, 0.587, 0.114])) > 0.4:
             return paper, pen
 
 

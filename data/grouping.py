@@ -1,0 +1,127 @@
+"""Confusable classes together in a batch: the hard-class curriculum."""
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+
+from data.dataset import ImageDataset
+from data.loader import ImageLoader
+from data.sampling import PKBatchSampler
+from models.errors import InputError
+from models.preprocess import ImageError
+
+
+def similarity_groups(
+    centroids: NDArray[np.floating], group_size: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Groups of similar classes of nearly equal size, by halving at the median along random directions.
+
+    A random projection tree (Dasgupta and Freund, STOC 2008), whose directions join two members at random,
+    so that they follow the data; other directions each time give other groups. O(C·d·log C) for C classes
+    of d dimensions.
+
+    Args:
+        centroids: Mean embedding of each class, shape (C, d).
+        group_size: Largest group.
+        rng: Chooses the directions.
+
+    Returns:
+        Group of each class, int64 of shape (C,).
+    """
+    groups = np.zeros(len(centroids), dtype=np.int64)
+    pending, done = [np.arange(len(centroids))], 0
+    while pending:
+        members = pending.pop()
+        if len(members) <= group_size:
+            groups[members] = done
+            done += 1
+            continue
+        one, other = centroids[rng.choice(members, 2, replace=False)]
+        order = members[np.argsort(centroids[members] @ (one - other), kind="stable")]
+        # Halves at a multiple of the group size, so that groups come out full.
+        middle = group_size * max(1, round(len(order) / (2 * group_size)))
+        pending += [order[:middle], order[middle:]]
+    return groups
+
+
+class HardClassCurriculum(Callback):
+    """Regroups the training classes by their current embeddings, so that batches hold classes that are
+    confused.
+
+    Needs ``regroup: true`` in the data settings. A group fills a part of a batch only: with
+    classes_per_batch = 32 and group_size = 8, a batch holds four groups.
+
+    Args:
+        group_size: Classes in a group.
+        start_epoch: Before it, batches are random: early embeddings say little.
+        every_n_epochs: How often groups are made anew.
+        images_per_class: How many images a class's centroid is the mean of.
+        batch_size: Images embedded at once.
+    """
+
+    def __init__(
+        self,
+        group_size: int = 8,
+        start_epoch: int = 1,
+        every_n_epochs: int = 1,
+        images_per_class: int = 4,
+        batch_size: int = 256,
+    ) -> None:
+        self.group_size, self.start_epoch, self.every_n_epochs = group_size, start_epoch, every_n_epochs
+        self.images_per_class, self.batch_size = images_per_class, batch_size
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the groups; rank 0's count for all."""
+        epoch = trainer.current_epoch
+        if epoch < self.start_epoch or (epoch - self.start_epoch) % self.every_n_epochs:
+            return
+        loader = trainer.train_dataloader
+        if not isinstance(loader, ImageLoader) or not isinstance(loader.batches, PKBatchSampler):
+            raise InputError("the hard-class curriculum needs ImageDataModule's training data")
+        if not loader.batches.regroup:
+            raise InputError("the hard-class curriculum needs the data setting regroup: true")
+        groups = None
+        if trainer.is_global_zero:
+            rng = np.random.default_rng((loader.batches.seed, epoch))
+            groups = similarity_groups(self._centroids(loader.dataset, pl_module, rng), self.group_size, rng)
+        loader.batches.set_groups(trainer.strategy.broadcast(groups))
+
+    def _centroids(
+        self, dataset: ImageDataset, module: LightningModule, rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """Mean embedding of each class, unit length, shape (classes, d)."""
+        shuffled = rng.permutation(len(dataset))
+        labels = dataset.labels[shuffled]
+        order = np.argsort(labels, kind="stable")
+        position = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+        chosen = shuffled[order][position < self.images_per_class]
+        sums: torch.Tensor | None = None
+        modes = [(part, part.training) for part in module.modules()]
+        module.eval()
+        with torch.no_grad():
+            for start in range(0, len(chosen), self.batch_size):
+                images, kept = _images(dataset, chosen[start : start + self.batch_size])
+                embedded = module(images.to(module.device)).float().cpu()
+                if sums is None:
+                    sums = torch.zeros(int(dataset.labels.max()) + 1, embedded.shape[1])
+                sums.index_add_(0, kept, embedded)
+        for part, training in modes:
+            part.training = training
+        if sums is None:
+            raise InputError("the hard-class curriculum found no images")
+        return np.asarray(torch.nn.functional.normalize(sums).numpy())
+
+
+def _images(dataset: ImageDataset, items: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = [], []
+    for item in items.tolist():
+        try:
+            found = dataset[item]
+        except ImageError:
+            continue  # the loader reports it when it is drawn
+        images.append(found["image"])
+        labels.append(found["label"])
+    if not images:
+        raise InputError("the hard-class curriculum: none of the images can be read")
+    return torch.stack(images), torch.tensor(labels)

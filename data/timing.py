@@ -1,0 +1,40 @@
+"""How much of the training time goes into waiting for data."""
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.rank_zero import rank_zero_info
+
+from data.loader import ImageLoader
+
+
+class InputTiming(Callback):
+    """Logs ``input/wait_share`` each epoch and prints the share of the whole run at its end.
+
+    The first epoch reads and decodes every file, later ones find the pixels in the cache, so both are told
+    apart.
+    """
+
+    def __init__(self) -> None:
+        self.first = (0.0, 0.0)
+        self.later = (0.0, 0.0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch's share."""
+        loader = trainer.train_dataloader
+        if not isinstance(loader, ImageLoader):
+            return
+        spent = (loader.wait_seconds, loader.total_seconds)
+        if self.first == (0.0, 0.0):
+            self.first = spent
+        else:
+            self.later = (self.later[0] + spent[0], self.later[1] + spent[1])
+        pl_module.log("input/wait_share", loader.wait_share)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Print both shares."""
+        parts = [
+            f"{name} {wait / total:.1%} of {total:.0f} s"
+            for name, (wait, total) in (("first epoch", self.first), ("later epochs", self.later))
+            if total
+        ]
+        if parts:
+            rank_zero_info("Waiting for data: %s", ", ".join(parts))
