@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from data.datamodule import ImageDataModule
 from models.bundle import Bundle
 from models.errors import InputError
+from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
 
@@ -44,6 +46,12 @@ def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bun
     info = {key: value for key, value in described.items() if key not in ("architecture", "preprocess")}
     info |= {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
     return Bundle(network, architecture, preprocess, info=info)
+
+
+def bundle_from_module(model: MetricLearner, data: ImageDataModule) -> Bundle:
+    """The bundle of a network trained in this process, for users of a plain Trainer."""
+    info = {"split_hash": data.split_hash, "num_classes": data.num_classes}
+    return Bundle(model.network, model.architecture, data.preprocess, info=info)
 
 
 def _read(path: Path) -> dict[str, Any]:

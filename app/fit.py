@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
 from rich.console import Console
 
+from app.quiet import quieten
 from app.run import RunFolder
 from data.datamodule import ImageDataModule
 from models.errors import InputError
@@ -30,7 +31,8 @@ class SaveConfig(SaveConfigCallback):
 class TrainingCLI(LightningCLI):
     """Everything in YAML, everything overridable on the command line."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> None:
+        self.extra_callbacks = list(callbacks)
         try:
             super().__init__(
                 MetricLearner,
@@ -111,7 +113,9 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add loggers, progress bar and checkpoints to what the config asks for."""
         trainer = self.config_init[self.subcommand]["trainer"]
-        extra = [RichProgressBar(leave=False)] if trainer.enable_progress_bar is not False else []
+        extra = list(self.extra_callbacks)
+        if trainer.enable_progress_bar is not False:
+            extra.append(RichProgressBar(leave=False))
         if self.subcommand == "fit":
             if trainer.logger is None or trainer.logger is True:
                 trainer.logger = self.run.loggers()
@@ -133,11 +137,12 @@ def _num_classes(data: ImageDataModule) -> int:
     return data.num_classes
 
 
-def run_training(arguments: Sequence[str]) -> TrainingCLI:
+def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> TrainingCLI:
     """Run one of Lightning's commands as the command line would.
 
     Args:
         arguments: The command and its options, for example ``["fit", "--config", "configs/omniglot.yaml"]``.
+        callbacks: Callbacks beside those of the config.
 
     Returns:
         The finished command, with its ``trainer``, ``model`` and ``datamodule``.
@@ -146,9 +151,19 @@ def run_training(arguments: Sequence[str]) -> TrainingCLI:
         InputError: The config or the data is unusable.
         KeyboardInterrupt: Ctrl-C; a checkpoint and a bundle of what was learnt so far are on the disk.
     """
+    quieten()
     # LightningCLI warns when arguments are given both here and in sys.argv; ours come from one place.
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:
-        return TrainingCLI(arguments)
+        return TrainingCLI(arguments, callbacks)
+    except ValueError as error:
+        # jsonargparse wraps whatever goes wrong while it builds the objects of a config.
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(cause)
+        ours = next((cause for cause in causes if isinstance(cause, InputError)), None)
+        if ours is None:
+            raise
+        raise ours from error
     finally:
         sys.argv = argv

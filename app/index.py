@@ -36,7 +36,7 @@ def index(
     store: Path,
     split: str | None = None,
     collection: str = "default",
-    index_type: str = "Flat",
+    index_type: str | None = None,
     thumbnails: int = 160,
     batch_size: int = 64,
     refresh: bool = False,
@@ -53,7 +53,8 @@ def index(
         store: Folder of the store; made when missing.
         split: Only this part of the source: train, val or test. All of it by default.
         collection: Collection inside the store.
-        index_type: "Flat" searches exactly; any other FAISS factory string approximately.
+        index_type: "Flat" (the default of a new collection) searches exactly; any other FAISS factory string
+            approximately.
         thumbnails: Longer side of the stored thumbnails in pixels; 0 stores none.
         batch_size: Images a forward pass.
         refresh: Embed again what the store already has.
@@ -61,9 +62,7 @@ def index(
     """
     model = Bundle.load(bundle, device)
     table = select_split(open_source(data).table(), split)
-    with FaissStore.open(
-        store, collection, dim=model.dim, fingerprint=model.fingerprint, index=index_type
-    ) as target:
+    with FaissStore.open(store, model.dim, model.fingerprint, index_type, collection=collection) as target:
         fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
 
 

@@ -135,10 +135,6 @@ class LastCheckpoint(Checkpoint):
         if trainer.strategy.broadcast(due):
             self._save(trainer)
 
-    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: D102
-        if trainer.state.fn == "fit":
-            self._save(trainer)
-
     def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: D102
         self._save(trainer)
 

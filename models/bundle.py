@@ -27,7 +27,7 @@ FORMAT = 1
 WEIGHTS = "model.safetensors"
 MANIFEST = "bundle.json"
 
-ImageSource = bytes | Path | Image.Image
+ImageSource = bytes | str | Path | Image.Image
 
 
 @dataclass(eq=False)
@@ -199,14 +199,14 @@ class Bundle:
         Decoding runs in threads ahead of the network, and no more than a few batches are in memory.
 
         Args:
-            images: Encoded bytes, files or Pillow images.
+            images: Encoded bytes, paths of files or Pillow images.
             batch_size: Images a forward pass.
             decoders: Decoding threads.
         """
 
         def decode(source: ImageSource) -> Tensor | ImageError:
             try:
-                return self.preprocess(source)
+                return self.preprocess(Path(source) if isinstance(source, str) else source)
             except ImageError as error:
                 return error
 

@@ -1,0 +1,121 @@
+"""``kindred demo``: the main job from nothing to a running visual search."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+from rich.console import Console
+
+from app.evaluate import evaluate
+from app.fit import run_training
+from app.index import fill_store
+from app.run import RunFolder
+from app.serve import announce
+from data.sources import open_source
+from data.splits import split_classes
+from models.bundle import Bundle
+from models.errors import InputError
+from serve.server import run
+from serve.settings import Settings
+from serve.store import FaissStore
+
+CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+
+# Steps that measure this machine's speed before the length of the run is decided; the first ones, in which
+# memory is allocated and kernels are chosen, do not count.
+WARM_STEPS, TIMED_STEPS = 4, 12
+
+
+def demo(
+    *,
+    data: str = "glyphs",
+    minutes: float = 2.5,
+    out: Path = Path("runs/demo"),
+    port: int = 8000,
+    serve: bool = True,
+) -> None:
+    """Draw data, train, evaluate on unseen classes, and serve a visual search of them.
+
+    Args:
+        data: Your own images instead of the drawn characters: a folder with a folder for each class, or a ZIP
+            file of one.
+        minutes: How long to train.
+        out: Folder for everything that is made: checkpoints, logs, bundle, evaluation, store.
+        port: Where the search page listens; 0 takes a free port.
+        serve: Start the service at the end.
+    """
+    console = Console()
+    if minutes <= 0:
+        raise InputError(f"--minutes {minutes}: training needs more than no time")
+    console.rule("1 · images")
+    table = open_source(data).table()
+    parts = split_classes(table)
+    trained_on = np.unique(table.labels[parts.rows("train")])
+    console.print(
+        f"{len(table)} images of {len(np.unique(table.labels))} classes; "
+        f"{len(trained_on)} classes to train on, the test classes are never seen in training"
+    )
+
+    console.rule("2 · training")
+    folder = RunFolder(out)
+    train(data, out, minutes, classes=len(trained_on))
+
+    console.rule("3 · retrieval among unseen classes")
+    evaluate(bundle=[folder.bundle], data=data, split="test", out=out / "evaluation")
+
+    console.rule("4 · index")
+    bundle = Bundle.load(folder.bundle)
+    # The drawn characters are searched among the unseen ones; of your own images you want to find every one.
+    shown = table.take(parts.rows("test")) if data == "glyphs" else table
+    store = FaissStore.open(out / "store", dim=bundle.dim, fingerprint=bundle.fingerprint)
+    fill_store(store, bundle, shown)
+    if not serve:
+        store.close()
+        console.print(f"serve it with: kindred serve --bundle {folder.bundle} --store {out / 'store'}")
+        return
+
+    console.rule("5 · service")
+    settings = Settings.read(bundle=folder.bundle, store=out / "store", port=port)
+    run(settings, bundle=bundle, store=store, on_start=announce)
+
+
+class StepTimer(lightning.Callback):
+    """Measures the median time of a training step, the first few left out."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:  # noqa: D102
+        self._ends.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> float:
+        """Median time of a step."""
+        return float(np.median(np.diff(self._ends[WARM_STEPS - 1 :])))
+
+
+def train(data: str, out: Path, minutes: float, classes: int) -> None:
+    """Train for about ``minutes``: the learning-rate schedule needs the number of steps, so measure first."""
+    config = [
+        "fit",
+        f"--config={CONFIG}",
+        f"--data.init_args.source={data}",
+        f"--data.init_args.classes_per_batch={min(32, classes)}",
+    ]
+    quiet = [
+        "--trainer.enable_checkpointing=false",
+        "--trainer.enable_model_summary=false",
+        "--trainer.logger=false",
+        "--trainer.num_sanity_val_steps=0",
+        "--trainer.limit_val_batches=0",
+    ]
+    steps = WARM_STEPS + TIMED_STEPS
+    timer = StepTimer()
+    run_training([*config, f"--run={out / 'probe'}", *quiet, f"--trainer.max_steps={steps}"], [timer])
+    shutil.rmtree(out / "probe", ignore_errors=True)
+    steps = max(steps, round(minutes * 60 / timer.seconds))
+    Console().print(f"{timer.seconds * 1000:.0f} ms a step: {steps} steps in {minutes:g} minutes")
+    run_training([*config, f"--run={out}", "--overwrite=true", f"--trainer.max_steps={steps}"])

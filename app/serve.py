@@ -1,0 +1,49 @@
+"""``kindred serve``: put a bundle and its store on the network."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from serve.server import run
+from serve.settings import Settings
+
+
+def serve(
+    *,
+    bundle: Path | None = None,
+    store: Path | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    device: str | None = None,
+    collection: str | None = None,
+    log_level: str | None = None,
+) -> None:
+    """Serve a bundle and its store: REST under /v1, a search page at /, the API's description at /docs.
+
+    Every setting of the service can be given as an environment variable (KINDRED_PORT, KINDRED_WRITE_KEY, …) or
+    in the YAML file that KINDRED_SETTINGS names; what is given here wins.
+
+    Args:
+        bundle: Folder of the model.
+        store: Folder of the store; made when missing.
+        host: Address to listen on. Anything but loopback wants keys: KINDRED_READ_KEY and KINDRED_WRITE_KEY.
+        port: TCP port; 0 takes a free one.
+        device: Where the network runs: auto, cpu or cuda.
+        collection: Collection to use where a request names none.
+        log_level: DEBUG, INFO, WARNING or ERROR.
+    """
+    settings = Settings.read(
+        bundle=bundle,
+        store=store,
+        host=host,
+        port=port,
+        device=device,
+        collection=collection,
+        log_level=log_level,
+    )
+    run(settings, on_start=announce)
+
+
+def announce(address: str) -> None:
+    """Print where the service listens, alone on a line so that scripts find it."""
+    Console().print(f"search page and API: {address} (Ctrl-C stops)", soft_wrap=True, highlight=False)

@@ -1,0 +1,160 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.cli import main
+from app.export import bundle_from_checkpoint
+from models.bundle import Bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """What the command prints when it refuses its input: exactly one line."""
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("kindred: ")
+    return lines[0]
+
+
+def test_fit_leaves_checkpoints_logs_config_and_a_bundle(fit_options: list[str], tmp_path: Path) -> None:
+    assert main(fit_options) == 0
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == ["bundle", "checkpoints", "config.yaml", "logs"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert "val/recall@1" in next(run.glob("logs/csv/*/metrics.csv")).read_text()
+    bundle = Bundle.load(run / "bundle", device="cpu")
+    assert bundle.preprocess.size == 28
+    assert len(bundle.info["split_hash"]) == 64
+    assert bundle.fingerprint == bundle_from_checkpoint(run / "checkpoints" / "best.ckpt").fingerprint
+
+
+def test_a_run_is_not_written_over_by_accident(
+    fit_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_options) == 0
+    capsys.readouterr()
+    assert "holds a run already; continue it with --ckpt_path last" in error_of(capsys, fit_options)
+    assert main([*fit_options, "--overwrite=true"]) == 0
+    assert main([*fit_options, "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
+
+
+def test_test_and_validate_measure_the_best_checkpoint(
+    fit_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_options) == 0
+    capsys.readouterr()
+    options = [option for option in fit_options[1:] if option != "--overwrite=true"]
+    assert main(["test", *options]) == 0
+    assert "test/recall@1" in capsys.readouterr().out
+    assert main(["validate", *options]) == 0
+    assert "val/recall@1" in capsys.readouterr().out
+
+
+def run_in_process(options: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "app", *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not appear")
+
+
+def test_killed_run_resumes_where_it_was(fit_options: list[str], tmp_path: Path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    options = [*fit_options, "--save_seconds=0", "--trainer.max_epochs=100000"]
+    process = run_in_process(options)
+    wait_for(last, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert main([*fit_options, "--ckpt_path=last", f"--trainer.max_epochs={step // 3 + 2}"]) == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 3 * (step // 3 + 2)
+
+
+def test_interrupted_run_leaves_a_checkpoint_and_a_bundle(fit_options: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = run_in_process([*fit_options, "--save_seconds=0", "--trainer.max_epochs=100000"])
+    wait_for(run / "checkpoints" / "last.ckpt", process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.strip().splitlines()[-1] == "kindred: interrupted"
+    assert "Traceback" not in err
+    assert "bundle written" in out
+    assert Bundle.load(run / "bundle", device="cpu").dim == 128
+
+
+def test_broken_images_are_named_and_skipped(
+    fit_options: list[str], image_folder: Path, truncated_jpeg: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in image_folder.iterdir():
+        (folder / "broken.jpg").write_bytes(truncated_jpeg)
+    assert main(fit_options) == 0
+    assert "broken.jpg" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--data.init_args.source=nowhere"], "nowhere"),
+        (["--data.init_args.classes_per_batch=50"], "classes_per_batch"),
+        (
+            ["--data.init_args.small_classes=error", "--data.init_args.samples_per_class=9"],
+            "samples_per_class",
+        ),
+        (["--data.init_args.sise=3"], "sise"),
+        (["--model.init_args.normalization=nothing"], "normalization"),
+        (["--model.init_args.backbone=resnet19"], "resnet19"),
+        (["--trainer.max_epochs=many"], "max_epochs"),
+        (["--ckpt_path=last"], "no such checkpoint"),
+        (["--monitor=test/recall@1"], "leak"),
+        (["--unknown=1"], "unknown"),
+        (["--config=configs/none.yaml"], "none.yaml"),
+    ],
+)
+def test_bad_input_is_one_line(
+    fit_options: list[str], capsys: pytest.CaptureFixture[str], extra: list[str], message: str
+) -> None:
+    assert message in error_of(capsys, [*fit_options, *extra])
+
+
+def test_one_class_is_refused(
+    fit_options: list[str], tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = tmp_path / "only"
+    only.mkdir()
+    (image_folder / "ring").rename(only / "ring")
+    assert "class" in error_of(capsys, [*fit_options, f"--data.init_args.source={only}"])
+
+
+def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config=configs/folder.yaml", "--print_config"])
+    assert end.value.code == 0
+    assert "backbone: resnet10" in capsys.readouterr().out
+
+
+def test_bundle_info_is_plain_json(fit_options: list[str], tmp_path: Path) -> None:
+    assert main(fit_options) == 0
+    info = json.loads((tmp_path / "run" / "bundle" / "bundle.json").read_text())["info"]
+    assert info["metrics"]["val/recall@1"] >= 0
