@@ -1,9 +1,12 @@
 """Batch Renormalization for PyTorch: exact, complete, at no more than batch normalization's cost."""
 
+from .averaging import RenormAveragedModel, averaging_deviations
 from .convert import convert_to_batch_renorm, revert_to_batch_norm
+from .fold import fold_batch_renorm
+from .functional import batch_renorm
 from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from .schedule import PAPER_DMAX, PAPER_RMAX, Ramp, RenormSchedule
-from .sync import SyncBatchRenorm
+from .sync import SyncBatchRenorm, average_statistics_across_ranks
 
 __all__ = [
     "PAPER_DMAX",
@@ -13,8 +16,13 @@ __all__ = [
     "BatchRenorm2d",
     "BatchRenorm3d",
     "Ramp",
+    "RenormAveragedModel",
     "RenormSchedule",
     "SyncBatchRenorm",
+    "average_statistics_across_ranks",
+    "averaging_deviations",
+    "batch_renorm",
     "convert_to_batch_renorm",
+    "fold_batch_renorm",
     "revert_to_batch_norm",
 ]

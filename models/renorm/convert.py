@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Collection
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
-from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, GradientKind
+from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from .state import GradientKind
 from .sync import SyncBatchRenorm
 
 _RENORM: dict[type[nn.Module], type[BatchRenorm]] = {
@@ -108,6 +110,7 @@ def revert_to_batch_norm(module: nn.Module, *, skip: Collection[str] = ()) -> nn
     """
 
     def replacement(old: nn.Module, name: str) -> nn.Module | None:
+        del name
         if not isinstance(old, BatchRenorm):
             return None
         new = _NORM[type(old)](
@@ -148,7 +151,9 @@ def _replace(
             for key in ("weight", "bias"):
                 setattr(new, key, getattr(old, key))
             for key in ("running_mean", "running_var", "num_batches_tracked"):
-                setattr(new, key, getattr(old, key))
+                statistic = getattr(old, key)
+                half = statistic.dtype in (torch.float16, torch.bfloat16)
+                setattr(new, key, statistic.float() if half else statistic)
             replaced[old] = new.train(old.training)
             return new
         for key, child in old._modules.items():

@@ -68,22 +68,15 @@ def batch_statistics(x: Tensor, eps: float) -> Statistics:
     return Statistics(guess + offset, var.clamp_min_(0.0).add_(eps).sqrt_(), shifted, guess)
 
 
-def normalize(x: Tensor, w: Tensor, b: Tensor, statistics: Statistics) -> Tensor:
-    """(x - mean) / std * w + b for each channel, in the type and the memory format of ``x``."""
-    mean, std, shifted, guess = statistics
+def normalize(x: Tensor, scale: Tensor, b: Tensor, statistics: Statistics) -> Tensor:
+    """(x - mean) * scale + b for each channel, in the type and the memory format of ``x``."""
+    mean, _, shifted, guess = statistics
     if shifted is not None and guess is not None:
-        empty = torch.empty(0, dtype=mean.dtype)
-        _aten.native_batch_norm.out(
-            shifted, w, b, mean - guess, std.square(), False, 0.0, 0.0,
-            out=shifted, save_mean=empty, save_invstd=empty.clone(),
-        )  # fmt: skip
-        return shifted
+        return _scale_and_shift(shifted, scale, torch.addcmul(b, guess - mean, scale), shifted)
+    shift = torch.addcmul(b, mean, scale, value=-1)
     if x.dtype != mean.dtype:
-        return torch.batch_norm(x, w, b, mean, std.square(), False, 0.0, 0.0, False)
-    scale = w / std
-    return torch.addcmul(
-        _along(torch.addcmul(b, mean, scale, value=-1), x), x, _along(scale, x), out=torch.empty_like(x)
-    )
+        return _scale_and_shift(x, scale, shift)
+    return torch.addcmul(_along(shift, x), x, _along(scale, x), out=torch.empty_like(x))
 
 
 def gradient_sums(dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,28 +88,48 @@ def gradient_sums(dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> tuple[
 
 
 def input_gradient(
-    dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, invstd: Tensor, g_mean: Tensor, g_projection: Tensor
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    total: Tensor,
+    projection: Tensor,
+    values: int,
 ) -> Tensor:
-    """W * invstd * (dy - g_mean - x_hat * g_projection), in the type and the memory format of ``x``."""
-    scale = w * invstd
-    slope = (scale * g_projection).mul_(invstd).neg_()
-    shift = torch.addcmul(scale * g_mean, slope, mean).neg_()
+    """Scale * (dy - total / values - x_hat * projection / values), in the type and format of ``x``."""
+    slope = (scale * invstd).mul_(projection)
+    shift = torch.addcmul(slope * mean, scale, total, value=-1).div_(values)
+    slope.div_(-values)
     if x.dtype != mean.dtype:
-        parts = zip(dy.split(1), x.split(1), strict=True)
-        whole = [
-            torch.addcmul(_along(shift, x), a.to(mean.dtype), _along(slope, x))
-            .addcmul_(g.to(mean.dtype), _along(scale, x))
-            .to(x.dtype)
-            for g, a in parts
-        ]
-        return torch.cat(whole)
+        return _input_gradient_of_half(dy, x, scale, slope, shift)
     if _channels_innermost(x):
         dx = torch.addcmul(_along(shift, x), x, _along(slope, x), out=torch.empty_like(x))
     else:
-        dx = torch.batch_norm(
-            x, slope, shift, torch.zeros_like(mean), torch.ones_like(mean), False, 0.0, 0.0, False
-        )
+        dx = _scale_and_shift(x, slope, shift)
     return dx.addcmul_(dy, _along(scale, x))
+
+
+def _input_gradient_of_half(dy: Tensor, x: Tensor, scale: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
+    """As above in float32, an example at a time so that no whole batch lies in memory in float32."""
+    dx = torch.empty_like(x)
+    scale, slope, shift = _along(scale, x), _along(slope, x), _along(shift, x)
+    for i in range(len(x)):
+        part = slice(i, i + 1)
+        dx[part] = torch.addcmul(shift, x[part].float(), slope).addcmul_(dy[part].float(), scale)
+    return dx
+
+
+def _scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """X * scale + shift for each channel by batch normalization's inference kernel; in place if told so."""
+    mean, var = torch.zeros_like(shift), torch.ones_like(shift)
+    if out is None:
+        return torch.batch_norm(x, scale, shift, mean, var, False, 0.0, 0.0, False)
+    unused = torch.empty(0, dtype=shift.dtype)
+    _aten.native_batch_norm.out(
+        x, scale, shift, mean, var, False, 0.0, 0.0, out=out, save_mean=unused, save_invstd=unused.clone()
+    )
+    return out
 
 
 def _channels_innermost(x: Tensor) -> bool:
@@ -124,5 +137,6 @@ def _channels_innermost(x: Tensor) -> bool:
 
 
 def _along(vector: Tensor, x: Tensor) -> Tensor:
-    """(C,) as (1, C, 1, ...)."""
-    return vector.view(1, -1, *[1] * (x.dim() - 2))
+    """(C,) as (1, C, 1, ...), or as it is where that broadcasts."""
+    dimensions = x.dim()
+    return vector if dimensions == 2 else vector.view(1, -1, *[1] * (dimensions - 2))

@@ -16,23 +16,32 @@ def batch_statistics(x: Tensor, eps: float) -> Statistics:
     return Statistics(mean, invstd.reciprocal())
 
 
-def normalize(x: Tensor, w: Tensor, b: Tensor, statistics: Statistics) -> Tensor:
-    """(x - mean) / std * w + b for each channel."""
-    return torch.batch_norm_elemt(x, w, b, statistics.mean, statistics.std.reciprocal(), 0.0)
+def normalize(x: Tensor, scale: Tensor, b: Tensor, statistics: Statistics) -> Tensor:
+    """(x - mean) * scale + b for each channel."""
+    # The kernel computes (x - mean) * invstd * weight + bias: the scale goes in as invstd.
+    return torch.batch_norm_elemt(x, None, b, statistics.mean, scale, 0.0)
 
 
 def gradient_sums(dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
     """Per channel the sums of dy * x_hat and of dy."""
-    # The kernel's other two results, for weight and bias, are these sums in the type of the weight it is
-    # given.
+    # The kernel's results for weight and bias are these sums, in the type of the weight that it is given.
     _, _, projection, total = torch.batch_norm_backward_reduce(dy, x, mean, invstd, invstd, False, True, True)
     return projection, total
 
 
 def input_gradient(
-    dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, invstd: Tensor, g_mean: Tensor, g_projection: Tensor
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    total: Tensor,
+    projection: Tensor,
+    values: int,
 ) -> Tensor:
-    """W * invstd * (dy - g_mean - x_hat * g_projection)."""
-    # The kernel divides two sums by the number of values: with a number of 1 the means go in as they are.
-    one = torch.ones(1, dtype=torch.int32, device=x.device)
-    return torch.batch_norm_backward_elemt(dy, x, mean, invstd, w, g_mean, g_projection / invstd, one)
+    """Scale * (dy - total / values - x_hat * projection / values)."""
+    # The kernel computes (dy - total / n - (x - mean) * invstd**2 * sum / n) * invstd * weight.
+    count = torch.full((1,), values, dtype=torch.int32, device=x.device)
+    return torch.batch_norm_backward_elemt(
+        dy, x, mean, invstd, scale / invstd, total, projection / invstd, count
+    )

@@ -8,18 +8,19 @@ from torch.autograd import Function
 
 from . import cpu, cuda
 from .cpu import Statistics
+from .gradient import GradientRule
 from .memory_format import like
-from .moving import GradientStatistics
 
 
 def effective_affine(
-    weight: Tensor | None, bias: Tensor | None, r: Tensor, d: Tensor
+    weight: Tensor | None, bias: Tensor | None, std: Tensor, r: Tensor, d: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The affine under which batch normalization is Batch Renormalization: (gamma r, beta + gamma d)."""
+    """What makes y = (x - mean) * scale + b of the layer: gamma r / std and beta + gamma d, (C,) each."""
+    scale = r / std
     if weight is None:
-        return r, d if bias is None else d + bias
-    w = r * weight
-    return w, d * weight if bias is None else torch.addcmul(bias.to(d.dtype), d, weight.to(d.dtype))
+        return scale, d if bias is None else d + bias
+    weight = weight.to(d.dtype)
+    return scale.mul_(weight), d * weight if bias is None else torch.addcmul(bias.to(d.dtype), d, weight)
 
 
 class NativeRenorm(Function):
@@ -39,56 +40,58 @@ class NativeRenorm(Function):
         statistics: Statistics,
         r: Tensor,
         d: Tensor,
-        gradient: GradientStatistics | None,
+        rule: GradientRule | None,
     ) -> Tensor:
         """Normalize by the batch statistics, which the caller has computed without gradient."""
+        mean, std = statistics.mean, statistics.std
+        scale, b = effective_affine(weight, bias, std, r, d)
         # The input and vectors of one entry a channel: what batch normalization keeps.
-        ctx.save_for_backward(x, weight, statistics.mean, statistics.std, r, d)
+        ctx.save_for_backward(x, weight, mean, std, r, d, scale)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.gradient = gradient
-        w, b = effective_affine(weight, bias, r, d)
-        kernels = cuda if x.is_cuda else cpu
-        return kernels.normalize(x, w, b, statistics)
+        ctx.rule = rule
+        if x.is_cuda:
+            return cuda.normalize(x, scale, b, statistics)
+        return cpu.normalize(x, scale, b, statistics)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, gamma and beta."""
-        x, weight, mean, std, r, d = ctx.saved_tensors
+        x, weight, mean, std, r, d, scale = ctx.saved_tensors
         needs_dx, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        w = r if weight is None else r * weight
         invstd = std.reciprocal()
-        if ctx.gradient is None and (torch.is_grad_enabled() or (not x.is_cuda and x.dtype != mean.dtype)):
+        twice = torch.is_grad_enabled()
+        if twice and ctx.rule is not None:
+            raise RuntimeError("moving or synchronized gradient statistics cannot be differentiated twice")
+        if twice or (ctx.rule is None and not x.is_cuda and x.dtype != mean.dtype):
             # The kernel of batch normalization: it has a derivative, and takes half precision in one pass.
+            w = r if weight is None else r * weight
             dx, dw, db = torch.ops.aten.native_batch_norm_backward(
                 dy, x, w, None, None, mean, invstd, True, 0.0, [needs_dx, True, True]
             )
-            dx = dx if needs_dx else None
         else:
-            dx, dw, db = _backward(like(dy, x), x, w, mean, invstd, ctx.gradient, needs_dx)
+            dx, dw, db = _backward(like(dy, x), x, scale, mean, invstd, ctx.rule, needs_dx)
         d_weight = d_bias = None
         if weight is not None and needs_weight:
             d_weight = torch.addcmul(d * db, r, dw).to(weight.dtype)
         if ctx.bias_dtype is not None and needs_bias:
             d_bias = db.to(ctx.bias_dtype)
-        return dx, d_weight, d_bias, None, None, None, None
+        return (dx if needs_dx else None), d_weight, d_bias, None, None, None, None
 
 
 def _backward(
     dy: Tensor,
     x: Tensor,
-    w: Tensor,
+    scale: Tensor,
     mean: Tensor,
     invstd: Tensor,
-    gradient: GradientStatistics | None,
+    rule: GradientRule | None,
     needs_dx: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    if torch.is_grad_enabled():
-        raise RuntimeError('gradient_statistics="moving" cannot be differentiated twice; use "batch"')
     kernels = cuda if x.is_cuda else cpu
     dw, db = kernels.gradient_sums(dy, x, mean, invstd)
-    values = x.numel() // x.shape[1]
-    g_mean, g_projection = db / values, dw / values
-    if gradient is not None:
-        g_mean, g_projection = gradient.update(g_mean, g_projection)
-    dx = kernels.input_gradient(dy, x, w, mean, invstd, g_mean, g_projection) if needs_dx else None
-    return dx, dw, db
+    total, projection, values = db, dw, x.numel() // x.shape[1]
+    if rule is not None:  # before the question of dx: other processes wait for this one's sums
+        (total, projection), values = rule.means(db, dw, values), 1
+    if not needs_dx:
+        return None, dw, db
+    return kernels.input_gradient(dy, x, scale, mean, invstd, total, projection, values), dw, db

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .functions import effective_affine
-from .moving import GradientStatistics
+from .gradient import GradientRule
 
 
 def _along_channels(vector: Tensor, dimensions: int) -> Tensor:
@@ -65,16 +65,16 @@ class PlainRenorm(Function):
         std: Tensor,
         r: Tensor,
         d: Tensor,
-        gradient: GradientStatistics | None,
+        rule: GradientRule | None,
     ) -> Tensor:
-        """(x - mean) / std * w + b in the statistics' type, returned in the input's."""
+        """(x - mean) * scale + b in the statistics' type, returned in the input's."""
         ctx.save_for_backward(x, mask, count, weight, mean, std, r, d)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.gradient = gradient
-        w, b = effective_affine(weight, bias, r, d)
+        ctx.rule = rule
+        scale, b = effective_affine(weight, bias, std, r, d)
         n = x.dim()
-        x_hat = (x.to(mean.dtype) - _along_channels(mean, n)) * _along_channels(std.reciprocal(), n)
-        return (x_hat * _along_channels(w, n) + _along_channels(b, n)).to(x.dtype)
+        centred = x.to(mean.dtype) - _along_channels(mean, n)
+        return (centred * _along_channels(scale, n) + _along_channels(b, n)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -90,9 +90,8 @@ class PlainRenorm(Function):
         d_weight = torch.addcmul(d * db, r, dw).to(weight.dtype) if weight is not None else None
         d_bias = db.to(ctx.bias_dtype) if ctx.bias_dtype is not None else None
         values = x.numel() // x.shape[1] if count is None else count
-        g_mean, g_projection = db / values, dw / values
-        if ctx.gradient is not None:
-            g_mean, g_projection = ctx.gradient.update(g_mean, g_projection)
+        rule = ctx.rule or GradientRule()
+        g_mean, g_projection = rule.means(db, dw, values)
         subtracted = _along_channels(g_mean, n) + x_hat * _along_channels(g_projection, n)
         if mask is not None:
             subtracted = torch.where(mask.unsqueeze(1), subtracted, 0.0)

@@ -129,6 +129,7 @@ class RenormSchedule:
             name: {
                 "mean": layer.gradient_mean.clone(),
                 "projection": layer.gradient_projection.clone(),
+                "batches": layer.gradient_batches.clone(),
             }
             for name, layer in self.layers.items()
             if layer.gradient_statistics == "moving"
@@ -148,6 +149,7 @@ class RenormSchedule:
         for name, saved in state["gradient_statistics"].items():
             self.layers[name].gradient_mean.copy_(saved["mean"])
             self.layers[name].gradient_projection.copy_(saved["projection"])
+            self.layers[name].gradient_batches.copy_(saved["batches"])
         self.steps = int(state["steps"])
         self._set = {}
         self.apply()

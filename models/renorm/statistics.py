@@ -17,16 +17,17 @@ class Running(NamedTuple):
         mean: of the mean, (C,).
         var: square of the moving average of the deviation, less epsilon, (C,): BatchNorm's inference adds
             epsilon back.
-        eps: what the square of the deviation holds beside the variance.
+        eps: what the square of the deviation holds beside the variance; a tensor without dimensions.
+            Rounding may leave a variance below zero by a ten-millionth of it.
     """
 
     mean: Tensor
     var: Tensor
-    eps: float
+    eps: Tensor
 
-    def deviation(self, dtype: torch.dtype) -> Tensor:
+    def deviation(self) -> Tensor:
         """The moving average of the standard deviation, (C,), a new tensor."""
-        return (self.var.to(dtype) + self.eps).sqrt_()
+        return (self.var + self.eps).sqrt_()
 
 
 def correction(
@@ -70,7 +71,7 @@ def update_running(
     running.mean.addcmul_(mean_step, momentum)
     std_step = (std - running_std).nan_to_num_(0.0, 0.0, 0.0)
     running_std.addcmul_(std_step, momentum)
-    running.var.copy_(running_std.square_().sub_(running.eps).clamp_min_(0.0))
+    torch.addcmul(-running.eps, running_std, running_std, out=running.var)
 
 
 def clipped_fractions(shift: Tensor, std: Tensor, running_std: Tensor, r: Tensor, d: Tensor) -> Tensor:

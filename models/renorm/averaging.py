@@ -1,0 +1,47 @@
+"""Averages of weights (EMA, SWA) that average the running deviation and not its square."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from .state import RenormState
+
+
+@contextmanager
+def averaging_deviations(model: nn.Module, average: nn.Module) -> Iterator[None]:
+    """Within it, ``running_var`` of both modules' layers holds the deviation, so that averages are of
+    deviations.
+
+    Wrap what updates an average of a model's parameters *and buffers*; the model's statistics come out
+    bit for bit as they went in. The paper's inference averages mu and sigma so.
+
+    Args:
+        model: the one in training.
+        average: what is updated from it.
+    """
+    of_model = [m for m in model.modules() if isinstance(m, RenormState)]
+    of_average = [m for m in average.modules() if isinstance(m, RenormState)]
+    saved = [layer.running_var.clone() for layer in of_model]
+    with torch.no_grad():
+        for layer in (*of_model, *of_average):
+            layer.running_var.add_(layer.epsilon).sqrt_()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, before in zip(of_model, saved, strict=True):
+                layer.running_var.copy_(before)
+            for layer in of_average:
+                layer.running_var.square_().sub_(layer.epsilon)
+
+
+class RenormAveragedModel(AveragedModel):
+    """``torch.optim.swa_utils.AveragedModel`` that averages deviations; give it ``use_buffers=True``."""
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the model's present parameters and statistics into the average."""
+        with averaging_deviations(model, self.module):
+            super().update_parameters(model)

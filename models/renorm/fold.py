@@ -1,0 +1,68 @@
+"""Fold Batch Renormalization into the layer before it: inference without normalization."""
+
+import copy
+from typing import cast
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from .layer import BatchRenorm
+
+_Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class _Tracer(fx.Tracer):
+    """Takes Batch Renormalization as one operation, as it does torch's own layers."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, BatchRenorm) or super().is_leaf_module(m, module_qualified_name)
+
+
+def fold_batch_renorm(module: nn.Module) -> fx.GraphModule:
+    """A copy for inference in which convolutions and linear layers have taken up the renormalization
+    after them.
+
+    A layer is folded where its input is the output of a convolution or linear layer that nothing else
+    uses, and both are called once; any other stays.
+
+    Args:
+        module: in evaluation mode, traceable by ``torch.fx.symbolic_trace``; it is left as it is.
+
+    Returns:
+        A graph module with the module's outputs, to rounding.
+
+    Raises:
+        ValueError: when the module is in training mode, where there is nothing to fold.
+    """
+    if module.training:
+        raise ValueError("folding is for inference: call eval() first")
+    root = copy.deepcopy(module)
+    traced = fx.GraphModule(root, _Tracer().trace(root))
+    modules = dict(traced.named_modules(remove_duplicate=False))
+    calls: dict[nn.Module, int] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            calls[modules[node.target]] = calls.get(modules[node.target], 0) + 1
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[node.target], BatchRenorm):
+            continue
+        norm = modules[node.target]
+        before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        layer = modules[before.target]
+        if calls[layer] != 1 or calls[norm] != 1:
+            continue
+        if isinstance(layer, _Convolution):
+            transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+            folded = cast(nn.Module, fuse_conv_bn_eval(layer, norm, transposed))
+        elif isinstance(layer, nn.Linear) and layer.out_features == norm.num_features:
+            folded = cast(nn.Module, fuse_linear_bn_eval(layer, norm))
+        else:
+            continue
+        traced.set_submodule(before.target, folded)
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced

@@ -1,0 +1,72 @@
+"""Batch Renormalization as a function, for those who keep the statistics themselves."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import batch_norm
+
+from . import cpu, cuda, plain
+from .cpu import Statistics
+from .functions import NativeRenorm
+from .memory_format import as_dense
+from .statistics import Running, correction, update_running
+
+
+def batch_renorm(
+    input: Tensor,  # noqa: A002 - as torch's batch_norm names it
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | Tensor = 0.01,
+    eps: float = 1e-5,
+    *,
+    rmax: float | Tensor = 3.0,
+    dmax: float | Tensor = 5.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Batch Renormalization with ``torch.nn.functional.batch_norm``'s arguments; ``BatchRenorm`` says
+    what it does.
+
+    Args:
+        input: (N, C, ...), floating point.
+        running_mean: (C,), float32 or float64; changed in place in training.
+        running_var: (C,), square of the averaged deviation less eps; changed in place in training.
+        weight: gamma, (C,) or None.
+        bias: beta, (C,) or None.
+        training: normalize by the batch and correct, rather than by the running statistics.
+        momentum: weight of the batch in the running statistics.
+        eps: added to the variance inside the root.
+        rmax: largest r, at least 1.
+        dmax: largest absolute d, at least 0.
+        mask: (N, ...) boolean, True where a position is real; None takes all.
+
+    Returns:
+        The shape and type of the input.
+    """
+    if not training:
+        return batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+    native = mask is None and input.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling()
+    x = as_dense(input) if native else input
+    with torch.no_grad():
+        count = None
+        if native:
+            batch = (cuda if x.is_cuda else cpu).batch_statistics(x, eps)
+        else:
+            mean, std, count = plain.batch_statistics(x, eps, mask)
+            batch = Statistics(mean, std)
+        running_rmax, running_dmax, weight_of_batch, epsilon = (
+            value.to(running_mean) if isinstance(value, Tensor) else running_mean.new_full((), value)
+            for value in (rmax, dmax, momentum, eps)
+        )
+        running = Running(running_mean, running_var, epsilon)
+        running_std = running.deviation()
+        shift = batch.mean - running_mean
+        r, d = correction(shift, batch.std, running_std, running_rmax, running_dmax)
+        update_running(running, shift, batch.std, running_std, weight_of_batch)
+    output: Tensor
+    if native:
+        output = NativeRenorm.apply(x, weight, bias, batch, r, d, None)
+    else:
+        output = plain.PlainRenorm.apply(x, mask, count, weight, bias, batch.mean, batch.std, r, d, None)
+    return output
