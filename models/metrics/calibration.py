@@ -12,6 +12,7 @@ from torch import Tensor
 from models.errors import InputError
 from models.metrics import pair_histogram
 from models.metrics.bootstrap import class_draws
+from models.metrics.class_sample import sample_of_classes
 from models.metrics.inputs import Labels, as_codes, as_unit_vectors, same_codes
 from models.metrics.precision import full_precision
 
@@ -92,7 +93,7 @@ def calibrate(
     codes = same_codes(as_codes(labels, len(vectors)))[0]
     found = []
     for far in fars:
-        items = _sample_of_classes(codes, int(math.sqrt(TAIL_PAIRS / (far * DEEPER / 2))), seed)
+        items = sample_of_classes(codes, int(math.sqrt(TAIL_PAIRS / (far * DEEPER / 2))), seed)
         sizes = torch.bincount(codes[items])
         different = int((len(items) ** 2 - int((sizes**2).sum())) // 2)
         if far * different >= FALSE_ACCEPTS_NEEDED:
@@ -100,16 +101,6 @@ def calibrate(
                 _calibrate_one(vectors[items.to(vectors.device)], codes[items], far, resamples, seed)
             )
     return found
-
-
-def _sample_of_classes(codes: Tensor, limit: int, seed: int) -> Tensor:
-    """All items, or those of randomly drawn classes while they are at most `limit`; int64 positions."""
-    if len(codes) <= limit:
-        return torch.arange(len(codes))
-    order = torch.randperm(int(codes.max()) + 1, generator=torch.Generator().manual_seed(seed))
-    reached = torch.bincount(codes)[order].cumsum(dim=0)
-    chosen = order[: max(2, int((reached <= limit).sum()))]
-    return torch.isin(codes, chosen).nonzero().flatten()
 
 
 def _calibrate_one(vectors: Tensor, codes: Tensor, far: float, resamples: int, seed: int) -> Threshold:

@@ -63,6 +63,8 @@ class Ranking:
 class NeighbourEngine:
     """Exact rankings of one gallery for many queries."""
 
+    preselects = True  # whether fp32 inner products bound what `_double_similarity` returns
+
     def __init__(
         self,
         queries: Tensor,
@@ -119,7 +121,7 @@ class NeighbourEngine:
         start = 0
         while start < len(rows):
             depth = min(int(depths[start]), self.depth_limit)
-            select = (depth + 1 + SPARE) * DENSE_SHARE <= self.size
+            select = self.preselects and (depth + 1 + SPARE) * DENSE_SHARE <= self.size
             count = self._rows_within(self._select_bytes(depth) if select else self._dense_bytes())
             block = rows[start : start + max(1, count)]
             yield self._select(block, depth) if select else self._dense(block, depth)

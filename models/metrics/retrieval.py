@@ -13,6 +13,7 @@ from models.metrics.distributed import merge_slices, my_slice
 from models.metrics.inputs import Labels, as_unit_vectors
 from models.metrics.neighbours import NeighbourEngine, Ranking
 from models.metrics.relevance import Relevance, relevance_of
+from models.metrics.reranking import ReciprocalEngine
 
 Metric = Literal["recall", "precision", "map@r", "r_precision", "mrr", "ndcg"]
 DEFAULT_METRICS: tuple[Metric, ...] = ("recall", "map@r", "r_precision")
@@ -78,10 +79,12 @@ def evaluate_retrieval(
     gallery_labels: Labels | None = None,
     metrics: Sequence[Metric] = DEFAULT_METRICS,
     max_queries: int | None = None,
+    rerank: bool = False,
     seed: int = 0,
     memory_budget: int = DEFAULT_BUDGET,
     distributed: bool = False,
     progress: Progress | None = None,
+    on_block: Callable[[Ranking], None] | None = None,
 ) -> RetrievalResult:
     """Exact retrieval metrics of every query.
 
@@ -98,11 +101,14 @@ def evaluate_retrieval(
         metrics: which to compute.
         max_queries: evaluate a random sample of that many queries (of those with a match), against the full
             gallery; the result is an estimate, so quote its interval (`models.metrics.bootstrap`).
+        rerank: rank by k-reciprocal neighbours instead of the plain similarity (`models.metrics.reranking`).
         seed: of that sample.
         memory_budget: bytes of working memory, besides the vectors as fp32 at unit length.
         distributed: share the queries among the ranks of torch.distributed's default group; every rank passes
             the same arguments and gets the same result.
         progress: called with (queries done, queries in all) on this rank.
+        on_block: called with each block's ranking, at least max(ks) deep as far as the gallery goes, for
+            callers that want the neighbours themselves.
 
     Raises:
         InputError: unusable vectors, labels or options; the message says which.
@@ -128,7 +134,8 @@ def evaluate_retrieval(
     if max_queries is not None and max_queries < len(rows):
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:max_queries]
         rows = rows[chosen.to(rows.device)].sort().values
-    engine = NeighbourEngine(queries, gallery, relevance, self_index=itself, memory_budget=memory_budget)
+    kind = ReciprocalEngine if rerank else NeighbourEngine
+    engine = kind(queries, gallery, relevance, self_index=itself, memory_budget=memory_budget)
     depths = relevance.counts[rows] if {"map@r", "r_precision"} & set(metrics) else torch.zeros_like(rows)
     depths = depths.clamp(min=max(ks, default=1))
 
@@ -140,6 +147,8 @@ def evaluate_retrieval(
     done = 0
     for block in engine.rank(rows[mine], depths[mine]):
         values[:, place[block.rows]] = _block_values(block, engine, relevance, ks, metrics)
+        if on_block is not None:
+            on_block(block)
         done += len(block.rows)
         if progress is not None:
             progress(done, len(mine))

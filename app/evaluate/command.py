@@ -1,0 +1,148 @@
+"""The command: arguments in, table, files and exit code out."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from app.evaluate.ann import measure_index
+from app.evaluate.gates import parse_gates
+from app.evaluate.images import select_images
+from app.evaluate.measure import Options
+from app.evaluate.models import Candidate, load_candidates
+from app.evaluate.pairs import measure_pairs
+from app.evaluate.results import as_json, write_class_csv, write_json, write_model_csv
+from app.evaluate.run import Evaluation, run_evaluation
+from app.evaluate.sizes import parse_size
+from app.evaluate.table import as_table
+from app.reports import write_report
+
+
+def evaluate(
+    *,
+    bundle: Sequence[Path] = (),
+    checkpoint: Sequence[Path] = (),
+    embeddings: Sequence[Path] = (),
+    labels: Path | None = None,
+    data: str | None = None,
+    split: str = "test",
+    query: str | None = None,
+    gallery: str | None = None,
+    relevance: str | None = None,
+    pairs: Path | None = None,
+    out: Path = Path("evaluation"),
+    ks: tuple[int, ...] = (1, 2, 4, 8),
+    max_queries: int | None = None,
+    memory: str = "1GB",
+    rerank: bool = False,
+    clustering: bool = False,
+    calibrate: bool = True,
+    index: Sequence[str] = (),
+    fail_under: Sequence[str] = (),
+    report: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
+    """Measure exact recall@k of bundles, checkpoints or saved embeddings, beside untrained baselines.
+
+    Writes results.json, models.csv, classes.csv and report.html, which works offline. Every item of the split
+    is a query against all others, unless --query or an is_query column says otherwise.
+
+    Args:
+        bundle: Folders of models; several are compared side by side.
+        checkpoint: Checkpoints of kindred fit.
+        embeddings: Saved embeddings of any origin: .npy, .npz or .parquet.
+        labels: Labels of the saved embeddings, .npy or one a line, where their file has none.
+        data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
+        split: Part of the data: test, val, train, or all.
+        query: File names that are queries, for example "test_*".
+        gallery: File names of the gallery, several patterns separated by commas; by default all others.
+        relevance: Metadata column with several labels an item, separated by ";": one in common is a match.
+        pairs: Verification pairs: a CSV (image_a, image_b, same) or LFW's pairs.txt.
+        out: Folder to write to.
+        ks: Depths of recall in the table.
+        max_queries: Evaluate a random sample of queries against the full gallery.
+        memory: Working memory, for example 512MB or 2GB.
+        rerank: Also rank by k-reciprocal neighbours; reported beside the plain figures.
+        clustering: Also compute NMI and AMI (slow).
+        calibrate: Find thresholds for false accept rates and write them into the first bundle.
+        index: FAISS factory strings, or folders of stores, to compare with exact search.
+        fail_under: Conditions such as recall@1=0.9 on the first model; exit code 1 where one is not met.
+        report: Write the HTML report.
+        seed: Of samples, bootstrap and the untrained network.
+        device: auto, cpu or cuda.
+
+    Returns:
+        0, or 1 where a condition is not met.
+    """
+    console = Console()
+    gates = parse_gates(fail_under)
+    options = Options(tuple(ks), max_queries, parse_size(memory), rerank, clustering, seed)
+    candidates = load_candidates(bundle, checkpoint, device)
+    images = select_images(data, split, query, gallery) if data is not None else None
+    evaluation = run_evaluation(
+        candidates,
+        embeddings,
+        images=images,
+        labels=labels,
+        relevance=relevance,
+        options=options,
+        calibrated=calibrate,
+        console=console,
+    )
+    results = as_json(evaluation, " ".join(["kindred", *sys.argv[1:]]))
+    if pairs is not None:
+        results["pairs"] = measure_pairs(pairs, evaluation)
+    if index:
+        results["index"] = [measure_index(text, evaluation) for text in index]
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", results)
+    write_model_csv(out / "models.csv", evaluation)
+    write_class_csv(out / "classes.csv", evaluation)
+    if report:
+        write_report(out / "report.html", evaluation, results)
+    _store_in_bundle(candidates, evaluation)
+    _show(console, evaluation, results, out)
+    failures = [failure for gate in gates if (failure := gate.failure(evaluation.models[0].metrics))]
+    for failure in failures:
+        console.print(f"[red]{evaluation.models[0].name}: {failure}[/red]")
+    return 1 if failures else 0
+
+
+def _store_in_bundle(candidates: Sequence[Candidate], evaluation: Evaluation) -> None:
+    """Thresholds and figures go into the first bundle, where the server finds them."""
+    first = evaluation.models[0]
+    if not candidates or candidates[0].folder is None or not first.thresholds:
+        return
+    images = evaluation.images
+    candidates[0].model.update(
+        candidates[0].folder,
+        info={
+            "evaluation": {
+                "source": images.source if images else None,
+                "split": images.split if images else None,
+                "split_hash": images.split_hash if images else None,
+                "metrics": {name: first.metrics[name] for name in first.intervals},
+            },
+            "calibration": [threshold.to_dict() for threshold in first.thresholds],
+        },
+        thresholds={f"{threshold.far:g}": threshold.threshold for threshold in first.thresholds},
+    )
+
+
+def _show(console: Console, evaluation: Evaluation, results: dict[str, object], out: Path) -> None:
+    console.print(as_table(evaluation))
+    for note in evaluation.notes:
+        console.print(f"[yellow]{note}[/yellow]")
+    for line in evaluation.broken[:20]:
+        console.print(f"  skipped {line}", markup=False)
+    for threshold in evaluation.models[0].thresholds:
+        console.print(
+            f"threshold for a false accept rate of {threshold.far:g}: {threshold.threshold:.4f} "
+            f"({threshold.low:.4f}–{threshold.high:.4f}), true accept rate {threshold.tar:.3f}"
+        )
+    for name in ("pairs", "index"):
+        if name in results:
+            console.print_json(data={name: results[name]})
+    console.print(f"written to {out}/")

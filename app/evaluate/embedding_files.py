@@ -1,0 +1,109 @@
+"""Saved embeddings of any origin: .npy, .npz and Parquet. Nothing in them is run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from models.errors import InputError
+
+VECTOR_NAMES = ("embeddings", "embedding", "vectors", "vector", "features", "X")
+LABEL_NAMES = ("labels", "label", "targets", "target", "class", "y")
+
+
+@dataclass(frozen=True)
+class SavedEmbeddings:
+    """What a file holds.
+
+    Attributes:
+        vectors: float (N, dim).
+        labels: (N,) integers or strings, None where the file has none.
+        columns: further columns of N values, for slices of the report.
+    """
+
+    vectors: NDArray[Any]
+    labels: NDArray[Any] | None
+    columns: dict[str, NDArray[Any]]
+
+
+def load_embeddings(path: Path) -> SavedEmbeddings:
+    """Reads a file of embeddings.
+
+    `.npy` holds the matrix alone. `.npz` holds it under one of `embeddings`, `vectors`, `features`, `X` and
+    the labels under `labels`, `targets`, `y`. Parquet has a column of lists and one of labels by the same
+    names; its other plain columns become slices.
+
+    Raises:
+        InputError: missing, unreadable, or without a matrix of embeddings.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of embeddings")
+    try:
+        if path.suffix == ".npy":
+            return SavedEmbeddings(np.load(path, allow_pickle=False), None, {})
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                columns = {name: archive[name] for name in archive.files}
+            return _named(path, columns)
+        if path.suffix in (".parquet", ".pq"):
+            return _named(path, _parquet_columns(path))
+    except (ValueError, OSError, pa.ArrowException) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read ({reason}); save it without Python objects") from error
+    raise InputError(f"{path}: embeddings are read from .npy, .npz and .parquet")
+
+
+def load_labels(path: Path) -> NDArray[Any]:
+    """Labels (N,) from `.npy`, or from a text file with one label a line.
+
+    Raises:
+        InputError: missing or unreadable.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of labels")
+    try:
+        if path.suffix == ".npy":
+            labels: NDArray[Any] = np.load(path, allow_pickle=False)
+            return labels
+        return np.array(path.read_text(encoding="utf-8").splitlines())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: labels cannot be read ({error})") from error
+
+
+def _named(path: Path, columns: dict[str, NDArray[Any]]) -> SavedEmbeddings:
+    vectors = next((name for name in VECTOR_NAMES if name in columns), None)
+    if vectors is None:
+        raise InputError(
+            f"{path}: has {', '.join(columns) or 'nothing'}, but none of {', '.join(VECTOR_NAMES)}"
+        )
+    labels = next((name for name in LABEL_NAMES if name in columns), None)
+    rest = {
+        name: values for name, values in columns.items() if name not in (vectors, labels) and values.ndim == 1
+    }
+    return SavedEmbeddings(columns[vectors], None if labels is None else columns[labels], rest)
+
+
+def _parquet_columns(path: Path) -> dict[str, NDArray[Any]]:
+    table = pq.read_table(path)
+    return {name: _column(path, name, table.column(name).combine_chunks()) for name in table.column_names}
+
+
+def _column(path: Path, name: str, column: Any) -> NDArray[Any]:
+    if (
+        pa.types.is_list(column.type)
+        or pa.types.is_large_list(column.type)
+        or pa.types.is_fixed_size_list(column.type)
+    ):
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        if column.null_count or len(np.unique(lengths)) != 1:
+            raise InputError(f"{path}: rows of {name} have different lengths or are missing")
+        values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+        return values.reshape(len(column), -1)
+    plain: NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return plain.astype(str) if plain.dtype == object else plain

@@ -1,0 +1,41 @@
+"""Conditions that an evaluation must meet, for use in CI: `recall@1=0.9`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from models.errors import InputError
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A metric and the least value that passes."""
+
+    metric: str
+    least: float
+
+    def failure(self, metrics: Mapping[str, float]) -> str | None:
+        """What to tell when the condition is not met, None when it is.
+
+        Raises:
+            InputError: the metric was not measured.
+        """
+        if self.metric not in metrics:
+            raise InputError(f"--fail-under {self.metric}: not measured; choose among {', '.join(metrics)}")
+        value = metrics[self.metric]
+        return None if value >= self.least else f"{self.metric} is {value:.4f}, under {self.least:g}"
+
+
+def parse_gates(texts: Sequence[str]) -> list[Gate]:
+    """Reads conditions such as `recall@1=0.9`.
+
+    Raises:
+        InputError: no number after the last "=".
+    """
+    gates = []
+    for text in texts:
+        metric, _, least = text.rpartition("=")
+        try:
+            gates.append(Gate(metric.strip(), float(least)))
+        except ValueError as error:
+            raise InputError(f"--fail-under {text}: write it as recall@1=0.9") from error
+    return gates

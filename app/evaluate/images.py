@@ -1,0 +1,120 @@
+"""The images that an evaluation is about: which rows of a source, and which of them are queries."""
+
+import fnmatch
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources import open_source
+from data.splits import PARTS, split_classes
+from data.table import ImageTable
+from models.errors import InputError
+from models.preprocess import ImageError
+
+READ_AHEAD = 64
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images and their part in the evaluation.
+
+    Attributes:
+        table: the images, N rows.
+        source: what the user called them.
+        split: the part that was taken, or "all".
+        split_hash: of the whole source's split; None where it was not split.
+        queries: int64 rows that are queries; None where every image is a query against all others.
+        gallery: int64 rows of the gallery; None likewise.
+    """
+
+    table: ImageTable
+    source: str
+    split: str
+    split_hash: str | None
+    queries: Rows | None = None
+    gallery: Rows | None = None
+
+    def keep(self, good: NDArray[np.bool_]) -> "ImageSet":
+        """Without the rows that `good`, bool (N,), marks false."""
+        new = np.cumsum(good) - 1
+
+        def renumbered(rows: Rows | None) -> Rows | None:
+            return None if rows is None else new[rows[good[rows]]]
+
+        return ImageSet(
+            self.table.take(np.flatnonzero(good)),
+            self.source,
+            self.split,
+            self.split_hash,
+            renumbered(self.queries),
+            renumbered(self.gallery),
+        )
+
+    def read_all(self) -> Iterator[bytes | ImageError]:
+        """Every image's bytes, in order, or the error that names it; files are read ahead in threads."""
+
+        def read(row: int) -> bytes | ImageError:
+            try:
+                return self.table.read(row)
+            except ImageError as error:
+                return error
+
+        rows = iter(range(len(self.table)))
+        with ThreadPoolExecutor(2) as pool:
+            while chunk := list(islice(rows, READ_AHEAD)):
+                yield from pool.map(read, chunk)
+
+
+def select_images(source: str, split: str, query: str | None, gallery: str | None) -> ImageSet:
+    """Opens a source and takes the part that is to be evaluated.
+
+    Args:
+        source: see `data.sources.open_source`.
+        split: "test", "val" or "train" of the class-disjoint split, or "all".
+        query: pattern of file names (`test_*`); None takes the source's own `is_query` column, if any.
+        gallery: pattern of file names, several separated by commas; None takes all that are no queries.
+
+    Raises:
+        InputError: nothing is left, or a pattern matches nothing.
+    """
+    table = open_source(source).table()
+    split_hash = None
+    if split != "all":
+        if split not in PARTS:
+            raise InputError(f"--split {split}: choose among {', '.join(PARTS)} and all")
+        parts = split_classes(table)
+        split_hash = parts.hash
+        rows = parts.rows(split)
+        if not len(rows):
+            raise InputError(f"{source}: has no {split} images; choose another --split")
+        table = table.take(rows)
+    images = ImageSet(table, source, split, split_hash)
+    if query is not None:
+        asked = _matching(table, query)
+        others = ~asked if gallery is None else _matching(table, gallery)
+    elif "is_query" in table.metadata:
+        asked, others = table.flags("is_query"), table.flags("is_gallery")
+    elif gallery is not None:
+        raise InputError("--gallery needs --query: say which images are the queries")
+    else:
+        return images
+    if not asked.any() or not others.any():
+        raise InputError(
+            f"{source}: {asked.sum()} queries and {others.sum()} gallery images; both are needed"
+        )
+    return ImageSet(table, source, split, split_hash, np.flatnonzero(asked), np.flatnonzero(others))
+
+
+def _matching(table: ImageTable, patterns: str) -> NDArray[np.bool_]:
+    """Bool (N,): whether the file name (without folders) or the whole name matches one of the patterns."""
+    globs = patterns.split(",")
+    names = [table.name(row) for row in range(len(table))]
+    return np.array(
+        [any(fnmatch.fnmatch(n.rsplit("/", 1)[-1], g) or fnmatch.fnmatch(n, g) for g in globs) for n in names]
+    )

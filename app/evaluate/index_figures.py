@@ -1,0 +1,177 @@
+"""What an approximate index loses and gains: recall against exact search, speed, memory, build time."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.errors import InputError
+
+DEPTH = 10
+SINGLE_QUERIES = 200
+BATCH = 64
+BLAS_FROM = 20  # faiss keeps batches of up to 128,000 / dim queries off BLAS, at a fifth of the speed
+SAME = 1e-6  # found neighbours this close to the true k-th are as good as it
+
+Vectors = NDArray[np.float32]
+Search = Callable[[Vectors, int], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class IndexFigures:
+    """Measured on one thread.
+
+    Attributes:
+        index: factory string, or folder of a store.
+        parameters: of the search, in faiss's notation (`nprobe=16`); empty for the defaults.
+        recall_at_1: share of queries whose true nearest neighbour is found first.
+        recall_at_10: mean share of the true 10 nearest that are among the first 10 found.
+        single_qps: queries a second, asked one by one.
+        batch_qps: queries a second in batches of 64.
+        bytes: size of the index; 0 where it cannot be told.
+        build_seconds: time to train and fill it.
+    """
+
+    index: str
+    parameters: str
+    recall_at_1: float
+    recall_at_10: float
+    single_qps: float
+    batch_qps: float
+    bytes: int
+    build_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, recalls under their usual names."""
+        values = asdict(self)
+        return {
+            "recall@1": values.pop("recall_at_1"),
+            "recall@10": values.pop("recall_at_10"),
+            **values,
+        }
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Queries and what an exact search finds.
+
+    Attributes:
+        vectors: float32 (N, dim) unit vectors, the gallery.
+        rows: int64 (Q,) rows that are queries; each is left out of its own neighbours.
+        similarity: float32 (Q, k) exact similarities of the k nearest, descending.
+    """
+
+    vectors: Vectors
+    rows: NDArray[np.int64]
+    similarity: Vectors
+
+    @property
+    def queries(self) -> Vectors:
+        """float32 (Q, dim)."""
+        return self.vectors[self.rows]
+
+
+def exact_neighbours(vectors: Vectors, queries: int, seed: int) -> Truth:
+    """Draws queries among the vectors and finds their nearest neighbours exactly.
+
+    Raises:
+        InputError: fewer than two vectors.
+    """
+    if len(vectors) < 2:
+        raise InputError("an index needs at least two vectors to be measured")
+    rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:queries])
+    gallery = torch.from_numpy(vectors)
+    depth = min(DEPTH, len(vectors) - 1)
+    parts = []
+    for part in torch.split(torch.from_numpy(rows), 256):
+        similarity = gallery[part] @ gallery.T
+        similarity.scatter_(1, part[:, None], -torch.inf)
+        parts.append(similarity.topk(depth, dim=1).values)
+    return Truth(vectors, rows, torch.cat(parts).numpy())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Searches on one thread, batches through BLAS; faiss's settings are global, so they are put back."""
+    threads, blas = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
+    faiss.omp_set_num_threads(1)
+    faiss.cvar.distance_compute_blas_threshold = BLAS_FROM
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+        faiss.cvar.distance_compute_blas_threshold = blas
+
+
+def build(factory: str, vectors: Vectors) -> tuple[Any, float]:
+    """Trains and fills an index by inner product.
+
+    Returns:
+        The index and the seconds it took.
+
+    Raises:
+        InputError: faiss knows no such index, or has too few vectors to train it.
+    """
+    start = time.perf_counter()
+    try:
+        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            index.train(vectors)
+        index.add(vectors)
+    except RuntimeError as error:
+        reason = str(error).rsplit(":", 1)[-1].strip()
+        raise InputError(f"faiss cannot build {factory!r} for {vectors.shape} vectors ({reason})") from error
+    return index, time.perf_counter() - start
+
+
+def index_bytes(index: Any) -> int:
+    """Size of an index, as it is written to a file."""
+    return int(faiss.serialize_index(index).nbytes)
+
+
+def figures(search: Search, truth: Truth, **about: Any) -> IndexFigures:
+    """Measures recall and speed of a search.
+
+    Args:
+        search: (queries float32 (n, dim), k) to int64 (n, k) rows of the gallery, -1 for none.
+        truth: what it should find.
+        about: the other fields of `IndexFigures`.
+    """
+    queries = truth.queries
+    depth = truth.similarity.shape[1]
+    with one_thread():
+        found = _without_self(search(queries, depth + 1), truth.rows)
+        batch_qps = _rate(lambda part: search(part, depth), queries, BATCH)
+        single_qps = _rate(lambda part: search(part, depth), queries[:SINGLE_QUERIES], 1)
+    similarity = np.einsum("qd,qkd->qk", queries, truth.vectors[np.maximum(found, 0)])
+    similarity[found < 0] = -np.inf
+    right = similarity >= truth.similarity[:, -1:] - SAME
+    return IndexFigures(
+        recall_at_1=float((similarity[:, 0] >= truth.similarity[:, 0] - SAME).mean()),
+        recall_at_10=float(right.mean()),
+        single_qps=single_qps,
+        batch_qps=batch_qps,
+        **about,
+    )
+
+
+def _without_self(found: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Drops each query's own row, or the last neighbour where it was not found."""
+    own = found == rows[:, None]
+    own[~own.any(axis=1), -1] = True
+    others: NDArray[np.int64] = found[~own].reshape(len(found), -1)
+    return others
+
+
+def _rate(search: Callable[[Vectors], Any], queries: Vectors, batch: int) -> float:
+    search(queries[:batch])
+    start = time.perf_counter()
+    for at in range(0, len(queries), batch):
+        search(queries[at : at + batch])
+    return len(queries) / (time.perf_counter() - start)

@@ -1,0 +1,145 @@
+"""The models under evaluation: where they come from, and how they embed a set of images."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.baselines import centred, describe_images, untrained
+from app.evaluate.images import ImageSet
+from app.export import bundle_from_checkpoint
+from models.bundle import Bundle
+from models.errors import InputError
+from models.network import Architecture
+from models.preprocess import ImageError, Preprocess
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model.
+
+    Attributes:
+        name: what tables call it.
+        model: ready to embed.
+        folder: where its bundle lies, None for a checkpoint.
+    """
+
+    name: str
+    model: Bundle
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One set of embeddings, aligned with the rows under evaluation.
+
+    Attributes:
+        name: what tables call it.
+        vectors: float (N, dim).
+        baseline: whether it only serves for comparison.
+        about: plain JSON on its origin (fingerprint, file, dimension).
+    """
+
+    name: str
+    vectors: NDArray[Any]
+    baseline: bool
+    about: dict[str, Any]
+
+
+def load_candidates(bundles: Sequence[Path], checkpoints: Sequence[Path], device: str) -> list[Candidate]:
+    """Loads every model; names are those of the run's folders, numbered where they repeat.
+
+    Raises:
+        InputError: a bundle or checkpoint is missing or damaged.
+    """
+    found = [Candidate(_run_name(path), Bundle.load(path, device), path) for path in bundles]
+    found += [Candidate(_run_name(path), bundle_from_checkpoint(path), None) for path in checkpoints]
+    seen: dict[str, int] = {}
+    named = []
+    for candidate in found:
+        seen[candidate.name] = seen.get(candidate.name, 0) + 1
+        again = seen[candidate.name]
+        name = candidate.name if again == 1 else f"{candidate.name} ({again})"
+        named.append(Candidate(name, candidate.model, candidate.folder))
+    return named
+
+
+def _run_name(path: Path) -> str:
+    parts = [part for part in path.resolve().with_suffix("").parts if part not in ("bundle", "checkpoints")]
+    return parts[-1] if path.suffix != ".ckpt" else "/".join(parts[-2:])
+
+
+def embed_candidate(candidate: Candidate, images: ImageSet, batch_size: int, advance: Advance) -> Embedded:
+    """Embeds every image of a set that has been found readable.
+
+    Raises:
+        InputError: an image cannot be read after all.
+    """
+    vectors: list[NDArray[np.float32]] = []
+    contents = (_content(item) for item in images.read_all())
+    for vector in candidate.model.embed_each(contents, batch_size):
+        if isinstance(vector, ImageError):
+            raise InputError(f"{images.table.name(len(vectors))}: changed while it was read ({vector})")
+        vectors.append(vector)
+        advance(1)
+    about = {"fingerprint": candidate.model.fingerprint, "dim": candidate.model.dim}
+    return Embedded(candidate.name, np.stack(vectors), baseline=False, about=about)
+
+
+def _content(item: bytes | ImageError) -> bytes:
+    if isinstance(item, ImageError):
+        raise InputError(str(item))
+    return item
+
+
+def image_baselines(
+    images: ImageSet, advance: Advance
+) -> tuple[list[Embedded], NDArray[np.bool_], list[str]]:
+    """Raw pixels and colour histograms, which also finds out which images are usable.
+
+    Returns:
+        The two baselines over the usable images, bool (N,) of usable images, and a line for each other one.
+
+    Raises:
+        InputError: no image is usable.
+    """
+    pixels, histograms, broken = [], [], []
+    good = np.ones(len(images.table), dtype=bool)
+    for row, found in enumerate(describe_images(images.read_all())):
+        if isinstance(found, ImageError):
+            good[row] = False
+            name = images.table.name(row)
+            broken.append(str(found) if name in str(found) else f"{name}: {found}")
+        else:
+            pixels.append(found[0])
+            histograms.append(found[1])
+        advance(1)
+    if not pixels:
+        raise InputError(f"{images.source}: none of the {len(good)} images can be read; {broken[0]}")
+    baselines = [
+        Embedded("raw pixels", centred(np.stack(pixels)), baseline=True, about={"size": 28}),
+        Embedded("colour histogram", np.stack(histograms), baseline=True, about={"bins": 256}),
+    ]
+    return baselines, good, broken
+
+
+def untrained_twins(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
+    """A network with random weights for each architecture among the candidates; a default one without any."""
+    if not candidates:
+        plain = Architecture()
+        return [Candidate("untrained", untrained(plain, Preprocess(), seed), None)]
+    twins: list[Candidate] = []
+    for architecture, group in itertools.groupby(candidates, key=lambda c: c.model.architecture):
+        first = next(group).model
+        if all(architecture != twin.model.architecture for twin in twins):
+            twin = untrained(architecture, first.preprocess, seed)
+            twin.network.to(first.device)
+            name = "untrained" if not twins else f"untrained ({architecture.backbone})"
+            twins.append(Candidate(name, twin, None))
+    return twins

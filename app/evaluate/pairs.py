@@ -1,0 +1,124 @@
+"""Verification on a list of pairs: a CSV of one's own, or the official layout of LFW's pairs.txt."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.evaluate.run import Evaluation
+from models.errors import InputError
+from models.metrics import pair_similarity, verification_metrics
+
+FOLDS = 10  # a CSV without folds is dealt into as many, kinds in turn
+
+
+@dataclass(frozen=True)
+class PairList:
+    """Pairs of image names.
+
+    Attributes:
+        first: names, without file endings.
+        second: likewise.
+        same: bool (P,).
+        folds: int64 (P,).
+    """
+
+    first: list[str]
+    second: list[str]
+    same: NDArray[np.bool_]
+    folds: NDArray[np.int64]
+
+
+def read_pairs(path: Path) -> PairList:
+    """Reads pairs.
+
+    A CSV has columns image_a, image_b, same (1 or 0) and optionally fold. LFW's pairs.txt starts with the
+    number of folds and of pairs of each kind in a fold; a line is `name n m` (same) or `name n other m`
+    (different), and image n of a name is `name/name_000n`.
+
+    Raises:
+        InputError: missing or malformed; the line is named.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of pairs")
+    try:
+        return _read_csv(path) if path.suffix == ".csv" else _read_lfw(path)
+    except (KeyError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a list of pairs ({type(error).__name__}: {error})") from error
+
+
+def _read_csv(path: Path) -> PairList:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    same = np.array([int(row["same"]) == 1 for row in rows])
+    if rows and "fold" in rows[0]:
+        folds = np.array([int(row["fold"]) for row in rows])
+    else:
+        # The n-th pair of each kind goes into fold n mod 10, so that every fold has both kinds.
+        folds = np.where(same, np.cumsum(same), np.cumsum(~same)) % FOLDS
+    return PairList([_stem(r["image_a"]) for r in rows], [_stem(r["image_b"]) for r in rows], same, folds)
+
+
+def _read_lfw(path: Path) -> PairList:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = lines[0].split()
+    folds, each = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
+    first, second, same = [], [], []
+    for number, line in enumerate(lines[1:], start=2):
+        words = line.split("\t") if "\t" in line else line.split()
+        if not line.strip():
+            continue
+        if len(words) not in (3, 4):
+            raise InputError(f"{path}: line {number} is neither `name n m` nor `name n other m`")
+        first.append(_lfw_name(words[0], words[1]))
+        second.append(_lfw_name(words[0] if len(words) == 3 else words[2], words[-1]))
+        same.append(len(words) == 3)
+    if len(same) != folds * each * 2:
+        raise InputError(f"{path}: announces {folds * each * 2} pairs and holds {len(same)}")
+    return PairList(first, second, np.array(same), np.arange(len(same)) // (2 * each))
+
+
+def _lfw_name(person: str, number: str) -> str:
+    return f"{person}/{person}_{int(number):04d}"
+
+
+def _stem(name: str) -> str:
+    """Without the ending, since one list is used with several encodings of the images."""
+    return name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name
+
+
+def measure_pairs(path: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """Verification figures of every model over the pairs whose images were evaluated.
+
+    Returns:
+        Model name to figures; `missing_pairs` counts pairs with an image outside the evaluated split.
+
+    Raises:
+        InputError: no images, or none of the pairs is among them.
+    """
+    if evaluation.images is None:
+        raise InputError("--pairs names images: give --data")
+    pairs = read_pairs(path)
+    table = evaluation.images.table
+    place: dict[str, int] = {}
+    for row in range(len(table)):
+        name = _stem(table.name(row))
+        place[name] = row
+        place.setdefault("/".join(name.split("/")[-2:]), row)  # the list may omit folders above the class
+    rows = [(place.get(a, -1), place.get(b, -1)) for a, b in zip(pairs.first, pairs.second, strict=True)]
+    left, right = np.array(rows, dtype=np.int64).reshape(-1, 2).T
+    known = (left >= 0) & (right >= 0)
+    if not known.any():
+        raise InputError(
+            f"{path}: none of its images is among the {len(table)} evaluated; check --data and --split"
+        )
+    found: dict[str, Any] = {"file": str(path), "missing_pairs": int((~known).sum())}
+    for model in evaluation.models:
+        similarity = pair_similarity(model.vectors[left[known]], model.vectors[right[known]])
+        found[model.name] = verification_metrics(similarity, pairs.same[known], pairs.folds[known])
+    return found

@@ -1,0 +1,30 @@
+"""The table that the terminal shows."""
+
+from rich.table import Table
+
+from app.evaluate.run import Evaluation
+
+
+def metric_columns(evaluation: Evaluation) -> list[str]:
+    """The retrieval figures worth a column."""
+    return [*(f"recall@{k}" for k in evaluation.options.ks), "map@r", "r_precision"]
+
+
+def as_table(evaluation: Evaluation) -> Table:
+    """Baselines first, trained models last; recall@1 with its 95% interval."""
+    names = metric_columns(evaluation)
+    queries = evaluation.models[0].metrics["queries"]
+    table = Table(title=f"{queries:.0f} queries, exact search; intervals are 95% bootstrap over classes")
+    table.add_column("model")
+    for name in names:
+        table.add_column(name, justify="right")
+    for model in sorted(evaluation.models, key=lambda m: not m.baseline):
+        cells = []
+        for name in names:
+            low, high = model.intervals[name]
+            spread = f" [dim]{low:.3f}–{high:.3f}[/dim]" if name == names[0] else ""
+            cells.append(f"{model.metrics[name]:.3f}{spread}")
+        table.add_row(model.name, *cells, style=None if model.baseline else "bold")
+        if model.reranked:
+            table.add_row("  re-ranked", *(f"{model.reranked[name]:.3f}" for name in names), style="dim")
+    return table

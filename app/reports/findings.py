@@ -1,0 +1,184 @@
+"""What the figures hide: confused classes, wrong labels, near-duplicates, weak classes and slices."""
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.evaluate.measure import Measured, Subject
+
+SUSPECT_NEIGHBOURS = 8
+SUSPECT_SHARE = 0.75
+LIKE_PIXELS = 0.97  # centred pixels this similar are one picture saved twice, or two of one burst
+LIKE_EMBEDDING = 0.9995
+SLICES_AT_MOST = 20
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Two classes whose items are each other's nearest neighbours.
+
+    Attributes:
+        first: label.
+        second: label.
+        count: queries of either whose nearest neighbour is of the other.
+        example: (query row, neighbour row).
+    """
+
+    first: int
+    second: int
+    count: int
+    example: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An item whose neighbours agree on another label.
+
+    Attributes:
+        row: the item.
+        label: its own label.
+        neighbours: label that its neighbours have.
+        share: of its neighbours that have it.
+        example: nearest row of that label.
+    """
+
+    row: int
+    label: int
+    neighbours: int
+    share: float
+    example: int
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Two items that look like one image.
+
+    Attributes:
+        first: row.
+        second: row.
+        similarity: cosine.
+        same_label: whether their labels agree.
+    """
+
+    first: int
+    second: int
+    similarity: float
+    same_label: bool
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Queries with one value of a metadata column.
+
+    Attributes:
+        column: its name.
+        value: its value, or a range.
+        queries: how many.
+        recall: recall@1.
+        map_at_r: MAP@R.
+    """
+
+    column: str
+    value: str
+    queries: int
+    recall: float
+    map_at_r: float
+
+
+def confusions(model: Measured, subject: Subject, limit: int = 12) -> list[Confusion]:
+    """Pairs of classes most often taken for each other at rank 1, most frequent first."""
+    counts: Counter[tuple[int, int]] = Counter()
+    examples: dict[tuple[int, int], tuple[int, int]] = {}
+    for row, neighbour, hit in zip(model.query_rows, model.neighbours[:, 0], model.hits[:, 0], strict=True):
+        if not hit:
+            labels = sorted((int(subject.labels[row]), int(subject.labels[neighbour])))
+            pair = (labels[0], labels[1])
+            counts[pair] += 1
+            examples.setdefault(pair, (int(row), int(neighbour)))
+    return [Confusion(*pair, count, examples[pair]) for pair, count in counts.most_common(limit)]
+
+
+def suspects(model: Measured, subject: Subject, limit: int = 12) -> list[Suspect]:
+    """Items whose nearest neighbours mostly share one other label and hardly ever their own."""
+    depth = min(SUSPECT_NEIGHBOURS, model.neighbours.shape[1])
+    found = []
+    for position in np.flatnonzero(~model.hits[:, :depth].any(axis=1)):
+        neighbours = model.neighbours[position, :depth]
+        values, counts = np.unique(subject.labels[neighbours], return_counts=True)
+        share = counts.max() / depth
+        if share >= SUSPECT_SHARE:
+            row, other = int(model.query_rows[position]), int(values[counts.argmax()])
+            example = int(neighbours[subject.labels[neighbours] == other][0])
+            found.append(Suspect(row, int(subject.labels[row]), other, float(share), example))
+    return sorted(found, key=lambda suspect: -suspect.share)[:limit]
+
+
+def near_duplicates(models: list[Measured], subject: Subject, limit: int = 12) -> tuple[int, list[Duplicate]]:
+    """Pairs that are each other's likeness, by pixels where there are any, else by the first model.
+
+    Returns:
+        How many there are, and the first of them: those with different labels before the rest.
+    """
+    pixels = [model for model in models if model.name == "raw pixels"]
+    model, least = (pixels[0], LIKE_PIXELS) if pixels else (models[0], LIKE_EMBEDDING)
+    found: dict[tuple[int, int], Duplicate] = {}
+    for position in np.flatnonzero(model.similarity[:, 0] >= least):
+        rows = sorted((int(model.query_rows[position]), int(model.neighbours[position, 0])))
+        same = bool(subject.labels[rows[0]] == subject.labels[rows[1]])
+        found[rows[0], rows[1]] = Duplicate(rows[0], rows[1], float(model.similarity[position, 0]), same)
+    ordered = sorted(found.values(), key=lambda pair: (pair.same_label, -pair.similarity))
+    return len(ordered), ordered[:limit]
+
+
+def class_recalls(
+    model: Measured, subject: Subject
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Labels with queries, their recall@1, and their numbers of queries; worst first."""
+    labels = subject.labels[model.query_rows]
+    counts = np.bincount(labels)
+    sums = np.bincount(labels, weights=model.retrieval.values["recall@1"].numpy())
+    present = np.flatnonzero(counts)
+    recalls = sums[present] / counts[present]
+    order = np.lexsort((-counts[present], recalls))
+    return present[order], recalls[order], counts[present][order]
+
+
+def slices(model: Measured, subject: Subject) -> list[Slice]:
+    """Recall by every metadata column with few values; columns of many numbers are cut at their quartiles."""
+    found = []
+    for name, values in subject.columns.items():
+        groups = _groups(values[model.query_rows])
+        for value, members in groups.items():
+            found.append(
+                Slice(
+                    name,
+                    value,
+                    int(members.sum()),
+                    float(model.retrieval.values["recall@1"].numpy()[members].mean()),
+                    float(model.retrieval.values["map@r"].numpy()[members].mean()),
+                )
+            )
+    return found
+
+
+def _groups(values: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
+    """Value or range to bool (Q,); empty where a column does not divide the queries usefully."""
+    if values.ndim != 1:
+        return {}
+    texts = values.astype(str)
+    distinct = np.unique(texts)
+    if 2 <= len(distinct) <= SLICES_AT_MOST:
+        return {str(value): texts == value for value in distinct}
+    if values.dtype.kind not in "iuf" or len(distinct) < 2:
+        return {}
+    cuts = np.unique(np.nanquantile(values, [0, 0.25, 0.5, 0.75, 1]))
+    groups = {}
+    for low, high in itertools.pairwise(cuts):
+        members = (values >= low) & ((values < high) | (high == cuts[-1]) & (values == high))
+        if members.any():
+            groups[f"{low:g} to {high:g}"] = members
+    return groups

@@ -1,0 +1,92 @@
+"""Puts the report together."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from app.evaluate.run import Evaluation
+from app.reports import findings, retrievals
+from app.reports.charts import bar_chart
+from app.reports.curves import depth_curves, similarity_histogram, verification_curves
+from app.reports.projection import projection_map
+from app.reports.thumbnails import Thumbnails
+
+HERE = Path(__file__).parent
+WORST_CLASSES = 20
+CLASS_BINS = 20
+
+
+def write_report(path: Path, evaluation: Evaluation, results: dict[str, Any]) -> None:
+    """Writes the evaluation as one HTML file without any reference to another file or host.
+
+    Args:
+        path: where to.
+        evaluation: what was measured.
+        results: what `as_json` makes of it, with `pairs` and `index` where they were asked for.
+    """
+    path.write_text(render(evaluation, results), encoding="utf-8")
+
+
+def render(evaluation: Evaluation, results: dict[str, Any]) -> str:
+    """The report's HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    subject, first = evaluation.subject, evaluation.models[0]
+    thumbnails = Thumbnails(evaluation.images)
+    seed = evaluation.options.seed
+    embedding_map, method = projection_map(first, subject, thumbnails.get, seed)
+    labels, recalls, counts = findings.class_recalls(first, subject)
+    duplicate_count, duplicates = findings.near_duplicates(evaluation.models, subject)
+    return environment.get_template(
+        "report.html"
+    ).render(
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        results=results,
+        evaluation=evaluation,
+        subject=subject,
+        first=first,
+        made=datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        picture=thumbnails.get,
+        class_name=lambda row: subject.class_names[int(subject.labels[row])],
+        names=[*(f"recall@{k}" for k in evaluation.options.ks), "map@r", "r_precision", "mrr"],
+        pair_names=_pair_names(evaluation),
+        depth_charts=depth_curves(evaluation.models),
+        verification_charts=verification_curves(evaluation.models),
+        histograms=[chart for model in evaluation.models if (chart := similarity_histogram(model))],
+        embedding_map=embedding_map,
+        map_method=method,
+        successes=retrievals.successes(first, subject, seed=seed),
+        failures=retrievals.failures(first, subject),
+        confusions=findings.confusions(first, subject),
+        suspects=findings.suspects(first, subject),
+        duplicates=duplicates,
+        duplicate_count=duplicate_count,
+        slices=findings.slices(first, subject),
+        classes=[
+            (subject.class_names[label], recall, count)
+            for label, recall, count in zip(labels[:WORST_CLASSES], recalls, counts, strict=False)
+        ],
+        class_chart=bar_chart(
+            "Recall@1 of the classes",
+            np.histogram(recalls, CLASS_BINS, (0, 1))[0].tolist(),
+            "recall@1 of a class",
+            "classes",
+        ),
+    )
+
+
+def _pair_names(evaluation: Evaluation) -> list[str]:
+    """Verification figures that every model has."""
+    wanted = [
+        n for n in evaluation.models[0].metrics if n in ("auc", "eer", "d_prime") or n.startswith("tar@far=")
+    ]
+    return [name for name in wanted if all(name in model.metrics for model in evaluation.models)]

@@ -1,0 +1,35 @@
+"""Small pictures as data URIs, so that the report needs no other file."""
+
+import base64
+import io
+from functools import lru_cache
+
+from PIL import Image
+
+from app.evaluate.images import ImageSet
+from models.preprocess import ImageError, decode_image
+
+SIDE = 64
+
+
+class Thumbnails:
+    """Pictures of an image set by row; None where there are no images."""
+
+    def __init__(self, images: ImageSet | None) -> None:
+        self._images = images
+        self.get = lru_cache(maxsize=None)(self._make)
+
+    def _make(self, row: int) -> str | None:
+        """A JPEG of at most 64 pixels a side as `data:` URI; None where it cannot be made."""
+        if self._images is None:
+            return None
+        try:
+            image = decode_image(
+                self._images.table.read(row), "RGB", self._images.table.limits, at_least=SIDE
+            )
+        except ImageError:
+            return None
+        image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=80)
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
