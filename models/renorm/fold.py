@@ -60,7 +60,7 @@ def fold_batch_renorm(module: nn.Module) -> fx.GraphModule:
             folded = cast(nn.Module, fuse_linear_bn_eval(layer, norm))
         else:
             continue
-        traced.set_submodule(before.target, folded)
+        traced.set_submodule(str(before.target), folded)
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()

@@ -120,7 +120,11 @@ class RenormSchedule:
 
     def step(self) -> None:
         """One optimizer step has been taken."""
-        self.steps += 1
+        self.go_to(self.steps + 1)
+
+    def go_to(self, steps: int) -> None:
+        """So many optimizer steps have been taken."""
+        self.steps = steps
         self.apply()
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""Lightning callback of Batch Renormalization: its schedule and what it logs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from models.errors import InputError
+from models.renorm import (
+    PAPER_DMAX,
+    PAPER_RMAX,
+    Ramp,
+    RenormSchedule,
+    average_statistics_across_ranks,
+)
+from models.renorm.schedule import Unit
+
+
+class RenormScheduleCallback(Callback):
+    """Drives rmax, dmax and the momentum of a module's Batch Renormalization layers, and logs what is clipped.
+
+    Logged at the trainer's logging steps: ``renorm/rmax``, ``renorm/dmax``, the shares of channels whose r
+    and d were clipped over all layers (``renorm/clipped_r``, ``renorm/clipped_d``) and each layer's
+    (``renorm/<layer>/clipped_r``, ...). Nothing is read back from the device during a step. Under several
+    processes the running statistics of plain layers are averaged over them after each step.
+
+    Args:
+        rmax: largest r over the run; the paper's by default.
+        dmax: largest absolute d over the run; the paper's by default.
+        momentum: weight of a batch in the running statistics; None leaves the layers' own.
+        unit: of the ramps' begin and finish: "fraction" of the run's optimizer steps, or "steps".
+        log_layers: also log each layer.
+        average_across_ranks: average the plain layers' statistics over the processes.
+
+    Raises:
+        InputError: at the start of training, on fractions of a run whose length is unknown.
+    """
+
+    def __init__(
+        self,
+        rmax: Ramp = PAPER_RMAX,
+        dmax: Ramp = PAPER_DMAX,
+        momentum: Ramp | None = None,
+        unit: Unit = "fraction",
+        log_layers: bool = True,
+        average_across_ranks: bool = True,
+    ) -> None:
+        self.rmax = rmax
+        self.dmax = dmax
+        self.momentum = momentum
+        self.unit: Unit = unit
+        self.log_layers = log_layers
+        self.average_across_ranks = average_across_ranks
+        self.schedule: RenormSchedule | None = None
+        self._resumed: Mapping[str, Any] | None = None
+        self._monitoring = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the layers and set them to the start of the run, or to where it goes on."""
+        total = trainer.estimated_stepping_batches
+        if self.unit == "fraction" and total == float("inf"):
+            raise InputError(
+                "a renorm schedule in fractions needs a run of known length: "
+                "set max_steps or max_epochs, or give the schedule in steps"
+            )
+        self.schedule = RenormSchedule(
+            pl_module,
+            rmax=self.rmax,
+            dmax=self.dmax,
+            momentum=self.momentum,
+            unit=self.unit,
+            total_steps=None if total == float("inf") else int(total),
+        )
+        if self._resumed is not None:
+            self.schedule.load_state_dict(dict(self._resumed))
+            self._resumed = None
+        self.schedule.go_to(trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Before a step that will be logged, have the layers write what they clip."""
+        del pl_module, batch, batch_idx
+        every = getattr(trainer, "log_every_n_steps", 0)
+        wanted = bool(trainer.loggers) and every > 0 and (trainer.global_step + 1) % every == 0
+        if wanted != self._monitoring:
+            self._monitor(wanted)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log, average over processes, and follow the optimizer's steps."""
+        del outputs, batch, batch_idx
+        schedule = self._running_schedule()
+        if self._monitoring and schedule.layers:
+            self._log(pl_module, schedule)
+        if self.average_across_ranks and trainer.world_size > 1:
+            average_statistics_across_ranks(pl_module)
+        schedule.go_to(trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the layers unmonitored."""
+        del trainer, pl_module
+        self._monitor(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule's, with the layers' moving gradient statistics."""
+        if self.schedule is None:
+            return dict(self._resumed or {})
+        return self.schedule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until training starts and the layers are known."""
+        self._resumed = state_dict or None
+
+    def _running_schedule(self) -> RenormSchedule:
+        if self.schedule is None:
+            raise RuntimeError("the callback has seen no start of training")
+        return self.schedule
+
+    def _monitor(self, wanted: bool) -> None:
+        for layer in self._running_schedule().layers.values():
+            layer.monitor = wanted
+        self._monitoring = wanted
+
+    def _log(self, pl_module: LightningModule, schedule: RenormSchedule) -> None:
+        values: dict[str, Any] = {f"renorm/{name}": value for name, value in schedule.values().items()}
+        clipped = {name: layer.clipped.clone() for name, layer in schedule.layers.items()}
+        channels = [float(layer.num_features) for layer in schedule.layers.values()]
+        shares = torch.stack(list(clipped.values()))
+        weights = torch.tensor(channels).to(shares, non_blocking=True)
+        values["renorm/clipped_r"], values["renorm/clipped_d"] = (weights @ shares / weights.sum()).unbind()
+        if self.log_layers:
+            for name, (r, d) in clipped.items():
+                values[f"renorm/{name}/clipped_r"], values[f"renorm/{name}/clipped_d"] = r, d
+        pl_module.log_dict(values, on_step=True, on_epoch=False)
