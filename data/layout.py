@@ -27,12 +27,15 @@ _PARTS = {
 }
 
 
-def classes_of(folders: Sequence[str]) -> tuple[list[str], list[str | None]]:
+def classes_of(folders: Sequence[str], wrapper: str | None = None) -> tuple[list[str], list[str | None]]:
     """Class and part ("train", "val", "test" or None) of each folder that holds images.
 
     A leading component that all folders share is dropped (archives often wrap everything in one folder), and
-    top folders that are all named as parts become the part.
+    top folders that are all named as parts become the part. Where ``wrapper`` is given, that leading
+    component alone is dropped, and no part is looked for.
     """
+    if wrapper is not None:
+        return [folder.removeprefix(f"{wrapper}/") for folder in folders], [None] * len(folders)
     paths = [folder.split("/") if folder else [] for folder in folders]
     while all(len(path) > 1 for path in paths) and len({path[0] for path in paths}) == 1:
         paths = [path[1:] for path in paths]
@@ -50,6 +53,7 @@ def table_from_folders(
     folder_of: NDArray[np.int64],
     members: Sequence[Member] | None = None,
     split_file: Path | None = None,
+    wrapper: str | None = None,
 ) -> ImageTable:
     """The table of a folder or archive whose folder names are the classes.
 
@@ -60,11 +64,12 @@ def table_from_folders(
         folder_of: Position in ``folders`` of each image, int64 of shape (N,).
         members: Where each image lies in the archive; None for a folder.
         split_file: A CSV with columns ``class`` and ``split``; any other column describes the class.
+        wrapper: See :func:`classes_of`.
 
     Raises:
         InputError: No class folders, or a ``split_file`` that does not fit.
     """
-    classes, parts = classes_of(folders)
+    classes, parts = classes_of(folders, wrapper)
     stray = np.array([not name for name in classes], dtype=bool)
     if len(folders) and stray.all():
         raise InputError(

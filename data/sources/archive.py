@@ -35,8 +35,8 @@ class ZipSource(Source):
         )
 
 
-def zip_table(path: Path, split_file: Path | None = None) -> ImageTable:
-    """The table of one archive's images.
+def zip_table(path: Path, split_file: Path | None = None, wrapper: str | None = None) -> ImageTable:
+    """The table of one archive's images; ``wrapper`` as in :func:`data.layout.classes_of`.
 
     Raises:
         InputError: No archive, no images, or a ``split_file`` that does not fit.
@@ -55,4 +55,5 @@ def zip_table(path: Path, split_file: Path | None = None) -> ImageTable:
         np.array(folder_of, dtype=np.int64),
         members,
         split_file,
+        wrapper,
     )

@@ -67,7 +67,7 @@ def _download(root: Path) -> Path:
 def _read(archives: list[Path]) -> ImageTable:
     tables = []
     for path in archives:
-        table = zip_table(path)
+        table = zip_table(path, wrapper=path.stem)
         tables.append(table.with_column("split", np.full(len(table), _ARCHIVES[path.name])))
     joined = join_tables(tables)
     alphabets = [name.rpartition("/")[0] for name in joined.class_names]

@@ -40,7 +40,9 @@ def test_part_folders_become_the_split(write_folder: Callable[..., Path]) -> Non
 
 def test_split_csv_wins_and_brings_class_columns(write_zip: Callable[..., Path]) -> None:
     path = write_zip({"train/a": 1, "val/a": 1, "train/b": 1}, "sub/images.zip")
-    (path.parent / "split.csv").write_text("class,split,images,coarse\nb,train,9,x\na,test,9,y\nc,train,0,z\n")
+    (path.parent / "split.csv").write_text(
+        "class,split,images,coarse\nb,train,9,x\na,test,9,y\nc,train,0,z\n"
+    )
     table = ZipSource(path).table()
     assert table.class_names == ["a", "b"]
     assert table.split is not None
@@ -61,9 +63,7 @@ def test_split_csv_wins_and_brings_class_columns(write_zip: Callable[..., Path])
         ("", "cannot be read as CSV"),
     ],
 )
-def test_a_split_csv_that_does_not_fit(
-    write_folder: Callable[..., Path], content: str, message: str
-) -> None:
+def test_a_split_csv_that_does_not_fit(write_folder: Callable[..., Path], content: str, message: str) -> None:
     root = write_folder({"a": 1, "b": 1})
     (root / "split.csv").write_text(content)
     with pytest.raises(InputError, match=message):

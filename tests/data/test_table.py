@@ -60,7 +60,9 @@ def test_workers_map_the_index_instead_of_copying_it(write_folder: Callable[...,
     assert held.read(1) == table.read(999)
 
 
-def test_joined_tables_share_classes(write_zip: Callable[..., Path], write_folder: Callable[..., Path]) -> None:
+def test_joined_tables_share_classes(
+    write_zip: Callable[..., Path], write_folder: Callable[..., Path]
+) -> None:
     archive = ZipSource(write_zip({"b": 2, "c": 1})).table()
     folder = FolderSource(write_folder({"a": 1, "b": 1})).table()
     joined = join_tables([archive, folder])
