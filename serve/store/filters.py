@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 from serve.store.protocol import FilterError
 
 MOST_TERMS = 256
+MOST_NESTED = 16
 MOST_VALUES = 10_000
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
@@ -82,11 +83,17 @@ class _Translation:
     def __init__(self, parameters: list[Scalar]) -> None:
         self.parameters = parameters
         self.terms = 0
+        self.depth = 0
 
     def both(self, where: Any) -> str:
         if not isinstance(where, Mapping):
             raise FilterError(f"A filter is a JSON object such as {{'label': 'cat'}}, not {_short(where)}")
-        return " AND ".join(self.entry(key, value) for key, value in where.items()) or "1"
+        if self.depth == MOST_NESTED:
+            raise FilterError(f"The filter is nested more than {MOST_NESTED} deep")
+        self.depth += 1
+        sql = " AND ".join(self.entry(key, value) for key, value in where.items()) or "1"
+        self.depth -= 1
+        return sql
 
     def entry(self, key: Any, value: Any) -> str:
         self.terms += 1

@@ -12,7 +12,7 @@ from serve.store.index import IndexState
 from serve.store.maintenance import Maintenance
 from serve.store.protocol import ReadOnly, SearchResult
 from serve.store.recovery import recovered
-from serve.store.rows import Changes
+from serve.store.rows import Changes, sequence
 from serve.store.searching import Request, Searching
 from serve.store.segments import SegmentFolder
 
@@ -32,13 +32,15 @@ class LiveIndex:
         self._definition = definition
         self._tuning = tuning
         self._segments = SegmentFolder(place, database.store_id, definition.dim)
-        parts, entries = self._segments.load()
+        with database.read() as connection:
+            now = sequence(connection)
+        parts, entries = self._segments.load(now)
         self._state = recovered(database, definition.dim, parts, tuning.head_rows)
         self._candidates = Candidates(database)
         self._commits = Commits(database, self._publish)
         self._maintenance: Maintenance | None = None
         if not database.read_only:
-            self._segments.clean(set(entries))
+            self._segments.commit(list(entries.values()), now)
             self._maintenance = Maintenance(
                 self._segments,
                 entries,

@@ -54,9 +54,15 @@ class SegmentFolder:
         self._store_id = store_id
         self._dim = dim
 
-    def load(self) -> tuple[list[Part], dict[str, Entry]]:
-        """Every undamaged segment of the manifest."""
-        parts, entries = [], {}
+    def load(self, sequence: int) -> tuple[list[Part], dict[str, Entry]]:
+        """Every undamaged segment of the manifest.
+
+        Args:
+            sequence: Number of the last write in the database. Segments with later ones show that an older
+                database was put back; none is used then, for its next writes will take the same numbers.
+        """
+        parts: list[Part] = []
+        entries = {}
         for entry in self._manifest():
             folder = self._folder / entry.name
             try:
@@ -70,6 +76,9 @@ class SegmentFolder:
                 continue
             parts.append(self.map(entry))
             entries[entry.name] = entry
+        if any(part.keys[-1] > sequence for part in parts):
+            _log.warning("%s is older than its snapshot; rebuilding that from it", self._place)
+            return [], {}
         return parts, entries
 
     def map(self, entry: Entry) -> Part:
