@@ -141,10 +141,10 @@ class PKBatchSampler(Sampler[list[int]]):
             pairs = [self._global_classes(epoch, first + i) for i in range(_BLOCK)]
             classes = np.concatenate([pair[0][mine] for pair in pairs])
             visits = np.concatenate([pair[1][mine] for pair in pairs])
-            images = self._images(classes, visits, epoch if self.regroup else 0)
-            self._block = ((epoch, first), images.reshape(_BLOCK, -1))
-        images = self._block[1]
-        return images[number - first]
+            drawn = self._images(classes, visits, epoch if self.regroup else 0)
+            self._block = ((epoch, first), drawn.reshape(_BLOCK, -1))
+        images: NDArray[np.int64] = self._block[1][number - first]
+        return images
 
     def _global_classes(self, epoch: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Classes of the global batch and how often each was visited before, shape (world_size·P,) each."""

@@ -118,6 +118,22 @@ def split_images(
     return _finish(table, parts, class_disjoint=False)
 
 
+def select_split(table: ImageTable, part: Part | Literal["all"]) -> ImageTable:
+    """The images of one part of the default split (:func:`split_classes`), or all.
+
+    Raises:
+        InputError: No such part, or no images in it.
+    """
+    if part == "all":
+        return table
+    if part not in PARTS:
+        raise InputError(f"split {part!r} is none of all, {', '.join(PARTS)}")
+    rows = split_classes(table).rows(part)
+    if not len(rows):
+        raise InputError(f"{table.roots[0]}: the split has no {part} images")
+    return table.take(rows)
+
+
 def class_folds(table: ImageTable, folds: int, seed: int = 0, val_fraction: float = 0.1) -> Iterator[Split]:
     """Class-disjoint k-fold cross-validation: each class is tested in exactly one fold; the set's own
     split is ignored.

@@ -1,7 +1,7 @@
 """How much of the training time goes into waiting for data."""
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from data.loader import ImageLoader
 

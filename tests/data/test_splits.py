@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.splits import PARTS, Split, class_folds, split_classes, split_images
+from data.splits import PARTS, Split, class_folds, select_split, split_classes, split_images
 from data.table import ImageTable
 from models.errors import InputError
 
@@ -135,3 +135,16 @@ def test_the_drawing_of_parts_depends_on_names_alone(write_folder: Callable[...,
     assert classes_by_part(forward, split_classes(forward)) == classes_by_part(
         backward, split_classes(backward)
     )
+
+
+def test_selecting_a_part() -> None:
+    images = table({f"c{n}": 2 for n in range(20)})
+    split = split_classes(images)
+    assert len(select_split(images, "all")) == 40
+    taken = select_split(images, "test")
+    assert taken.names.to_pylist() == [images.name(row) for row in split.rows("test")]
+    few = table({f"c{n}": 1 for n in range(4)})
+    with pytest.raises(InputError, match="has no val images"):
+        select_split(few, "val")
+    with pytest.raises(InputError, match="is none of all, train"):
+        select_split(few, "dev")  # type: ignore[arg-type]
