@@ -1,0 +1,72 @@
+"""One process of a distributed training run: python distributed_worker.py RANK WORLD_SIZE FOLDER.
+
+Trains five float64 steps on fixed global batches, of which each process takes its part, and writes every
+step's loss and gradients. `test_distributed.py` compares one process with two.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.module import MetricLearner
+
+STEPS, CLASSES, EACH = 5, 6, 4
+
+
+class Loss(nn.Module):
+    """What the training step computes, for DistributedDataParallel to wrap."""
+
+    def __init__(self, learner: MetricLearner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.learner.compute_loss(self.learner.network(images), labels)[0]
+
+
+def train(rank: int, world_size: int, memory_size: int = 0) -> list[dict[str, Tensor]]:
+    torch.manual_seed(0)
+    learner = MetricLearner(
+        backbone_args={"width": [4, 4, 8, 8]},
+        normalization="sync_renorm",
+        normalization_args={"momentum": 0.1},
+        in_channels=1,
+        embedding_dim=8,
+        memory_size=memory_size,
+    ).double()
+    loss_of: nn.Module = Loss(learner)
+    if world_size > 1:
+        loss_of = DistributedDataParallel(loss_of)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.5, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    records = []
+    for _ in range(STEPS):
+        labels = torch.randperm(2 * CLASSES, generator=generator)[:CLASSES].repeat_interleave(EACH)
+        images = torch.randn(CLASSES * EACH, 1, 16, 16, generator=generator, dtype=torch.float64)
+        images += labels.double().view(-1, 1, 1, 1) / 6
+        # Uneven parts, and each process's classes are its own, as the sampler deals them.
+        cut = len(labels) * 2 // 3
+        part = slice(None) if world_size == 1 else (slice(0, cut), slice(cut, None))[rank]
+        optimizer.zero_grad()
+        loss = loss_of(images[part], labels[part])
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+        records.append({"loss": loss.detach(), **gradients})
+        optimizer.step()
+    statistics = {name: value for name, value in learner.network.state_dict().items() if "running" in name}
+    return [*records, statistics]
+
+
+if __name__ == "__main__":
+    rank, world_size, folder, memory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    if world_size > 1:
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
+        )
+    torch.save(train(rank, world_size, memory), folder / f"{world_size}-{rank}.pt")
+    if world_size > 1:
+        distributed.destroy_process_group()
