@@ -49,7 +49,8 @@ def format_id(item_id: ItemId) -> str:
     if isinstance(item_id, int):
         return str(item_id)
     plain = not (_INTEGER.fullmatch(item_id) or item_id.startswith('"') or "/" in item_id)
-    return item_id if plain else f'"{item_id}"'
+    # Dots alone are folders to whatever handles the URL on its way.
+    return item_id if plain and item_id not in (".", "..") else f'"{item_id}"'
 
 
 class SearchOptions(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -51,6 +51,7 @@ def run(
             log_config=None,
             access_log=False,
             server_header=False,
+            ws="none",
             timeout_graceful_shutdown=round(settings.shutdown_seconds),
         )
     )

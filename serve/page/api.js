@@ -54,7 +54,7 @@ function form(fields) {
 // The integer 7 is `7` in a path, the string "7" is `"7"`: see the API's description.
 export function idText(id) {
   if (typeof id === "number") return String(id);
-  return /^(0|-?[1-9]\d{0,18})$/.test(id) || id.startsWith('"') || id.includes("/") ? `"${id}"` : id;
+  return /^(0|-?[1-9]\d{0,18})$/.test(id) || id.startsWith('"') || id.includes("/") || /^\.\.?$/.test(id) ? `"${id}"` : id;
 }
 
 function itemPath(id) {

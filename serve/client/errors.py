@@ -1,0 +1,33 @@
+"""What can go wrong at a client."""
+
+import httpx
+import msgspec
+
+from serve.problems import ProblemDocument
+
+
+class ServiceError(Exception):
+    """The service refused a request, or did not answer.
+
+    Attributes:
+        status: HTTP status; 0 when no answer came.
+        code: The problem's short name, such as "image" or "overloaded"; empty when none was given.
+        detail: One line naming the thing and the remedy.
+        request_id: Under which the service's log knows the request.
+    """
+
+    def __init__(self, status: int, code: str, detail: str, request_id: str | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.request_id = request_id
+
+
+def error_of(response: httpx.Response) -> ServiceError:
+    """The error that a response of status 400 or more means."""
+    try:
+        problem = msgspec.json.decode(response.content, type=ProblemDocument)
+    except msgspec.DecodeError:
+        return ServiceError(response.status_code, "", f"the service answered {response.status_code}")
+    return ServiceError(problem.status, problem.type.rpartition(":")[2], problem.detail, problem.request_id)

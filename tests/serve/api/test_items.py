@@ -1,0 +1,110 @@
+"""Items over HTTP: ids of both kinds, thumbnails, changes, pages, deletion."""
+
+import io
+
+import httpx
+import pytest
+from PIL import Image
+
+from serve.client import ServiceError
+from serve.schemas import NewItem
+
+
+@pytest.fixture
+def client(running):
+    with running.client() as client:
+        yield client
+        client.delete(where={})
+
+
+@pytest.mark.parametrize(
+    "item_id", [7, "7", -3, "a/b c.png", "ü 日本", '"quoted"', "x/similar", "..", "%2F", "0012"]
+)
+def test_ids_come_back_as_they_went(client, picture, item_id):
+    assert client.upsert(picture(1), item_id) == item_id
+    assert client.get(item_id).id == item_id
+    assert client.search_image(picture(1), k=1).hits[0].id == item_id
+    assert client.search_by_id(item_id).hits == []
+    assert client.delete([item_id]) == 1
+    assert client.get(item_id) is None
+
+
+def test_the_string_and_the_integer_are_two_items(client, picture):
+    client.upsert(picture(1), 7, label="integer")
+    client.upsert(picture(2), "7", label="string")
+    assert (client.get(7).label, client.get("7").label) == ("integer", "string")
+
+
+def test_an_id_is_made_from_the_image(client, picture):
+    first, again, other = (client.upsert(picture(seed)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_upsert_replaces_the_whole_item(client, picture):
+    client.upsert(picture(1), "a", label="old", metadata={"x": 1})
+    client.upsert(picture(2), "a")
+    item = client.get("a")
+    assert (item.label, item.metadata) == (None, {})
+    assert client.search_image(picture(2), k=1).hits[0].similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_change_merges_metadata(client, picture):
+    client.upsert(picture(1), "a", label="old", metadata={"x": 1, "y": 2})
+    item = client.change("a", {"metadata": {"x": None, "z": 3}})
+    assert (item.label, item.metadata) == ("old", {"y": 2, "z": 3})
+    assert client.change("a", {"label": None}).label is None
+    with pytest.raises(ServiceError, match="size"):
+        client.change("a", {"size": 3})
+
+
+def test_vectors_are_stored_all_or_none(client, bundle, picture):
+    vectors = bundle.embed([picture(seed) for seed in range(3)]).tolist()
+    items = [NewItem(id=f"v{at}", vector=vector) for at, vector in enumerate(vectors)]
+    assert client.upsert_vectors(items, fingerprint=bundle.fingerprint) == 3
+    with pytest.raises(ServiceError) as error:
+        client.upsert_vectors([NewItem(id="w", vector=vectors[0]), NewItem(id="x", vector=[0.0] * 32)])
+    assert error.value.status == 422
+    assert client.get("w") is None
+    with pytest.raises(ServiceError) as error:
+        client.upsert_vectors(items, fingerprint="another model")
+    assert (error.value.status, error.value.code) == (409, "fingerprint")
+
+
+def test_thumbnails_are_small_jpegs(client, running, picture):
+    client.upsert(picture(1, size=(800, 600), form="JPEG"), "big")
+    address = f"{running.address}/v1/items/big/thumbnail"
+    answer = httpx.get(address)
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(answer.content)).size == (160, 120)
+    again = httpx.get(address, headers={"if-none-match": answer.headers["etag"]})
+    assert again.status_code == 304
+
+
+def test_pages_cover_everything_once(client, running, picture):
+    for seed in range(7):
+        client.upsert(picture(seed), seed, label="even" if seed % 2 == 0 else "odd")
+    seen, after = [], None
+    while True:
+        params = {"limit": 3} if after is None else {"limit": 3, "after": after}
+        page = httpx.get(f"{running.address}/v1/items", params=params).json()
+        seen += [item["id"] for item in page["items"]]
+        after = page["next"]
+        if after is None:
+            break
+    assert seen == list(range(7))
+    only = httpx.get(f"{running.address}/v1/items", params={"label": "odd"}).json()
+    assert [item["id"] for item in only["items"]] == [1, 3, 5]
+    assert httpx.get(f"{running.address}/v1/labels").json() == {"labels": {"even": 4, "odd": 3}}
+
+
+def test_delete_by_filter_and_the_deleted_stay_away(client, picture):
+    for seed in range(6):
+        client.upsert(picture(seed), seed, label="keep" if seed < 3 else "drop")
+    assert client.delete(where={"label": "drop"}, erase=True) == 3
+    assert {hit.id for hit in client.search_image(picture(5)).hits} == {0, 1, 2}
+
+
+def test_a_written_item_is_found_by_the_next_search(client, picture):
+    for seed in range(20):
+        client.upsert(picture(seed), seed)
+        assert client.search_image(picture(seed), k=1).hits[0].id == seed
