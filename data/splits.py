@@ -118,17 +118,17 @@ def split_images(
     return _finish(table, parts, class_disjoint=False)
 
 
-def select_split(table: ImageTable, part: Part | Literal["all"]) -> ImageTable:
-    """The images of one part of the default split (:func:`split_classes`), or all.
+def select_split(table: ImageTable, part: str | None) -> ImageTable:
+    """The images of one part of the default split (:func:`split_classes`); all for "all" or None.
 
     Raises:
         InputError: No such part, or no images in it.
     """
-    if part == "all":
+    if part in ("all", None):
         return table
     if part not in PARTS:
         raise InputError(f"split {part!r} is none of all, {', '.join(PARTS)}")
-    rows = split_classes(table).rows(part)
+    rows = np.flatnonzero(split_classes(table).parts == PARTS.index(part))
     if not len(rows):
         raise InputError(f"{table.roots[0]}: the split has no {part} images")
     return table.take(rows)

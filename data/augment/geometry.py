@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -47,10 +48,13 @@ class Geometry:
             images: float32 (B, C, H, W).
             random: Uniform in [0, 1), float32 (B, ``numbers``).
         """
-        grid = functional.affine_grid(self._matrix(random), list(images.shape), align_corners=False)
+        height, width = images.shape[-2:]
+        x, y = _centres(width)[None, None, :, None], _centres(height)[None, :, None, None]
+        matrix = self._matrix(random)[:, None, None]
+        grid = x * matrix[..., 0] + y * matrix[..., 1] + matrix[..., 2]
         if self.elastic:
             knots = (2 * random[:, 7:] - 1).reshape(-1, 2, self.KNOTS, self.KNOTS) * 2 * self.elastic
-            field = functional.interpolate(knots, size=images.shape[-2:], mode="bicubic", align_corners=True)
+            field = _spread(height, self.KNOTS) @ knots @ _spread(width, self.KNOTS).T
             grid = grid + field.permute(0, 2, 3, 1)
         padding = "reflection" if self.reflect else "border"
         return functional.grid_sample(
@@ -73,3 +77,17 @@ class Geometry:
             torch.stack([sin * across, (shear * sin + cos) * down, signed[:, 5] * 2 * self.shift], dim=1),
         ]
         return torch.stack(rows, dim=1)
+
+
+def _centres(size: int) -> Tensor:
+    """Pixel centres along one axis, in [−1, 1]."""
+    return (2 * torch.arange(size) + 1) / size - 1
+
+
+@cache
+def _spread(size: int, knots: int) -> Tensor:
+    """Cubic interpolation of knots to pixels along one axis, (size, knots): two small products beat
+    interpolate.
+    """
+    eye = torch.eye(knots)[None, None]
+    return functional.interpolate(eye, size=(size, knots), mode="bicubic", align_corners=True)[0, 0]

@@ -147,4 +147,4 @@ def test_selecting_a_part() -> None:
     with pytest.raises(InputError, match="has no val images"):
         select_split(few, "val")
     with pytest.raises(InputError, match="is none of all, train"):
-        select_split(few, "dev")  # type: ignore[arg-type]
+        select_split(few, "dev")
