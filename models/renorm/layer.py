@@ -79,9 +79,10 @@ class BatchRenorm(RenormState):
         native = self._native(input, mask)
         if native:
             input = as_dense(input)  # noqa: A001
+        remember = not torch.compiler.is_compiling() and may_be_recomputed()
         with torch.no_grad():
             batch, count = self._batch_statistics(input, mask)
-            r, d = self._correction(batch.mean, batch.std)
+            r, d = self._correction(batch.mean, batch.std, remember)
         rule = self._rule(count)
         output: Tensor
         if native:
@@ -133,10 +134,9 @@ class BatchRenorm(RenormState):
         mean, std, count = plain_statistics(x, self.eps, mask)
         return Statistics(mean, std), count
 
-    def _correction(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    def _correction(self, mean: Tensor, std: Tensor, remember: bool) -> tuple[Tensor, Tensor]:
         """The correction, then one step of the moving averages; a recomputed pass gets its first one's."""
-        compiling = torch.compiler.is_compiling()
-        if not compiling and len(self._memory) and recomputing():
+        if not torch.compiler.is_compiling() and len(self._memory) and recomputing():
             return self._memory.recall(mean, std)
         at: dict[str, Any] = (
             self._buffers
@@ -150,7 +150,7 @@ class BatchRenorm(RenormState):
         batches = at["num_batches_tracked"].add_(1)
         momentum = batches.to(mean.dtype).reciprocal() if self.cumulative else at["momentum"]
         update_running(running, shift, std, running_std, momentum)
-        if not compiling and may_be_recomputed():
+        if remember:
             self._memory.remember(Record(mean, std, r, d))
         return r, d
 
