@@ -95,7 +95,7 @@ class PKBatchSampler(Sampler[list[int]]):
                 "lower classes_per_batch or add classes"
             )
         self.batches_per_epoch = batches_per_epoch or math.ceil(len(self._classes) / total)
-        self._pass: tuple[tuple[int, int], NDArray[np.int64]] | None = None
+        self._passes: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._block: tuple[tuple[int, int], NDArray[np.int64]] | None = None
 
     @property
@@ -112,7 +112,7 @@ class PKBatchSampler(Sampler[list[int]]):
         if not self.regroup:
             raise ValueError("set_groups needs PKBatchSampler(regroup=True)")
         self._groups = None if groups is None else np.asarray(groups, dtype=np.int64)
-        self._pass = self._block = None
+        self._passes, self._block = {}, None
 
     def state_dict(self) -> dict[str, Any]:
         """What cannot be computed from the arguments: the epoch and, under ``regroup``, the groups."""
@@ -138,11 +138,12 @@ class PKBatchSampler(Sampler[list[int]]):
         first = number - number % _BLOCK
         if self._block is None or self._block[0] != (epoch, first):
             mine = slice(self.rank * self.classes_per_batch, (self.rank + 1) * self.classes_per_batch)
-            pairs = [self._global_classes(epoch, first + i) for i in range(_BLOCK)]
+            last = min(first + _BLOCK, self.batches_per_epoch)
+            pairs = [self._global_classes(epoch, batch) for batch in range(first, last)]
             classes = np.concatenate([pair[0][mine] for pair in pairs])
             visits = np.concatenate([pair[1][mine] for pair in pairs])
             drawn = self._images(classes, visits, epoch if self.regroup else 0)
-            self._block = ((epoch, first), drawn.reshape(_BLOCK, -1))
+            self._block = ((epoch, first), drawn.reshape(last - first, -1))
         images: NDArray[np.int64] = self._block[1][number - first]
         return images
 
@@ -168,8 +169,10 @@ class PKBatchSampler(Sampler[list[int]]):
         end, and the chain stops there.
         """
         size, total = self.classes_per_batch * self.world_size, len(self._classes)
-        if self._pass is not None and self._pass[0] in {(stream, index), (stream, index - 1)}:
-            (_, at), order = self._pass
+        if (stream, index) in self._passes:
+            return self._passes[stream, index]
+        if (stream, index - 1) in self._passes:
+            at, order = index - 1, self._passes[stream, index - 1]
         else:
             at = max(0, index - 1) if total >= 3 * size else 0
             order = self._shuffled(stream, at)
@@ -177,9 +180,9 @@ class PKBatchSampler(Sampler[list[int]]):
             at += 1
             tail = order[total - (at * total) % size :]
             order = _disjoint_head(self._shuffled(stream, at), tail, (size - len(tail)) % size)
-        # The pass that holds a batch's start stays in memory, since the next batch most often needs it too.
-        if self._pass is None or self._pass[0] != (stream, index - 1):
-            self._pass = ((stream, index), order)
+        # A batch needs two passes at most, and so does the next one.
+        kept = {key: value for key, value in self._passes.items() if key == (stream, index - 1)}
+        self._passes = {**kept, (stream, index): order}
         return order
 
     def _shuffled(self, stream: int, index: int) -> NDArray[np.int64]:

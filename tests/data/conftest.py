@@ -7,7 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# A busy machine is no failure.
+settings.register_profile("kindred", deadline=None)
+settings.load_profile("kindred")
 
 
 @pytest.fixture(autouse=True)
