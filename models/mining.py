@@ -23,8 +23,7 @@ class SemiHardMiner(BaseMiner):  # type: ignore[misc]  # the library ships no ty
             distance is computed in float32 (or the embeddings' wider type).
 
     Example: distances from the anchor to its positives 0.3 and 0.9 and to the negatives 0.2, 0.5, 0.5, 0.8
-        give
-    the first 0.5 for the first positive, and 0.8, the farthest, for the second.
+    give the first 0.5 for the first positive, and 0.8, the farthest, for the second.
     """
 
     def __init__(self, distance: BaseDistance | None = None, **kwargs: Any) -> None:

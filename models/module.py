@@ -3,11 +3,12 @@
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
 
+from models.callbacks.renorm import RenormScheduleCallback
 from models.errors import InputError
 from models.gathering import gather_rows, gather_with_gradient
 from models.losses import FaceNetTripletLoss, ResumableMemory, build, embedding_variance, triplet_statistics
@@ -24,8 +25,9 @@ class MetricLearner(LightningModule):
     """Train an embedding network so that images of one class lie close together.
 
     Batches are mappings: "image" float32 (B, C, H, W), "label" int64 (B,), "index" int64 (B,), the image's
-        number in
-    its data set. The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared distance.
+    number in its data set. The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared
+    distance; Batch Renormalization follows the paper's schedule unless the Trainer has a
+    RenormScheduleCallback of its own.
 
     Args:
         backbone: conv4, resnet10, inception_resnet_v1, a torchvision model such as resnet50, timm.<name>, or
@@ -217,6 +219,15 @@ class MetricLearner(LightningModule):
                 f"the data gives images of {channels} channels and the model takes "
                 f"{self.architecture.in_channels}: set in_channels={channels}"
             )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Batch Renormalization's schedule (the paper's), where the Trainer was not given another one."""
+        own = any(
+            isinstance(callback, RenormScheduleCallback)
+            for callback in getattr(self.trainer, "callbacks", [])
+        )
+        needed = self.architecture.normalization in ("renorm", "sync_renorm") and not own
+        return [RenormScheduleCallback()] if needed else []
 
     def configure_optimizers(self) -> Any:
         """Optimizer over all parameters that train (a loss's proxies included), and the schedule in steps."""

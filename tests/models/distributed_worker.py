@@ -60,13 +60,14 @@ def train(rank: int, world_size: int, memory_size: int = 0) -> list[dict[str, Te
     return [*records, statistics]
 
 
+def train_both(rank: int, world_size: int) -> dict[str, list[dict[str, Tensor]]]:
+    """The run without and with a cross-batch memory."""
+    return {"batch": train(rank, world_size), "memory": train(rank, world_size, memory_size=60)}
+
+
 if __name__ == "__main__":
-    rank, world_size, folder, memory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    number, count, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    if world_size > 1:
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
-        )
-    torch.save(train(rank, world_size, memory), folder / f"{world_size}-{rank}.pt")
-    if world_size > 1:
-        distributed.destroy_process_group()
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=count)
+    torch.save(train_both(number, count), folder / f"{number}.pt")
+    distributed.destroy_process_group()

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from models.callbacks.averaging import MovingAverage
 from models.errors import InputError
 from models.losses import ResumableMemory
 from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
-from models.schedules import WarmupCosine
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -141,20 +142,21 @@ def test_the_loss_is_computed_in_float32_under_autocast(tmp_path: Path, patterns
     assert set(seen) == {torch.float32}
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_resumed_run_goes_on_as_if_never_interrupted(tmp_path: Path, patterns: Any) -> None:
-    """Memory, schedule, optimizer and moving statistics: the same weights bit for bit."""
+    """Memory, schedules, optimizer, moving average and statistics: the same weights bit for bit."""
 
-    def run(folder: Path, epochs: int, checkpoint: Path | None = None) -> tuple[Trainer, MetricLearner]:
+    def run(folder: Path, checkpoint: Path | None = None) -> MetricLearner:
         seed_everything(1)
-        model = MetricLearner(**TINY, memory_size=72, scheduler=lambda o: WarmupCosine(o, total_steps=20))
-        training = trainer(folder, max_epochs=epochs, limit_train_batches=10)
+        model = MetricLearner(**TINY, memory_size=72)
+        callbacks = [ModelCheckpoint(folder, "{epoch}", save_top_k=-1, every_n_epochs=1), MovingAverage()]
+        values = {"enable_checkpointing": True, "max_epochs": 3, "limit_train_batches": 10}
+        training = trainer(folder, callbacks=callbacks, **values)
         training.fit(model, patterns(), ckpt_path=checkpoint, weights_only=True)
-        return training, model
+        return model
 
-    _, whole = run(tmp_path, 2)
-    first, _ = run(tmp_path, 1)
-    first.save_checkpoint(tmp_path / "half.ckpt")
-    _, resumed = run(tmp_path, 2, tmp_path / "half.ckpt")
+    whole = run(tmp_path / "whole")
+    resumed = run(tmp_path / "resumed", tmp_path / "whole" / "epoch=0.ckpt")
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         if isinstance(a, Tensor):
             assert torch.equal(a, b), name

@@ -1,0 +1,107 @@
+"""Time and peak memory of semi-hard mining, beside pytorch-metric-learning's.
+
+The library's miner returns *all* semi-hard triplets of a batch, through a mask of B³ elements; ours returns
+FaceNet's one for each anchor-positive pair. Each measurement runs in a process of its own, so that peaks do
+not mix; one that needs more memory than allowed is reported as such.
+
+    python tests/benchmarks/bench_mining.py --sizes 128 512 1800 --out mining.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+
+def batch(size: int, per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors (size, 128) in loose classes of `per_class`, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(size) // per_class
+    centres = torch.randn(int(labels.max()) + 1, 128, generator=generator)
+    embeddings = centres[labels] + 1.5 * torch.randn(size, 128, generator=generator)
+    return torch.nn.functional.normalize(embeddings, dim=1), labels
+
+
+def measure(which: str, size: int, per_class: int, threads: int, memory_gib: float) -> dict[str, float]:
+    """Median seconds of a call, and MiB of peak memory above what was in use before the first."""
+    from pytorch_metric_learning.miners import TripletMarginMiner
+
+    from models.mining import SemiHardMiner
+
+    torch.set_num_threads(threads)
+    library = TripletMarginMiner(margin=0.2, type_of_triplets="semihard", collect_stats=False)
+    miner = SemiHardMiner() if which == "ours" else library
+    warm = batch(64, 4)
+    for _ in range(3):
+        SemiHardMiner()(*warm), library(*warm)
+    embeddings, labels = batch(size, per_class)
+    limit = int(memory_gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit + _virtual(), resource.RLIM_INFINITY))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, triplets = [], 0
+    while not seconds or (sum(seconds) < 3 and len(seconds) < 50):
+        start = time.perf_counter()
+        triplets = len(miner(embeddings, labels)[0])
+        seconds.append(time.perf_counter() - start)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {"seconds": sorted(seconds)[len(seconds) // 2], "peak_mib": peak, "triplets": triplets}
+
+
+def _virtual() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """Measure every size in processes of their own, print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 512, 1800])
+    parser.add_argument("--per-class", type=int, default=4, help="images of a class; FaceNet has about 40")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory-gib", type=float, default=6.0, help="what a measurement may take")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file of the results")
+    parser.add_argument("--one", nargs=2, metavar=("WHICH", "SIZE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        which, size = options.one
+        print(json.dumps(measure(which, int(size), options.per_class, options.threads, options.memory_gib)))
+        return
+    results = []
+    print(f"{'B':>6} {'miner':>8} {'seconds':>10} {'peak MiB':>10} {'triplets':>12}")
+    for size in options.sizes:
+        for which in ("ours", "library"):
+            command = [sys.executable, __file__, "--one", which, str(size)]
+            command += ["--per-class", str(options.per_class), "--threads", str(options.threads)]
+            command += ["--memory-gib", str(options.memory_gib)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"{size:>6} {which:>8}  needs more than {options.memory_gib} GiB")
+                results.append(
+                    {"size": size, "miner": which, "failed": done.stderr.strip().splitlines()[-1][:200]}
+                )
+                continue
+            found = json.loads(done.stdout)
+            results.append({"size": size, "miner": which, **found})
+            print(
+                f"{size:>6} {which:>8} {found['seconds']:>10.4f} {found['peak_mib']:>10.0f} {found['triplets']:>12}"
+            )
+    if options.out:
+        about = {
+            "command": " ".join(["python", *sys.argv]),
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "threads": options.threads,
+            "per_class": options.per_class,
+            "seed": 0,
+            "results": results,
+        }
+        options.out.write_text(json.dumps(about, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
