@@ -62,7 +62,7 @@ def main() -> None:
     """Measure every size in processes of their own, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 512, 1800])
-    parser.add_argument("--per-class", type=int, default=4, help="images of a class; FaceNet has about 40")
+    parser.add_argument("--per-class", type=int, default=40, help="images of a class (FaceNet: about 40)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory-gib", type=float, default=6.0, help="what a measurement may take")
     parser.add_argument("--out", type=Path, default=None, help="JSON file of the results")
@@ -88,9 +88,8 @@ def main() -> None:
                 continue
             found = json.loads(done.stdout)
             results.append({"size": size, "miner": which, **found})
-            print(
-                f"{size:>6} {which:>8} {found['seconds']:>10.4f} {found['peak_mib']:>10.0f} {found['triplets']:>12}"
-            )
+            figures = f"{found['seconds']:>10.4f} {found['peak_mib']:>10.0f} {found['triplets']:>12}"
+            print(f"{size:>6} {which:>8} {figures}")
     if options.out:
         about = {
             "command": " ".join(["python", *sys.argv]),
