@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -112,7 +113,7 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             raise InputError(f"setting {name}: {first['msg']}") from error
-        except (ValueError, TypeError, AttributeError) as error:  # YAML that is no mapping, or no YAML
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # no mapping, or no YAML
             raise InputError(f"settings file {file}: {error}") from error
 
     def cores(self) -> int:

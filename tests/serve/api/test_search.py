@@ -18,7 +18,7 @@ def stored(running, picture):
     return running
 
 
-def naive(bundle, picture, query, keep=lambda seed: True, k=10):
+def naive(bundle, picture, query, keep=lambda _seed: True, k=10):
     """Ids of the most similar images by a plain matrix product."""
     seeds = [seed for seed in range(30) if keep(seed)]
     similarities = bundle.embed([picture(seed) for seed in seeds]) @ query

@@ -1,0 +1,212 @@
+"""The page as a person uses it, in a real browser."""
+
+import base64
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+QUERY = '[data-picker="query"] input'
+
+
+def choose(page, selector, content, name="x.png"):
+    page.set_input_files(selector, {"name": name, "mimeType": "image/png", "buffer": content})
+
+
+def hand_over(page, kind, content, selector="body"):
+    """Paste or drop an image."""
+    page.evaluate(
+        """([kind, data, selector]) => {
+          const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([bytes], "x.png", { type: "image/png" }));
+          const event = kind === "paste"
+            ? new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true })
+            : new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
+          document.querySelector(selector).dispatchEvent(event);
+        }""",
+        [kind, base64.b64encode(content).decode(), selector],
+    )
+
+
+def first_name(page):
+    return page.locator("#results .name").first
+
+
+def test_browsing_shows_what_there_is(page, stocked):
+    page.goto(stocked.address)
+    expect(page.locator("#results .card")).to_have_count(30)
+    expect(page.locator("#facts")).to_have_text("30 images · 3 labels")
+    page.wait_for_function("[...document.querySelectorAll('#results img')].some((i) => i.naturalWidth > 0)")
+
+
+@pytest.mark.parametrize("way", ["choose", "paste", "drop", "drop on the square"])
+def test_search_by_image(page, stocked, picture, way):
+    page.goto(stocked.address)
+    if way == "choose":
+        choose(page, QUERY, picture(4))
+    elif way == "drop on the square":
+        hand_over(page, "drop", picture(4), '[data-picker="query"] .drop')
+    else:
+        hand_over(page, way, picture(4))
+    expect(page.locator("#heading")).to_have_text("24 nearest")
+    expect(first_name(page)).to_have_attribute("title", "bee (n/4)")
+    expect(page.locator("#results .number").first).to_have_text("1.000")
+    expect(page.locator("#how")).to_contain_text("decode")
+    expect(page.locator("#how")).to_contain_text("Compared with all 30 images")
+    expect(page.locator("#say")).to_contain_text("24 results")
+
+
+def test_a_result_searches_on_and_back_returns(page, stocked):
+    page.goto(stocked.address)
+    page.locator("#results .card").nth(5).click()
+    expect(page.locator("#heading")).to_have_text("24 nearest")
+    expect(page.locator('#results .name[title="cat (n/5)"]')).to_have_count(0)
+    page.go_back()
+    expect(page.locator("#heading")).to_have_text("Have a look around")
+    page.go_forward()
+    expect(page.locator("#heading")).to_have_text("24 nearest")
+
+
+def test_filters_apply_at_once(page, stocked, picture):
+    page.goto(stocked.address)
+    choose(page, QUERY, picture(4))
+    expect(page.locator("#results .card")).to_have_count(24)
+    page.fill("#label", "cat")
+    page.press("#label", "Enter")
+    page.locator("#label").blur()
+    expect(page.locator("#results .card")).to_have_count(10)
+    assert set(page.locator("#results .name").all_inner_texts()) == {"cat"}
+    page.fill("#label", "")
+    page.check("#group")
+    expect(page.locator("#results .card")).to_have_count(3)
+    page.uncheck("#group")
+    page.select_option("#k", "12")
+    expect(page.locator("#results .card")).to_have_count(12)
+    page.fill("#floor", "0.9999")
+    page.locator("#floor").blur()
+    expect(page.locator("#results .card")).to_have_count(1)
+
+
+def test_the_keyboard_reaches_everything(page, stocked):
+    page.goto(stocked.address)
+    cards = page.locator("#results .card")
+    expect(cards).to_have_count(30)
+    cards.first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(cards.nth(1)).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
+    expect(cards.nth(1)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#heading")).to_have_text("24 nearest")
+    page.focus("#tab-search")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#panel-compare")).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#panel-add")).to_be_visible()
+
+
+def test_compare_decides(page, stocked, picture):
+    page.goto(stocked.address)
+    page.click("#tab-compare")
+    choose(page, '[data-picker="first"] input', picture(1))
+    hand_over(page, "paste", picture(1))  # fills the free side
+    expect(page.locator(".decision")).to_have_text("The same")
+    expect(page.locator("#verdict")).to_contain_text("threshold is 0.900")
+    page.select_option("#rate", "0.01")
+    expect(page.locator("#verdict")).to_contain_text("threshold is 0.500")
+
+
+def test_what_is_no_image_is_explained(page, stocked):
+    page.goto(stocked.address)
+    choose(page, QUERY, b"dear diary")
+    expect(page.locator("#trouble")).to_contain_text("not an image")
+
+
+def test_add_find_and_delete_with_the_write_key(page, start, picture):
+    running = start(write_key="sesame")
+    page.goto(running.address)
+    expect(page.locator("#empty")).to_be_visible()
+    page.click("#tab-add")
+    choose(page, '[data-picker="new"] input', picture(50))
+    page.fill("#add-label", "owl")
+    page.fill("#add-id", "o/1")
+    page.fill("#add-metadata", "year: 1900\nplace: Ulm: the minster")
+    page.click("#add [type=submit]")
+    expect(page.locator("#keys")).to_be_visible()  # no key yet
+    page.fill("#key", "sesame")
+    page.keyboard.press("Enter")
+    page.click("#add [type=submit]")
+    expect(page.locator("#added")).to_contain_text('Added as "o/1"')
+    page.click("#tab-search")
+    choose(page, QUERY, picture(50))
+    expect(first_name(page)).to_have_text("owl")
+    page.hover("#results li")
+    page.click("#results .about")
+    expect(page.locator("#details-facts")).to_contain_text("Ulm: the minster")
+    expect(page.locator("#details-facts")).to_contain_text("1900")
+    page.click("#delete")
+    page.click("#delete")
+    expect(page.locator("#results .card")).to_have_count(0)
+    with running.client() as client:
+        assert client.get("o/1") is None
+
+
+def test_the_theme_is_remembered(page, stocked):
+    page.goto(stocked.address)
+    page.click("#theme")
+    assert page.get_attribute("html", "data-theme") == "dark"
+    page.reload()
+    assert page.get_attribute("html", "data-theme") == "dark"
+
+
+def test_the_reference_lists_every_endpoint(page, stocked):
+    paths = httpx.get(f"{stocked.address}/v1/openapi.json").json()["paths"]
+    page.goto(f"{stocked.address}/docs")
+    expect(page.locator(".endpoint")).to_have_count(sum(len(methods) for methods in paths.values()))
+    page.locator(".endpoint summary").first.click()
+    assert violations(page) == []
+
+
+def violations(page):
+    return [f"{one['id']}: {one['nodes'][0]['html'][:120]}" for one in Axe().run(page).response["violations"]]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+def test_axe_finds_nothing(page, stocked, picture, scheme, width):
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.set_viewport_size({"width": width, "height": 850})
+    page.goto(stocked.address)
+    expect(page.locator("#results .card")).to_have_count(30)
+    assert violations(page) == []
+    choose(page, QUERY, picture(4))
+    expect(page.locator("#heading")).to_have_text("24 nearest")
+    assert violations(page) == []
+    page.hover("#results li")
+    page.locator("#results .about").first.click()
+    expect(page.locator("#details")).to_be_visible()
+    assert violations(page) == []
+    page.keyboard.press("Escape")
+    page.click("#tab-compare")
+    choose(page, '[data-picker="first"] input', picture(1))
+    choose(page, '[data-picker="second"] input', picture(2))
+    expect(page.locator(".decision")).to_be_visible()
+    assert violations(page) == []
+    page.click("#tab-add")
+    assert violations(page) == []
+    page.click("#key-open")
+    assert violations(page) == []
+
+
+def test_nothing_overflows_sideways_on_a_phone(page, stocked, picture):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(stocked.address)
+    choose(page, QUERY, picture(4))
+    expect(page.locator("#heading")).to_have_text("24 nearest")
+    for tab in ("#tab-search", "#tab-compare", "#tab-add"):
+        page.click(tab)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), tab
