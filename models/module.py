@@ -210,7 +210,7 @@ class MetricLearner(LightningModule):
         """Check the data against the network before the first step.
 
         Raises:
-            InputError: the images have another number of channels than the network takes.
+            InputError: the images have another number of channels, or another size, than the network takes.
         """
         preprocess = getattr(getattr(self.trainer, "datamodule", None), "preprocess", None)
         channels = getattr(preprocess, "channels", self.architecture.in_channels)
@@ -218,6 +218,14 @@ class MetricLearner(LightningModule):
             raise InputError(
                 f"the data gives images of {channels} channels and the model takes "
                 f"{self.architecture.in_channels}: set in_channels={channels}"
+            )
+
+        expected = self.architecture.backbone_args.get("image_size")
+        size = getattr(preprocess, "size", expected)
+        if expected is not None and size != expected:
+            raise InputError(
+                f"the data gives images of {size} px and the backbone was built for {expected}: "
+                f"set backbone_args.image_size to {size}"
             )
 
     def configure_callbacks(self) -> list[Callback]:

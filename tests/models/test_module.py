@@ -142,6 +142,12 @@ def test_the_loss_is_computed_in_float32_under_autocast(tmp_path: Path, patterns
     assert set(seen) == {torch.float32}
 
 
+def test_a_backbone_built_for_another_size_is_refused(tmp_path: Path, patterns: Any) -> None:
+    model = MetricLearner(backbone_args={"width": 4, "pool": "flatten", "image_size": 32}, in_channels=1)
+    with pytest.raises(InputError, match="image_size to 16"):
+        trainer(tmp_path).fit(model, patterns())
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_resumed_run_goes_on_as_if_never_interrupted(tmp_path: Path, patterns: Any) -> None:
     """Memory, schedules, optimizer, moving average and statistics: the same weights bit for bit."""
