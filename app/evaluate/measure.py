@@ -115,7 +115,7 @@ def measure(
             f"{embedded.name}: {len(embedded.vectors)} embeddings for {len(subject.labels)} labels; "
             "the rows must correspond"
         )
-    vectors = torch.as_tensor(np.ascontiguousarray(embedded.vectors, dtype=np.float32))
+    vectors = torch.from_numpy(np.require(embedded.vectors, np.float32, ["C", "W"]))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vectors = vectors.to(device)
     query_rows = np.arange(len(vectors)) if subject.queries is None else subject.queries
@@ -141,7 +141,7 @@ def measure(
     if options.clustering:
         metrics |= clustering.compute(vectors, subject.labels, seed=options.seed)
     reranked: dict[str, float] = {}
-    if options.rerank:
+    if options.rerank and not embedded.baseline:
         again = evaluate_retrieval(
             **sides,
             ks=options.ks,

@@ -15,14 +15,14 @@ def as_table(evaluation: Evaluation) -> Table:
     names = metric_columns(evaluation)
     queries = evaluation.models[0].metrics["queries"]
     table = Table(title=f"{queries:.0f} queries, exact search; intervals are 95% bootstrap over classes")
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for model in sorted(evaluation.models, key=lambda m: not m.baseline):
         cells = []
         for name in names:
             low, high = model.intervals[name]
-            spread = f" [dim]{low:.3f}–{high:.3f}[/dim]" if name == names[0] else ""
+            spread = f"\n[dim]{low:.3f}–{high:.3f}[/dim]" if name == names[0] else ""
             cells.append(f"{model.metrics[name]:.3f}{spread}")
         table.add_row(model.name, *cells, style=None if model.baseline else "bold")
         if model.reranked:

@@ -14,11 +14,12 @@ from models.metrics import pair_histogram
 from models.metrics.bootstrap import class_draws
 from models.metrics.class_sample import sample_of_classes
 from models.metrics.inputs import Labels, as_codes, as_unit_vectors, same_codes
+from models.metrics.pair_histogram import PairHistogram
 from models.metrics.precision import full_precision
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 FALSE_ACCEPTS_NEEDED = 10  # a rate seen fewer times than this says nothing
-TAIL_PAIRS = 2_000_000  # the most similar different pairs kept for the bootstrap; larger sets are sampled
+TAIL_PAIRS = 1_000_000  # the most similar different pairs kept for the bootstrap; larger sets are sampled
 SAME_PAIRS = 500_000
 EQUAL = 1e-6  # similarities in fp32 that differ by less are accepted or refused together
 LARGE_CLASS = 2000  # items; such a class's pairs are sampled
@@ -92,21 +93,24 @@ def calibrate(
     vectors = as_unit_vectors(embeddings)
     codes = same_codes(as_codes(labels, len(vectors)))[0]
     found = []
+    histograms: dict[int, PairHistogram] = {}  # by number of items: rates mostly share the whole set
     for far in fars:
         items = sample_of_classes(codes, int(math.sqrt(TAIL_PAIRS / (far * DEEPER / 2))), seed)
         sizes = torch.bincount(codes[items])
         different = int((len(items) ** 2 - int((sizes**2).sum())) // 2)
         if far * different >= FALSE_ACCEPTS_NEEDED:
-            found.append(
-                _calibrate_one(vectors[items.to(vectors.device)], codes[items], far, resamples, seed)
-            )
+            chosen, chosen_codes = vectors[items.to(vectors.device)], codes[items]
+            if len(items) not in histograms:
+                histograms[len(items)] = pair_histogram.compute(chosen, chosen_codes)
+            found.append(_calibrate_one(chosen, chosen_codes, histograms[len(items)], far, resamples, seed))
     return found
 
 
-def _calibrate_one(vectors: Tensor, codes: Tensor, far: float, resamples: int, seed: int) -> Threshold:
+def _calibrate_one(
+    vectors: Tensor, codes: Tensor, histogram: PairHistogram, far: float, resamples: int, seed: int
+) -> Threshold:
     codes = torch.unique(codes, return_inverse=True)[1]
     sizes = torch.bincount(codes).numpy().astype(np.float64)
-    histogram = pair_histogram.compute(vectors, codes)
     total = int(histogram.different.sum())
     tail = _different_tail(vectors, codes, _tail_start(histogram.different, far * DEEPER * total))
     same = _same_pairs(vectors, codes, seed)
@@ -117,7 +121,8 @@ def _calibrate_one(vectors: Tensor, codes: Tensor, far: float, resamples: int, s
     for weights in class_draws(len(sizes), resamples, seed):
         # Two copies of one class are no different pair, hence the subtracted squares.
         weighted = ((weights @ sizes) ** 2 - ((weights * sizes) ** 2).sum()) / 2
-        accepted = np.cumsum(weights[tail.first] * weights[tail.second])
+        times = weights.astype(np.int32)
+        accepted = np.cumsum(times[tail.first] * times[tail.second])
         at = _lowest_threshold(tail.similarity, accepted, far * weighted)
         same_weights = weights[same.first]
         thresholds.append(at)
@@ -168,7 +173,7 @@ def _different_tail(vectors: Tensor, codes: Tensor, start: float) -> _Pairs:
             codes[row : row + ROWS_AT_ONCE, None] != codes[None, row:]
         )
         first, second = keep.nonzero(as_tuple=True)
-        parts.append((similarity[first, second], codes[row + first], codes[row + second]))
+        parts.append((similarity[first, second], codes[row + first].int(), codes[row + second].int()))
     values, firsts, seconds = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
     order = np.argsort(-values)
     return _Pairs(values[order].astype(np.float64), firsts[order], seconds[order])

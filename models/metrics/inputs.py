@@ -52,7 +52,7 @@ def _as_matrix(vectors: Any, name: str) -> Tensor:
             raise InputError(
                 f"{name} must be one matrix of numbers whose rows all have the same dimension"
             ) from error
-        vectors = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        vectors = torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
     if vectors.ndim != 2 or vectors.shape[0] == 0 or vectors.shape[1] == 0:
         raise InputError(
             f"{name} must have shape (items, dimensions), at least one of each, not {tuple(vectors.shape)}"

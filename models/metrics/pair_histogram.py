@@ -52,10 +52,6 @@ class PairHistogram:
 
         return of(self.same), of(self.different)
 
-    def coarse(self, bins: int) -> tuple[Counts, Counts]:
-        """Both histograms in fewer bins, for drawing; `bins` divides the fine number."""
-        return self.same.reshape(bins, -1).sum(axis=1), self.different.reshape(bins, -1).sum(axis=1)
-
 
 @torch.no_grad()
 def compute(embeddings: Any, labels: Labels) -> PairHistogram:
