@@ -56,7 +56,7 @@ def fold_batch_renorm(module: nn.Module) -> fx.GraphModule:
         if isinstance(layer, _Convolution):
             transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
             folded = cast(nn.Module, fuse_conv_bn_eval(layer, norm, transposed))
-        elif isinstance(layer, nn.Linear) and layer.out_features == norm.num_features:
+        elif isinstance(layer, nn.Linear) and norm.affine and layer.out_features == norm.num_features:
             folded = cast(nn.Module, fuse_linear_bn_eval(layer, norm))
         else:
             continue

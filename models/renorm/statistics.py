@@ -47,7 +47,21 @@ def correction(
     """
     r = (std / running_std).clamp_(rmax.reciprocal(), rmax)
     d = (shift / running_std).clamp_(-dmax, dmax)
+    if torch.compiler.is_compiling():
+        r, d = _saved(r, d).unbind()
     return r, d
+
+
+# The compiler's partitioner computes r and d again in the backward pass rather than save them, from the running
+# statistics, which have moved by then (torch 2.15). It saves what an operation unknown to it gives.
+@torch.library.custom_op("batch_renorm::saved", mutates_args=())
+def _saved(r: Tensor, d: Tensor) -> Tensor:
+    return torch.stack([r, d])
+
+
+@_saved.register_fake
+def _(r: Tensor, d: Tensor) -> Tensor:
+    return torch.empty_like(r).new_empty((2, *d.shape))
 
 
 def update_running(

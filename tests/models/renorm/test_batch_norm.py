@@ -1,4 +1,4 @@
-"""What Batch Renormalization and BatchNorm share: limits that make them one, evaluation, files, conversion."""
+"""What Batch Renormalization and BatchNorm share: limits that make them one, evaluation, files."""
 
 import copy
 import pickle
@@ -151,8 +151,8 @@ def test_conversion_of_a_layer_alone_and_of_the_synchronized_one() -> None:
 
 
 class Subclass(nn.BatchNorm2d):
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).relu()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.renorm import BatchRenorm1d, BatchRenorm2d, RenormSchedule, Ramp
+from models.renorm import BatchRenorm1d, BatchRenorm2d, Ramp, RenormSchedule
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -1,0 +1,163 @@
+"""The schedule as data, its resumption, and the Lightning callback that drives it."""
+
+import copy
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from models.callbacks.renorm import RenormScheduleCallback
+from models.errors import InputError
+from models.renorm import BatchRenorm1d, Ramp, RenormSchedule
+
+
+def test_the_papers_ramps() -> None:
+    layer = BatchRenorm1d(2)
+    schedule = RenormSchedule(layer, total_steps=130_000)
+    assert schedule.values() == {"rmax": 1.0, "dmax": 0.0}
+    for steps, rmax, dmax in ((5_000, 1, 0), (15_000, 1 + 20 / 35, 2.5), (25_000, 15 / 7, 5), (40_000, 3, 5)):
+        schedule.go_to(steps)
+        assert float(layer.rmax) == pytest.approx(rmax, abs=1e-5)
+        assert float(layer.dmax) == pytest.approx(dmax, abs=1e-5)
+
+
+@given(
+    start=st.floats(0, 10),
+    end=st.floats(0, 10),
+    begin=st.floats(0, 100),
+    length=st.floats(0, 100),
+    shape=st.sampled_from(["linear", "cosine", "step"]),
+    time=st.floats(0, 300),
+)
+def test_a_ramp_stays_between_its_ends(start, end, begin, length, shape, time) -> None:
+    ramp = Ramp(start, end, begin, begin + length, shape)
+    low, high = sorted((start, end))
+    assert low - 1e-9 <= ramp.at(time) <= high + 1e-9
+    assert ramp.at(begin + length) == end
+    if begin + length > begin:
+        assert ramp.at(begin) == start
+
+
+def test_bad_schedules_are_refused() -> None:
+    with pytest.raises(ValueError, match="begin <= finish"):
+        Ramp(1, 2, begin=3, finish=2)
+    with pytest.raises(ValueError, match="shape"):
+        Ramp(1, 2, 0, 1, shape="steep")
+    with pytest.raises(ValueError, match="total_steps"):
+        RenormSchedule(nn.Module())
+    with pytest.raises(ValueError, match="unit"):
+        RenormSchedule(nn.Module(), unit="epochs")
+    with pytest.raises(ValueError, match="rmax"):
+        RenormSchedule(BatchRenorm1d(2), rmax=Ramp(0.5, 2, 0, 1), total_steps=1)
+
+
+def test_resuming_equals_going_on() -> None:
+    torch.manual_seed(0)
+    ramps = {"rmax": Ramp(1, 3, 0, 8), "dmax": Ramp(0, 5, 0, 8), "momentum": Ramp(0.5, 0.1, 0, 8)}
+    xs = torch.randn(8, 16, 3)
+
+    def run(network: nn.Module, schedule: RenormSchedule, batches: Tensor) -> None:
+        for x in batches:
+            network(x).square().sum().backward()
+            schedule.step()
+
+    def build() -> tuple[nn.Module, RenormSchedule]:
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Linear(3, 4), BatchRenorm1d(4, gradient_statistics="moving"))
+        return network, RenormSchedule(network, **ramps, unit="steps")
+
+    whole, schedule = build()
+    run(whole, schedule, xs)
+    first, schedule = build()
+    run(first, schedule, xs[:4])
+    saved = copy.deepcopy((first.state_dict(), schedule.state_dict()))
+    gradients = {name: p.grad for name, p in first.named_parameters()}
+    second, schedule = build()
+    second.load_state_dict(saved[0])
+    schedule.load_state_dict(saved[1])
+    for name, p in second.named_parameters():
+        p.grad = gradients[name].clone()
+    run(second, schedule, xs[4:])
+    for a, b in zip(whole.buffers(), second.buffers(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    with pytest.raises(ValueError, match="one side"):
+        RenormSchedule(BatchRenorm1d(2), total_steps=1).load_state_dict(saved[1])
+
+
+class Module(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(4, 6), BatchRenorm1d(6, gradient_statistics="moving"), nn.Linear(6, 1)
+        )
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return self.network(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(TensorDataset(torch.randn(40, 4) * 5 + 3), batch_size=4)
+
+
+def fit(
+    folder: Path, steps: int, ckpt: Path | None = None
+) -> tuple[Module, RenormScheduleCallback, pl.Trainer]:
+    callback = RenormScheduleCallback(
+        rmax=Ramp(1.0, 3.0, 2, 8), dmax=Ramp(0.0, 1.0, 2, 8), momentum=Ramp(0.5, 0.1, 0, 8), unit="steps"
+    )
+    module = Module()
+    trainer = pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        callbacks=[callback],
+        logger=CSVLogger(folder),
+        log_every_n_steps=2,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, ckpt_path=ckpt, weights_only=ckpt is not None)
+    return module, callback, trainer
+
+
+@pytest.mark.filterwarnings("ignore:.*num_workers.*")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+@pytest.mark.filterwarnings("ignore:.*ModelCheckpoint.*|.*exists and is not empty.*")
+def test_lightning_drives_logs_and_resumes(tmp_path) -> None:
+    pl.seed_everything(0)
+    module, callback, trainer = fit(tmp_path / "a", 5)
+    layer = module.network[1]
+    assert float(layer.rmax) == pytest.approx(2.0)
+    assert float(layer.dmax) == pytest.approx(0.5)
+    assert callback.schedule.steps == 5
+    assert not layer.monitor
+    metrics = (Path(trainer.logger.log_dir) / "metrics.csv").read_text().splitlines()
+    assert {"renorm/clipped_r", "renorm/clipped_d", "renorm/rmax", "renorm/network.1/clipped_d"} <= set(
+        metrics[0].split(",")
+    )
+    assert len(metrics) == 3  # the header, steps 2 and 4
+    checkpoint = tmp_path / "b.ckpt"
+    trainer.save_checkpoint(checkpoint)
+    resumed, callback, trainer = fit(tmp_path / "c", 7, checkpoint)
+    assert callback.schedule.steps == 7
+    assert float(resumed.network[1].gradient_batches) == 7
+    assert float(resumed.network[1].rmax) == pytest.approx(1 + 2 * 5 / 6)
+
+
+def test_a_fraction_of_an_endless_run_is_refused() -> None:
+    class Endless:
+        estimated_stepping_batches = float("inf")
+
+    with pytest.raises(InputError, match="known length"):
+        RenormScheduleCallback().on_train_start(Endless(), Module())

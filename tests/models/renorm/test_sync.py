@@ -1,0 +1,120 @@
+"""Two gloo processes equal one process with the whole batch; plain layers average their statistics."""
+
+import copy
+import os
+import socket
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.renorm import BatchRenorm2d, SyncBatchRenorm, average_statistics_across_ranks
+
+SIZES = (6, 2)  # uneven shares of a batch
+CASES = [
+    {},
+    {"gradient_statistics": "moving", "gradient_momentum": 0.3},
+    {"affine": False},
+    {"empty": True},
+    {"dtype": torch.bfloat16},
+]
+
+
+def share(whole: Tensor, rank: int, sizes: tuple[int, ...]) -> Tensor:
+    return whole.split(sizes)[rank]
+
+
+def steps(layer: nn.Module, xs: Tensor, dys: Tensor, half: bool) -> list[list[Tensor]]:
+    results = []
+    for x, dy in zip(xs, dys, strict=True):
+        a = (x.bfloat16() if half else x).clone().requires_grad_()
+        y = layer(a)
+        y.backward(dy.to(y.dtype))
+        gradients = [p.grad.clone() for p in layer.parameters()]
+        layer.zero_grad()
+        results.append([y.detach().float(), a.grad.float(), *gradients])
+    return results
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, sum(SIZES), 3, 4, 4)
+    return torch.randn(shape, generator=generator) * 2 + 1, torch.randn(shape, generator=generator)
+
+
+def build(kind: type[BatchRenorm2d], case: dict[str, Any]) -> nn.Module:
+    settings = {k: v for k, v in case.items() if k not in ("empty", "dtype")}
+    return kind(3, momentum=0.3, rmax=1.2, dmax=0.4, **settings)
+
+
+def work(rank: int, port: int, expected: list[Any]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    xs, dys = data()
+    for case, (whole, buffers) in zip(CASES, expected, strict=True):
+        sizes = (sum(SIZES), 0) if case.get("empty") else SIZES
+        layer = build(SyncBatchRenorm, case)
+        mine = (
+            torch.stack([share(x, rank, sizes) for x in xs]),
+            torch.stack([share(dy, rank, sizes) for dy in dys]),
+        )
+        for ours, theirs in zip(steps(layer, *mine, "dtype" in case), whole, strict=True):
+            loose = {"rtol": 2e-2, "atol": 2e-2} if "dtype" in case else {"rtol": 1e-4, "atol": 1e-5}
+            for a, b in zip(ours[:2], theirs[:2], strict=True):  # of this process's share
+                torch.testing.assert_close(a, share(b, rank, sizes), **loose)
+            for a, b in zip(ours[2:], theirs[2:], strict=True):  # sums over the processes
+                dist.all_reduce(a)
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=5e-2 if "dtype" in case else 1e-4)
+        for a, b in zip(layer.buffers(), buffers, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    averages(rank, xs)
+    dist.destroy_process_group()
+
+
+def averages(rank: int, xs: Tensor) -> None:
+    """A plain layer under DDP, each process with other data, its buffers broadcast from rank 0."""
+    torch.manual_seed(0)
+    network = nn.Sequential(BatchRenorm2d(3, momentum=0.3), nn.Conv2d(3, 2, 1))
+    alone = [copy.deepcopy(network[0]) for _ in range(2)]
+    parallel = DistributedDataParallel(network)
+    mean, deviation = torch.zeros(3), torch.ones(3)
+    for x in xs:
+        parallel(x * (1 + rank)).sum().backward()
+        average_statistics_across_ranks(parallel)
+        for other, layer in enumerate(alone):
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(deviation.square() - layer.eps)
+            layer(x * (1 + other))
+        mean = torch.stack([layer.running_mean for layer in alone]).mean(0)
+        deviation = torch.stack([(layer.running_var + layer.eps).sqrt() for layer in alone]).mean(0)
+        torch.testing.assert_close(network[0].running_mean, mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close((network[0].running_var + 1e-5).sqrt(), deviation, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_equal_one() -> None:
+    xs, dys = data()
+    expected = []
+    for case in CASES:
+        layer = build(BatchRenorm2d, case)
+        whole = steps(layer, xs, dys, "dtype" in case)
+        expected.append((whole, [b.clone() for b in layer.buffers()]))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(work, args=(port, expected), nprocs=2)
+
+
+def test_alone_it_is_the_plain_layer() -> None:
+    xs, _ = data()
+    plain, sync = BatchRenorm2d(3), SyncBatchRenorm(3)
+    for x in xs:
+        assert torch.equal(sync(x), plain(x))
+    average_statistics_across_ranks(plain)  # does nothing
+    assert torch.equal(sync.running_var, plain.running_var)
+    with pytest.raises(ValueError, match="one value"):
+        sync(torch.randn(1, 3))
