@@ -1,0 +1,101 @@
+"""Every config file works: it is parsed, its objects are built, and it trains one step on small images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed
+import yaml
+from PIL import Image
+
+from app.cli import main
+
+ROOT = Path(__file__).parents[1]
+TASKS = sorted((ROOT / "configs").glob("*.yaml"))
+PARTS = {kind: sorted((ROOT / "configs" / kind).glob("*.yaml")) for kind in ("model", "data", "trainer")}
+
+# Networks that need larger images than the others.
+IMAGE_SIZE = {"inception_v3": 75, "facenet": 96}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("configs") / "images"
+    rng = np.random.default_rng(0)
+    for kind in range(8):
+        (folder / f"class-{kind}").mkdir(parents=True)
+        for number in range(4):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"class-{kind}" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_is_left() -> Iterator[None]:
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def one_step(configs: list[Path], images: Path, run: Path, *extra: str) -> int:
+    return main(
+        [
+            "fit",
+            *(f"--config={path}" for path in [*configs, ROOT / "configs/trainer/debug.yaml"]),
+            f"--run={run}",
+            f"--data.init_args.source={images}",
+            "--data.init_args.classes_per_batch=2",
+            "--data.init_args.samples_per_class=2",
+            "--data.init_args.batches_per_epoch=1",
+            "--data.init_args.num_workers=0",
+            "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false",
+            "--monitor=null",
+            *extra,
+        ]
+    )
+
+
+def test_there_are_configs() -> None:
+    assert {path.name for path in TASKS} >= {"demo.yaml", "folder.yaml", "omniglot.yaml"}
+    assert all(PARTS.values())
+
+
+@pytest.mark.parametrize("config", TASKS, ids=lambda path: path.stem)
+def test_a_task_trains_one_step(config: Path, images: Path, tmp_path: Path) -> None:
+    assert one_step([config], images, tmp_path, "--data.init_args.image_size=32") == 0
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("config", PARTS["model"], ids=lambda path: path.stem)
+def test_a_model_trains_one_step(config: Path, images: Path, tmp_path: Path) -> None:
+    extra = [f"--data.init_args.image_size={IMAGE_SIZE.get(config.stem, 32)}"]
+    if "weights" in yaml.safe_load(config.read_text())["model"]["init_args"]:
+        extra.append("--model.init_args.weights=null")  # fetching them is torchvision's business
+    assert one_step([ROOT / "configs/folder.yaml", config], images, tmp_path, *extra) == 0
+
+
+@pytest.mark.parametrize("config", PARTS["trainer"], ids=lambda path: path.stem)
+def test_a_trainer_trains_one_step(config: Path, images: Path, tmp_path: Path) -> None:
+    extra = ["--trainer.devices=1", "--data.init_args.image_size=32", "--model.init_args.backbone=conv4"]
+    assert one_step([ROOT / "configs/demo.yaml", config], images, tmp_path, *extra) == 0
+
+
+@pytest.mark.parametrize("config", PARTS["data"], ids=lambda path: path.stem)
+def test_a_data_set_goes_with_the_folder_task(config: Path, images: Path, tmp_path: Path) -> None:
+    """The sets themselves are not here; everything but their images is taken from the file."""
+    assert (
+        one_step([ROOT / "configs/folder.yaml", config], images, tmp_path, "--data.init_args.image_size=32")
+        == 0
+    )
+
+
+@pytest.mark.parametrize("config", TASKS, ids=lambda path: path.stem)
+def test_print_config_is_readable(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", f"--config={config}", "--print_config"])
+    assert end.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["class_path"] == "models.module.MetricLearner"
+    assert printed["data"]["init_args"]["source"]

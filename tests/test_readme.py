@@ -1,0 +1,162 @@
+"""Every command block of the README is executed, in order, at a reduced size where it would train long."""
+
+import contextlib
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+SMALL = (
+    " --model.init_args.backbone=conv4 --data.init_args.image_size=28 --data.init_args.classes_per_batch=4"
+    " --data.init_args.batches_per_epoch=2 --data.init_args.num_workers=0 --trainer.max_steps=-1"
+    " --trainer.accelerator=cpu"
+)
+# What a command becomes here, and why: training is shortened, serving takes a free port.
+REDUCED = (
+    (r"^(kindred fit .*--ckpt_path last)$", rf"\1{SMALL} --trainer.max_epochs=2"),
+    (r"^(kindred fit .*(?<!last))$", rf"\1{SMALL} --trainer.max_epochs=1"),
+    (r"^(kindred evaluate .*)$", r"\1 --device cpu"),
+    (r"max_epochs=20\)", "max_epochs=1, accelerator='cpu', logger=False, enable_checkpointing=False)"),
+    (r"image_size=64\)", "image_size=28, classes_per_batch=4, batches_per_epoch=2, num_workers=0)"),
+    (r'backbone="resnet10"', 'backbone="conv4"'),
+)
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    """`make demo` and `make test` cannot run inside a test run; the demo itself has a test of its own."""
+    commands = [
+        line.split("#")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()
+    ]
+    for command in ("make demo", "make test"):
+        assert command in commands
+        planned = subprocess.run(
+            [*command.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        assert ("kindred demo" if "demo" in command else "pytest") in planned
+
+
+def test_pictures_and_links_exist() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
+    assert not missing
+
+
+def _picture(rng: np.random.Generator, kind: int, side: int = 32) -> Image.Image:
+    y, x = np.mgrid[0:side, 0:side]
+    wave = np.sin((x * np.cos(kind) + y * np.sin(kind)) * 0.6 + rng.uniform(0, 6))
+    return Image.fromarray(
+        np.clip(128 + 80 * wave + rng.normal(0, 10, (side, side)), 0, 255).astype(np.uint8)
+    )
+
+
+def _omniglot(folder: Path) -> None:
+    """Miniatures of the two archives in their official layout."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, alphabets in (
+        ("images_background", ("Greek", "Latin")),
+        ("images_evaluation", ("Tengwar", "Ge_ez")),
+    ):
+        with zipfile.ZipFile(folder / f"{part}.zip", "w") as archive:
+            for number, alphabet in enumerate(alphabets):
+                for character in range(6):
+                    for drawing in range(6):
+                        buffer = io.BytesIO()
+                        _picture(rng, 6 * number + character).convert("1").save(buffer, "PNG")
+                        name = f"{part}/{alphabet}/character{character:02d}/{character:04d}_{drawing:02d}.png"
+                        archive.writestr(name, buffer.getvalue())
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user has it: their images, and the project's configs."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / ".venv").symlink_to(Path(sys.prefix))
+    rng = np.random.default_rng(0)
+    for kind in range(10):
+        (folder / "my-images" / f"class-{kind}").mkdir(parents=True)
+        for number in range(6):
+            _picture(rng, kind).convert("RGB").save(folder / "my-images" / f"class-{kind}" / f"{number}.jpg")
+    for name in ("query.jpg", "other.jpg"):
+        _picture(rng, 3).convert("RGB").save(folder / name)
+    _omniglot(folder / "data" / "omniglot")
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _serving(command: str, port: int, workplace: Path, env: dict[str, str]) -> Iterator[None]:
+    with subprocess.Popen(f"exec {command} --port {port}", shell=True, cwd=workplace, env=env) as process:
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).read()
+                    break
+                assert process.poll() is None, f"{command} ended"
+                time.sleep(0.1)
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+
+
+def _run(kind: str, source: str, workplace: Path, env: dict[str, str]) -> str:
+    arguments = [sys.executable, "-c", source] if kind == "python" else ["bash", "-euc", source]
+    done = subprocess.run(arguments, cwd=workplace, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{source}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.timeout(600)
+def test_blocks_run_in_order(workplace: Path) -> None:
+    port = _free_port()
+    env = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "KINDRED_DATA": str(workplace / "data"),
+        "KINDRED_CACHE": str(workplace / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    outputs: dict[str, str] = {}
+    with contextlib.ExitStack() as running:
+        for kind, block in BLOCKS:
+            assert kind in ("bash", "python"), kind
+            pieces = [block] if kind == "python" else [line for line in block.splitlines() if line.strip()]
+            for piece in pieces:
+                command = piece.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+                for pattern, replacement in REDUCED:
+                    command, changed = re.subn(pattern, replacement, command)
+                    if changed and kind == "bash":
+                        break
+                if command.startswith("make "):
+                    continue
+                if command.startswith("kindred serve"):
+                    running.enter_context(_serving(command, port, workplace, env))
+                else:
+                    outputs[piece] = _run(kind, command, workplace, env)
+    by_curl = next(output for piece, output in outputs.items() if piece.startswith("curl"))
+    assert '"similarity"' in by_curl
+    assert (workplace / "runs/mine/evaluation/report.html").is_file()
+    by_python = next(output for piece, output in outputs.items() if "search_image" in piece)
+    assert len(by_python.splitlines()) == 5
