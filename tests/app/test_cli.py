@@ -1,0 +1,113 @@
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.cli import main
+from app.search import contact_sheet
+from models.bundle import Bundle
+from models.network import Architecture, EmbeddingNetwork
+from models.preprocess import Preprocess
+
+ROOT = Path(__file__).parents[2]
+
+
+def line_of(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for command in (
+        "demo",
+        "fit",
+        "validate",
+        "test",
+        "predict",
+        "evaluate",
+        "index",
+        "serve",
+        "export",
+        "search",
+    ):
+        assert command in printed
+
+
+@pytest.mark.parametrize("command", ["demo", "evaluate", "index", "serve", "export", "search"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"Usage: kindred {command}" in capsys.readouterr().out
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fly"]) == 2
+    assert 'Unknown command "fly"' in line_of(capsys)
+
+
+def test_python_m_app_is_kindred() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "export", "none.ckpt", "--out", "x"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("kindred: none.ckpt: no such checkpoint")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
+def test_export_of_something_else(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(content)
+    assert main(["export", str(path), "--out", str(tmp_path / "bundle")]) == 2
+    assert "x.ckpt: cannot be read" in line_of(capsys)
+
+
+def test_export_does_not_unpickle_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": subprocess.Popen}, path)
+    assert main(["export", str(path), "--out", str(tmp_path / "bundle")]) == 2
+    assert "cannot be read" in line_of(capsys)
+
+
+@pytest.fixture
+def bundle_folder(tmp_path: Path) -> Path:
+    architecture = Architecture(backbone="conv4", embedding_dim=16)
+    return Bundle(EmbeddingNetwork(architecture), architecture, Preprocess(size=28)).save(tmp_path / "bundle")
+
+
+def test_a_busy_port(bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        options = [
+            "serve",
+            "--bundle",
+            str(bundle_folder),
+            "--store",
+            str(tmp_path / "s"),
+            "--port",
+            str(port),
+        ]
+        assert main(options) == 2
+    assert f"127.0.0.1:{port}" in line_of(capsys)
+
+
+def test_a_public_address_wants_a_key(bundle_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--bundle", str(bundle_folder), "--host", "0.0.0.0"]) == 2
+    assert "KINDRED_WRITE_KEY" in line_of(capsys)
+
+
+def test_search_without_a_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "none.png"]) == 2
+    assert "none.png: no such file" in line_of(capsys)
+
+
+def test_contact_sheet_has_a_tile_for_every_image() -> None:
+    page = contact_sheet([None] * 7, [str(number) for number in range(7)], columns=3)
+    assert page.size == (480, 540)
