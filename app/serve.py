@@ -20,7 +20,7 @@ def serve(
 ) -> None:
     """Serve a bundle and its store: REST under /v1, a search page at /, the API's description at /docs.
 
-    Every setting of the service can be given as an environment variable (KINDRED_PORT, KINDRED_WRITE_KEY, …) or
+    Every setting of the service can also be an environment variable (KINDRED_PORT, KINDRED_WRITE_KEY, …) or
     in the YAML file that KINDRED_SETTINGS names; what is given here wins.
 
     Args:
