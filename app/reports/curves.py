@@ -33,14 +33,16 @@ def verification_curves(models: list[Measured]) -> list[Markup]:
     if not rocs:
         return []
     fewest = min(roc.different for _, roc in rocs)
-    lowest = max(-6, math.ceil(math.log10(1 / fewest)))
+    lowest = min(-1, max(-6, math.ceil(math.log10(1 / fewest))))
     ticks = [10.0**power for power in range(lowest, 1)]
     roc_series, det_series = [], []
     for model, roc in rocs:
         fars, tars = _sampled(roc, 10.0**lowest)
         roc_series.append(Series(model.name, fars, tars, model.baseline))
         inside = [(far, 1 - tar) for far, tar in zip(fars, tars, strict=True) if LEAST < far < MOST]
-        det_series.append(Series(model.name, *zip(*inside, strict=True), model.baseline))
+        det_series.append(
+            Series(model.name, [far for far, _ in inside], [frr for _, frr in inside], model.baseline)
+        )
     rate = [0.001, 0.01, 0.05, 0.2, 0.5, 0.9]
     return [
         line_chart(

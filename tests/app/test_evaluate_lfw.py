@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from app.baselines import centred, raw_pixels
 from app.evaluate import evaluate
+from app.evaluate.images import select_images
 
 
 def reference_accuracy(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray) -> float:
@@ -61,15 +61,11 @@ def test_pairs_equal_a_reference_with_scikit_learn(faces: Path, tmp_path: Path) 
     official = tmp_path / "pairs.txt"
     official_layout(rows, official)
 
-    with zipfile.ZipFile(faces / "lfw_faces_96.zip") as archive:
-        with (faces / "split.csv").open() as file:
-            tested = {row["class"] for row in csv.DictReader(file) if row["split"] == "test"}
-        names = [n for n in archive.namelist() if n.endswith(".jpg") and n.split("/")[-2] in tested]
-        pixels = centred(
-            np.stack([raw_pixels(Image.open(io.BytesIO(archive.read(n)))) for n in names])
-        ).astype(float)
+    table = select_images(str(faces / "lfw_faces_96.zip"), "test", None, None).table
+    opened = [Image.open(io.BytesIO(table.read(row))) for row in range(len(table))]
+    pixels = centred(np.stack([raw_pixels(image) for image in opened])).astype(float)
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
-    place = {"/".join(name.split("/")[-2:]): n for n, name in enumerate(names)}
+    place = {"/".join(table.name(row).split("/")[-2:]): row for row in range(len(table))}
     similarity = np.array([pixels[place[r["image_a"]]] @ pixels[place[r["image_b"]]] for r in rows])
 
     vectors = tmp_path / "pixels.npy"
@@ -85,7 +81,7 @@ def test_pairs_equal_a_reference_with_scikit_learn(faces: Path, tmp_path: Path) 
             report=False,
             calibrate=False,
         )
-        found[pairs.stem] = json.loads((out / "results.json").read_text())["pairs"]["raw pixels"]
+        found[pairs.stem] = json.loads((out / "results.json").read_text())["pairs"]["pixels"]
     kind = np.where(same, np.cumsum(same), np.cumsum(~same))
     own = found["pairs_test"]
     assert own["auc"] == pytest.approx(roc_auc_score(same, similarity), abs=1e-6)

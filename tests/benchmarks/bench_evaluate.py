@@ -113,7 +113,8 @@ def measure(case: str, shape: str, scale: float) -> None:
     """Runs one case in this process and prints its figures as JSON."""
     function: Callable[..., dict[str, float]] = globals()[case]
     vectors, labels = embeddings(shape, scale)
-    function(vectors[:3000].clone(), torch.arange(3000) // 3)  # imports and thread pools
+    few = vectors[:3000].clone()
+    function(few, torch.arange(len(few)) // 3)  # imports and thread pools
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, start = memory("VmRSS"), time.perf_counter()
     found = function(vectors, labels)
@@ -163,9 +164,8 @@ def main() -> None:
             shown = "  ".join(
                 f"{n} {v:.6f}" for n, v in figures["metrics"].items() if n in ("recall@1", "map@r")
             )
-            print(
-                f"{shape:8} {case:16} {figures['seconds']:8.2f} s {figures['extra_bytes'] / 2**20:9.0f} MiB  {shown}"
-            )
+            size = figures["extra_bytes"] / 2**20
+            print(f"{shape:8} {case:16} {figures['seconds']:8.2f} s {size:9.0f} MiB  {shown}", flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
