@@ -192,7 +192,8 @@ class MetricLearner(LightningModule):
         metrics = retrieval_metrics(embeddings, labels, self.ks)
         metrics["embedding_variance"] = float(embedding_variance(embeddings))
         for name, value in metrics.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "recall@1")
+            # The same on every rank already; Lightning wants to be told to average it.
+            self.log(f"{stage}/{name}", value, prog_bar=name == "recall@1", sync_dist=True)
 
     def _collect(self) -> tuple[Tensor, Tensor, Tensor]:
         """All ranks' embeddings, labels and indices, by index; an image that two ranks saw counts once."""
