@@ -1,0 +1,120 @@
+"""Approximate indexes: the parts of the contract that hold only nearly, and those that hold exactly."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve.store.definition import Tuning
+from serve.store.faiss_store import FaissStore
+from serve.store.protocol import Item
+
+DIM = 32
+ROWS = 9000
+
+
+def clustered(rng: np.random.Generator, count: int) -> np.ndarray:
+    centres = np.random.default_rng(0).standard_normal((ROWS // 20, DIM))
+    return (centres[rng.integers(len(centres), size=count)] + 0.6 * rng.standard_normal((count, DIM))).astype(
+        "f4"
+    )
+
+
+@pytest.fixture(scope="module", params=["HNSW16", "IVF32,SQ8"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaissStore]:
+    """9,000 items, `bucket` uniform in 0..999; some were replaced or deleted after the snapshot."""
+    rng = np.random.default_rng(1)
+    vectors, buckets = clustered(rng, ROWS), rng.permutation(ROWS) % 1000
+    folder = tmp_path_factory.mktemp("approximate") / "store"
+    with FaissStore.open(folder, dim=DIM, index=request.param, tuning=Tuning(approximate_rows=1000)) as store:
+        store.upsert(Item(n, vectors[n], metadata={"bucket": int(buckets[n])}) for n in range(ROWS))
+        store.snapshot()
+        store.delete(range(0, ROWS, 50))
+        store.upsert(Item(n, vectors[n], metadata={"bucket": int(buckets[n])}) for n in range(1, ROWS, 60))
+        yield store
+
+
+def recall(store: FaissStore, queries: np.ndarray, where: dict | None) -> float:
+    found = store.search(queries, 10, where=where).hits
+    right = store.search(queries, 10, where=where, exact=True).hits
+    return np.mean(
+        [len({a.id for a in x} & {b.id for b in y}) / len(y) for x, y in zip(found, right, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("per_mille", [1000, 500, 100, 10, 1])
+def test_a_filter_does_not_cost_recall(store: FaissStore, per_mille: int) -> None:
+    queries = clustered(np.random.default_rng(2), 100)
+    where = {"metadata.bucket": {"lt": per_mille}}
+    least = 0.98 if store.index.startswith("HNSW") else 0.9
+    assert recall(store, queries, where) >= least
+    plan = store.search(queries, 10, where=where).plan
+    assert plan.strategy == ("approximate" if per_mille >= 500 else "exact_subset")
+    assert plan.selectivity == pytest.approx(per_mille / 1000, rel=0.2)
+
+
+def test_no_filter_is_approximate_and_exact_is_exact(store: FaissStore) -> None:
+    queries = clustered(np.random.default_rng(3), 50)
+    result = store.search(queries, 10)
+    assert result.plan.strategy == "approximate"
+    assert result.plan.explored >= 10
+    assert store.search(queries, 10, exact=True).plan.strategy == "exact"
+    assert recall(store, queries, None) >= (0.98 if store.index.startswith("HNSW") else 0.9)
+
+
+def test_similarities_are_exact_whatever_the_index_keeps(store: FaissStore) -> None:
+    query = clustered(np.random.default_rng(4), 1)[0]
+    hits = store.search(query, 10).hits[0]
+    items = store.get([hit.id for hit in hits], with_vectors=True)
+    unit = query / np.linalg.norm(query)
+    np.testing.assert_allclose(
+        [hit.similarity for hit in hits], [item.vector @ unit for item in items], atol=1e-6
+    )
+
+
+def test_a_filter_against_the_querys_surroundings_falls_back_to_exact(tmp_path: Path) -> None:
+    """Half of all items pass, but none that is near the query."""
+    rng = np.random.default_rng(5)
+    sides = np.repeat([1.0, -1.0], 3000)[:, np.newaxis]
+    vectors = sides * np.eye(DIM)[0] + 0.05 * rng.standard_normal((6000, DIM))
+    tuning = Tuning(approximate_rows=1000, head_rows=10_000)
+    with FaissStore.open(tmp_path / "store", dim=DIM, index="HNSW16", tuning=tuning) as store:
+        store.upsert(Item(n, vectors[n], "near" if n < 3000 else "far") for n in range(6000))
+        store.snapshot()
+        result = store.search(vectors[0], 5, where={"label": "far"})
+        exact = store.search(vectors[0], 5, where={"label": "far"}, exact=True)
+    assert result.plan.strategy in ("approximate_then_exact", "exact")
+    assert [hit.id for hit in result.hits[0]] == [hit.id for hit in exact.hits[0]]
+
+
+def test_a_search_never_waits_or_fails_while_the_index_is_rebuilt(
+    tmp_path: Path, brute_force: Callable
+) -> None:
+    rng = np.random.default_rng(6)
+    vectors = clustered(rng, 3000)
+    tuning = Tuning(approximate_rows=500, head_rows=200, build_threads=1)
+    failures: list[str] = []
+    done = threading.Event()
+    with FaissStore.open(tmp_path / "store", dim=DIM, index="HNSW16", tuning=tuning) as store:
+        store.upsert([Item("lighthouse", vectors[0] * 2, "always")])
+
+        def look() -> None:
+            while not done.is_set():
+                hits = store.search(vectors[0], 3).hits[0]
+                if not hits or hits[0].id != "lighthouse":
+                    failures.append(str(hits))
+
+        readers = [threading.Thread(target=look) for _ in range(2)]
+        for reader in readers:
+            reader.start()
+        for start in range(1, 3000, 100):
+            store.upsert(Item(n, vectors[n]) for n in range(start, min(start + 100, 3000)))
+        store.delete(range(1, 2000))
+        store.snapshot()
+        done.set()
+        for reader in readers:
+            reader.join()
+        assert not failures, failures[0]
+        assert store.stats().dead <= 0.25 * store.count()
