@@ -52,8 +52,8 @@ def correction(
     return r, d
 
 
-# The compiler's partitioner computes r and d again in the backward pass rather than save them, from the running
-# statistics, which have moved by then (torch 2.15). It saves what an operation unknown to it gives.
+# The compiler's partitioner computes r and d again in the backward pass rather than save them, from the
+# running statistics, which have moved by then (torch 2.15). It saves what an operation unknown to it gives.
 @torch.library.custom_op("batch_renorm::saved", mutates_args=())
 def _saved(r: Tensor, d: Tensor) -> Tensor:
     return torch.stack([r, d])
