@@ -130,7 +130,7 @@ def _subject(
     relevance: str | None,
 ) -> Subject:
     if images is not None:
-        columns = {name: np.array(column.to_pylist()) for name, column in images.table.metadata.items()}
+        columns = {name: _column(values.to_pylist()) for name, values in images.table.metadata.items()}
         return Subject(
             images.table.labels,
             images.table.class_names,
@@ -152,6 +152,15 @@ def _subject(
         relevance=_label_sets(first.columns, relevance),
         columns=first.columns,
     )
+
+
+def _column(values: list[Any]) -> NDArray[Any]:
+    """Values of one metadata column, (N,); numpy would make a matrix of lists, or refuse them."""
+    if not any(isinstance(value, (list, dict)) for value in values):
+        return np.array(values)
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
 
 
 def _label_sets(columns: dict[str, NDArray[Any]], relevance: str | None) -> list[frozenset[str]] | None:
