@@ -1,7 +1,5 @@
 """The servers that bench_serve compares, each a process: ``python bench_serve_targets.py NAME …``."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
