@@ -19,7 +19,7 @@ from models.renorm.schedule import Unit
 
 
 class RenormScheduleCallback(Callback):
-    """Drives rmax, dmax and the momentum of a module's Batch Renormalization layers, and logs what is clipped.
+    """Drives rmax, dmax and the momentum of Batch Renormalization layers, and logs what is clipped.
 
     Logged at the trainer's logging steps: ``renorm/rmax``, ``renorm/dmax``, the shares of channels whose r
     and d were clipped over all layers (``renorm/clipped_r``, ``renorm/clipped_d``) and each layer's

@@ -9,31 +9,15 @@ too, and ``addcmul`` applies a scale and a shift faster than the kernel made for
 Half precision takes the native kernels throughout: they alone mix it with float32 statistics in one pass.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
+
+from .kernels import Kernels, Statistics
 
 _aten = torch.ops.aten
 
 # Examples that the first guess of the mean is made from.
 _GUESS_EXAMPLES = 8
-
-
-class Statistics(NamedTuple):
-    """What one batch gives.
-
-    Attributes:
-        mean: (C,).
-        std: biased standard deviation with epsilon inside the root, (C,).
-        shifted: the input less ``guess``, in memory that the output will take; None where that is no use.
-        guess: about the mean, (C,).
-    """
-
-    mean: Tensor
-    std: Tensor
-    shifted: Tensor | None = None
-    guess: Tensor | None = None
 
 
 def batch_statistics(x: Tensor, eps: float) -> Statistics:
@@ -140,3 +124,6 @@ def _along(vector: Tensor, x: Tensor) -> Tensor:
     """(C,) as (1, C, 1, ...), or as it is where that broadcasts."""
     dimensions = x.dim()
     return vector if dimensions == 2 else vector.view(1, -1, *[1] * (dimensions - 2))
+
+
+CPU = Kernels(batch_statistics, normalize, gradient_sums, input_gradient)

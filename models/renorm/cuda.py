@@ -7,7 +7,7 @@ function.
 import torch
 from torch import Tensor
 
-from .cpu import Statistics
+from .kernels import Kernels, Statistics
 
 
 def batch_statistics(x: Tensor, eps: float) -> Statistics:
@@ -45,3 +45,6 @@ def input_gradient(
     return torch.batch_norm_backward_elemt(
         dy, x, mean, invstd, scale / invstd, total, projection / invstd, count
     )
+
+
+CUDA = Kernels(batch_statistics, normalize, gradient_sums, input_gradient)

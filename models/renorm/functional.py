@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from . import cpu, cuda, plain
-from .cpu import Statistics
+from .cpu import CPU
+from .cuda import CUDA
 from .functions import NativeRenorm
+from .kernels import Statistics
 from .memory_format import as_dense
+from .plain import PlainRenorm
+from .plain import batch_statistics as plain_statistics
 from .statistics import Running, correction, update_running
 
 
@@ -51,9 +54,9 @@ def batch_renorm(
     with torch.no_grad():
         count = None
         if native:
-            batch = (cuda if x.is_cuda else cpu).batch_statistics(x, eps)
+            batch = (CUDA if x.is_cuda else CPU).batch_statistics(x, eps)
         else:
-            mean, std, count = plain.batch_statistics(x, eps, mask)
+            mean, std, count = plain_statistics(x, eps, mask)
             batch = Statistics(mean, std)
         running_rmax, running_dmax, weight_of_batch, epsilon = (
             value.to(running_mean) if isinstance(value, Tensor) else running_mean.new_full((), value)
@@ -68,5 +71,5 @@ def batch_renorm(
     if native:
         output = NativeRenorm.apply(x, weight, bias, batch, r, d, None)
     else:
-        output = plain.PlainRenorm.apply(x, mask, count, weight, bias, batch.mean, batch.std, r, d, None)
+        output = PlainRenorm.apply(x, mask, count, weight, bias, batch.mean, batch.std, r, d, None)
     return output

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import cpu, cuda
-from .cpu import Statistics
+from .cpu import CPU
+from .cuda import CUDA
 from .gradient import GradientRule
+from .kernels import Statistics
 from .memory_format import like
 
 
@@ -49,9 +50,7 @@ class NativeRenorm(Function):
         ctx.save_for_backward(x, weight, mean, std, r, d, scale)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.rule = rule
-        if x.is_cuda:
-            return cuda.normalize(x, scale, b, statistics)
-        return cpu.normalize(x, scale, b, statistics)
+        return (CUDA if x.is_cuda else CPU).normalize(x, scale, b, statistics)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -87,7 +86,7 @@ def _backward(
     rule: GradientRule | None,
     needs_dx: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    kernels = cuda if x.is_cuda else cpu
+    kernels = CUDA if x.is_cuda else CPU
     dw, db = kernels.gradient_sums(dy, x, mean, invstd)
     total, projection, values = db, dw, x.numel() // x.shape[1]
     if rule is not None:  # before the question of dx: other processes wait for this one's sums

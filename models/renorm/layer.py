@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import cpu, cuda
-from .cpu import Statistics
+from .cpu import CPU
+from .cuda import CUDA
 from .functions import NativeRenorm
 from .gradient import GradientRule
+from .kernels import Statistics
 from .memory_format import as_dense
 from .plain import PlainRenorm
 from .plain import batch_statistics as plain_statistics
@@ -130,7 +131,7 @@ class BatchRenorm(RenormState):
     def _batch_statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Statistics, Tensor | None]:
         """Mean and deviation and, with a mask, the number of values of each channel."""
         if self._native(x, mask):
-            return (cuda if x.is_cuda else cpu).batch_statistics(x, self.eps), None
+            return (CUDA if x.is_cuda else CPU).batch_statistics(x, self.eps), None
         mean, std, count = plain_statistics(x, self.eps, mask)
         return Statistics(mean, std), count
 

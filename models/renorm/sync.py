@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .cpu import Statistics
 from .gradient import GradientRule
+from .kernels import Statistics
 from .layer import BatchRenorm
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.renorm import BatchRenorm2d, cpu, cuda
+from models.renorm import BatchRenorm2d
+from models.renorm.cpu import CPU
+from models.renorm.cuda import CUDA
 
 
 def along(v: Tensor) -> Tensor:
@@ -57,15 +59,15 @@ def test_the_kernels_are_given_what_they_expect(monkeypatch) -> None:
         monkeypatch.setattr(torch, name, kernel)
     x, dy = torch.randn(6, 3, 4, 4) + 1, torch.randn(6, 3, 4, 4)
     scale, b = torch.randn(3), torch.randn(3)
-    ours, theirs = cuda.batch_statistics(x, 1e-3), cpu.batch_statistics(x, 1e-3)
+    ours, theirs = CUDA.batch_statistics(x, 1e-3), CPU.batch_statistics(x, 1e-3)
     torch.testing.assert_close(ours.mean, theirs.mean)
     torch.testing.assert_close(ours.std, theirs.std)
     mean, invstd = ours.mean, ours.std.reciprocal()
-    torch.testing.assert_close(cuda.normalize(x, scale, b, ours), cpu.normalize(x, scale, b, theirs))
-    sums = cuda.gradient_sums(dy, x, mean, invstd)
-    torch.testing.assert_close(sums, cpu.gradient_sums(dy, x, mean, invstd))
+    torch.testing.assert_close(CUDA.normalize(x, scale, b, ours), CPU.normalize(x, scale, b, theirs))
+    sums = CUDA.gradient_sums(dy, x, mean, invstd)
+    torch.testing.assert_close(sums, CPU.gradient_sums(dy, x, mean, invstd))
     projection, total = sums
-    dx = [k.input_gradient(dy, x, scale, mean, invstd, total, projection, 96) for k in (cuda, cpu)]
+    dx = [k.input_gradient(dy, x, scale, mean, invstd, total, projection, 96) for k in (CUDA, CPU)]
     torch.testing.assert_close(*dx, rtol=1e-4, atol=1e-5)
 
 
