@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_store.py --items 1000000 --index Flat
     python tests/benchmarks/bench_store.py --items 200000 --index HNSW32
 
-Prints a table and, with --out, writes it as JSON. Everything runs in this process on one search thread. Vectors
-are unit vectors in clusters of 20 on average, queries are further draws from the same clusters.
+Prints a table and, with --out, writes it as JSON. Everything runs in this process on one search thread. The
+vectors are unit vectors in clusters of 20 on average, queries are further draws from the same clusters.
 """
 
 from __future__ import annotations

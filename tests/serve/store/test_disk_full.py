@@ -51,9 +51,9 @@ def test_a_real_full_disk(small_disk: Path) -> None:
         store.upsert(Item(n, rng.standard_normal(64), "a", {}, b"t" * 100) for n in range(3000))
         store.snapshot()
         hog = fill(small_disk)
+        more = (Item(n, rng.standard_normal(64), thumbnail=bytes(999)) for n in range(3000, 60_000))
         with pytest.raises(DiskFull, match="full"):
-            for n in range(3000, 60_000, 500):
-                store.upsert([Item(n + m, rng.standard_normal(64), thumbnail=bytes(999)) for m in range(500)])
+            store.upsert(more)
         with pytest.raises(DiskFull):
             store.snapshot()
         held = store.count()
