@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from data.sources.glyphs.characters import character_classes
+from data.glyphs.characters import character_classes
 from models.errors import InputError
 
 
@@ -76,9 +76,9 @@ def _run_worker(part: Path, order: dict[str, object], advance: Callable[[], None
     A plain subprocess: multiprocessing would import the caller's main script again, which scripts without a
     main guard do not survive, and forking a process with running threads may lock up.
     """
-    root = str(Path(__file__).parents[3])
+    root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "data.sources.glyphs.worker", str(part)]
+    command = [sys.executable, "-m", "data.glyphs.worker", str(part)]
     with subprocess.Popen(  # noqa: S603 - our own module, no outside input
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources.glyphs.drawing import draw_glyph
+from data.glyphs.drawing import draw_glyph
 
 # A fixed date: the same pictures make the same archive.
 _DATE = (2020, 1, 1, 0, 0, 0)

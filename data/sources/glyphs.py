@@ -4,9 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from data.glyphs.archive import draw_archive
 from data.locations import cache_root
 from data.sources.archive import ZipSource
-from data.sources.glyphs.archive import draw_archive
 from data.sources.source import Source
 from data.table import ImageTable
 

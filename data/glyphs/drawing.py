@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy.ndimage import map_coordinates
 
-from data.sources.glyphs.characters import glyph_bitmap
+from data.glyphs.characters import glyph_bitmap
 
 _BITMAP = 64
 

@@ -1,0 +1,1 @@
+"""Pictures of characters, drawn from the fonts that matplotlib ships."""

@@ -1,0 +1,234 @@
+"""The data module under Lightning's own loop."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from data.datamodule import ImageDataModule
+from data.grouping import HardClassCurriculum
+from data.timing import InputTiming
+from models.errors import InputError
+
+
+class Probe(lightning.LightningModule):
+    """Trains a little and writes down what it saw."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+        self.stop_after = stop_after
+        self.seen: list[tuple[int, int, list[int], float]] = []
+        self.validated: list[int] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images)
+
+    def training_step(self, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
+        loss = self(batch["image"]).square().mean()
+        self.seen.append((self.current_epoch, number, batch["index"].tolist(), float(loss)))
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.stop_after is not None and len(self.seen) >= self.stop_after:
+            raise KeyboardInterrupt
+
+    def validation_step(self, batch: dict[str, torch.Tensor], number: int) -> None:
+        self.validated += batch["index"].tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trainer(folder: Path, **options: Any) -> lightning.Trainer:
+    settings = {
+        "default_root_dir": folder,
+        "max_epochs": 3,
+        "logger": False,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": False,
+    }
+    return lightning.Trainer(**{**settings, **options})
+
+
+@pytest.fixture
+def module(write_folder: Callable[..., Path]) -> Callable[..., ImageDataModule]:
+    root = write_folder({f"c{n:02d}": 5 for n in range(16)})
+
+    def make(**options: Any) -> ImageDataModule:
+        settings = {
+            "source": str(root),
+            "image_size": 8,
+            "val_fraction": 0.2,
+            "classes_per_batch": 4,
+            "samples_per_class": 2,
+            "batches_per_epoch": 6,
+            "augmentation": "products",
+            "num_workers": 0,
+        }
+        return ImageDataModule(**{**settings, **options})
+
+    return make
+
+
+def test_epochs_differ_and_validation_is_complete(
+    module: Callable[..., ImageDataModule], tmp_path: Path
+) -> None:
+    data, probe = module(), Probe()
+    trainer(tmp_path, max_epochs=2).fit(probe, data)
+    assert [entry[:2] for entry in probe.seen] == [(e, b) for e in range(2) for b in range(6)]
+    assert [e[2] for e in probe.seen[:6]] != [e[2] for e in probe.seen[6:]]
+    assert sorted(probe.validated) == sorted(data.rows("val").tolist() * 2)
+    assert {i for e in probe.seen for i in e[2]} <= set(data.rows("train").tolist())
+    assert 0 < data.wait_share < 1
+
+
+@pytest.mark.parametrize(("stop_after", "workers"), [(1, 0), (8, 2), (10, 0)])
+def test_an_interrupted_run_resumes_bit_for_bit(
+    module: Callable[..., ImageDataModule], tmp_path: Path, stop_after: int, workers: int
+) -> None:
+    torch.manual_seed(0)
+    whole = Probe()
+    start = {name: value.clone() for name, value in whole.state_dict().items()}
+    trainer(tmp_path).fit(whole, module())
+
+    stopped = Probe()
+    stopped.load_state_dict(start)
+    last = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
+    first_run = trainer(tmp_path, callbacks=[last], enable_checkpointing=True, max_steps=stop_after)
+    first_run.fit(stopped, module(num_workers=workers))
+
+    resumed = Probe()
+    trainer(tmp_path).fit(
+        resumed, module(num_workers=workers), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
+    assert stopped.seen + resumed.seen == whole.seen
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_resuming_on_another_split_is_refused(module: Callable[..., ImageDataModule], tmp_path: Path) -> None:
+    first = trainer(tmp_path, max_epochs=1)
+    first.fit(Probe(), module())
+    first.save_checkpoint(tmp_path / "run.ckpt")
+    again = trainer(tmp_path)
+    with pytest.raises(InputError, match="the checkpoint was trained on split"):
+        again.fit(Probe(), module(split_seed=1), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+
+
+def test_the_curriculum_groups_similar_classes(
+    module: Callable[..., ImageDataModule], tmp_path: Path
+) -> None:
+    curriculum = HardClassCurriculum(group_size=2, start_epoch=1, images_per_class=2)
+    data, probe = module(regroup=True), Probe()
+    probe.network.append(nn.BatchNorm1d(4))
+    probe.network[2].eval()
+    trainer(tmp_path, max_epochs=2, callbacks=[curriculum, InputTiming()]).fit(probe, data)
+    loader = data.train_dataloader()
+    assert loader.batches.state_dict()["groups"] is None  # type: ignore[union-attr]
+    assert len(probe.seen) == 12
+    with pytest.raises(InputError, match="regroup: true"):
+        trainer(tmp_path, callbacks=[HardClassCurriculum(start_epoch=0)]).fit(Probe(), module())
+
+
+def test_timing_is_printed(
+    module: Callable[..., ImageDataModule], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, max_epochs=2, callbacks=[InputTiming()]).fit(Probe(), module())
+    assert "Waiting for data: first epoch" in caplog.text
+    assert "later epochs" in caplog.text
+
+
+def test_what_the_training_part_is(module: Callable[..., ImageDataModule]) -> None:
+    data = module(rotations_as_classes=True)
+    plain = module()
+    assert data.num_classes == 4 * plain.num_classes
+    assert len(data.class_names) == data.num_classes
+    assert data.class_names[0] == plain.class_names[0]
+    assert data.class_names[-1].endswith("turned 270°")
+    assert data.split_hash == plain.split_hash
+    labels = torch.cat([batch["label"] for batch in data.train_dataloader()])
+    assert labels.max() < data.num_classes
+    for batch in plain.train_dataloader():
+        names = [plain.class_names[label] for label in batch["label"].tolist()]
+        assert names == [plain.table.class_names[plain.table.labels[i]] for i in batch["index"].tolist()]
+
+
+def test_loaders_cover_their_parts(module: Callable[..., ImageDataModule]) -> None:
+    data = module()
+    for part, loader in (("test", data.test_dataloader()), ("val", data.val_dataloader())):
+        assert [i for b in loader for i in b["index"].tolist()] == data.rows(part).tolist()  # type: ignore[arg-type]
+    assert sum(len(b["label"]) for b in data.predict_dataloader()) == 80
+    assert module(val_fraction=0.0).val_dataloader() == []
+    with pytest.raises(InputError, match="no test images"):
+        module(test_fraction=0.0).test_dataloader()
+
+
+def test_folds(module: Callable[..., ImageDataModule]) -> None:
+    tested = [set(module(folds=4, fold=fold).rows("test").tolist()) for fold in range(4)]
+    assert set().union(*tested) == set(range(80))
+    assert sum(map(len, tested)) == 80
+    with pytest.raises(InputError, match="fold 4 of 4"):
+        module(folds=4, fold=4).setup()
+
+
+def test_per_image_split_is_on_request(module: Callable[..., ImageDataModule]) -> None:
+    data = module(split="per_image")
+    assert not data.parts.class_disjoint
+
+
+def test_groups_by_column(module: Callable[..., ImageDataModule], write_folder: Callable[..., Path]) -> None:
+    root = write_folder({f"c{n:02d}": 5 for n in range(16)})
+    lines = [f"c{n:02d},{'train' if n < 12 else 'test'},g{n % 3}" for n in range(16)]
+    (root / "split.csv").write_text("\n".join(["class,split,coarse", *lines]))
+    data = module(group_by="coarse", val_fraction=0.0)
+    for batch in data.train_dataloader():
+        classes = data.table.labels[batch["index"].numpy()]
+        assert len({int(c) % 3 for c in classes}) == 1
+    with pytest.raises(InputError, match="no column 'colour'; they have: coarse"):
+        module(group_by="colour").train_dataloader()
+
+
+def test_disk_cache_serves_the_next_run(module: Callable[..., ImageDataModule], cache_folder: Path) -> None:
+    first = list(module(cache="disk").test_dataloader())
+    data = module(cache="disk")
+    for row in data.rows("test"):
+        (data.table.roots[0] / data.table.name(row)).write_text("gone")
+    again = list(data.test_dataloader())
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, again, strict=True))
+    assert any((cache_folder / "pixels").iterdir())
+
+
+def test_corrupt_images_are_counted(module: Callable[..., ImageDataModule]) -> None:
+    data = module()
+    row = int(data.rows("test")[0])
+    (data.table.roots[0] / data.table.name(row)).write_text("no image")
+    list(data.test_dataloader())
+    assert list(data.corrupt) == [data.table.name(row)]
+
+
+def test_training_needs_two_classes(
+    module: Callable[..., ImageDataModule], write_folder: Callable[..., Path]
+) -> None:
+    with pytest.raises(InputError, match="only one class"):
+        module(source=str(write_folder({"only": 5}, "single"))).setup("fit")
+
+
+def test_default_workers_leave_a_core_to_training(module: Callable[..., ImageDataModule]) -> None:
+    assert 0 <= module(num_workers=None).num_workers <= 8
+
+
+def test_nothing_warns_in_worker_processes(module: Callable[..., ImageDataModule]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches = list(module(num_workers=1).train_dataloader())
+    assert np.isfinite([float(b["image"].sum()) for b in batches]).all()
