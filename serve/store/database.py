@@ -83,6 +83,7 @@ class Database:
             ReadOnly: The store is open for reading only.
             OSError: The disk failed.
         """
+        self._check_open()
         if self._writer is None:
             raise ReadOnly(f"{self.path.parent} is open for reading only")
         with _translated(self.path):
@@ -98,8 +99,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection that reads; each statement run to its end sees one state and pins nothing after."""
-        if self._closing.is_set():
-            raise StoreError(f"The store {self.path.parent} is closed")
+        self._check_open()
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -131,6 +131,10 @@ class Database:
             busy = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
             raise StoreError(f"A reader kept the log of {self.path} from being emptied; purge again")
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise StoreError(f"The collection {self.path.parent.name!r} is closed; open it again")
 
     def close(self) -> None:
         """Closes every idle connection; those in use close when they are given back."""

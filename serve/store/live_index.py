@@ -34,13 +34,12 @@ class LiveIndex:
         self._segments = SegmentFolder(place, database.store_id, definition.dim)
         with database.read() as connection:
             now = sequence(connection)
-        parts, entries = self._segments.load(now)
+        parts, entries = self._segments.load(now, read_only=database.read_only)
         self._state = recovered(database, definition.dim, parts, tuning.head_rows)
         self._candidates = Candidates(database)
         self._commits = Commits(database, self._publish)
         self._maintenance: Maintenance | None = None
         if not database.read_only:
-            self._segments.commit(list(entries.values()), now)
             self._maintenance = Maintenance(
                 self._segments,
                 entries,

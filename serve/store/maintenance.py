@@ -106,7 +106,7 @@ class Maintenance:
                 with self._busy:
                     while not self._stop.is_set() and self._round():
                         pass
-            except (InputError, OSError, RuntimeError) as error:
+            except (InputError, OSError, RuntimeError, MemoryError) as error:
                 _log.warning("background work on the index failed, trying again later: %s", error)
                 wait = _RETRY
 

@@ -54,12 +54,14 @@ class SegmentFolder:
         self._store_id = store_id
         self._dim = dim
 
-    def load(self, sequence: int) -> tuple[list[Part], dict[str, Entry]]:
-        """Every undamaged segment of the manifest.
+    def load(self, sequence: int, *, read_only: bool) -> tuple[list[Part], dict[str, Entry]]:
+        """Every undamaged segment of the manifest; deletes others unless it is to read only.
 
         Args:
             sequence: Number of the last write in the database. Segments with later ones show that an older
-                database was put back; none is used then, for its next writes will take the same numbers.
+                database was put back; none is used then, now or later, for its next writes will take the same
+                numbers.
+            read_only: Change nothing on disk.
         """
         parts: list[Part] = []
         entries = {}
@@ -78,7 +80,12 @@ class SegmentFolder:
             entries[entry.name] = entry
         if any(part.keys[-1] > sequence for part in parts):
             _log.warning("%s is older than its snapshot; rebuilding that from it", self._place)
-            return [], {}
+            parts, entries = [], {}
+            if not read_only:
+                (self._place / "manifest.json").unlink()
+                sync_folder(self._place)
+        if not read_only:
+            self.clean(set(entries))
         return parts, entries
 
     def map(self, entry: Entry) -> Part:

@@ -72,7 +72,7 @@ def test_reading_beside_a_writer(tmp_path: Path) -> None:
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
     store = FaissStore.open(tmp_path / "store", dim=4)
     store.close()
-    with pytest.raises(StoreError, match="closed"):
+    with pytest.raises(StoreError, match="is closed"):
         store.count()
     with pytest.raises(StoreError, match="closed"):
         store.upsert([Item(1, np.ones(4))])
