@@ -132,7 +132,7 @@ def fit(
 
 
 @pytest.mark.filterwarnings("ignore:.*num_workers.*")
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*|.*not resumable.*")
 @pytest.mark.filterwarnings("ignore:.*ModelCheckpoint.*|.*exists and is not empty.*")
 def test_lightning_drives_logs_and_resumes(tmp_path) -> None:
     pl.seed_everything(0)
