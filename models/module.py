@@ -158,7 +158,9 @@ class MetricLearner(LightningModule):
         self.last_batch = (images, embeddings.detach())
         loss, watched = self.compute_loss(embeddings, labels)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
-        self.log_dict({f"train/{name}": value for name, value in watched.items()}, batch_size=len(images))
+        # Logging costs as much as a small network's layer: the rest only every few steps.
+        if (self.global_step + 1) % max(1, min(10, getattr(self.trainer, "log_every_n_steps", 10))) == 0:
+            self.log_dict({f"train/{name}": value for name, value in watched.items()}, batch_size=len(images))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
