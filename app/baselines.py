@@ -9,9 +9,10 @@ from PIL import Image
 
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
-from models.preprocess import ImageError, Preprocess
+from models.preprocess import DecodeLimits, ImageError, Preprocess, decode_image
 
-PIXELS = Preprocess(size=28, mode="RGB", fit="squash")
+PIXELS = 28
+LIMITS = DecodeLimits()
 HISTOGRAM_SIZE = 64
 HUES, SATURATIONS, VALUES = 16, 4, 4
 
@@ -20,7 +21,7 @@ Vectors = NDArray[np.float32]
 
 def raw_pixels(image: Image.Image) -> Vectors:
     """Colour values of a 28×28 copy, float32 (2352,) in [0, 1]; centre them over the set before comparing."""
-    small = image.convert("RGB").resize((PIXELS.size, PIXELS.size), Image.Resampling.BOX)
+    small = image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32).ravel() / np.float32(255)
 
 
@@ -59,7 +60,7 @@ def describe_images(images: Iterator[bytes | ImageError]) -> Iterator[tuple[Vect
             yield content
             continue
         try:
-            image = Preprocess(size=HISTOGRAM_SIZE, mode="RGB", fit="squash").open(content)
+            image = decode_image(content, "RGB", LIMITS, at_least=HISTOGRAM_SIZE)
         except ImageError as error:
             yield error
             continue

@@ -15,7 +15,7 @@ def as_table(evaluation: Evaluation) -> Table:
     names = metric_columns(evaluation)
     queries = evaluation.models[0].metrics["queries"]
     table = Table(title=f"{queries:.0f} queries, exact search; intervals are 95% bootstrap over classes")
-    table.add_column("model", overflow="fold")
+    table.add_column("model", min_width=16)
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for model in sorted(evaluation.models, key=lambda m: not m.baseline):
