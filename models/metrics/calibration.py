@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import models.metrics.pair_histogram as pair_histogram
 from models.errors import InputError
-from models.metrics import pair_histogram
 from models.metrics.bootstrap import class_draws
 from models.metrics.class_sample import sample_of_classes
 from models.metrics.inputs import Labels, as_codes, as_unit_vectors, same_codes

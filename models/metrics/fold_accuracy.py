@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+import models.metrics.roc as roc
 from models.errors import InputError
-from models.metrics import roc
 
 
 def compute(similarity: Any, same: Any, folds: Any) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.metrics import roc
+import models.metrics.roc as roc
 from models.metrics.inputs import Labels, as_codes, as_unit_vectors, same_codes
 from models.metrics.precision import full_precision
 

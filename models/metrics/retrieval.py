@@ -7,8 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+import models.metrics.map_at_r as map_at_r
+import models.metrics.mrr as mrr
+import models.metrics.ndcg_at_k as ndcg_at_k
+import models.metrics.precision_at_k as precision_at_k
+import models.metrics.r_precision as r_precision
+import models.metrics.recall_at_k as recall_at_k
 from models.errors import InputError
-from models.metrics import map_at_r, mrr, ndcg_at_k, precision_at_k, r_precision, recall_at_k
 from models.metrics.distributed import merge_slices, my_slice
 from models.metrics.inputs import Labels, as_unit_vectors
 from models.metrics.neighbours import NeighbourEngine, Ranking

@@ -4,7 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from models.metrics import auc, d_prime, eer, fold_accuracy, roc, tar_at_far
+import models.metrics.auc as auc
+import models.metrics.d_prime as d_prime
+import models.metrics.eer as eer
+import models.metrics.fold_accuracy as fold_accuracy
+import models.metrics.roc as roc
+import models.metrics.tar_at_far as tar_at_far
 from models.metrics.pair_histogram import PairHistogram
 from models.metrics.roc import Roc
 
