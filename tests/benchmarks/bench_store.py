@@ -140,13 +140,17 @@ def bench(folder: Path, items: int, dim: int, index: str, repeats: int) -> dict[
 
 
 def bare(store: FaissStore, queries: np.ndarray) -> Callable[[int], Any]:
-    """The largest segment's index, asked without a store."""
-    part = max(store._live.state.parts, key=len)
-    if part.approximate is None:
-        return lambda number: faiss.knn(
-            queries[number % 256 :][:1], part.vectors, 10, faiss.METRIC_INNER_PRODUCT
-        )
-    return lambda number: part.approximate.search(queries[number % 256 :][:1], 10)
+    """The indexes of all segments, asked one after the other without a store."""
+
+    def search(number: int) -> None:
+        query = queries[number % 256 :][:1]
+        for part in store._live.state.parts:
+            if part.approximate is not None:
+                part.approximate.search(query, 10)
+            elif len(part):
+                faiss.knn(query, part.vectors, 10, faiss.METRIC_INNER_PRODUCT)
+
+    return search
 
 
 def main() -> None:
