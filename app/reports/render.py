@@ -8,8 +8,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+import app.reports.findings as findings
+import app.reports.retrievals as retrievals
 from app.evaluate.run import Evaluation
-from app.reports import findings, retrievals
 from app.reports.charts import bar_chart
 from app.reports.curves import depth_curves, similarity_histogram, verification_curves
 from app.reports.projection import projection_map
