@@ -257,6 +257,14 @@ class Written(Struct, kw_only=True):
     ids: list[ItemId]
 
 
+class ImportProgress(Struct, kw_only=True, omit_defaults=True):
+    """One line of an import's answer: how many items are stored for good, and how it ended."""
+
+    stored: int
+    done: bool = False
+    error: str | None = None
+
+
 class Deleted(Struct, kw_only=True):
     """How many items went."""
 

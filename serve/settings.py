@@ -40,6 +40,7 @@ class Settings(BaseSettings):
         index: FAISS index of new collections: "Flat" (exact, the default) or any ``index_factory`` string.
         thumbnails: Side of stored thumbnails in pixels; 0 stores none.
         max_body_bytes: Largest request body.
+        body_seconds: Longest silence of a client in the middle of its body.
         max_batch: Most images or vectors in one request.
         max_k: Most neighbours per query.
         latency_budget_ms: An image that would wait longer than this is refused with 429.
@@ -69,6 +70,7 @@ class Settings(BaseSettings):
     index: str | None = None
     thumbnails: int = Field(160, ge=0, le=1024)
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
+    body_seconds: float = Field(30, gt=0)
     max_batch: int = Field(1024, ge=1)
     max_k: int = Field(1000, ge=1)
     latency_budget_ms: float = Field(1000, gt=0)

@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from models.bundle import Bundle
 from serve import recall
 from serve.api import collections as collection_routes
-from serve.api import documents, embed, errors, health, items, page, raw, search
+from serve.api import documents, embed, errors, health, imports, items, page, raw, search
 from serve.collections import Collections
 from serve.limits import BodyLimit
 from serve.observability import RequestContext
@@ -61,6 +61,7 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
         embed.router,
         collection_routes.router,
         items.router,
+        imports.router,
         page.router,
     ):
         app.include_router(router)
@@ -68,7 +69,7 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
     documents.install(app)
     # Added last is outermost.
     app.add_middleware(raw.RawSearch, service=service)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, idle_seconds=settings.body_seconds)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

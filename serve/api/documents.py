@@ -23,6 +23,7 @@ _PROBLEMS = {
     401: "A key is needed",
     403: "The key does not suffice",
     404: "No such thing",
+    408: "The body did not come",
     409: "The request does not fit the collection",
     413: "Body over the limit",
     415: "Body of an unknown type",

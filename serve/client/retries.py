@@ -34,11 +34,11 @@ class Retries:
         if attempt >= self.attempts or (response is not None and response.status_code not in _PASSING):
             return None
         # Full jitter: clients that were refused together do not come back together.
-        pause = min(self.longest_seconds, self.first_seconds * 2 ** (attempt - 1)) * random.uniform(0.5, 1)  # noqa: S311
+        pause = min(self.longest_seconds, self.first_seconds * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1)  # noqa: S311
         asked = _retry_after(response)
         if asked is None:
             return pause
-        return None if asked > self.longest_seconds else max(pause, asked)
+        return None if asked > self.longest_seconds else float(max(pause, asked))
 
 
 def _retry_after(response: httpx.Response | None) -> float | None:

@@ -173,6 +173,16 @@ def test_body_over_the_limit_streamed(start):
     assert sent < 2**27
 
 
+def test_a_body_that_does_not_come_is_given_up(start):
+    running = start(body_seconds=0.2)
+    host, port = running.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as wire:
+        wire.sendall(b"POST /v1/embed HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: image/png\r\n")
+        wire.sendall(b"content-length: 100\r\n\r\nhello")
+        assert wire.recv(4096).startswith(b"HTTP/1.1 408")
+    assert running.service.admission.inside == 0
+
+
 def test_unknown_paths_and_methods(running):
     with httpx.Client(base_url=running.address) as http:
         refused(http.get("/v1/nothing"), 404)

@@ -116,7 +116,7 @@ def send(http, rng, images):
         "metadata",
     ]
     fields = {rng.choice(names): json.dumps(odd_value(rng)) for _ in range(rng.randrange(3))}
-    match rng.randrange(7):
+    match rng.randrange(8):
         case 0 | 1:
             path = rng.choice(["/v1/search", "/v1/search/batch", "/v1/embed", "/v1/items"])
             return http.post(path, files={"image": image}, data=fields)
@@ -146,6 +146,12 @@ def send(http, rng, images):
                 np.random.default_rng(rng.randrange(99)).standard_normal(32 * rng.randrange(3)).astype("<f4")
             )
             return http.post("/v1/raw/search", content=damage(rng, rows.tobytes()), params=fields)
+        case 6:
+            lines = [
+                json.dumps({"id": odd_value(rng), "vector": [0.5] * rng.choice([32, 32, 5])})
+                for _ in range(3)
+            ]
+            return http.post("/v1/import", content=damage(rng, "\n".join(lines).encode()))
         case _:
             item_id = rng.choice(['"', "%00", "..", "7", '"7"', "x" * 2000, "%ff", "a/b/similar"])
             return http.request(rng.choice(["GET", "DELETE", "PATCH"]), f"/v1/items/{item_id}", params=fields)

@@ -1,8 +1,10 @@
 """Items over HTTP: ids of both kinds, thumbnails, changes, pages, deletion."""
 
 import io
+import json
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -68,6 +70,29 @@ def test_vectors_are_stored_all_or_none(client, bundle, picture):
     with pytest.raises(ServiceError) as error:
         client.upsert_vectors(items, fingerprint="another model")
     assert (error.value.status, error.value.code) == (409, "fingerprint")
+
+
+def test_an_import_streams_and_tells_its_progress(client, running):
+    vectors = np.random.default_rng(0).standard_normal((5000, 32)).round(3)
+
+    def lines(until):
+        for number, vector in enumerate(vectors[:until]):
+            yield json.dumps({"id": number, "vector": vector.tolist(), "label": "x"}).encode() + b"\n"
+
+    def progress(content):
+        answer = httpx.post(f"{running.address}/v1/import", content=content, timeout=60)
+        return [json.loads(line) for line in answer.text.splitlines()]
+
+    assert progress(lines(5000)) == [
+        {"stored": 2000},
+        {"stored": 4000},
+        {"stored": 5000},
+        {"stored": 5000, "done": True},
+    ]
+    assert client.search_vector(vectors[4321], k=1).hits[0].id == 4321
+    *_, last = progress([*lines(2100), b'{"id": 1}\n'])
+    assert (last["stored"], "item 2101" in last["error"]) == (2000, True)
+    assert progress(b"x" * (2**20 + 10))[-1]["stored"] == 0
 
 
 def test_thumbnails_are_small_jpegs(client, running, picture):
