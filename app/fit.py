@@ -54,6 +54,9 @@ class TrainingCLI(LightningCLI):
             self.after_fit()
             raise KeyboardInterrupt from None
 
+    def _parse_ckpt_path(self) -> None:
+        """Take no settings from a checkpoint: the config decides, as it does with ``--ckpt_path last``."""
+
     def after_fit(self) -> None:
         """Write the bundle and say where it is."""
         if self.trainer.is_global_zero and (bundle := self.run.write_bundle()) is not None:

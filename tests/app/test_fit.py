@@ -55,7 +55,10 @@ def test_test_and_validate_measure_the_best_checkpoint(
     options = [option for option in fit_options[1:] if option != "--overwrite=true"]
     assert main(["test", *options]) == 0
     assert "test/recall@1" in capsys.readouterr().out
-    assert main(["validate", *options]) == 0
+    checkpoint = (
+        next(Path(o.removeprefix("--run=")) for o in options if o.startswith("--run=")) / "checkpoints"
+    )
+    assert main(["validate", *options, f"--ckpt_path={checkpoint / 'best.ckpt'}"]) == 0
     assert "val/recall@1" in capsys.readouterr().out
 
 
