@@ -20,7 +20,7 @@ from models.bundle import Bundle
 from models.errors import InputError
 from serve.server import run
 from serve.settings import Settings
-from serve.store import FaissStore
+from serve.store.faiss_store import FaissStore
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 

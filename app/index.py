@@ -17,7 +17,8 @@ from models.bundle import Bundle
 from models.errors import InputError
 from models.preprocess import ImageError, decode_image
 from serve.embedding.decode import jpeg_thumbnail
-from serve.store import FaissStore, Item, Store
+from serve.store.faiss_store import FaissStore
+from serve.store.protocol import Item, Store
 
 app = App(name="index", help="Embed the images of a source into a store that can be searched.")
 app.command("app.tune:tune", help="Pick the index type and its parameters on your own vectors")

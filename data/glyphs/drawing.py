@@ -11,6 +11,9 @@ from data.glyphs.characters import glyph_bitmap
 
 _BITMAP = 64
 
+# How bright red, green and blue look (ITU-R BT.601).
+_LIGHTNESS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
 
 def draw_glyph(variants: Sequence[tuple[str, str]], rng: np.random.Generator, side: int) -> Image.Image:
     """Draw one of a class's variants under random geometry, weight, light and noise.
@@ -80,10 +83,12 @@ def _texture(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
 
 
 def _colors(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Paper and pen, RGB in 0…1, whose lightness differs enough to read."""
+    """Light paper and a darker pen, RGB in 0…1, whose lightness differs enough to read."""
+    paper = rng.uniform(0.45, 1.0, 3).astype(np.float32)
+    lightness = float(paper @ _LIGHTNESS)
     while True:
-        paper, pen = rng.uniform(0, 1, (2, 3)).astype(np.float32)
-        if abs(float((paper - pen) @ [0.299, 0.587, 0.114])) > 0.4:
+        pen = rng.uniform(0.0, 0.6, 3).astype(np.float32)
+        if lightness - float(pen @ _LIGHTNESS) > 0.3:
             return paper, pen
 
 

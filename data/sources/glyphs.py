@@ -11,7 +11,7 @@ from data.sources.source import Source
 from data.table import ImageTable
 
 # Raise when the drawing changes, so that sets drawn before are drawn anew.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class GlyphSource(Source):

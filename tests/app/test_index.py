@@ -12,7 +12,7 @@ from data.sources import open_source
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
-from serve.store import FaissStore
+from serve.store.faiss_store import FaissStore
 
 
 @pytest.fixture
