@@ -18,7 +18,7 @@ from data.sources import open_source
 from data.splits import split_classes
 from models.bundle import Bundle
 from models.errors import InputError
-from serve.server import run
+from serve.server import bind, run
 from serve.settings import Settings
 from serve.store.faiss_store import FaissStore
 
@@ -27,6 +27,9 @@ CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 # Steps that measure this machine's speed before the length of the run is decided; the first ones, in which
 # memory is allocated and kernels are chosen, do not count.
 WARM_STEPS, TIMED_STEPS = 4, 12
+
+# How often training stops to measure itself on the validation classes.
+EPOCHS = 6
 
 
 def demo(
@@ -50,6 +53,9 @@ def demo(
     console = Console()
     if minutes <= 0:
         raise InputError(f"--minutes {minutes}: training needs more than no time")
+    if serve:
+        # A busy port is said now, not after the training.
+        bind("127.0.0.1", port).close()
     console.rule("1 · images")
     table = open_source(data).table()
     parts = split_classes(table)
@@ -70,6 +76,8 @@ def demo(
     bundle = Bundle.load(folder.bundle)
     # The drawn characters are searched among the unseen ones; of your own images you want to find every one.
     shown = table.take(parts.rows("test")) if data == "glyphs" else table
+    # The store of an earlier demo holds another model's vectors.
+    shutil.rmtree(out / "store", ignore_errors=True)
     store = FaissStore.open(out / "store", dim=bundle.dim, fingerprint=bundle.fingerprint)
     fill_store(store, bundle, shown)
     if not serve:
@@ -118,4 +126,9 @@ def train(data: str, out: Path, minutes: float, classes: int) -> None:
     shutil.rmtree(out / "probe", ignore_errors=True)
     steps = max(steps, round(minutes * 60 / timer.seconds))
     Console().print(f"{timer.seconds * 1000:.0f} ms a step: {steps} steps in {minutes:g} minutes")
-    run_training([*config, f"--run={out}", "--overwrite=true", f"--trainer.max_steps={steps}"])
+    length = [
+        f"--data.init_args.batches_per_epoch={-(-steps // EPOCHS)}",
+        f"--trainer.max_epochs={EPOCHS}",
+        "--trainer.max_steps=-1",
+    ]
+    run_training([*config, *length, f"--run={out}", "--overwrite=true"])

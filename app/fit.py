@@ -28,6 +28,15 @@ class SaveConfig(SaveConfigCallback):
             self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
 
 
+class _Progress(RichProgressBar):
+    """Lightning's progress bar without the logger's version number."""
+
+    def get_metrics(self, *args: Any, **kwargs: Any) -> Any:
+        return {
+            name: value for name, value in super().get_metrics(*args, **kwargs).items() if name != "v_num"
+        }
+
+
 class TrainingCLI(LightningCLI):
     """Everything in YAML, everything overridable on the command line."""
 
@@ -118,7 +127,7 @@ class TrainingCLI(LightningCLI):
         trainer = self.config_init[self.subcommand]["trainer"]
         extra = list(self.extra_callbacks)
         if trainer.enable_progress_bar is not False:
-            extra.append(RichProgressBar(leave=False))
+            extra.append(_Progress())
         if self.subcommand == "fit":
             if trainer.logger is None or trainer.logger is True:
                 trainer.logger = self.run.loggers()

@@ -1,5 +1,6 @@
 """The table that the terminal shows."""
 
+from rich import box
 from rich.table import Table
 
 from app.evaluate.run import Evaluation
@@ -14,8 +15,13 @@ def as_table(evaluation: Evaluation) -> Table:
     """Baselines first, trained models last; recall@1 with its 95% interval."""
     names = metric_columns(evaluation)
     queries = evaluation.models[0].metrics["queries"]
-    table = Table(title=f"{queries:.0f} queries, exact search; intervals are 95% bootstrap over classes")
-    table.add_column("model", min_width=16)
+    # No vertical lines: all figures then fit a terminal of 80 columns.
+    table = Table(
+        title=f"{queries:.0f} queries, exact search; intervals are 95% bootstrap over classes",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("model")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for model in sorted(evaluation.models, key=lambda m: not m.baseline):
