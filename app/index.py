@@ -108,7 +108,7 @@ def fill_store(
 
 def _missing(store: Store, table: ImageTable) -> Rows:
     """Rows whose id the store lacks."""
-    keep = []
+    keep: list[int] = []
     for start in range(0, len(table), CHUNK):
         chunk = range(start, min(start + CHUNK, len(table)))
         known = store.get([table.name(row) for row in chunk])
@@ -125,7 +125,7 @@ def _items(
     broken: list[str],
 ) -> Iterator[Item]:
     """The items of one chunk; what cannot be read or decoded is appended to ``broken``."""
-    names = [table.name(row) for row in rows.tolist()]
+    readable: list[int] = []
     contents: list[bytes] = []
 
     def read() -> Iterator[bytes]:
@@ -134,28 +134,28 @@ def _items(
                 contents.append(table.read(row))
             except ImageError as error:
                 broken.append(str(error))
-                contents.append(b"")
+                continue
+            readable.append(row)
             yield contents[-1]
 
-    vectors = list(model.embed_each(read(), batch_size))
-    for name, content, vector in zip(names, contents, vectors, strict=True):
-        if content and isinstance(vector, ImageError):
-            broken.append(f"{name}: {vector}")
-    good = [position for position, vector in enumerate(vectors) if not isinstance(vector, ImageError)]
-
-    def thumbnail(position: int) -> bytes | None:
+    def thumbnail(content: bytes) -> bytes | None:
         if thumbnails == 0:
             return None
-        image = decode_image(contents[position], "RGB", model.preprocess.limits, at_least=thumbnails)
+        image = decode_image(content, "RGB", model.preprocess.limits, at_least=thumbnails)
         return jpeg_thumbnail(image, thumbnails)
 
+    good: list[tuple[int, bytes, NDArray[np.float32]]] = []
+    for position, vector in enumerate(model.embed_each(read(), batch_size)):
+        if isinstance(vector, ImageError):
+            broken.append(f"{table.name(readable[position])}: {vector}")
+        else:
+            good.append((readable[position], contents[position], vector))
     with ThreadPoolExecutor() as pool:
-        small = pool.map(thumbnail, good)
-        for position, image in zip(good, small, strict=True):
-            row = int(rows[position])
+        small = pool.map(thumbnail, (content for _, content, _ in good))
+        for (row, _, vector), image in zip(good, small, strict=True):
             yield Item(
-                id=names[position],
-                vector=vectors[position],
+                id=table.name(row),
+                vector=vector,
                 label=table.class_names[table.labels[row]],
                 metadata={name: column[row].as_py() for name, column in table.metadata.items()},
                 thumbnail=image,

@@ -119,7 +119,8 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        if trainer.fast_dev_run or trainer.sanity_checking or trainer.global_step == self._saved_step:
+        rehearsal = trainer.fast_dev_run or trainer.sanity_checking  # type: ignore[attr-defined]  # untyped there
+        if rehearsal or trainer.global_step == self._saved_step:
             return
         trainer.save_checkpoint(self.path)
         self._saved_step = trainer.global_step

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models.errors import InputError
 
@@ -125,7 +125,7 @@ def decode_image(
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: more pixels than the limit of {limits.max_pixels}; shrink it") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image of a known format ({', '.join(FORMATS)})") from error
     except _BROKEN as error:
         raise ImageError(f"{name}: broken or truncated image ({error})") from error
