@@ -1,8 +1,8 @@
 """How fast batches are chosen and made.
 
-Prints, as JSON: milliseconds a batch of the sampler at 100,000 classes and 10 million images; and the share of
-the training step spent waiting for data, for a four-block network at 64 px from JPEG files, in the first epoch
-and after it.
+Prints, as JSON: milliseconds a batch of the sampler at 100,000 classes and 10 million images; and the
+share of the training step spent waiting for data, for a four-block network at 64 px from JPEG files, in the
+first epoch and after it.
 
     python tests/benchmarks/bench_input.py [--small] [--workers N]
 """

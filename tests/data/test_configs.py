@@ -17,7 +17,7 @@ def test_it_instantiates(config: Path, tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "my-images").mkdir()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object(parser.parse_path(config).as_dict())).data
+    data = parser.instantiate(parser.parse_path(config)).data
     assert isinstance(data, ImageDataModule)
     assert isinstance(data.source, Source)
 

