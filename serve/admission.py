@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from serve.problems import Problem
 
 _SMOOTHING = 0.05  # weight of one departure in the measured rate
@@ -62,6 +64,18 @@ class Admission:
         """Time until one more image would be done."""
         return (self.inside + 1) * self.seconds_per_image
 
+    def refusal(self) -> Problem | None:
+        """What a newcomer would hear now: nothing, or 429 with Retry-After."""
+        wait = self.predicted_seconds()
+        if self.inside < self._always or wait <= self._budget:
+            return None
+        return Problem(
+            429,
+            "overloaded",
+            f"overloaded: {self.inside} images wait, one more would take {wait:.1f} s; try again later",
+            {"Retry-After": str(max(1, math.ceil(wait)))},
+        )
+
     @contextmanager
     def admit(self) -> Iterator[Place]:
         """Hold a place while the block runs.
@@ -69,14 +83,9 @@ class Admission:
         Raises:
             Problem: 429 with Retry-After, when the newcomer would wait beyond the budget.
         """
-        wait = self.predicted_seconds()
-        if self.inside >= self._always and wait > self._budget:
-            raise Problem(
-                429,
-                "overloaded",
-                f"overloaded: {self.inside} images wait, one more would take {wait:.1f} s; try again later",
-                {"Retry-After": str(max(1, math.ceil(wait)))},
-            )
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
         place = Place(self)
         self.inside += 1
         try:
@@ -96,3 +105,33 @@ class Admission:
             self.seconds_per_image = each
         else:
             self.seconds_per_image += _SMOOTHING * (each - self.seconds_per_image)
+
+
+# Requests that carry images, by path.
+_WITH_IMAGES = {"/v1/search", "/v1/search/batch", "/v1/embed", "/v1/verify", "/v1/items"}
+
+
+class OverloadGate:
+    """ASGI middleware that refuses images before anything else is done for them.
+
+    Under overload most requests end here, so what they cost decides how much is left for the admitted ones.
+    The endpoints ask :meth:`Admission.admit` all the same: this only spares the way to them.
+
+    Args:
+        app: The application inside.
+        admission: Who decides.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _WITH_IMAGES:
+            refusal = self._admission.refusal()
+            if refusal is not None:
+                scope["kindred_route"] = scope["path"]
+                await refusal.response(scope.get("state", {}).get("request_id"))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

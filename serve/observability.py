@@ -52,7 +52,6 @@ class Metrics:
         self.inside = Gauge(
             "kindred_images_inside", "Images admitted and not yet answered.", registry=registry
         )
-        self.refused = Counter("kindred_refused", "Requests refused with 429.", registry=registry)
         self.items = Gauge("kindred_items", "Items stored.", ["collection"], registry=registry)
         self.recall = Gauge(
             "kindred_index_recall",

@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 # A search this quick costs less than handing it to a thread and back; everything slower leaves the event
 # loop.
-_INLINE_SECONDS = 0.0008
+_INLINE_SECONDS = 0.0015
 _SMOOTHING = 0.1
 
 

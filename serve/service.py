@@ -25,7 +25,7 @@ class Service:
 
     def __init__(self, settings: Settings, bundle: Bundle, collections: Collections) -> None:
         cores = settings.cores()
-        self._network_threads = settings.network_threads or cores
+        self._network_threads = settings.network_threads or max(1, cores // 2 // settings.network_workers)
         set_policy(self._network_threads)
         self.settings = settings
         self.keys = Keys.from_settings(settings)
@@ -33,7 +33,7 @@ class Service:
         self.collections = collections
         self.threads = StoreThreads(max(2, cores), observe=self._observe_searches)
         self.pipeline = self._pipeline(bundle)
-        self.admission = Admission(settings.latency_budget_ms, always=2 * cores)
+        self.admission = Admission(settings.latency_budget_ms, always=cores)
 
     @property
     def bundle(self) -> Bundle:
@@ -97,6 +97,7 @@ class Service:
             decode_workers=self.settings.decode_workers or self.settings.cores(),
             network_batch=self.settings.network_batch,
             network_threads=self._network_threads,
+            network_workers=self.settings.network_workers,
             observe_batch=lambda size, _seconds: self.metrics.batch_size.labels("network").observe(size),
         )
 

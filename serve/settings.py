@@ -45,7 +45,9 @@ class Settings(BaseSettings):
         max_k: Most neighbours per query.
         latency_budget_ms: An image that would wait longer than this is refused with 429.
         decode_workers: Threads that decode images; 0 means one a core.
-        network_threads: Threads of one network pass; 0 means one a core.
+        network_workers: Network passes that may run at the same time.
+        network_threads: Threads of one network pass; 0 means half the cores, shared among the workers: the
+            other half decodes.
         network_batch: Most images in one network pass.
         shutdown_seconds: How long requests in flight may finish after a stop signal.
         recall_seconds: Pause between two measurements of the live index's recall; 0 measures never.
@@ -75,6 +77,7 @@ class Settings(BaseSettings):
     max_k: int = Field(1000, ge=1)
     latency_budget_ms: float = Field(1000, gt=0)
     decode_workers: int = Field(0, ge=0, le=256)
+    network_workers: int = Field(1, ge=1, le=64)
     network_threads: int = Field(0, ge=0, le=256)
     network_batch: int = Field(32, ge=1, le=4096)
     shutdown_seconds: float = Field(10, ge=0)

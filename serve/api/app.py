@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from models.bundle import Bundle
 from serve import recall
+from serve.admission import OverloadGate
 from serve.api import collections as collection_routes
 from serve.api import documents, embed, errors, health, imports, items, page, raw, search
 from serve.collections import Collections
@@ -80,5 +81,6 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
         )
     app.add_middleware(OriginGuard, settings=settings, has_keys=service.keys.any)
     app.add_middleware(errors.LastResort)
+    app.add_middleware(OverloadGate, admission=service.admission)
     app.add_middleware(RequestContext, metrics=service.metrics)
     return app

@@ -46,6 +46,7 @@ class EmbeddingPipeline:
         decode_workers: Threads that decode.
         network_batch: Most images in one forward pass.
         network_threads: OpenMP threads of a forward pass.
+        network_workers: Forward passes that may run at the same time.
         observe_batch: Told the size of each batch and its seconds.
     """
 
@@ -56,6 +57,7 @@ class EmbeddingPipeline:
         decode_workers: int,
         network_batch: int,
         network_threads: int,
+        network_workers: int = 1,
         observe_batch: Callable[[int, float], None] = lambda _size, _seconds: None,
     ) -> None:
         self.bundle = bundle
@@ -64,6 +66,7 @@ class EmbeddingPipeline:
         self._network: MicroBatcher[torch.Tensor, NDArray[np.float32]] = MicroBatcher(
             lambda images: list(encode_core(bundle, images)),
             max_batch=network_batch,
+            workers=network_workers,
             name="network",
             initializer=lambda: enter_worker(network_threads),
             observe=observe_batch,

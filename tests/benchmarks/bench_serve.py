@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import itertools
 import json
 import os
 import socket
@@ -176,7 +177,10 @@ def in_process(what: str, work: Callable[[], Any], seconds: float, workers: int 
 def vector_queries(folder: Path, kind: str, seconds: float, concurrencies: list[int]) -> None:
     queries = vectors_of(256, 2)
     bare = faiss.read_index(str(folder / f"{kind}.faiss"))
-    limit = in_process(f"bare FAISS {kind}", lambda: bare.search(queries[:1], 10), seconds)
+    turn = itertools.cycle(range(len(queries)))
+    limit = in_process(
+        f"bare FAISS {kind}", lambda: bare.search(queries[(at := next(turn)) : at + 1], 10), seconds
+    )
     as_json = [json.dumps({"vector": query.tolist(), "k": 10}).encode() for query in queries]
     as_bytes = [request("/v1/raw/search", "application/octet-stream", query.tobytes()) for query in queries]
     rivals = {
