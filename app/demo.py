@@ -78,16 +78,15 @@ def demo(
     shown = table.take(parts.rows("test")) if data == "glyphs" else table
     # The store of an earlier demo holds another model's vectors.
     shutil.rmtree(out / "store", ignore_errors=True)
-    store = FaissStore.open(out / "store", dim=bundle.dim, fingerprint=bundle.fingerprint)
-    fill_store(store, bundle, shown)
+    with FaissStore.open(out / "store", dim=bundle.dim, fingerprint=bundle.fingerprint) as store:
+        fill_store(store, bundle, shown)
     if not serve:
-        store.close()
         console.print(f"serve it with: kindred serve --bundle {folder.bundle} --store {out / 'store'}")
         return
 
     console.rule("5 · service")
     settings = Settings.read(bundle=folder.bundle, store=out / "store", port=port)
-    run(settings, bundle=bundle, store=store, on_start=announce)
+    run(settings, bundle=bundle, on_start=announce)
 
 
 class StepTimer(lightning.Callback):

@@ -59,8 +59,13 @@ def search(
 
 
 def _thumbnail(client: Client, hit: Neighbour, collection: str | None) -> Image.Image | None:
-    content = client.thumbnail(hit.id, collection=collection)
-    return Image.open(io.BytesIO(content)).convert("RGB") if content else None
+    try:
+        content = client.thumbnail(hit.id, collection=collection)
+    except ServiceError as error:
+        if error.status == 404:
+            return None
+        raise
+    return Image.open(io.BytesIO(content)).convert("RGB")
 
 
 def contact_sheet(images: list[Image.Image | None], captions: list[str], columns: int = 6) -> Image.Image:

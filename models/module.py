@@ -12,7 +12,7 @@ from models.callbacks.renorm import RenormScheduleCallback
 from models.errors import InputError
 from models.gathering import gather_rows, gather_with_gradient
 from models.losses import FaceNetTripletLoss, ResumableMemory, build, embedding_variance, triplet_statistics
-from models.metrics import retrieval_metrics
+from models.metrics import gather_by_index, retrieval_metrics
 from models.mining import SemiHardMiner
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import Normalization
@@ -199,15 +199,9 @@ class MetricLearner(LightningModule):
 
     def _collect(self) -> tuple[Tensor, Tensor, Tensor]:
         """All ranks' embeddings, labels and indices, by index; an image that two ranks saw counts once."""
-        embeddings, labels, indices = (
-            gather_rows(torch.cat(parts)) for parts in zip(*self._seen, strict=True)
-        )
+        embeddings, labels, indices = (torch.cat(parts).detach() for parts in zip(*self._seen, strict=True))
         self._seen.clear()
-        order = torch.argsort(indices, stable=True)
-        first = torch.ones_like(order, dtype=torch.bool)
-        first[1:] = indices[order][1:] != indices[order][:-1]
-        kept = order[first]
-        return embeddings[kept], labels[kept], indices[kept]
+        return gather_by_index(embeddings, labels, indices)
 
     def on_fit_start(self) -> None:
         """Check the data against the network before the first step.

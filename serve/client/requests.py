@@ -44,6 +44,13 @@ class Call(Generic[A]):
         }
 
 
+def answer_of(call: Call[A], content: bytes) -> A:
+    """The body of a successful response as the call's type; bytes are returned as they are."""
+    if call.answer is bytes:
+        return content  # type: ignore[return-value]  # A is bytes here
+    return msgspec.json.decode(content, type=call.answer)
+
+
 def options(**given: Any) -> dict[str, str]:
     """Search options as form fields: what is None is left out, lists and objects become JSON text."""
     fields = {}
@@ -128,6 +135,11 @@ def get(item_id: ItemId, collection: str | None, *, with_vector: bool) -> Call[s
     """``GET /v1/items/{id}``."""
     params = options(with_vector=with_vector, collection=collection)
     return Call("GET", _item_path(item_id), schemas.ItemDocument, params=params)
+
+
+def thumbnail(item_id: ItemId, collection: str | None) -> Call[bytes]:
+    """``GET /v1/items/{id}/thumbnail``."""
+    return Call("GET", _item_path(item_id, "/thumbnail"), bytes, params=options(collection=collection))
 
 
 def change(item_id: ItemId, changes: Mapping[str, Any], collection: str | None) -> Call[schemas.ItemDocument]:

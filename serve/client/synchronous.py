@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, TypeVar
 
 import httpx
-import msgspec
 
 from serve.client import requests
 from serve.client.errors import ServiceError, error_of
@@ -190,6 +189,10 @@ class Client:
                 return None
             raise
 
+    def thumbnail(self, item_id: ItemId, *, collection: str | None = None) -> bytes:
+        """An item's thumbnail, an encoded image; status 404 where there is none."""
+        return self._send(requests.thumbnail(item_id, collection))
+
     def change(
         self, item_id: ItemId, changes: Mapping[str, Any], *, collection: str | None = None
     ) -> ItemDocument:
@@ -238,7 +241,7 @@ class Client:
             try:
                 response = self._http.request(**call.sending())
                 if response.status_code < 400:
-                    return msgspec.json.decode(response.content, type=call.answer)
+                    return requests.answer_of(call, response.content)
                 failure = error_of(response)
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__

@@ -1,3 +1,6 @@
+import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -5,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from app.cli import main
 from app.search import contact_sheet
@@ -111,3 +115,35 @@ def test_search_without_a_service(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_contact_sheet_has_a_tile_for_every_image() -> None:
     page = contact_sheet([None] * 7, [str(number) for number in range(7)], columns=3)
     assert page.size == (480, 540)
+
+
+def test_search_prints_neighbours_and_writes_a_contact_sheet(
+    image_folder: Path, bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    assert (
+        main(["index", "--bundle", str(bundle_folder), "--data", str(image_folder), "--store", str(store)])
+        == 0
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "app", "serve", "--bundle", bundle_folder, "--store", store, "--port", "0"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+            assert address is not None
+            sheet = tmp_path / "sheet.png"
+            query = image_folder / "star" / "01.jpg"
+            capsys.readouterr()
+            assert main(["search", str(query), "--url", address[0], "--k", "3", "--sheet", str(sheet)]) == 0
+            printed = capsys.readouterr().out
+            assert "star/01.jpg" in printed
+            assert "1.0000" in printed
+            assert Image.open(sheet).size == (640, 180)
+            broken = tmp_path / "broken.jpg"
+            broken.write_bytes(b"text")
+            assert main(["search", str(broken), "--url", address[0]]) == 2
+            assert "not an image" in line_of(capsys)
+        finally:
+            process.send_signal(signal.SIGINT)

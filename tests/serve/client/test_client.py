@@ -111,3 +111,12 @@ def test_nobody_answers():
         pytest.raises(ServiceError, match="no answer"),
     ):
         client.model()
+
+
+def test_a_thumbnail_is_bytes(running, picture):
+    with running.client() as client:
+        client.upsert(picture(3), "with/thumbnail")
+        assert client.thumbnail("with/thumbnail").startswith(b"\xff\xd8")
+        with pytest.raises(ServiceError) as error:
+            client.thumbnail("nothing")
+    assert error.value.status == 404
