@@ -8,7 +8,7 @@ BIN     := .venv/bin
 READY   := .venv/.ready-$(FLAVOUR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock clean
+.PHONY: help install demo test soak lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,12 @@ demo: $(READY) ## Draw glyphs, train on them, evaluate, and open a visual search
 
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+soak: $(READY) ## Kill, load and fuzz the service for many minutes
+	PYTHONPATH=. $(BIN)/python tests/soak/store_kill.py
+	PYTHONPATH=. $(BIN)/python tests/soak/store_load.py
+	KINDRED_FUZZ_BODIES=10000 KINDRED_FUZZ_EXAMPLES=100 $(BIN)/python -m pytest --timeout 7200 \
+	  tests/serve/api/test_fuzz.py tests/serve/api/test_openapi.py
 
 lint: $(READY) ## Check format, lint rules and types
 	$(BIN)/ruff format --check .

@@ -17,8 +17,8 @@ class RetrievalEvaluation(Callback):
     """Log exact recall@k, MAP@R and R-precision over the whole validation (or test) set.
 
     For modules other than MetricLearner, which does this itself. Their ``validation_step`` and ``test_step``
-    return a mapping with "embedding" (B, dim), "label" int64 (B,) and "index" int64 (B,), each item's number in
-    its data set: an item that a padded sampler repeats counts once. Every rank logs the same figures.
+    return a mapping with "embedding" (B, dim), "label" int64 (B,) and "index" int64 (B,), each item's number
+    in its data set: an item that a padded sampler repeats counts once. Every rank logs the same figures.
 
     Args:
         ks: Depths k of recall@k.
