@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.store import exact
+from serve.store.device import DeviceScan
 from serve.store.exact import Positions
 from serve.store.protocol import Strategy, Vectors
 from serve.store.rows import Keys
@@ -55,6 +56,7 @@ class Part:
         dead: (n,) True where the item was deleted or replaced, or None if nowhere.
         dead_count: Number of dead rows.
         approximate: An index over all rows, or None.
+        device: A copy of the vectors on a GPU that scans them, or None.
     """
 
     name: str | None
@@ -63,6 +65,7 @@ class Part:
     dead: Mask | None = None
     dead_count: int = 0
     approximate: Approximate | None = None
+    device: DeviceScan | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -119,7 +122,7 @@ class Part:
             similarities, rows = index.search(queries, explored)
         elif rate * _ORDERLY >= 1:
             strategy = "exact"
-            similarities, rows = exact.scan(queries, self.vectors, explored)
+            similarities, rows = self._scan(queries, explored)
         else:
             strategy, explored = "exact_subset", 0
             similarities, rows = self._subset(queries, wanted, k)
@@ -141,9 +144,14 @@ class Part:
         wanted: Mask = passing if self.dead is None else passing & ~self.dead
         return wanted, int(np.count_nonzero(wanted))
 
+    def _scan(self, queries: Vectors, k: int) -> tuple[Vectors, Positions]:
+        if self.device is not None:
+            return self.device.scan(queries, min(k, len(self.keys)))
+        return exact.scan(queries, self.vectors, k)
+
     def _subset(self, queries: Vectors, wanted: Mask | None, k: int) -> tuple[Vectors, Positions]:
         if wanted is None:
-            return exact.scan(queries, self.vectors, k)
+            return self._scan(queries, k)
         return exact.scan_subset(queries, self.vectors, np.flatnonzero(wanted), k)
 
 

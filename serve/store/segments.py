@@ -25,6 +25,7 @@ import numpy as np
 
 from serve.store import approximate
 from serve.store.approximate import EXACT, FaissIndex
+from serve.store.device import copy_to_device
 from serve.store.files import checksum_of, disk_errors, replace_file, sync_file, sync_folder, write_synced
 from serve.store.parts import Part
 from serve.store.protocol import Vectors
@@ -92,12 +93,16 @@ class SegmentFolder:
         """A segment as a part, its vectors mapped into memory."""
         folder = self._folder / entry.name
         keys = np.fromfile(folder / "keys.i64", "<i8").astype(np.int64, copy=False)
-        mapped = np.memmap(folder / "vectors.f32", "<f4", "r", shape=(entry.rows, self._dim))
-        vectors: Vectors = np.asarray(mapped)
+        vectors = self._vectors(entry)
         index = None
         if "index.faiss" in entry.files:
             index = FaissIndex.load(folder / "index.faiss", entry.index, vectors)
-        return Part(entry.name, keys, vectors, approximate=index)
+        device = copy_to_device(vectors) if index is None else None
+        return Part(entry.name, keys, vectors, approximate=index, device=device)
+
+    def _vectors(self, entry: Entry) -> Vectors:
+        path = self._folder / entry.name / "vectors.f32"
+        return np.asarray(np.memmap(path, "<f4", "r", shape=(entry.rows, self._dim)))
 
     def write(
         self,
@@ -139,7 +144,7 @@ class SegmentFolder:
             }
             entry = Entry(name, len(keys), index, files)
             if index != EXACT:
-                vectors = self.map(entry).vectors
+                vectors = self._vectors(entry)
                 path = folder / "index.faiss"
                 with disk_errors(path):
                     if approximate.build(index, vectors, path, threads=threads, stop=stop):

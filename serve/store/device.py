@@ -1,0 +1,55 @@
+"""Exact scans of a segment on a CUDA device, where there is one with room for its vectors."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from serve.store.exact import Positions
+from serve.store.protocol import Vectors
+
+_log = logging.getLogger(__name__)
+
+# Below this many rows a CPU answers sooner than a copy to the device and back takes.
+LEAST_ROWS = 20_000
+# Similarities that one product may write, in bytes.
+_BLOCK_BYTES = 256 * 2**20
+# Share of the device's free memory that one segment may take; the rest is for the network and for products.
+_SHARE = 0.5
+
+
+class DeviceScan:
+    """A copy of a segment's vectors on a device. float32 throughout, so that results stay exact.
+
+    Args:
+        vectors: (n, dim) float32.
+        device: Where the copy lies.
+    """
+
+    def __init__(self, vectors: Vectors, device: torch.device) -> None:
+        self._vectors = torch.from_numpy(np.array(vectors)).to(device)
+
+    def scan(self, queries: Vectors, k: int) -> tuple[Vectors, Positions]:
+        """As :func:`serve.store.exact.scan`, for k up to the number of rows."""
+        device = self._vectors.device
+        found = torch.from_numpy(np.ascontiguousarray(queries)).to(device)
+        step = max(1, _BLOCK_BYTES // (4 * len(self._vectors)))
+        parts = [
+            (found[start : start + step] @ self._vectors.T).topk(k) for start in range(0, len(found), step)
+        ]
+        similarities = torch.cat([part.values for part in parts]).cpu().numpy()
+        rows = torch.cat([part.indices for part in parts]).cpu().numpy()
+        return similarities, rows
+
+
+def copy_to_device(vectors: Vectors) -> DeviceScan | None:
+    """The copy on the current CUDA device; None without one, without room, or where it would not pay."""
+    if len(vectors) < LEAST_ROWS or not torch.cuda.is_available():
+        return None
+    free, _ = torch.cuda.mem_get_info()
+    if vectors.nbytes > _SHARE * free:
+        _log.warning("a segment of %d MiB does not fit the GPU; the CPU searches it", vectors.nbytes // 2**20)
+        return None
+    return DeviceScan(vectors, torch.device("cuda"))

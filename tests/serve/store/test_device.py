@@ -1,0 +1,71 @@
+"""Scans on a device against the CPU's; a machine without a GPU stands in for one with torch's CPU device."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from serve.store import device, exact
+from serve.store.faiss_store import FaissStore
+from serve.store.protocol import Item
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def unit(rng: np.random.Generator, rows: int, dim: int = 16) -> np.ndarray:
+    vectors = rng.standard_normal((rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("block", [1, 10_000, 2**28])
+@pytest.mark.parametrize("queries", [1, 7, 40])
+def test_the_same_neighbours_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch, block: int, queries: int) -> None:
+    monkeypatch.setattr(device, "_BLOCK_BYTES", block)
+    rng = np.random.default_rng(0)
+    vectors, asked = unit(rng, 500), unit(rng, queries)
+    similarities, rows = device.DeviceScan(vectors, DEVICE).scan(asked, 9)
+    expected, expected_rows = exact.scan(asked, vectors, 9)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_allclose(similarities, expected, atol=1e-6)
+
+
+def test_no_copy_without_a_gpu_or_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = unit(np.random.default_rng(0), device.LEAST_ROWS, 2)
+    if not torch.cuda.is_available():
+        assert device.copy_to_device(vectors) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device.copy_to_device(vectors[:-1]) is None
+
+
+def test_a_copy_only_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors = unit(np.random.default_rng(0), device.LEAST_ROWS, 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (vectors.nbytes, vectors.nbytes))
+    assert device.copy_to_device(vectors) is None
+    assert "does not fit the GPU" in caplog.text
+
+
+def test_a_store_searches_its_segments_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "serve.store.segments.copy_to_device", lambda vectors: device.DeviceScan(vectors, DEVICE)
+    )
+    scans = []
+    scan = device.DeviceScan.scan
+    monkeypatch.setattr(
+        device.DeviceScan, "scan", lambda self, queries, k: scans.append(k) or scan(self, queries, k)
+    )
+    vectors = unit(np.random.default_rng(0), 300)
+    with FaissStore.open(tmp_path / "store", dim=16) as store:
+        store.upsert(Item(id=row, vector=vector, label=str(row % 3)) for row, vector in enumerate(vectors))
+        store.snapshot()
+        store.delete([5, 6])
+        for where in (None, {"label": "0"}):
+            found = store.search(vectors[:20], k=4, where=where)
+            for query, hits in zip(vectors, found.hits, strict=False):
+                alive = [row for row in range(300) if row not in (5, 6) and (where is None or row % 3 == 0)]
+                best = sorted(alive, key=lambda row: -float(query @ vectors[row]))[:4]
+                assert [hit.id for hit in hits] == best
+    assert scans
