@@ -1,7 +1,7 @@
 """How much of the training time goes into waiting for data."""
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
 
 from data.loader import ImageLoader
 
@@ -36,5 +36,5 @@ class InputTiming(Callback):
             for name, (wait, total) in (("first epoch", self.first), ("later epochs", self.later))
             if total
         ]
-        if parts:
-            rank_zero_info("Waiting for data: %s", ", ".join(parts))
+        if parts and trainer.is_global_zero:
+            Console().print("waiting for data:", ", ".join(parts))
