@@ -6,6 +6,8 @@ LOCK    := $(if $(filter gpu,$(FLAVOUR)),requirements-gpu.lock,requirements.lock
 UV      := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 BIN     := .venv/bin
 READY   := .venv/.ready-$(FLAVOUR)
+# Trust the certificates that the machine trusts, as pip does: company networks bring their own.
+export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test soak lint format lock clean
