@@ -1,14 +1,18 @@
 """Approximate indexes against exact search, and the choice among them."""
 
+import json
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 
+from app.evaluate.ann import measure_store
 from app.evaluate.index_figures import build, exact_neighbours, figures
 from app.tune import candidates, tune, tune_vectors
 from models.errors import InputError
+from serve.store.faiss_store import FaissStore
+from serve.store.protocol import Item
 
 
 def unit_vectors(size: int = 3000, dim: int = 16) -> np.ndarray:
@@ -98,3 +102,33 @@ def test_unusable_arguments_are_named(arguments: dict, message: str, tmp_path: P
 def test_unknown_factories_are_refused() -> None:
     with pytest.raises(InputError, match="cannot build"):
         build("NoSuchIndex", unit_vectors(100))
+
+
+@pytest.fixture
+def filled_store(tmp_path: Path) -> Path:
+    with FaissStore.open(tmp_path / "store", dim=16) as store:
+        store.upsert(Item(id=f"item-{row}", vector=vector) for row, vector in enumerate(unit_vectors(600)))
+        store.delete(["item-3"])
+        store.snapshot()
+    return tmp_path / "store"
+
+
+def test_an_exact_store_finds_all(filled_store: Path) -> None:
+    measured = measure_store(filled_store, seed=0)
+    assert (measured["recall@1"], measured["recall@10"]) == (1, 1)
+    assert measured["factory"] == "Flat"
+    assert measured["bytes"] > 600 * 16 * 4
+    assert measured["single_qps"] > 0
+
+
+def test_an_empty_store_is_an_error(tmp_path: Path) -> None:
+    FaissStore.open(tmp_path / "store", dim=16).close()
+    with pytest.raises(InputError, match="empty"):
+        measure_store(tmp_path / "store", seed=0)
+
+
+def test_tuning_on_a_store(filled_store: Path, tmp_path: Path) -> None:
+    tune(store=filled_store, recall=0.9, memory="10MB", queries=50, out=tmp_path / "tuned.json")
+    tuned = json.loads((tmp_path / "tuned.json").read_text())
+    assert tuned["chosen"]["recall@10"] >= 0.9
+    assert {entry["index"] for entry in tuned["measured"]} >= {"Flat"}
