@@ -18,6 +18,7 @@ TRAINING = {
 
 app = App(
     name="kindred",
+    suppress_keyboard_interrupt=False,  # `main` tells it in one line
     help="Turn labelled images into a visual search that keeps working on classes it never saw.",
 )
 # Every other command is a typed function whose signature and docstring are its options and their help. The

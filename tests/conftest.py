@@ -1,12 +1,26 @@
 """What every test shares: one torch thread a worker, so that two workers do not fight over two cores."""
 
+import logging
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Shells start background commands with Ctrl-C ignored, and children inherit that; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _logs_reach_caplog() -> None:
+    """The service sends its logs to standard error alone; a test that started it leaves that behind."""
+    for name in ("kindred", "uvicorn"):
+        logging.getLogger(name).propagate = True
+        logging.getLogger(name).handlers = []
 
 
 @pytest.fixture(scope="session")

@@ -116,6 +116,7 @@ async function browse(after = null) {
   query = null;
   try {
     const page = await api.listItems(after, PAGE, by("label").value.trim());
+    if (query) return; // a search was begun meanwhile
     results.draw(page.items, { onSearch: searchBy, onAbout: about, append: after !== null });
     results.explain(null);
     browsed = page.next;

@@ -47,6 +47,8 @@ class FaissIndex:
         self.factory = factory
         self._index = index
         self._vectors = vectors
+        # pytorch-metric-learning, where it is loaded too, replaces `search` by one that knows no parameters.
+        self._search = getattr(index, "search_numpy", index.search)
         self._compressed = not isinstance(index, faiss.IndexHNSWFlat)
         self._storage = None if self._compressed else _lend_vectors(index, vectors)
         inverted = faiss.try_extract_index_ivf(index)
@@ -66,10 +68,10 @@ class FaissIndex:
         """The `k` nearest rows as far as the index finds them; see `exact.scan`."""
         if not self._compressed:
             parameters = faiss.SearchParametersHNSW(efSearch=self.least(k))
-            similarities, found = self._index.search(queries, k, params=parameters)
+            similarities, found = self._search(queries, k, params=parameters)
             return similarities, found
         wider = min(len(self._vectors), _RESCORED * k)
-        found = self._index.search(queries, wider)[1]
+        found = self._search(queries, wider)[1]
         scores = np.einsum("qd,qkd->qk", queries, self._vectors[found])
         return exact.merge([(scores, found)], k)
 

@@ -140,7 +140,8 @@ def test_search_prints_neighbours_and_writes_a_contact_sheet(
             printed = capsys.readouterr().out
             assert "star/01.jpg" in printed
             assert "1.0000" in printed
-            assert Image.open(sheet).size == (640, 180)
+            with Image.open(sheet) as written:
+                assert written.size == (640, 180)
             broken = tmp_path / "broken.jpg"
             broken.write_bytes(b"text")
             assert main(["search", str(broken), "--url", address[0]]) == 2

@@ -126,7 +126,8 @@ def test_bad_input_is_one_line(
 ) -> None:
     name = change.split("=")[0]
     assert main([*(option for option in options if not option.startswith(name)), change]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]  # before it, progress of listing the files
+    assert line.startswith("kindred: ")
     assert message in line
 
 
