@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import httpx
 import numpy as np
@@ -69,7 +70,12 @@ def test_request_ids_are_taken_over_when_plain(running):
 def test_logs_are_json_lines_with_the_request_id(running, caplog):
     with caplog.at_level(logging.INFO, "kindred.serve"):
         httpx.get(f"{running.address}/v1/stats", headers={"x-request-id": "find-me"})
-    (record,) = [entry for entry in caplog.records if "find-me" in str(vars(entry))]
+        for _ in range(500):  # the answer is on its way before the log has its line
+            found = [entry for entry in caplog.records if "find-me" in str(vars(entry))]
+            if found:
+                break
+            time.sleep(0.01)
+    (record,) = found
     line = json.loads(JsonFormatter().format(record))
     assert (line["route"], line["status"], line["request_id"]) == ("/v1/stats", 200, "find-me")
 
