@@ -1,7 +1,7 @@
 """``kindred index``: embed the images of a source into a store that can be searched."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -126,17 +126,8 @@ def _items(
 ) -> Iterator[Item]:
     """The items of one chunk; what cannot be read or decoded is appended to ``broken``."""
     readable: list[int] = []
-    contents: list[bytes] = []
-
-    def read() -> Iterator[bytes]:
-        for row in rows.tolist():
-            try:
-                contents.append(table.read(row))
-            except ImageError as error:
-                broken.append(str(error))
-                continue
-            readable.append(row)
-            yield contents[-1]
+    # Made while the image is at hand: a chunk of large photographs does not fit into memory.
+    small: list[Future[bytes | None]] = []
 
     def thumbnail(content: bytes) -> bytes | None:
         if thumbnails == 0:
@@ -144,19 +135,28 @@ def _items(
         image = decode_image(content, "RGB", model.preprocess.limits, at_least=thumbnails)
         return jpeg_thumbnail(image, thumbnails)
 
-    good: list[tuple[int, bytes, NDArray[np.float32]]] = []
-    for position, vector in enumerate(model.embed_each(read(), batch_size)):
-        if isinstance(vector, ImageError):
-            broken.append(f"{table.name(readable[position])}: {vector}")
-        else:
-            good.append((readable[position], contents[position], vector))
     with ThreadPoolExecutor() as pool:
-        small = pool.map(thumbnail, (content for _, content, _ in good))
-        for (row, _, vector), image in zip(good, small, strict=True):
+
+        def read() -> Iterator[bytes]:
+            for row in rows.tolist():
+                try:
+                    content = table.read(row)
+                except ImageError as error:
+                    broken.append(str(error))
+                    continue
+                readable.append(row)
+                small.append(pool.submit(thumbnail, content))
+                yield content
+
+        for position, vector in enumerate(model.embed_each(read(), batch_size)):
+            row = readable[position]
+            if isinstance(vector, ImageError):
+                broken.append(f"{table.name(row)}: {vector}")
+                continue
             yield Item(
                 id=table.name(row),
                 vector=vector,
                 label=table.class_names[table.labels[row]],
                 metadata={name: column[row].as_py() for name, column in table.metadata.items()},
-                thumbnail=image,
+                thumbnail=small[position].result(),
             )
