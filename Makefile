@@ -40,7 +40,7 @@ format: $(READY) ## Format the code and apply safe lint fixes
 
 lock: $(UV) ## Resolve the two lock files anew
 	for flavour in cpu gpu; do \
-	  $(UV) pip compile pyproject.toml --extra $$flavour --extra onnx --extra dev --universal --generate-hashes \
+	  $(UV) pip compile pyproject.toml --extra $$flavour --extra onnx --extra milvus --extra dev --universal --generate-hashes \
 	    --python-version 3.11 --quiet --no-emit-index-url --no-annotate --no-header \
 	    --output-file requirements$$(test $$flavour = gpu && echo -gpu).lock || exit 1; \
 	done
