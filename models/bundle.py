@@ -1,12 +1,8 @@
 """The saved model: a folder of safetensors and JSON, loaded without running anything it contains."""
 
-import hashlib
-import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,16 +12,23 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.bundle_files import (
+    FORMAT,
+    MANIFEST,
+    WEIGHTS,
+    fingerprint_of,
+    read_manifest,
+    write_bundle,
+    write_manifest,
+)
 from models.errors import InputError
+from models.exports import open_export
+from models.inference import Choice, Model, Runner, optimize
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import ImageError, Preprocess
-
-FORMAT = 1
-WEIGHTS = "model.safetensors"
-MANIFEST = "bundle.json"
 
 ImageSource = bytes | str | Path | Image.Image
 
@@ -41,6 +44,12 @@ class Bundle:
         info: Plain JSON about the training: metrics, split hash, class counts, versions.
         thresholds: Cosine similarity at which two images count as the same class, keyed by the false-accept
             rate it was calibrated for, for example ``{"0.001": 0.71}``.
+        training_classes: Digests of the names of the classes it was trained on, by which an evaluation
+            notices that it tests on them; None where they are not known.
+        exports: What was written beside the weights (ONNX and others) and how far it is from the original,
+            by file name; see :mod:`models.exports`.
+        runner: What runs the network: None the network itself, as it was trained.
+        choice: Why that runner, where :meth:`optimize` chose it.
     """
 
     network: nn.Module
@@ -49,11 +58,15 @@ class Bundle:
     info: dict[str, Any] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
     fingerprint: str = ""
+    training_classes: str | None = None
+    exports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runner: Runner | None = None
+    choice: Choice | None = None
 
     def __post_init__(self) -> None:
         self.network.eval()
         if not self.fingerprint:
-            self.fingerprint = _fingerprint(self.network.state_dict(), self.architecture, self.preprocess)
+            self.fingerprint = fingerprint_of(self.network.state_dict(), self.architecture, self.preprocess)
 
     @property
     def dim(self) -> int:
@@ -65,12 +78,17 @@ class Bundle:
         """Where the network runs."""
         return next(self.network.parameters()).device
 
+    @property
+    def backend(self) -> str:
+        """What runs the network: "plain", "eager", "compiled" or "onnx"."""
+        return "plain" if self.runner is None else self.runner.name
+
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto", *, trust_code: bool = False) -> "Bundle":
         """Read a bundle and verify it.
 
         Args:
-            folder: What :meth:`save` wrote.
+            folder: What :meth:`save` wrote; or an ONNX file in such a folder, which then does the embedding.
             device: "auto" takes CUDA where there is one.
             trust_code: Allow an architecture whose backbone is a class outside the known packages. The
                 class is imported, so its code runs: only for bundles of your own.
@@ -78,8 +96,10 @@ class Bundle:
         Raises:
             InputError: The folder is no bundle, is damaged, or needs code that is not trusted.
         """
-        folder = Path(folder)
-        manifest = _read_manifest(folder)
+        folder, file = Path(folder), None
+        if folder.suffix == ".onnx" and not folder.is_dir():
+            folder, file = folder.parent, folder
+        manifest = read_manifest(folder)
         try:
             architecture = Architecture.from_dict(manifest["architecture"])
             preprocess = Preprocess.from_dict(manifest["preprocess"])
@@ -93,7 +113,7 @@ class Bundle:
             raise InputError(
                 f"{folder / WEIGHTS}: cannot be read ({error}); export the bundle again"
             ) from error
-        if _fingerprint(weights, architecture, preprocess) != expected:
+        if fingerprint_of(weights, architecture, preprocess) != expected:
             raise InputError(
                 f"{folder}: weights do not match the fingerprint; the bundle is damaged, copy it again"
             )
@@ -103,49 +123,53 @@ class Bundle:
             reason = " ".join(str(error).split())
             raise InputError(f"{folder}: weights do not fit the architecture ({reason})") from error
         network.to(_device(device))
-        return cls(
+        bundle = cls(
             network,
             architecture,
             preprocess,
             info=dict(manifest.get("info", {})),
             thresholds={str(key): float(value) for key, value in manifest.get("thresholds", {}).items()},
             fingerprint=expected,
+            training_classes=manifest.get("training_classes"),
+            exports=dict(manifest.get("exports", {})),
         )
+        if file is None:
+            return bundle
+        runner, bundle.fingerprint = open_export(file, bundle.exports, bundle.device)
+        return replace(bundle, runner=runner)
+
+    def optimize(self, backend: str = "auto", *, cache: Path | None = None, workers: int = 1) -> "Bundle":
+        """The same model for inference: normalization folded away, run by a fast backend.
+
+        Args:
+            backend: "eager" is torch with the folded network, "compiled" is torch's Inductor, "onnx" is ONNX
+                Runtime. "auto" measures which of them this machine does fastest; that takes up to minutes,
+                once: later calls find the choice in the cache. Each is checked against the plain network.
+            cache: Folder that keeps choices, graphs and compiled code, writable for this user alone.
+            workers: Batches that may run at the same time.
+
+        Raises:
+            InputError: The backend is unknown, cannot run here or gives other vectors; or this is an ONNX
+                file and the backend is another.
+        """
+        if self.runner is not None:
+            if backend not in ("auto", self.backend):
+                raise InputError(
+                    f"backend {backend}: this model runs on {self.backend}; name its folder instead"
+                )
+            return self
+        model = Model(self.network, self.preprocess, self.fingerprint)
+        runner, choice = optimize(model, backend, cache, workers)
+        return replace(self, runner=runner, choice=choice)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the bundle; an existing one is replaced only after the new one is complete.
+        """Write the bundle; an existing one is replaced, exports and all, only after the new one is complete.
 
         Raises:
             InputError: The folder exists and is something else than a bundle, or cannot be written.
         """
-        folder = Path(folder)
-        if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-            raise InputError(f"{folder}: exists and is no bundle; choose another folder")
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            try:
-                # Copies, because safetensors refuses tensors that share memory (tied layers).
-                state = self.network.state_dict()
-                weights = {
-                    key: value.cpu().clone(memory_format=torch.contiguous_format)
-                    for key, value in state.items()
-                }
-                save_file(weights, fresh / WEIGHTS)
-                (fresh / MANIFEST).write_text(json.dumps(self._manifest(), indent=2) + "\n", encoding="utf-8")
-                fresh.chmod(0o755)
-                if folder.exists():
-                    retired = fresh.with_name(fresh.name + "-old")
-                    folder.rename(retired)
-                    fresh.rename(folder)
-                    shutil.rmtree(retired)
-                else:
-                    fresh.rename(folder)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
-        return folder
+        state = self.network.state_dict()
+        return write_bundle(Path(folder), state, self._manifest() | {"exports": {}})
 
     def update(
         self,
@@ -153,19 +177,19 @@ class Bundle:
         *,
         info: Mapping[str, Any] | None = None,
         thresholds: Mapping[str, float] | None = None,
+        exports: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
-        """Add to the description of a saved bundle: metrics after an evaluation, calibrated thresholds.
+        """Add to the description of a saved bundle: metrics after an evaluation, thresholds, exports.
 
         The weights and the fingerprint stay as they are.
         """
         self.info.update(info or {})
         self.thresholds.update(thresholds or {})
+        self.exports.update(exports or {})
         folder = Path(folder)
-        if _read_manifest(folder)["fingerprint"] != self.fingerprint:
+        if read_manifest(folder)["fingerprint"] != self.fingerprint:
             raise InputError(f"{folder}: holds another model than the one that was measured")
-        fresh = folder / (MANIFEST + ".tmp")
-        fresh.write_text(json.dumps(self._manifest(), indent=2) + "\n", encoding="utf-8")
-        fresh.replace(folder / MANIFEST)
+        write_manifest(folder, self._manifest())
 
     def _manifest(self) -> dict[str, Any]:
         return {
@@ -176,6 +200,8 @@ class Bundle:
             "dim": self.dim,
             "info": self.info,
             "thresholds": self.thresholds,
+            "training_classes": self.training_classes,
+            "exports": self.exports,
         }
 
     @torch.inference_mode()
@@ -186,10 +212,32 @@ class Bundle:
             batch: float32 (B, C, H, W), on any device.
 
         Returns:
-            Unit vectors, float32 (B, dim), on the network's device.
+            Unit vectors, float32 (B, dim).
+
+        Raises:
+            InputError: An ONNX file with the normalization inside takes pixels alone.
         """
-        vectors: Tensor = self.network(batch.to(self.device, non_blocking=True))
-        return vectors.float()
+        if self.runner is None:
+            vectors: Tensor = self.network(batch.to(self.device, non_blocking=True))
+            return vectors.float()
+        if self.runner.takes_pixels:
+            raise InputError("this ONNX file normalizes by itself: embed images, or pixels by embed_pixels")
+        return self.runner(batch.to(self.device, non_blocking=True))
+
+    @torch.inference_mode()
+    def embed_pixels(self, batch: Tensor) -> Tensor:
+        """Embed decoded and resized images.
+
+        Args:
+            batch: uint8 (B, C, S, S), as ``preprocess.tensor`` gives them.
+
+        Returns:
+            Unit vectors, float32 (B, dim).
+        """
+        pixels = batch.to(self.device, non_blocking=True)
+        if self.runner is not None and self.runner.takes_pixels:
+            return self.runner(pixels)
+        return self.embed_tensor(self.preprocess.normalize(pixels))
 
     def embed_each(
         self, images: Iterable[ImageSource], batch_size: int = 64, decoders: int = 2
@@ -206,7 +254,8 @@ class Bundle:
 
         def decode(source: ImageSource) -> Tensor | ImageError:
             try:
-                return self.preprocess(Path(source) if isinstance(source, str) else source)
+                image = self.preprocess.open(Path(source) if isinstance(source, str) else source)
+                return self.preprocess.tensor(image)
             except ImageError as error:
                 return error
 
@@ -217,7 +266,7 @@ class Bundle:
                 inputs = [future.result() for future in ahead]
                 ahead = [pool.submit(decode, source) for source in islice(stream, batch_size)]
                 good = [item for item in inputs if isinstance(item, Tensor)]
-                vectors = iter(self.embed_tensor(torch.stack(good)).cpu().numpy() if good else ())
+                vectors = iter(self.embed_pixels(torch.stack(good)).cpu().numpy() if good else ())
                 for item in inputs:
                     yield next(vectors) if isinstance(item, Tensor) else item
 
@@ -246,32 +295,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name!r} is not usable ({reason}); try cpu") from error
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{folder}: no bundle here ({MANIFEST} is missing); kindred export makes one")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); export the bundle again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise InputError(f"{path}: format {found}, this program reads {FORMAT}; export the bundle again")
-    return manifest
-
-
-def _fingerprint(weights: Mapping[str, Tensor], architecture: Architecture, preprocess: Preprocess) -> str:
-    """SHA-256 over everything that decides what an image's embedding is, as 16 hexadecimal digits.
-
-    Decode limits decide what is refused, not what it embeds to, so they stay out.
-    """
-    settings = {"architecture": architecture.to_dict(), "preprocess": preprocess.to_dict()}
-    settings["preprocess"].pop("limits")
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for key in sorted(weights):
-        tensor = weights[key].detach().cpu().contiguous()
-        digest.update(f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

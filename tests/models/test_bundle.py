@@ -86,7 +86,8 @@ def test_update_keeps_the_model_and_adds_what_was_measured(bundle: Bundle, tmp_p
     loaded = Bundle.load(folder, device="cpu")
     assert loaded.info == {"split_hash": "abc", "recall@1": 0.9}
     assert loaded.thresholds == {"0.001": 0.7}
-    assert [path.name for path in sorted(folder.iterdir())] == ["bundle.json", "model.safetensors"]
+    names = [path.name for path in sorted(folder.iterdir())]
+    assert names == ["README.md", "bundle.json", "model.safetensors"]
 
 
 def test_saving_replaces_a_bundle_but_nothing_else(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,0 +1,197 @@
+"""Picks the backend: by measurement on this machine, once, then from the cache."""
+
+import hashlib
+import json
+import logging
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import InputError
+from models.inference.compiled import CompiledRunner, compile_network
+from models.inference.eager import EagerRunner
+from models.inference.fold import folded
+from models.inference.machine import machine, versions
+from models.inference.onnx_graph import to_onnx
+from models.inference.onnx_runner import OnnxRunner
+from models.inference.runner import Runner, Unavailable
+from models.inference.samples import sample_pixels
+from models.inference.timing import fastest, measure
+from models.preprocess import Preprocess
+
+log = logging.getLogger("kindred.inference")
+
+Backend = Literal["auto", "eager", "compiled", "onnx"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+TOLERANCE = 1e-4  # largest difference from the plain network in any coordinate of a unit vector
+BATCHES = (1, 8, 32)  # what a server's micro-batches are: alone, under load, at the limit
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided for a network on a machine.
+
+    Attributes:
+        backend: the name.
+        images_per_second: of each backend that was measured, by batch size; empty where nothing was.
+        max_difference: of each backend from the plain network, on sample images.
+        skipped: why the others are out.
+    """
+
+    backend: str
+    images_per_second: dict[str, dict[str, float]] = field(default_factory=dict)
+    max_difference: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is to be run: a network in evaluation mode on its device, its preprocessing, its fingerprint."""
+
+    network: nn.Module
+    preprocess: Preprocess
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return next(self.network.parameters()).device
+
+    def samples(self, count: int) -> Tensor:
+        """Sample input, float32 (count, C, S, S), on the device."""
+        pixels = sample_pixels(self.preprocess.channels, self.preprocess.size, count)
+        return self.preprocess.normalize(pixels).to(self.device)
+
+
+def optimize(model: Model, backend: str, cache: Path | None, workers: int = 1) -> tuple[Runner, Choice]:
+    """A runner for a network, by the named backend or the fastest one.
+
+    Args:
+        model: what to run.
+        backend: one of `BACKENDS`.
+        cache: folder that keeps choices, graphs and compiled code; None keeps nothing. Compiled code in it
+            is run: it must be writable for this user alone.
+        workers: batches that may run at the same time.
+
+    Raises:
+        InputError: the backend is unknown, cannot run here, or is further than `TOLERANCE` from the plain
+            network.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _folder(model, cache, Path(scratch))
+        if backend != "auto":
+            runners, choice = _build_all([backend], model, folder, workers)
+            if not runners:
+                raise InputError(f"backend {backend}: {choice.skipped[backend]}; try another one, or auto")
+            return runners[backend], replace(choice, backend=backend)
+        kept = _read(folder)
+        if kept is not None:
+            runners, _ = _build_all([kept.backend], model, folder, workers)
+            if runners:
+                return runners[kept.backend], kept
+        return _measured(model, folder, workers)
+
+
+def _measured(model: Model, folder: Path, workers: int) -> tuple[Runner, Choice]:
+    log.info("measuring how this machine runs model %s fastest, once", model.fingerprint)
+    runners, choice = _build_all(["eager", "onnx", "compiled"], model, folder, workers)
+    if not runners:
+        raise InputError(f"backend auto: none runs this model ({'; '.join(choice.skipped.values())})")
+    speeds = measure(runners, model.samples(max(BATCHES)), BATCHES)
+    rounded = {name: {str(n): round(s, 1) for n, s in of.items()} for name, of in speeds.items()}
+    choice = replace(choice, backend=fastest(speeds), images_per_second=rounded)
+    _write(folder, choice, model)
+    log.info("model %s runs on %s: %s", model.fingerprint, choice.backend, json.dumps(choice.to_dict()))
+    return runners[choice.backend], choice
+
+
+def _build_all(
+    names: list[str], model: Model, folder: Path, workers: int
+) -> tuple[dict[str, Runner], Choice]:
+    """The runners that work and agree with the plain network, and why the others do not."""
+    runners: dict[str, Runner] = {}
+    differences: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        try:
+            runner = _build(name, model, folder, workers)
+            differences[name] = _difference(runner, model)
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+            continue
+        if differences[name] <= TOLERANCE:
+            runners[name] = runner
+        else:
+            skipped[name] = f"differs from the plain network by {differences[name]:.1e}, over {TOLERANCE:g}"
+    return runners, Choice("", {}, differences, skipped)
+
+
+def _build(name: str, model: Model, folder: Path, workers: int) -> Runner:
+    if name == "eager":
+        return EagerRunner(model.network)
+    if name == "onnx":
+        graph = folder / "network.onnx"
+        if not graph.is_file():
+            _replace(graph, to_onnx(folded(model.network).cpu(), model.preprocess))
+        return OnnxRunner(graph.read_bytes(), model.device)
+    package = folder / "network.pt2"
+    if not package.is_file():
+        compile_network(model.network, model.samples(2), package)
+    return CompiledRunner(package, workers)
+
+
+def _difference(runner: Runner, model: Model) -> float:
+    """Largest difference from the plain network, over a batch and over a single image."""
+    images = model.samples(8)
+    with torch.inference_mode():
+        expected = model.network(images).float().cpu()
+    found = torch.cat([runner(images[:1]).cpu(), runner(images[1:]).cpu()])
+    return float((found - expected).abs().nan_to_num(torch.inf).max())
+
+
+def _folder(model: Model, cache: Path | None, scratch: Path) -> Path:
+    """Where choices and files for this model, machine and these versions lie."""
+    if cache is None:
+        return scratch
+    conditions = {"format": _FORMAT, "versions": versions(), **machine(model.device), "batches": BATCHES}
+    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache / "inference" / f"{model.fingerprint}-{digest}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        log.warning("cache %s cannot be written (%s): every start measures anew", cache, error.strerror)
+        return scratch
+
+
+def _read(folder: Path) -> Choice | None:
+    try:
+        choice = Choice(**json.loads((folder / "choice.json").read_text(encoding="utf-8"))["choice"])
+    except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged
+        return None
+    return choice if choice.backend in BACKENDS[1:] else None
+
+
+def _write(folder: Path, choice: Choice, model: Model) -> None:
+    conditions = {"versions": versions(), **machine(model.device)}
+    text = json.dumps({"choice": choice.to_dict(), **conditions}, indent=2) + "\n"
+    _replace(folder / "choice.json", text.encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that another process sees it whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    Path(file.name).replace(path)

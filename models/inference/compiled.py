@@ -1,0 +1,82 @@
+"""The compiled backend: torch.compile's Inductor, ahead of time.
+
+``torch.compile`` itself compiles in the process that runs; its ahead-of-time form (AOTInductor) leaves a file
+that the next process loads in a moment, which is what a server's start needs.
+"""
+
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.inference.fold import folded
+from models.inference.runner import Unavailable
+
+MAX_BATCH = 4096
+
+
+class CompiledRunner:
+    """Runs a package that :func:`compile_network` wrote.
+
+    The package is machine code and runs in this process: load only what this user's own process compiled.
+
+    Args:
+        package: the file.
+        runners: batches that may run at the same time.
+    """
+
+    name = "compiled"
+    takes_pixels = False
+
+    def __init__(self, package: Path, runners: int = 1) -> None:
+        try:
+            self._run = torch._inductor.aoti_load_package(str(package), num_runners=runners)
+        except (RuntimeError, OSError) as error:
+            raise Unavailable(f"the compiled network cannot be loaded ({_first_line(error)})") from error
+
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor) -> Tensor:
+        """See :class:`models.inference.runner.Runner`."""
+        vectors: Tensor = self._run(batch.contiguous(memory_format=torch.channels_last))
+        return vectors
+
+
+def compile_network(network: nn.Module, example: Tensor, package: Path) -> None:
+    """Compile for this processor and for torch's present number of threads; takes up to minutes.
+
+    Args:
+        network: in evaluation mode, on the device where it shall run.
+        example: input of the network, (2 or more, C, S, S), on that device.
+        package: file to write.
+
+    Raises:
+        Unavailable: there is no C++ compiler, or the network cannot be compiled.
+    """
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise Unavailable("needs a C++ compiler: install g++")
+    from torch.export import Dim, export
+
+    example = example.contiguous(memory_format=torch.channels_last)
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        tempfile.TemporaryDirectory(dir=package.parent) as folder,
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            batch = Dim("batch", min=1, max=MAX_BATCH)
+            program = export(folded(network), (example,), dynamic_shapes=({0: batch},))
+            fresh = torch._inductor.aoti_compile_and_package(
+                program, package_path=str(Path(folder) / "network.pt2")
+            )
+            Path(fresh).replace(package)
+        except Exception as error:
+            raise Unavailable(f"the network cannot be compiled ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,33 @@
+"""What a backend looks like to the bundle that uses it."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Unavailable(Exception):  # noqa: N818  (a reason to take another backend rather than an error)
+    """A backend cannot run this network here; the message says why and what would help."""
+
+
+class Runner(Protocol):
+    """A network made ready by a backend; may be called from several threads.
+
+    Attributes:
+        name: of the backend: "eager", "compiled" or "onnx".
+        takes_pixels: whether it takes uint8 pixels and normalizes them itself, instead of the network's float
+            input.
+    """
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+        ...
+
+    @property
+    def takes_pixels(self) -> bool:
+        """See the class."""
+        ...
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Embed a batch, (B, C, S, S) → float32 (B, dim) unit vectors; B may change from call to call."""
+        ...
