@@ -1,0 +1,89 @@
+"""``kindred experiment``: runs the arms of an experiment, and draws its table and curves."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.experiment.classification import run_classification
+from app.experiment.plots import draw_curves
+from app.experiment.runs import Results, Run, planned
+from app.experiment.settings import load_experiment
+from app.experiment.tables import by_arm, draw_table
+from models.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+Many = Parameter(consume_multiple=True)
+
+
+def experiment(
+    name: str,
+    /,
+    *,
+    arms: Annotated[list[str] | None, Many] = None,
+    seeds: Annotated[list[int] | None, Many] = None,
+    pilot: bool = False,
+    out: Path | None = None,
+    configs: Path = ROOT / "configs" / "experiment",
+    threads: int = 1,
+    draw: bool = True,
+) -> None:
+    """Run an experiment's arms over its seeds and draw the table and the curves.
+
+    A run that is there already, made with the same setting, is skipped: start the command again to continue.
+
+    Args:
+        name: of a file in the folder of experiments, without its ending.
+        arms: run these alone; by default all with the first seed, and the decisive ones with every seed.
+        seeds: with these seeds instead of the experiment's.
+        pilot: with the first seed alone.
+        out: folder for runs, table and curves; by default docs/results/NAME.
+        configs: folder of experiments.
+        threads: of torch; figures may differ in their last digits between numbers of threads.
+        draw: draw the table and the curves at the end; --no-draw where several processes share the work.
+
+    Raises:
+        InputError: there is no such experiment, or something in it is wrong.
+    """
+    if threads < 1:
+        raise InputError(f"threads is {threads}; give at least 1")
+    described = load_experiment(configs / f"{name}.yaml")
+    results = Results(out or Path("docs") / "results" / name, name)
+    runs = planned(described, arms, seeds, pilot=pilot)
+    missing = [run for run in runs if not results.is_done(run)]
+    console = Console()
+    console.print(
+        f"{described.title}\n{len(runs)} runs, {len(runs) - len(missing)} done already", highlight=False
+    )
+    torch.set_num_threads(threads)
+    _run_all(missing, results, console)
+    if draw:
+        records = list(results.records(described))
+        table = draw_table(described, name, by_arm(records))
+        (results.folder / "table.md").write_text(table, encoding="utf-8")
+        draw_curves(described, records, results.folder / "curves.png")
+        console.print(Markdown(table))
+        console.print(f"{results.folder}: runs/, table.md, curves.png", highlight=False)
+
+
+def _run_all(runs: list[Run], results: Results, console: Console) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        for run in runs:
+            task = progress.add_task(f"{run.arm}, seed {run.seed}")
+
+            def shown(done: int, total: int, task: object = task) -> None:
+                progress.update(task, completed=done, total=total)  # type: ignore[arg-type]
+
+            outcome = run_classification(run.setting, run.seed, shown)
+            results.write(run, outcome)
+            progress.remove_task(task)
+            main = outcome["figures"]
+            brief = ", ".join(f"{key} {main[key]:.3f}" for key in sorted(main) if not key.startswith("loss"))
+            console.print(
+                f"{run.arm}, seed {run.seed}: {brief} ({outcome['seconds']:.0f} s)", highlight=False
+            )

@@ -1,0 +1,111 @@
+"""A data set as tensors in memory, decoded once by the product's own sources and preprocessing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from app.experiment.settings import Data
+from data.dataset import ImageDataset
+from data.locations import data_root
+from data.pixel_cache import cache_key, open_cache
+from data.sources import open_source
+from data.splits import Split, split_images
+from data.table import ImageTable
+from models.errors import InputError
+from models.preprocess import Preprocess
+
+_CACHE_BYTES = 8 * 2**30
+
+
+@dataclass(frozen=True)
+class Images:
+    """One part of a data set.
+
+    Attributes:
+        pixels: uint8 (N, C, size, size).
+        labels: int64 (N,).
+    """
+
+    pixels: Tensor
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A data set for classification.
+
+    Attributes:
+        train: to learn from.
+        val: further images of the same classes.
+        classes: how many.
+        split_hash: SHA-256 of what is in which part.
+        preprocess: turns pixels into what the network takes.
+    """
+
+    train: Images
+    val: Images
+    classes: int
+    split_hash: str
+    preprocess: Preprocess
+
+
+def load_images(data: Data) -> Loaded:
+    """Decode a data set, or take it from the cache of an earlier run.
+
+    Raises:
+        InputError: the data are missing, or cannot be split as asked.
+    """
+    table = _table(data)
+    split = split_images(table)
+    preprocess = Preprocess(data.image_size, data.mode)
+    parts = [_decode(table, split, part, preprocess) for part in ("train", "val")]
+    return Loaded(parts[0], parts[1], len(table.class_names), split.hash, preprocess)
+
+
+def _table(data: Data) -> ImageTable:
+    below = data_root() / data.source
+    table = open_source(below if below.exists() and Path(data.source).suffix else data.source).table()
+    if data.only is not None:
+        table = _keep(table, np.flatnonzero(table.split == data.only))
+    if data.classes is not None:
+        table = _keep(table, np.flatnonzero(table.labels < data.classes))
+    if data.train_images is not None:
+        return table.with_column("split", _first_images(table, data.train_images))
+    if "part" not in table.metadata:
+        raise InputError(f"{data.source}: has no folders train and val; set data.train_images")
+    return table.with_column("split", np.asarray(table.metadata["part"].to_pylist(), dtype=object))
+
+
+def _keep(table: ImageTable, rows: NDArray[np.int64]) -> ImageTable:
+    """Some rows, with the classes that are left numbered anew."""
+    present, labels = np.unique(table.labels[rows], return_inverse=True)
+    kept = table.take(rows).rows
+    kept = kept.drop_columns(["label"]).append_column("label", [labels.astype(np.int32)])
+    return ImageTable(kept, [table.class_names[c] for c in present], table.roots, limits=table.limits)
+
+
+def _first_images(table: ImageTable, count: int) -> NDArray[np.object_]:
+    names = np.array([table.name(row) for row in range(len(table))])
+    order = np.lexsort((names, table.labels))
+    labels = table.labels[order]
+    position = np.empty(len(table), dtype=np.int64)
+    position[order] = np.arange(len(labels)) - np.searchsorted(labels, labels)
+    return np.where(position < count, "train", "val").astype(object)
+
+
+def _decode(table: ImageTable, split: Split, part: str, preprocess: Preprocess) -> Images:
+    rows = split.rows(part)  # type: ignore[arg-type]
+    shape = (preprocess.channels, preprocess.size, preprocess.size)
+    cache = open_cache("disk", cache_key(table, rows, preprocess), len(rows), shape, _CACHE_BYTES)
+    labels = table.labels[rows]
+    dataset = ImageDataset(table, rows, labels, preprocess, cache=cache)
+    items = range(len(rows))
+    done = cache is not None and cache.filled == len(rows)
+    shown = items if done else track(items, f"Decoding the {part} images", transient=True)
+    pixels = np.stack([dataset.pixels(item) for item in shown])
+    return Images(torch.from_numpy(pixels), labels)

@@ -1,0 +1,81 @@
+"""Intervals over seeds: of a paired difference, and of the share of a loss that is recovered."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and where it lies with 95% confidence; infinite where the data do not bound it.
+
+    Attributes:
+        value: the estimate.
+        low: lower end.
+        high: upper end.
+        seeds: how many pairs it comes from; with one there is no interval, and its ends are infinite.
+    """
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_difference(one: Sequence[float], other: Sequence[float]) -> Interval:
+    """Mean of one − other over seeds, with Student's t interval.
+
+    Args:
+        one: a figure for each seed.
+        other: of another arm, for the same seeds in the same order.
+    """
+    differences = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+    mean, count = float(differences.mean()), len(differences)
+    if count < 2:
+        return Interval(mean, -math.inf, math.inf, count)
+    half = _quantile(count) * float(differences.std(ddof=1)) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half, count)
+
+
+def recovered_share(better: Sequence[float], worse: Sequence[float], of: Sequence[float]) -> Interval:
+    """(of − worse) / (better − worse) as a ratio of means over seeds, with Fieller's interval.
+
+    The interval holds every share s for which of − worse − s (better − worse) does not differ from zero by
+    the t test. Where the loss itself does not differ from zero, nothing bounds the share. Source: Fieller,
+    J. R. Stat. Soc. B 16 (1954) 175.
+
+    Args:
+        better: a figure for each seed, of the arm without the loss.
+        worse: of the arm with it.
+        of: of the arm that may recover it.
+    """
+    reached, best, low = (np.asarray(v, dtype=np.float64) for v in (of, better, worse))
+    gain, loss = reached - low, best - low
+    count = len(gain)
+    if not loss.mean():
+        return Interval(math.nan, -math.inf, math.inf, count)
+    share = float(gain.mean() / loss.mean())
+    if count < 2:
+        return Interval(share, -math.inf, math.inf, count)
+    covariance = np.cov(gain, loss, ddof=1) * _quantile(count) ** 2 / count
+    a = loss.mean() ** 2 - covariance[1, 1]
+    b = gain.mean() * loss.mean() - covariance[0, 1]
+    c = gain.mean() ** 2 - covariance[0, 0]
+    root = b * b - a * c
+    if a <= 0 or root < 0:
+        return Interval(share, -math.inf, math.inf, count)
+    return Interval(share, float((b - math.sqrt(root)) / a), float((b + math.sqrt(root)) / a), count)
+
+
+def _quantile(count: int) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, count - 1))

@@ -1,0 +1,64 @@
+"""An arm's network: the product's backbone and normalization, and a classifier."""
+
+import torch
+from torch import nn
+
+from app.experiment.batches import GradientBatches
+from app.experiment.grouped import group_normalization, wide_layers
+from app.experiment.settings import Setting
+from models.backbones import build_backbone
+from models.backbones.adapt import remove_classifier
+from models.backbones.registry import feature_width
+from models.normalization import set_normalization
+from models.renorm import PAPER_DMAX, PAPER_RMAX, Ramp, RenormSchedule
+
+
+def build_classifier(setting: Setting, batches: GradientBatches, classes: int, seed: int) -> nn.Module:
+    """A network (B, C, H, W) → (B, classes) whose normalization sees the arm's groups.
+
+    Weights depend on the seed alone: the normalization is chosen after they are drawn.
+    """
+    torch.manual_seed(seed)
+    channels = batches.preprocess.channels
+    backbone = build_backbone(setting.backbone, setting.backbone_args, channels)
+    remove_classifier(backbone)
+    head = nn.Linear(feature_width(backbone, setting.backbone, channels), classes)
+    network = nn.Sequential(backbone, head)
+    if setting.normalization == "frozen_batch":
+        calibrate(network, batches, 1)
+    set_normalization(network, setting.normalization, setting.normalization_args)
+    return group_normalization(network, batches.groups)
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, batches: GradientBatches, count: int) -> None:
+    """Set BatchNorm's running statistics to the mean over some batches, each taken as a whole.
+
+    Args:
+        network: with plain BatchNorm layers; left in evaluation mode.
+        batches: where to take them from, from the first step on.
+        count: how many.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    network.train()
+    for step in range(count):
+        network(batches[step].images)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+def schedule_of(setting: Setting, network: nn.Module) -> RenormSchedule:
+    """The limits of the network's renorm layers over the run; without such layers it does nothing."""
+    ramps = {name: Ramp(**ramp.model_dump()) for name, ramp in setting.ramps.items()}
+    return RenormSchedule(
+        wide_layers(network),
+        rmax=ramps.get("rmax", PAPER_RMAX),
+        dmax=ramps.get("dmax", PAPER_DMAX),
+        momentum=ramps.get("momentum"),
+        total_steps=setting.steps,
+    )

@@ -1,0 +1,45 @@
+"""An experiment's curves as a picture."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from app.experiment.settings import Experiment
+
+_STYLES = ("-", "--", ":", "-.")
+_COLOURS = 10
+
+
+def draw_curves(experiment: Experiment, records: Iterable[dict[str, Any]], path: Path) -> None:
+    """The curve of each arm's own measure over the steps, mean of its seeds, their range shaded.
+
+    Args:
+        experiment: title and order of arms.
+        records: of its runs, each with a ``curve``: points with ``step`` and a measure that the curve's
+            first other key names.
+        path: the PNG file.
+    """
+    curves: dict[str, list[list[dict[str, float]]]] = {}
+    for record in records:
+        curves.setdefault(record["arm"], []).append(record["curve"])
+    measure = next((key for runs in curves.values() for key in runs[0][0] if key != "step"), "accuracy")
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(9, 4.6), layout="constrained")
+        axes = figure.subplots()
+        for number, arm in enumerate(a for a in experiment.arms if a in curves):
+            length = min(map(len, curves[arm]))
+            steps = [point["step"] for point in curves[arm][0][:length]]
+            values = np.array([[point[measure] for point in run[:length]] for run in curves[arm]])
+            colour, style = f"C{number % _COLOURS}", _STYLES[number // _COLOURS % len(_STYLES)]
+            axes.plot(steps, values.mean(0), style, color=colour, label=arm, marker=".")
+            if len(values) > 1:
+                axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+        axes.set(xlabel="steps", ylabel=f"validation {measure}", title=experiment.title)
+        axes.grid(alpha=0.25)
+        axes.set_ylim(bottom=0)
+        figure.legend(loc="outside right upper", frameon=False)
+        figure.savefig(path, dpi=110)

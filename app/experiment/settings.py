@@ -1,0 +1,185 @@
+"""What an experiment's YAML file may say, checked before anything runs."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.errors import InputError
+from models.normalization import Normalization
+
+Model = TypeVar("Model", bound=BaseModel)
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Strict):
+    """Which images.
+
+    Attributes:
+        source: as ``data.sources.open_source`` takes it; a path is also looked for below the data folder.
+        image_size: side in pixels.
+        mode: colour mode.
+        train_images: the first so many images of each class (in the order of their names) are for training
+            and the rest for validation; None takes the set's folders "train" and "val".
+        only: take this part of the set's own split ("train", say) and leave the rest out.
+        classes: how many classes to keep, the first by name; None keeps all.
+    """
+
+    source: str
+    image_size: Positive
+    mode: Literal["RGB", "L"] = "RGB"
+    train_images: Positive | None = None
+    only: Literal["train", "val", "test"] | None = None
+    classes: Positive | None = None
+
+
+class RampSetting(_Strict):
+    """A ``models.renorm.Ramp`` in fractions of the run."""
+
+    start: float
+    end: float
+    begin: Fraction
+    finish: Fraction
+
+
+class Groups(_Strict):
+    """Which images are normalized together: groups of ``size``, of ``classes`` classes or shuffled."""
+
+    size: Positive
+    classes: Positive | None = None
+
+
+class Setting(_Strict):
+    """One arm, complete.
+
+    Attributes:
+        task: "classification": a linear classifier of the training classes.
+        data: which images.
+        augmentation: arguments of ``data.augment.geometry.Geometry``; None leaves images as they are.
+        backbone: as in ``kindred fit``.
+        backbone_args: likewise.
+        normalization: likewise.
+        normalization_args: likewise.
+        ramps: of rmax, dmax and momentum, for renorm; what is not named is the product's default.
+        classes_per_step: classes in a gradient batch.
+        images_per_class: images of each.
+        groups: the normalization groups; None normalizes the whole batch.
+        steps: gradient steps.
+        optimizer: sgd has momentum 0.9; rmsprop the paper's decay of 0.9 and no momentum.
+        learning_rate: its peak.
+        warmup: fraction of the run.
+        weight_decay: of all parameters.
+        curve_points: how many times validation accuracy is measured on the way.
+    """
+
+    task: Literal["classification"] = "classification"
+    data: Data
+    augmentation: dict[str, Any] | None = None
+    backbone: str = "resnet10"
+    backbone_args: dict[str, Any] = {}
+    normalization: Normalization = "batch"
+    normalization_args: dict[str, Any] = {}
+    ramps: dict[Literal["rmax", "dmax", "momentum"], RampSetting] = {}
+    classes_per_step: Positive
+    images_per_class: Positive
+    groups: Groups | None = None
+    steps: Positive
+    optimizer: Literal["sgd", "rmsprop"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.2
+    warmup: Fraction = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    curve_points: Positive = 5
+
+
+class Comparison(_Strict):
+    """A paired difference to report: ``minus`` of it where all three are given is the share recovered.
+
+    Attributes:
+        title: for the table.
+        better: arm whose figure should be higher.
+        worse: arm that it is compared with.
+        of: arm; the share (of − worse) / (better − worse) is reported as what ``of`` recovers.
+    """
+
+    title: str
+    better: str
+    worse: str
+    of: str | None = None
+
+
+class Experiment(_Strict):
+    """A whole experiment.
+
+    Attributes:
+        title: what it asks, one line.
+        base: what all arms share, as :class:`Setting`.
+        arms: what each arm has otherwise; a mapping is merged into the base's.
+        seeds: of the decisive arms; the others run with the first alone.
+        decisive: arms to run with every seed.
+        figure: the figure that comparisons are of.
+        comparisons: what the table reports below the arms.
+    """
+
+    title: str
+    base: dict[str, Any]
+    arms: dict[str, dict[str, Any]]
+    seeds: list[int] = [0]
+    decisive: list[str] = []
+    figure: str = "accuracy/running"
+    comparisons: list[Comparison] = []
+
+    def setting(self, arm: str) -> Setting:
+        """An arm, complete and checked.
+
+        Raises:
+            InputError: the arm does not exist, or something in it is wrong.
+        """
+        if arm not in self.arms:
+            raise InputError(f"arm {arm!r} is none of {', '.join(self.arms)}")
+        return _checked(Setting, merge(self.base, self.arms[arm]), f"arm {arm!r}")
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``change`` over it; mappings are merged, except that null takes one away."""
+    merged = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read and check an experiment, every arm included.
+
+    Raises:
+        InputError: the file is missing, is no YAML, or says something unknown or out of range.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise InputError(f"{path}: no such experiment; there are: {known}") from error
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({error})") from error
+    experiment = _checked(Experiment, content, str(path))
+    for arm in experiment.arms:
+        experiment.setting(arm)
+    named = {arm for c in experiment.comparisons for arm in (c.better, c.worse, c.of) if arm is not None}
+    if unknown := (named | set(experiment.decisive)) - set(experiment.arms):
+        raise InputError(f"{path}: names an arm that it lacks: {sorted(unknown)[0]!r}")
+    return experiment
+
+
+def _checked(model: type[Model], content: Any, where: str) -> Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"{where}: {at}: {first['msg']}") from error

@@ -1,0 +1,101 @@
+"""Testing a trained classifier under several statistics, which tells the leak from lagging averages."""
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from app.experiment.batches import GradientBatches
+from app.experiment.grouped import group_normalization, grouped_layers, ungroup_normalization
+from app.experiment.images import Images
+from app.experiment.networks import calibrate
+from models.preprocess import Preprocess
+from models.renorm import revert_to_batch_norm
+
+_BATCH = 500
+_CALIBRATION = 20
+
+
+@torch.no_grad()
+def predictions(network: nn.Module, images: Images, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and labels (N,) in evaluation mode."""
+    network.eval()
+    logits = [network(preprocess.normalize(part)) for part in torch.split(images.pixels, _BATCH)]
+    return torch.cat(logits), torch.from_numpy(images.labels)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of images whose class comes first."""
+    return float((logits.argmax(1) == labels).float().mean())
+
+
+def test_figures(network: nn.Module, images: Images, batches: GradientBatches) -> dict[str, float]:
+    """Accuracy and loss under the statistics that evaluation may use.
+
+    Args:
+        network: with grouped normalization, or with layers that do not look at the batch.
+        images: to test on.
+        batches: of training, for recalibration and for the size and the make-up of groups.
+
+    Returns:
+        accuracy/running and loss/running: as the network is used. For batch-normalizing networks also
+        accuracy/recalibrated (averages over training batches taken as wholes, with the final weights),
+        accuracy/iid_batches (statistics of shuffled groups of test images, as large as in training) and
+        accuracy/grouped_batches (of 2 classes a group, or as many as in training).
+    """
+    logits, labels = predictions(network, images, batches.preprocess)
+    figures = {
+        "accuracy/running": accuracy(logits, labels),
+        "loss/running": float(functional.cross_entropy(logits, labels)),
+    }
+    if not any(True for _ in grouped_layers(network)):
+        return figures
+    size, classes = batches.partition.size, batches.partition.classes or 2
+    rng = np.random.default_rng(0)
+    shuffled = rng.permutation(len(images.labels))
+    figures["accuracy/iid_batches"] = by_batch(network, images, batches, shuffled, size)
+    each = min(size // classes, int(np.bincount(images.labels).min()))
+    grouped = class_groups(images.labels, classes, each, rng)
+    figures["accuracy/grouped_batches"] = by_batch(network, images, batches, grouped, classes * each)
+    plain = revert_to_batch_norm(ungroup_normalization(deepcopy(network)))
+    calibrate(plain, batches, min(_CALIBRATION, len(batches.sampler)))
+    figures["accuracy/recalibrated"] = accuracy(*predictions(plain, images, batches.preprocess))
+    return figures
+
+
+def class_groups(
+    labels: NDArray[np.int64], classes: int, each: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Items in groups of ``classes`` classes × ``each`` images, group after group; what is left over is
+    dropped.
+    """
+    order = rng.permutation(len(labels))
+    chunks = []
+    for label in rng.permutation(int(labels.max()) + 1):
+        own = order[labels[order] == label]
+        chunks.append(own[: len(own) // each * each].reshape(-1, each))
+    # The k-th chunks of all classes, then the next ones: neighbours are then of different classes.
+    rounds = [np.stack([c[k] for c in chunks if k < len(c)]) for k in range(max(map(len, chunks)))]
+    return np.concatenate([r[: len(r) // classes * classes].ravel() for r in rounds])
+
+
+@torch.no_grad()
+def by_batch(
+    network: nn.Module, images: Images, batches: GradientBatches, items: NDArray[np.int64], size: int
+) -> float:
+    """Accuracy when each ``size`` consecutive items are normalized by their own statistics."""
+    groups = max(1, _BATCH // size)
+    tested = group_normalization(ungroup_normalization(deepcopy(network)), groups).eval()
+    for layer in grouped_layers(tested):
+        layer.by_batch = True
+    right, seen = 0.0, 0
+    per_call = groups * size
+    for start in range(0, len(items) - per_call + 1, per_call):
+        interleaved = items[start : start + per_call].reshape(groups, size).T.ravel()
+        logits = tested(batches.preprocess.normalize(images.pixels[torch.from_numpy(interleaved)]))
+        right += accuracy(logits, torch.from_numpy(images.labels[interleaved])) * per_call
+        seen += per_call
+    return right / seen

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch import nn
+
+from app.experiment.grouped import (
+    GroupedNormalization,
+    group_normalization,
+    grouped_layers,
+    ungroup_normalization,
+    wide_layers,
+)
+from app.experiment.partition import Partition
+from models.errors import InputError
+from models.renorm import BatchRenorm2d, RenormSchedule
+
+GROUPS, SIZE, CHANNELS = 4, 6, 3
+
+
+def naive(layers: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
+    """Each group through a layer of its own, one after another."""
+    y = torch.empty_like(x)
+    for group, layer in enumerate(layers):
+        y[group::GROUPS] = layer(x[group::GROUPS])
+    return y
+
+
+def made(kind: str) -> nn.Module:
+    torch.manual_seed(1)
+    layer = (
+        nn.BatchNorm2d(CHANNELS)
+        if kind == "batch"
+        else BatchRenorm2d(CHANNELS, momentum=0.1, gradient_statistics=kind)  # type: ignore[arg-type]
+    )
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 2)
+        layer.bias.uniform_(-1, 1)
+        layer.running_mean.uniform_(-1, 1)
+        layer.running_var.uniform_(0.5, 2)
+    return layer.double()
+
+
+@pytest.mark.parametrize("kind", ["batch", "renorm", "moving"])
+def test_groups_as_channels_equal_a_layer_for_each_group(kind: str) -> None:
+    kind = "batch" if kind == "renorm" else kind
+    one = GroupedNormalization(made(kind), GROUPS).train()
+    twins = [made(kind) for _ in range(GROUPS)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x = torch.randn(GROUPS * SIZE, CHANNELS, 2, 2, dtype=torch.float64, generator=generator)
+        dy = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        one.plain.zero_grad()
+        for twin in twins:
+            twin.zero_grad()
+        y = one(mine)
+        expected = naive(twins, theirs)
+        torch.testing.assert_close(y, expected)
+        y.backward(dy)
+        expected.backward(dy)
+        torch.testing.assert_close(mine.grad, theirs.grad)
+        for name in ("weight", "bias"):
+            total = sum(getattr(twin, name).grad for twin in twins)
+            torch.testing.assert_close(getattr(one.plain, name).grad, total)
+        one.settle()
+        settle_naively(twins)
+        for name in ("running_mean", "running_var"):
+            torch.testing.assert_close(getattr(one.plain, name), getattr(twins[0], name))
+
+
+def settle_naively(twins: list[nn.Module]) -> None:
+    """All twins go on from the mean of their statistics: deviations for renorm, variances for batch norm."""
+    if isinstance(twins[0], BatchRenorm2d):
+        values = [torch.stack(v).mean(0) for v in zip(*(t.averageable() for t in twins), strict=True)]
+        for twin in twins:
+            twin.set_averageable(values)
+        return
+    for name in ("running_mean", "running_var"):
+        mean = torch.stack([getattr(t, name) for t in twins]).mean(0)
+        for twin in twins:
+            getattr(twin, name).copy_(mean)
+
+
+def test_renorm_without_correction_is_batch_norm_in_groups() -> None:
+    plain = nn.BatchNorm2d(CHANNELS)
+    ours = BatchRenorm2d(CHANNELS, rmax=1, dmax=0)
+    x = torch.randn(GROUPS * SIZE, CHANNELS, 2, 2)
+    batch = GroupedNormalization(plain, GROUPS).train()(x)
+    torch.testing.assert_close(GroupedNormalization(ours, GROUPS).train()(x), batch)
+
+
+def test_by_batch_uses_each_groups_statistics_and_moves_nothing() -> None:
+    layer = GroupedNormalization(made("batch"), GROUPS).eval()
+    before = layer.plain.running_mean.clone()
+    x = torch.randn(GROUPS * SIZE, CHANNELS, 2, 2, dtype=torch.float64)
+    layer.by_batch = True
+    y = layer(x)
+    torch.testing.assert_close(y, naive([made("batch").train() for _ in range(GROUPS)], x))
+    torch.testing.assert_close(layer.plain.running_mean, before)
+
+
+def test_a_network_is_grouped_and_ungrouped_in_place_with_its_parameters() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(BatchRenorm2d(4)), nn.GroupNorm(2, 4))
+    parameters = {id(p) for p in network.parameters()}
+    group_normalization(network, 2)
+    assert {id(p) for p in network.parameters()} == parameters
+    assert len(list(grouped_layers(network))) == 1
+    RenormSchedule(wide_layers(network), total_steps=10).go_to(10)
+    (layer,) = grouped_layers(network)
+    assert float(layer.wide.rmax) == 3.0
+    assert isinstance(ungroup_normalization(network)[1][0], BatchRenorm2d)
+
+
+@pytest.mark.parametrize(("size", "classes", "inside"), [(8, 2, {4}), (8, 8, {1}), (16, 4, {4})])
+def test_class_groups_hold_what_they_say(size: int, classes: int, inside: set[int]) -> None:
+    labels = torch.arange(8).repeat_interleave(4)
+    order = Partition(size, classes).order(8, 4, (0, 0))
+    assert sorted(order.tolist()) == list(range(32))
+    groups = 32 // size
+    for group in range(groups):
+        _, counts = labels[order[group::groups]].unique(return_counts=True)
+        assert len(counts) == classes
+        assert set(counts.tolist()) == inside
+
+
+def test_shuffled_groups_depend_on_the_key_alone() -> None:
+    partition = Partition(8)
+    assert partition.order(8, 4, (0, 1)).tolist() == partition.order(8, 4, (0, 1)).tolist()
+    assert partition.order(8, 4, (0, 1)).tolist() != partition.order(8, 4, (0, 2)).tolist()
+    assert (partition.name, Partition(32, 2).name) == ("shuffled", "2 × 16")
+
+
+@pytest.mark.parametrize(("size", "classes"), [(7, None), (8, 3), (32, 4), (12, 4)])
+def test_groups_that_do_not_divide_the_batch_are_refused(size: int, classes: int | None) -> None:
+    with pytest.raises(InputError):
+        Partition(size, classes).order(6, 4, (0, 0))
