@@ -43,15 +43,22 @@ def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bun
         raise InputError(f"{path}: no checkpoint of kindred fit (it lacks {error})") from error
     network = EmbeddingNetwork(architecture, trust_code=trust_code)
     network.load_state_dict(weights)
-    info = {key: value for key, value in described.items() if key not in ("architecture", "preprocess")}
+    apart = ("architecture", "preprocess", "training_classes")
+    info = {key: value for key, value in described.items() if key not in apart}
     info |= {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
-    return Bundle(network, architecture, preprocess, info=info)
+    seen = described.get("training_classes")
+    return Bundle(network, architecture, preprocess, info=info, training_classes=seen)
 
 
 def bundle_from_module(model: MetricLearner, data: ImageDataModule) -> Bundle:
     """The bundle of a network trained in this process, for users of a plain Trainer."""
-    info = {"split_hash": data.split_hash, "num_classes": data.num_classes}
-    return Bundle(model.network, model.architecture, data.preprocess, info=info)
+    info = {
+        "split_hash": data.split_hash,
+        "split": data.split_settings.to_dict(),
+        "num_classes": data.num_classes,
+    }
+    seen = data.training_classes
+    return Bundle(model.network, model.architecture, data.preprocess, info=info, training_classes=seen)
 
 
 def _read(path: Path) -> dict[str, Any]:

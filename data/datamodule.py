@@ -17,8 +17,9 @@ from data.dataset import ImageDataset
 from data.loader import EvaluationBatches, ImageLoader
 from data.pixel_cache import CacheKind, PixelCache, cache_key, open_cache
 from data.sampling import PKBatchSampler, SmallClasses
+from data.seen_classes import pack_classes
 from data.sources import Source, open_source
-from data.splits import Part, Split, class_folds, split_classes, split_images
+from data.splits import Part, Split, SplitSettings
 from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import Preprocess
@@ -94,8 +95,7 @@ class ImageDataModule(LightningDataModule):
         self.source = open_source(source)
         self.preprocess = Preprocess(image_size, mode, fit, tuple(mean or ()), tuple(std or ()))
         self.augment = make_augmentation(augmentation)
-        self.split_kind, self.val_fraction, self.test_fraction = split, val_fraction, test_fraction
-        self.split_seed, self.folds, self.fold = split_seed, folds, fold
+        self.split_settings = SplitSettings(split, val_fraction, test_fraction, split_seed, folds, fold)
         self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
         self.batches_per_epoch, self.small_classes = batches_per_epoch, small_classes
         self.group_by, self.regroup = group_by, regroup
@@ -118,13 +118,7 @@ class ImageDataModule(LightningDataModule):
     @cached_property
     def parts(self) -> Split:
         """Which image is in training, validation and test."""
-        if self.folds is not None:
-            if not 0 <= self.fold < self.folds:
-                raise InputError(f"fold {self.fold} of {self.folds}; folds count from 0")
-            every = list(class_folds(self.table, self.folds, self.split_seed, self.val_fraction))
-            return every[self.fold]
-        divide = split_classes if self.split_kind == "classes" else split_images
-        return divide(self.table, self.val_fraction, self.test_fraction, self.split_seed)
+        return self.split_settings.apply(self.table)
 
     @property
     def split_hash(self) -> str:
@@ -140,6 +134,11 @@ class ImageDataModule(LightningDataModule):
                 f"{self.table.roots[0]}: {len(classes)} training classes; at least two are needed"
             )
         return classes, labels.astype(np.int64)
+
+    @cached_property
+    def training_classes(self) -> str:
+        """The names of the training classes as digests, for the bundle; see :mod:`data.seen_classes`."""
+        return pack_classes(self.table.class_names[label] for label in self._train_labels[0])
 
     @property
     def num_classes(self) -> int:

@@ -2,9 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,56 @@ class Split:
     def rows(self, part: Part) -> NDArray[np.int64]:
         """The images of a part, int64, ascending."""
         return np.flatnonzero(self.parts == PARTS.index(part))
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How a set is split; kept in checkpoints and bundles, so that a model can be tested on its own split.
+
+    Attributes:
+        kind: "classes" (class-disjoint) or "per_image".
+        val_fraction: See :func:`split_classes`.
+        test_fraction: Likewise.
+        seed: Likewise.
+        folds: Class-disjoint cross-validation with that many folds; see :func:`class_folds`.
+        fold: Which fold is tested, from 0.
+    """
+
+    kind: Literal["classes", "per_image"] = "classes"
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    seed: int = 0
+    folds: int | None = None
+    fold: int = 0
+
+    def apply(self, table: ImageTable) -> "Split":
+        """Split a table.
+
+        Raises:
+            InputError: Settings that the table does not allow.
+        """
+        if self.folds is not None:
+            if not 0 <= self.fold < self.folds:
+                raise InputError(f"fold {self.fold} of {self.folds}; folds count from 0")
+            return list(class_folds(table, self.folds, self.seed, self.val_fraction))[self.fold]
+        divide = split_classes if self.kind == "classes" else split_images
+        return divide(table, self.val_fraction, self.test_fraction, self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "SplitSettings":
+        """From what :meth:`to_dict` gave.
+
+        Raises:
+            InputError: Unknown settings.
+        """
+        try:
+            return cls(**settings)
+        except TypeError as error:
+            raise InputError(f"split settings: {error}; export the bundle again") from error
 
 
 def split_classes(

@@ -251,10 +251,13 @@ class MetricLearner(LightningModule):
         """Add, under "kindred", all that a bundle needs besides the weights, as plain JSON values."""
         data = getattr(self.trainer, "datamodule", None)
         preprocess = getattr(data, "preprocess", None)
+        settings = getattr(data, "split_settings", None)
         checkpoint["kindred"] = {
             "architecture": self.architecture.to_dict(),
             "preprocess": preprocess.to_dict() if preprocess is not None else None,
             "split_hash": getattr(data, "split_hash", None),
+            "split": settings.to_dict() if settings is not None else None,
+            "training_classes": getattr(data, "training_classes", None),
             "num_classes": getattr(data, "num_classes", self.num_classes),
             "step": self.trainer.global_step,
             "epoch": self.trainer.current_epoch,

@@ -14,9 +14,12 @@ from app.evaluate.models import Candidate, load_candidates
 from app.evaluate.pairs import measure_pairs
 from app.evaluate.results import as_json, write_class_csv, write_json, write_model_csv
 from app.evaluate.run import Evaluation, run_evaluation
+from app.evaluate.seen import seen_notes, split_of
 from app.evaluate.sizes import parse_size
-from app.evaluate.table import as_table
+from app.evaluate.table import as_few_shot_table, as_table
 from app.reports import write_report
+from models.errors import InputError
+from models.metrics import FewShot
 
 
 def evaluate(
@@ -37,6 +40,12 @@ def evaluate(
     memory: str = "1GB",
     rerank: bool = False,
     clustering: bool = False,
+    n_way: int | None = None,
+    shots: int = 1,
+    episodes: int = 1000,
+    episode_queries: int = 1,
+    within: str | None = None,
+    allow_seen_classes: bool = False,
     calibrate: bool = True,
     index: Sequence[str] = (),
     fail_under: Sequence[str] = (),
@@ -55,7 +64,8 @@ def evaluate(
         embeddings: Saved embeddings of any origin: .npy, .npz or .parquet.
         labels: Labels of the saved embeddings, .npy or one a line, where their file has none.
         data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
-        split: Part of the data: test, val, train, or all.
+        split: Part of the data: test, val, train, or all. The data are split as for the training of the first
+            model.
         query: File names that are queries, for example "test_*".
         gallery: File names of the gallery, several patterns separated by commas; by default all others.
         relevance: Metadata column with several labels an item, separated by ";": one in common is a match.
@@ -66,6 +76,13 @@ def evaluate(
         memory: Working memory, for example 512MB or 2GB.
         rerank: Also rank by k-reciprocal neighbours; reported beside the plain figures.
         clustering: Also compute NMI and AMI (slow).
+        n_way: Also measure few-shot accuracy: items are recognised among so many random classes.
+        shots: Examples of each class in an episode.
+        episodes: Random draws of classes and items.
+        episode_queries: Items of each class that are recognised in an episode.
+        within: Metadata column, such as alphabet or coarse: also draw each episode's classes within one of
+            its groups.
+        allow_seen_classes: Go on where classes to be tested were trained on.
         calibrate: Find thresholds for false accept rates and write them into the first bundle.
         index: FAISS factory strings, or folders of stores, to compare with exact search.
         fail_under: Conditions such as recall@1=0.9 on the first model; exit code 1 where one is not met.
@@ -78,9 +95,13 @@ def evaluate(
     """
     console = Console()
     gates = parse_gates(fail_under)
-    options = Options(tuple(ks), max_queries, parse_size(memory), rerank, clustering, seed)
+    protocols = _protocols(n_way, shots, episodes, episode_queries, within)
+    options = Options(tuple(ks), max_queries, parse_size(memory), rerank, clustering, protocols, seed)
     candidates = load_candidates(bundle, checkpoint, device)
-    images = select_images(data, split, query, gallery) if data is not None else None
+    images = notes = None
+    if data is not None:
+        images = select_images(data, split, query, gallery, split_of(candidates))
+        notes = seen_notes(candidates, images, allow=allow_seen_classes)
     evaluation = run_evaluation(
         candidates,
         embeddings,
@@ -89,6 +110,7 @@ def evaluate(
         relevance=relevance,
         options=options,
         calibrated=calibrate,
+        notes=notes or (),
         console=console,
     )
     results = as_json(evaluation, " ".join(["kindred", *sys.argv[1:]]))
@@ -108,6 +130,18 @@ def evaluate(
     for failure in failures:
         console.print(f"[red]{evaluation.models[0].name}: {failure}[/red]")
     return 1 if failures else 0
+
+
+def _protocols(
+    n_way: int | None, shots: int, episodes: int, queries: int, within: str | None
+) -> tuple[FewShot, ...]:
+    """Among all classes, and within groups of them where a column names groups."""
+    if n_way is None:
+        if within is not None:
+            raise InputError("--within is part of few-shot evaluation: give --n-way too")
+        return ()
+    groups = (None,) if within is None else (None, within)
+    return tuple(FewShot(n_way, shots, episodes, queries, group) for group in groups)
 
 
 def _store_in_bundle(candidates: Sequence[Candidate], evaluation: Evaluation) -> None:
@@ -133,6 +167,8 @@ def _store_in_bundle(candidates: Sequence[Candidate], evaluation: Evaluation) ->
 
 def _show(console: Console, evaluation: Evaluation, results: dict[str, object], out: Path) -> None:
     console.print(as_table(evaluation))
+    if evaluation.options.few_shot:
+        console.print(as_few_shot_table(evaluation))
     for note in evaluation.notes:
         console.print(f"[yellow]{note}[/yellow]")
     for line in evaluation.broken[:20]:

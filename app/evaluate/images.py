@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.sources import open_source
-from data.splits import PARTS, split_classes
+from data.splits import PARTS, SplitSettings
 from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import ImageError
@@ -71,14 +71,21 @@ class ImageSet:
                 yield from pool.map(read, chunk)
 
 
-def select_images(source: str, split: str, query: str | None, gallery: str | None) -> ImageSet:
+def select_images(
+    source: str,
+    split: str,
+    query: str | None = None,
+    gallery: str | None = None,
+    settings: SplitSettings | None = None,
+) -> ImageSet:
     """Opens a source and takes the part that is to be evaluated.
 
     Args:
         source: see `data.sources.open_source`.
-        split: "test", "val" or "train" of the class-disjoint split, or "all".
+        split: "test", "val" or "train" of the split, or "all".
         query: pattern of file names (`test_*`); None takes the source's own `is_query` column, if any.
         gallery: pattern of file names, several separated by commas; None takes all that are no queries.
+        settings: how the source is split; by default into disjoint classes, its own way where it has one.
 
     Raises:
         InputError: nothing is left, or a pattern matches nothing.
@@ -88,7 +95,7 @@ def select_images(source: str, split: str, query: str | None, gallery: str | Non
     if split != "all":
         if split not in PARTS:
             raise InputError(f"--split {split}: choose among {', '.join(PARTS)} and all")
-        parts = split_classes(table)
+        parts = (settings or SplitSettings()).apply(table)
         split_hash = parts.hash
         rows = parts.rows(split)
         if not len(rows):

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from app.evaluate.models import Embedded
 from models.errors import InputError
 from models.metrics import (
+    FewShot,
     RetrievalResult,
     Threshold,
     all_pairs_metrics,
     calibrate,
     clustering,
     evaluate_retrieval,
+    few_shot_accuracy,
     pair_histogram,
 )
 from models.metrics.bootstrap import intervals
@@ -57,6 +59,7 @@ class Options:
     memory_budget: int = DEFAULT_BUDGET
     rerank: bool = False
     clustering: bool = False
+    few_shot: tuple[FewShot, ...] = ()
     seed: int = 0
 
 
@@ -74,8 +77,8 @@ class Measured:
         neighbours: int64 (Q, k) rows of their nearest neighbours.
         similarity: float32 (Q, k) cosine similarities.
         hits: bool (Q, k) whether they match.
-        metrics: means, verification and clustering figures, by name.
-        intervals: 95% bootstrap intervals over classes, by name.
+        metrics: means, verification, clustering and few-shot figures, by name.
+        intervals: 95% intervals by name: bootstrap over classes; of few-shot figures over episodes.
         pairs: histogram of pair similarities, None where pairs of one kind are missing.
         thresholds: calibrated operating points; empty unless asked for.
         reranked: retrieval figures after k-reciprocal re-ranking, empty unless asked for.
@@ -140,6 +143,13 @@ def measure(
         metrics |= all_pairs_metrics(pairs)
     if options.clustering:
         metrics |= clustering.compute(vectors, subject.labels, seed=options.seed)
+    spreads = intervals(
+        result.values, torch.from_numpy(subject.labels[query_rows[chosen]]), seed=options.seed
+    )
+    for protocol in options.few_shot:
+        groups = _groups(subject, protocol)
+        found = few_shot_accuracy(vectors, subject.labels, protocol, groups, options.seed)
+        metrics[protocol.name], spreads[protocol.name] = found
     reranked: dict[str, float] = {}
     if options.rerank and not embedded.baseline:
         again = evaluate_retrieval(
@@ -163,9 +173,7 @@ def measure(
         similarity=lists.similarity[chosen],
         hits=lists.hits[chosen],
         metrics=metrics,
-        intervals=intervals(
-            result.values, torch.from_numpy(subject.labels[query_rows[chosen]]), seed=options.seed
-        ),
+        intervals=spreads,
         pairs=pairs,
         thresholds=calibrate(vectors, subject.labels, seed=options.seed) if calibrated and pairs else [],
         reranked=reranked,
@@ -203,6 +211,15 @@ def _sides(vectors: torch.Tensor, subject: Subject) -> dict[str, Any]:
         "gallery_embeddings": vectors[torch.from_numpy(subject.gallery)],
         "gallery_labels": labels(subject.gallery),
     }
+
+
+def _groups(subject: Subject, protocol: FewShot) -> NDArray[Any] | None:
+    if protocol.within is None:
+        return None
+    if protocol.within not in subject.columns:
+        known = ", ".join(subject.columns) or "none"
+        raise InputError(f"--within {protocol.within}: the data has no such column, only {known}")
+    return subject.columns[protocol.within].astype(str)
 
 
 def _pairs(vectors: torch.Tensor, subject: Subject, seed: int) -> PairHistogram | None:

@@ -49,9 +49,10 @@ def run_evaluation(
     relevance: str | None = None,
     options: Options | None = None,
     calibrated: bool = True,
+    notes: Sequence[str] = (),
     console: Console | None = None,
 ) -> Evaluation:
-    """Evaluates models and saved embeddings side by side, on the same items.
+    """Evaluates models and saved embeddings side by side, on the same items; the baselines alone without any.
 
     Args:
         candidates: trained models; they need `images`.
@@ -61,14 +62,15 @@ def run_evaluation(
         relevance: metadata column with several labels an item, separated by ";": one in common is a match.
         options: how to measure.
         calibrated: find thresholds for the first model.
+        notes: what the reader must know besides what is found out here.
         console: where progress is shown.
 
     Raises:
         InputError: nothing to evaluate, or inputs that do not fit together.
     """
     options = options or Options()
-    if not candidates and not saved:
-        raise InputError("nothing to evaluate: give --bundle, --checkpoint or --embeddings")
+    if not candidates and not saved and images is None:
+        raise InputError("nothing to evaluate: give --bundle, --checkpoint, --embeddings or --data")
     if candidates and images is None:
         raise InputError("a bundle or checkpoint needs images to embed: give --data")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -90,14 +92,14 @@ def run_evaluation(
         models = []
         for position, item in enumerate([*embedded, *baselines]):
             task = progress.add_task(f"measuring {item.name}", total=None)
-            first = calibrated and position == 0
+            first = calibrated and position == 0 and not item.baseline
 
             def moved(done: int, total: int, task: Any = task) -> None:
                 progress.update(task, completed=done, total=total)
 
             models.append(measure(item, subject, options, calibrated=first, progress=moved))
-    notes = _notes(candidates, images, broken, models[0])
-    return Evaluation(models, subject, images, broken, options, notes)
+    found = [*notes, *_notes(images, broken, models[0])]
+    return Evaluation(models, subject, images, broken, options, found)
 
 
 def _embed(candidate: Candidate, images: ImageSet, progress: Progress) -> Embedded:
@@ -178,9 +180,7 @@ def _label_sets(columns: dict[str, NDArray[Any]], relevance: str | None) -> list
     ]
 
 
-def _notes(
-    candidates: Sequence[Candidate], images: ImageSet | None, broken: Sequence[str], first: Measured
-) -> list[str]:
+def _notes(images: ImageSet | None, broken: Sequence[str], first: Measured) -> list[str]:
     notes = []
     if images is None:
         notes.append("No baselines: raw pixels and colour histograms need the images; add --data.")
@@ -195,12 +195,4 @@ def _notes(
             f"{first.metrics['tied_queries']:.0f} queries have neighbours at exactly equal similarity; "
             "ties count against the model."
         )
-    if images is not None and images.split_hash is not None:
-        for candidate in candidates:
-            trained_on = candidate.model.info.get("split_hash")
-            if trained_on is not None and trained_on != images.split_hash:
-                notes.append(
-                    f"{candidate.name} was trained on another split of the data than this one: "
-                    "it may have seen the classes that it is tested on."
-                )
     return notes

@@ -34,3 +34,23 @@ def as_table(evaluation: Evaluation) -> Table:
         if model.reranked:
             table.add_row("  re-ranked", *(f"{model.reranked[name]:.3f}" for name in names), style="dim")
     return table
+
+
+def as_few_shot_table(evaluation: Evaluation) -> Table:
+    """Few-shot accuracies, baselines first, with their 95% intervals over episodes."""
+    protocols = evaluation.options.few_shot
+    table = Table(
+        title=f"{protocols[0].episodes} episodes; intervals are 95% over episodes of these classes",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("model")
+    for protocol in protocols:
+        table.add_column(protocol.name, justify="right")
+    for model in sorted(evaluation.models, key=lambda m: not m.baseline):
+        cells = []
+        for protocol in protocols:
+            low, high = model.intervals[protocol.name]
+            cells.append(f"{model.metrics[protocol.name]:.4f}\n[dim]{low:.4f}–{high:.4f}[/dim]")
+        table.add_row(model.name, *cells, style=None if model.baseline else "bold")
+    return table
