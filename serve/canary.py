@@ -1,12 +1,18 @@
 """The canary: a small image that is embedded and searched to find out whether the service really works."""
 
+from __future__ import annotations
+
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from serve.schemas import SearchOptions
-from serve.service import Service
+
+if TYPE_CHECKING:
+    from serve.embedding import Embedded, EmbeddingPipeline
+    from serve.service import Service
 
 
 def canary_image(side: int = 32) -> bytes:
@@ -23,16 +29,28 @@ def canary_image(side: int = 32) -> bytes:
 _CANARY = canary_image()
 
 
+async def embeds_wrongly(pipeline: EmbeddingPipeline) -> str | None:
+    """Embed the canary. Returns what is wrong with its vector, or None."""
+    return _wrong(await pipeline.embed(_CANARY))
+
+
 async def sing(service: Service) -> str | None:
     """Embed the canary and search the default collection by it. Returns what is wrong, or None."""
+    store = service.store()
     embedded = await service.pipeline.embed(_CANARY)
+    wrong = _wrong(embedded)
+    if wrong is not None:
+        return wrong
+    result = await service.threads.search(store, embedded.vector, SearchOptions(k=1), embedded.fingerprint)
+    if not result.hits[0] and await service.threads.call(store.count) > 0:
+        return "the store has items but finds none"
+    return None
+
+
+def _wrong(embedded: Embedded) -> str | None:
     if not np.isfinite(embedded.vector).all():
         return "the model embeds to numbers that are not finite"
     length = float(np.linalg.norm(embedded.vector))
     if abs(length - 1.0) > 1e-2:
         return f"the model embeds to vectors of length {length:.3f} instead of 1"
-    store = service.store()
-    result = await service.threads.search(store, embedded.vector, SearchOptions(k=1), embedded.fingerprint)
-    if not result.hits[0] and await service.threads.call(store.count) > 0:
-        return "the store has items but finds none"
     return None

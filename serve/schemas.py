@@ -18,6 +18,9 @@ Count = Annotated[int, Meta(ge=1, le=2**31)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
 CollectionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 
+# Base64 of it still fits a line of an import.
+MOST_THUMBNAIL_BYTES = 512 * 2**10
+
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
@@ -112,8 +115,8 @@ class Plan(Struct, kw_only=True):
     """How the search was carried out, see :class:`serve.store.protocol.SearchPlan`."""
 
     strategy: str
-    candidates: int
-    selectivity: float
+    candidates: int | None
+    selectivity: float | None
     index: str
     explored: int = 0
 
@@ -210,13 +213,36 @@ class ItemPage(Struct, kw_only=True):
     next: int | None
 
 
-class NewItem(Struct, kw_only=True, forbid_unknown_fields=True):
-    """An item with its vector, to store; one with a known id replaces the old one whole."""
+class NewItem(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An item with its vector, to store; one with a known id replaces the old one whole.
+
+    Attributes:
+        id: Its id.
+        vector: Its vector; need not be normalized.
+        label: Its label.
+        metadata: Whatever else is known of it.
+        thumbnail: A small JPEG, PNG or WebP (Base64 in JSON).
+    """
 
     id: Id
     vector: list[float]
     label: str | None = None
     metadata: dict[str, Any] = {}
+    thumbnail: Annotated[bytes, Meta(max_length=MOST_THUMBNAIL_BYTES)] | None = None
+
+
+class GetItems(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Which items to read."""
+
+    ids: list[Id]
+    with_vectors: bool = False
+    collection: CollectionName | None = None
+
+
+class ItemList(Struct, kw_only=True):
+    """The items in the order of the ids, null where there is none."""
+
+    items: list[ItemDocument | None]
 
 
 class UpsertVectors(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -258,11 +284,19 @@ class Written(Struct, kw_only=True):
 
 
 class ImportProgress(Struct, kw_only=True, omit_defaults=True):
-    """One line of an import's answer: how many items are stored for good, and how it ended."""
+    """One line of an import's answer: how many items are stored for good, and how it ended.
+
+    Attributes:
+        stored: Items that are stored.
+        done: All are.
+        error: Why the rest was refused; with the status and the code that a problem would have.
+    """
 
     stored: int
     done: bool = False
     error: str | None = None
+    status: int | None = None
+    code: str | None = None
 
 
 class Deleted(Struct, kw_only=True):
@@ -327,6 +361,13 @@ class NewCollection(Struct, kw_only=True, forbid_unknown_fields=True):
     dim: Annotated[int, Meta(ge=1, le=65536)] | None = None
     fingerprint: Annotated[str, Meta(max_length=128)] | None = None
     index: Annotated[str, Meta(max_length=128)] | None = None
+
+
+class NewPayloadIndex(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The field whose filters shall be fast: "label" or "metadata.NAME"."""
+
+    field: Annotated[str, Meta(min_length=1, max_length=256)]
+    collection: CollectionName | None = None
 
 
 class AliasTarget(Struct, kw_only=True, forbid_unknown_fields=True):

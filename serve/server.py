@@ -1,6 +1,9 @@
 """Runs the service: checks exposure, binds the port, starts uvicorn."""
 
+import asyncio
+import signal
 import socket
+import threading
 from collections.abc import Callable
 
 import uvicorn
@@ -9,7 +12,8 @@ from models.bundle import Bundle
 from models.errors import InputError
 from serve.api.app import create_app
 from serve.collections import Collections, FolderCollections, OneCollection
-from serve.observability import configure_logging
+from serve.observability import configure_logging, log
+from serve.service import Service
 from serve.settings import Settings
 from serve.store.catalogue import Catalogue
 from serve.store.protocol import FingerprintMismatch, Store
@@ -45,18 +49,45 @@ def run(
     except BaseException:
         listener.close()
         raise
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            timeout_graceful_shutdown=round(settings.shutdown_seconds),
-        )
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=round(settings.shutdown_seconds),
     )
+    server = _Server(config, app.state.service)
     on_start(address_of(listener))
     server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Takes the model anew on SIGHUP (``systemctl reload``), besides stopping on SIGINT and SIGTERM."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a stop signal."""
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+        await super().serve(sockets)
+
+    def _hang_up(self) -> None:
+        task = asyncio.ensure_future(self._reload())
+        self._reloads.add(task)  # the loop itself keeps no task alive
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        try:
+            await self._service.reload()
+        except Exception as error:  # noqa: BLE001  (whatever it is, the old model goes on)
+            log.error("SIGHUP: the model was not reloaded: %s", error)
+        else:
+            log.info("SIGHUP: the model is %s", self._service.bundle.fingerprint)
 
 
 def open_collections(settings: Settings, bundle: Bundle) -> Collections:

@@ -3,8 +3,10 @@
 import asyncio
 
 from models.bundle import Bundle
+from models.errors import InputError
 from serve.admission import Admission
 from serve.auth import Keys
+from serve.canary import embeds_wrongly
 from serve.collections import Collections
 from serve.embedding import EmbeddingPipeline
 from serve.observability import Metrics
@@ -51,26 +53,40 @@ class Service:
     async def reload(self, alias: str | None = None, collection: str | None = None) -> None:
         """Load the bundle's folder anew and put it in place of the model in use, without a gap.
 
+        The new model embeds the canary first: that warms it up, and one that embeds to nonsense never serves.
+
         Args:
             alias: Move this alias in the same step, so that a new model's collection takes over with it.
             collection: Where the alias then points.
 
         Raises:
-            InputError: The folder is no bundle, or the default collection would be of another model.
+            InputError: The folder is no bundle, its model is broken, or the default collection would be of
+                another model. Whatever it is, the old model goes on.
         """
-        bundle = await asyncio.to_thread(Bundle.load, self.settings.bundle, self.settings.device)
+        if (alias is None) != (collection is None):
+            raise InputError("reload: an alias and its collection go together; name both or neither")
         default = self.settings.collection
         target = collection if collection is not None and alias == default else default
-        kept = self.collections.get(target).fingerprint
-        if kept not in (None, bundle.fingerprint):
-            raise FingerprintMismatch(
-                f"collection {target} is of model {kept}, {self.settings.bundle} of {bundle.fingerprint}; "
-                "fill a new collection with the new model's vectors and name it here"
-            )
+        bundle = await asyncio.to_thread(Bundle.load, self.settings.bundle, self.settings.device)
+        # Opening a collection takes as long as loading its index.
+        await asyncio.to_thread(self.collections.get, target)
         fresh = self._pipeline(bundle)
-        # No await between these two: no request sees the one without the other.
-        if alias is not None:
-            self.collections.set_alias(alias, collection)
+        try:
+            wrong = await embeds_wrongly(fresh)
+            if wrong:
+                raise InputError(f"{self.settings.bundle}: {wrong}; the old model stays")
+            # No await from here on: no request sees the one without the other.
+            kept = self.collections.get(target).fingerprint
+            if kept not in (None, bundle.fingerprint):
+                raise FingerprintMismatch(
+                    f"collection {target} is of model {kept}, {self.settings.bundle} of "
+                    f"{bundle.fingerprint}; fill a new collection with the new model's vectors, and name it"
+                )
+            if alias is not None:
+                self.collections.set_alias(alias, collection)
+        except BaseException:
+            await fresh.drain()
+            raise
         retired, self.pipeline = self.pipeline, fresh
         await retired.drain()
 

@@ -18,6 +18,7 @@ from serve.schemas import (
     Labels,
     Model,
     NewCollection,
+    NewPayloadIndex,
     Reload,
 )
 from serve.service import Service
@@ -102,6 +103,27 @@ async def delete_collection(request: Request, name: str) -> Response:
         )
     await service.threads.call(lambda: service.collections.drop(name))
     return reply(await service.threads.call(lambda: listing(service.collections, default)))
+
+
+@router.post(
+    "/payload-indexes",
+    summary="Make filters on a field fast",
+    dependencies=_WRITE,
+    responses=answers(CollectionStats),
+    openapi_extra=json_body(NewPayloadIndex),
+)
+async def create_payload_index(request: Request) -> Response:
+    """Index `label` or `metadata.NAME` for filters; one that exists is left alone."""
+    service = service_of(request)
+    body = await read_json(request, NewPayloadIndex)
+    name = body.collection or service.settings.collection
+    store = service.store(name)
+
+    def create() -> CollectionStats:
+        store.create_payload_index(body.field)
+        return figures(name, store)
+
+    return reply(await service.threads.call(create))
 
 
 @router.put(

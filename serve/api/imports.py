@@ -4,25 +4,27 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 from fastapi import APIRouter, Depends
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from models.errors import InputError
 from serve.api.bodies import fields_as
 from serve.api.context import service_of
 from serve.api.documents import form_fields, problems, query_parameters
 from serve.api.errors import problem_of
-from serve.api.search import as_vectors
+from serve.api.items import items_of
 from serve.auth import requires
 from serve.limits import IMPORT_PATH
+from serve.observability import log
 from serve.problems import Problem
 from serve.schemas import CollectionName, ImportProgress, NewItem
-from serve.store.protocol import Item, Store
+from serve.store.protocol import Store
 
 router = APIRouter(tags=["items"])
 
-_LINES = 2000  # a transaction
+# A transaction: so many lines, or so many bytes of them.
+_LINES = 2000
+_BYTES = 16 * 2**20
 _MOST_LINE_BYTES = 1 << 20
 _decoder = msgspec.json.Decoder(NewItem)
 
@@ -66,8 +68,13 @@ async def import_items(request: Request) -> Response:
                 stored += await service.threads.call(work)
                 yield _line(ImportProgress(stored=stored))
             yield _line(ImportProgress(stored=stored, done=True))
-        except (Problem, InputError, ClientDisconnect) as error:
-            yield _line(ImportProgress(stored=stored, error=problem_of(error).detail))
+        except Exception as error:  # noqa: BLE001  (the status is sent, so the last line has to tell)
+            problem = problem_of(error)
+            if problem.status == 500:
+                log.exception("an import failed")
+            yield _line(
+                ImportProgress(stored=stored, error=problem.detail, status=problem.status, code=problem.code)
+            )
 
     return _Answering(progress(), media_type="application/x-ndjson")
 
@@ -88,19 +95,24 @@ def _line(progress: ImportProgress) -> bytes:
 
 
 async def _blocks(request: Request) -> AsyncIterator[list[bytes]]:
-    """Lines of the body as they come, some thousands at a time."""
+    """Lines of the body as they come: some thousands at a time, or some megabytes of long ones."""
     lines: list[bytes] = []
+    size = 0
     rest = b""
     async for chunk in request.stream():
         *whole, rest = (rest + chunk).split(b"\n")
-        lines.extend(line for line in whole if line.strip())
         if len(rest) > _MOST_LINE_BYTES:
             raise Problem(
                 413, "line-too-long", f"a line is over {_MOST_LINE_BYTES} bytes; put one item on each"
             )
-        while len(lines) >= _LINES:
-            yield lines[:_LINES]
-            lines = lines[_LINES:]
+        for line in whole:
+            if not line.strip():
+                continue
+            lines.append(line)
+            size += len(line)
+            if len(lines) >= _LINES or size >= _BYTES:
+                yield lines
+                lines, size = [], 0
     if rest.strip():
         lines.append(rest)
     if lines:
@@ -115,15 +127,8 @@ def _storing(store: Store, lines: list[bytes], before: int, fingerprint: str | N
         for number, line in enumerate(lines, before + 1):
             try:
                 items.append(_decoder.decode(line))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise Problem(422, "line", f"item {number}: {error}") from error
-        vectors = as_vectors([item.vector for item in items])
-        return store.upsert(
-            (
-                Item(item.id, vector, item.label, item.metadata)
-                for item, vector in zip(items, vectors, strict=True)
-            ),
-            fingerprint=fingerprint,
-        )
+        return store.upsert(items_of(items), fingerprint=fingerprint)
 
     return work

@@ -1,6 +1,7 @@
 """``/v1/items``: add, read, change and delete what can be found."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -27,9 +28,12 @@ from serve.schemas import (
     Count,
     Deleted,
     DeleteItems,
+    GetItems,
     ItemChanges,
     ItemDocument,
+    ItemList,
     ItemPage,
+    NewItem,
     UpsertVectors,
     Written,
     parse_id,
@@ -58,6 +62,7 @@ class PageFields(Struct, kw_only=True, forbid_unknown_fields=True):
     limit: Count = 100
     label: str | None = None
     filter: dict[str, Any] | None = None
+    with_vectors: bool = False
     collection: CollectionName | None = None
 
 
@@ -85,6 +90,22 @@ def document(item: Item) -> ItemDocument:
     """An item as the API shows it."""
     vector = None if item.vector is None else [float(value) for value in item.vector]
     return ItemDocument(id=item.id, label=item.label, metadata=dict(item.metadata), vector=vector)
+
+
+def items_of(new: Sequence[NewItem]) -> list[Item]:
+    """Items as they are stored.
+
+    Raises:
+        Problem: 422, a vector or a thumbnail is unusable.
+    """
+    vectors = as_vectors([item.vector for item in new])
+    for item in new:
+        if item.thumbnail is not None and _image_type(item.thumbnail) is None:
+            raise Problem(422, "thumbnail", f"item {item.id}: its thumbnail is no JPEG, PNG or WebP")
+    return [
+        Item(item.id, vector, item.label, item.metadata, item.thumbnail)
+        for item, vector in zip(new, vectors, strict=True)
+    ]
 
 
 @router.post(
@@ -124,11 +145,7 @@ async def add_vectors(request: Request) -> Response:
     service = service_of(request)
     body = await read_json(request, UpsertVectors)
     check_batch(len(body.items), service, "items")
-    vectors = as_vectors([item.vector for item in body.items])
-    items = [
-        Item(item.id, vector, item.label, item.metadata)
-        for item, vector in zip(body.items, vectors, strict=True)
-    ]
+    items = items_of(body.items)
     store = service.store(body.collection)
     stored = await service.threads.call(lambda: store.upsert(items, fingerprint=body.fingerprint))
     return reply(Written(stored=stored, ids=[item.id for item in items]), 201)
@@ -151,6 +168,23 @@ async def delete_items(request: Request) -> Response:
     return reply(Deleted(deleted=deleted))
 
 
+@router.post(
+    "/items/get",
+    summary="Read several items",
+    dependencies=_READ,
+    responses=answers(ItemList),
+    openapi_extra=json_body(GetItems),
+)
+async def get_items(request: Request) -> Response:
+    """Items in the order of `ids`, null where there is none."""
+    service = service_of(request)
+    body = await read_json(request, GetItems)
+    check_batch(len(body.ids), service, "ids")
+    store = service.store(body.collection)
+    found = await service.threads.call(lambda: store.get(body.ids, with_vectors=body.with_vectors))
+    return reply(ItemList(items=[None if item is None else document(item) for item in found]))
+
+
 @router.get(
     "/items",
     summary="List items",
@@ -168,7 +202,9 @@ async def list_items(request: Request) -> Response:
         by_label: dict[str, Any] = {"label": fields.label}
         condition = by_label if condition is None else {"and": [by_label, condition]}
     store = service.store(fields.collection)
-    page = await service.threads.call(lambda: store.scroll(fields.after, fields.limit, where=condition))
+    page = await service.threads.call(
+        lambda: store.scroll(fields.after, fields.limit, where=condition, with_vectors=fields.with_vectors)
+    )
     return reply(ItemPage(items=[document(item) for item in page.items], next=page.next))
 
 
@@ -193,7 +229,7 @@ async def get_thumbnail(request: Request, item_id: str) -> Response:
     headers = {"ETag": tag, "Cache-Control": "private, max-age=60"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
-    return Response(content, media_type=_image_type(content), headers=headers)
+    return Response(content, media_type=_image_type(content) or "image/jpeg", headers=headers)
 
 
 @router.get(
@@ -257,8 +293,10 @@ async def delete_item(request: Request, item_id: str) -> Response:
     return reply(Deleted(deleted=deleted))
 
 
-def _image_type(content: bytes) -> str:
-    """Media type of a stored thumbnail, by its first bytes."""
-    if content.startswith(b"\x89PNG"):
+def _image_type(content: bytes) -> str | None:
+    """Media type of a thumbnail by its first bytes, None for what is none."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if content.startswith(b"\x89PNG\r\n"):
         return "image/png"
-    return "image/webp" if content[8:12] == b"WEBP" else "image/jpeg"
+    return "image/webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None

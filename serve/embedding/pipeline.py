@@ -115,11 +115,16 @@ class EmbeddingPipeline:
 
         async def one(content: bytes) -> Embedded | ImageError:
             try:
-                return await self.embed(content)
+                return await self._embed(content, 0)
             except ImageError as error:
                 return error
 
-        return await asyncio.gather(*(one(content) for content in contents))
+        # Counted before the first of them runs: a drain that begins in between has to wait for all.
+        self._active += 1
+        try:
+            return await asyncio.gather(*(one(content) for content in contents))
+        finally:
+            self._active -= 1
 
     async def drain(self) -> None:
         """Finish what is inside and end the threads; new images must go elsewhere."""

@@ -95,6 +95,19 @@ def test_vectors_equal_the_bundles_own(bundle, picture):
     assert results[0].fingerprint == bundle.fingerprint
 
 
+def test_a_drain_waits_for_images_that_have_not_begun(bundle, picture):
+    """A batch that was accepted just before the model changed must not meet closed threads."""
+
+    async def embed():
+        pipeline = EmbeddingPipeline(bundle, decode_workers=1, network_batch=4, network_threads=1)
+        batch = asyncio.ensure_future(pipeline.embed_many([picture(seed) for seed in range(4)]))
+        await asyncio.sleep(0)  # the batch has begun, none of its images has
+        await pipeline.drain()
+        return await batch
+
+    assert [one.vector.shape for one in asyncio.run(embed())] == [(32,)] * 4
+
+
 def test_the_thread_count_is_set_for_each_worker():
     """FAISS counts threads for each calling thread: a worker that set none would take all cores."""
     import faiss

@@ -171,6 +171,8 @@ def test_damaged_bodies_never_break_the_service(running):
             statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
             assert response.status_code < 500, (number, response.text, response.request.url, hash(state))
         assert http.get("/readyz").json() == {"status": "ok"}
-    print(statuses)
+    after = resident_bytes()
+    print(f"\n{BODIES} bodies, answers by status: {dict(sorted(statuses.items()))}; /readyz ok")
+    print(f"resident {before / 2**20:.0f} MiB before, {after / 2**20:.0f} MiB after")
     assert len(statuses) >= 3
-    assert resident_bytes() - before < MOST_GROWTH
+    assert after - before < MOST_GROWTH

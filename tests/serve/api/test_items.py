@@ -93,6 +93,28 @@ def test_an_import_streams_and_tells_its_progress(client, running):
     *_, last = progress([*lines(2100), b'{"id": 1}\n'])
     assert (last["stored"], "item 2101" in last["error"]) == (2000, True)
     assert progress(b"x" * (2**20 + 10))[-1]["stored"] == 0
+    (last,) = progress(b'{"id": "\xff", "vector": [1]}')  # no UTF-8
+    assert (last["status"], "item 1" in last["error"]) == (422, True)
+
+
+def test_an_import_that_fails_here_says_so(client, running, monkeypatch, caplog):
+    """The status has been sent already: the last line has to tell."""
+    monkeypatch.setattr(running.service.store(), "upsert", lambda *_, **__: 1 / 0)
+    answer = httpx.post(f"{running.address}/v1/import", content=b'{"id": 1, "vector": [1.0]}')
+    last = answer.json()
+    assert (last["stored"], last["status"], last["code"]) == (0, 500, "internal")
+    assert "division by zero" not in answer.text
+    assert "division by zero" in caplog.text
+
+
+def test_many_long_lines_are_not_collected(client, running, monkeypatch):
+    """Two thousand lines of a megabyte each would not fit into memory: blocks are cut by their bytes too."""
+    monkeypatch.setattr("serve.api.imports._BYTES", 1000)
+    lines = b"\n".join(json.dumps({"id": n, "vector": [1.0] * 32}).encode() for n in range(30))
+    answer = httpx.post(f"{running.address}/v1/import", content=lines)
+    told = [json.loads(line)["stored"] for line in answer.text.splitlines()]
+    assert len(told) > 4
+    assert told[-1] == 30
 
 
 def test_thumbnails_are_small_jpegs(client, running, picture):

@@ -1,0 +1,42 @@
+"""Imports on the client's side: items cut into blocks of lines, and the answer to each block."""
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from serve.client.errors import ServiceError
+from serve.schemas import ImportProgress, NewItem
+
+# Large enough that a request's overhead is nothing, small enough to be sent again without regret.
+BLOCK_BYTES = 8 * 2**20
+
+
+def blocks(items: Iterable[NewItem], most: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """The items as lines of JSON, in blocks of about ``most`` bytes."""
+    lines: list[bytes] = []
+    size = 0
+    for item in items:
+        line = msgspec.json.encode(item)
+        lines.append(line)
+        size += len(line) + 1
+        if size >= most:
+            yield b"\n".join(lines)
+            lines, size = [], 0
+    if lines:
+        yield b"\n".join(lines)
+
+
+def stored_by(answer: bytes, before: int) -> int:
+    """How many items a block stored, from the answer's last line; ``before`` were stored ahead of it.
+
+    Raises:
+        ServiceError: The block was refused from some item on.
+    """
+    last = msgspec.json.decode(answer.splitlines()[-1], type=ImportProgress)
+    if last.error is not None:
+        raise ServiceError(
+            last.status or 0,
+            last.code or "",
+            f"after {before} items: {last.error} ({before + last.stored} are stored)",
+        )
+    return last.stored

@@ -1,0 +1,63 @@
+"""Every call of the client against the real service."""
+
+import pytest
+
+from serve.client import ServiceError
+from serve.schemas import NewItem
+
+
+@pytest.fixture
+def client(start):
+    with start().client() as client:
+        client.upsert_vectors(
+            NewItem(id=n, vector=[float(n == at) + 0.1 for at in range(32)], label="ab"[n % 2])
+            for n in range(8)
+        )
+        yield client
+
+
+def axis(at):
+    return [float(at == n) for n in range(32)]
+
+
+def test_search_by_vectors_and_examples(client):
+    assert client.search_vector(axis(3), 1).hits[0].id == 3
+    answer = client.search_vectors([axis(2), axis(5)], 1, label="b")
+    assert [result.hits[0].label for result in answer.results] == ["b", "b"]
+    assert answer.results[1].hits[0].id == 5
+    hits = client.search_examples([1, 2], [3], k=8, exclude=[4]).hits
+    assert {hit.id for hit in hits} == {0, 5, 6, 7}
+    hits = client.search_by_id(1, group_by="label", exact=True).hits
+    assert sorted(hit.label for hit in hits) == ["a", "b"]
+    with pytest.raises(ServiceError) as error:
+        client.search_vector(axis(3), fingerprint="another")
+    assert error.value.code == "fingerprint"
+
+
+def test_search_by_images_takes_the_options(client, picture):
+    answer = client.search_images([picture(1), b"none"], 3, where={"label": "a"}, min_similarity=-1.0)
+    assert {hit.label for hit in answer.results[0].hits} == {"a"}
+    assert answer.results[1].error
+
+
+def test_reading_several_items(client):
+    found = client.get_many([5, "nothing", 1], with_vectors=True)
+    assert [item and item.id for item in found] == [5, None, 1]
+    assert len(found[0].vector) == 32
+    assert client.get_many([2])[0].vector is None
+    page = client.page(limit=3, where={"label": "b"}, with_vectors=True)
+    assert [item.id for item in page.items] == [1, 3, 5]
+    assert len(page.items[0].vector) == 32
+    assert [item.id for item in client.page(page.next, 3, label="b").items] == [7]
+
+
+def test_collections_come_and_go(client):
+    client.create_collection("spare", dim=4)
+    assert client.stats(collection="spare").dim == 4
+    stats = client.create_payload_index("metadata.year", collection="spare")
+    assert "metadata.year" in stats.payload_indexes
+    assert client.create_payload_index("metadata.year", collection="spare") == stats
+    with pytest.raises(ServiceError) as error:
+        client.create_payload_index('metadata.x" --')
+    assert error.value.code == "filter"
+    assert [one.name for one in client.delete_collection("spare").collections] == ["default"]
