@@ -1,4 +1,4 @@
-"""Contract tests run over each store in `STORES`; an implementation joins by adding how it is opened."""
+"""Items, a naive twin of a search, and FaissStore in three forms."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from serve.store.protocol import Item, Store
 
 DIM = 16
 
-# The same store with its vectors in one piece of memory, in many small segments, and in small HNSW graphs.
+# With its vectors in one piece of memory, in many small segments, and in small HNSW graphs.
 SMALL = {"head_rows": 40, "build_threads": 1, "transaction_rows": 64}
 STORES: dict[str, dict[str, Any]] = {
     "head": {},

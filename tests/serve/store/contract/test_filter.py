@@ -197,24 +197,3 @@ def test_deep_filters_are_refused_or_answered(filled: Store) -> None:
         where = {"not": where}
     with pytest.raises(FilterError):
         filled.count(where)
-
-
-def test_values_reach_sql_as_parameters_only() -> None:
-    condition = filters.condition(
-        {"label": "x' OR '1'='1", "metadata.a": {"in": ["); DROP TABLE items; --"]}}
-    )
-    assert "DROP" not in condition.sql
-    assert "OR" not in condition.sql
-    assert condition.parameters[0] == "x' OR '1'='1"
-
-
-@pytest.mark.parametrize("field", ["label", "id", "metadata.price", "metadata.shop.city"])
-def test_payload_indexes_change_no_answer(filled: Store, items: list[Item], field: str) -> None:
-    where = {field: {"gte": value_of(items[20], field)}}
-    before = [item.id for item in filled.scan(where=where)]
-    filled.create_payload_index(field)
-    filled.create_payload_index(field)
-    assert [item.id for item in filled.scan(where=where)] == before
-    assert field == "id" or field in filled.stats().payload_indexes
-    with pytest.raises(FilterError):
-        filled.create_payload_index("metadata.a b")

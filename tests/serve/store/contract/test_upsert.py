@@ -1,9 +1,9 @@
-"""Storing, reading, replacing, editing and deleting items."""
+"""Storing, reading and replacing items."""
 
 import numpy as np
 import pytest
 
-from serve.store.protocol import DimensionMismatch, Item, ItemMissing, Store, StoreError
+from serve.store.protocol import DimensionMismatch, Item, Store, StoreError
 
 
 def test_what_goes_in_comes_out(filled: Store, items: list[Item]) -> None:
@@ -94,77 +94,3 @@ def test_metadata_must_be_plain_json(store: Store, vectors: np.ndarray, metadata
 def test_labels_are_text_and_thumbnails_bytes(store: Store, vectors: np.ndarray, field: dict) -> None:
     with pytest.raises(StoreError):
         store.upsert([Item("x", vectors[0], **field)])
-
-
-def test_an_edit_changes_only_what_it_names(filled: Store) -> None:
-    before = filled.get([2 * 10 + 1, "item 20"])
-    filled.update("item 20", {"label": "edited", "metadata": {"price": None, "shop": {"zip": 1}, "new": [1]}})
-    after = filled.get(["item 20"])[0]
-    assert after.label == "edited"
-    assert after.metadata == {
-        "shop": {"city": before[1].metadata["shop"]["city"], "zip": 1},
-        "tags": [],
-        "new": [1],
-    }
-    assert filled.thumbnail("item 20") == b"image 20"
-    assert filled.get([21]) == before[:1]
-    filled.update("item 20", {"label": None})
-    assert filled.get(["item 20"])[0].label is None
-    filled.update("item 20", {})
-    with pytest.raises(ItemMissing):
-        filled.update("nobody", {"label": "x"})
-    with pytest.raises(StoreError, match="vector"):
-        filled.update("item 20", {"vector": [1]})
-
-
-def test_deleting_by_id_and_by_filter(filled: Store, items: list[Item]) -> None:
-    assert filled.delete(["item 0", "item 0", 1, "nobody"]) == 2
-    assert filled.delete(["item 2"], where={"label": "label 3"}) == 26
-    assert filled.delete() == 0
-    left = {item.id for item in filled.scan()}
-    assert left == {i.id for i in items if i.id not in ("item 0", 1, "item 2") and i.label != "label 3"}
-    assert filled.count() == len(left)
-    assert filled.thumbnail("item 0") is None
-    found = {hit.id for hit in filled.search(items[5].vector, 200).hits[0]}
-    assert found == left
-
-
-def test_scrolling_sees_every_item_once(filled: Store, items: list[Item]) -> None:
-    seen, after = [], None
-    while True:
-        page = filled.scroll(after, 33)
-        seen += page.items
-        if page.next is None:
-            break
-        after = page.next
-    assert [item.id for item in seen] == [item.id for item in items]
-    assert len(filled.scroll(limit=200).items) == 200
-    only = [item.id for item in filled.scan(where={"label": "label 2"}, with_vectors=True)]
-    assert only == [item.id for item in items if item.label == "label 2"]
-    with pytest.raises(StoreError, match="limit"):
-        filled.scroll(limit=0)
-
-
-def test_a_scan_survives_writes_between_its_pages(filled: Store, items: list[Item]) -> None:
-    page = filled.scroll(None, 50)
-    filled.delete([item.id for item in page.items])
-    filled.upsert([items[100]])
-    rest = list(filled.scan())
-    assert {item.id for item in rest} == {item.id for item in items[50:]}
-    assert filled.scroll(page.next, 500).items == rest
-
-
-def test_labels_are_counted(filled: Store) -> None:
-    assert filled.labels() == {f"label {n}": 25 for n in range(7)}
-    filled.delete([1])
-    assert list(filled.labels())[-1] == "label 1"
-    assert len(filled.labels(limit=3)) == 3
-
-
-def test_figures(filled: Store) -> None:
-    stats = filled.stats()
-    assert (stats.items, stats.dim) == (200, 16)
-    assert stats.sequence >= 200
-    assert stats.disk_bytes > 200 * 16 * 4
-    filled.delete([1])
-    assert filled.stats().sequence > stats.sequence

@@ -1,0 +1,160 @@
+"""Several collections of one Milvus, and aliases that move from one to another at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+from serve.store.milvus.address import parse_address
+from serve.store.milvus.definition import create_collection, open_collection
+from serve.store.milvus.engine import Engine
+from serve.store.milvus.names import check_name, milvus_name, our_name
+from serve.store.milvus.store import Consistency, MilvusStore
+from serve.store.protocol import StoreError, StoreMissing
+
+# How long an alias that another process moved may still mean the old collection here.
+_FRESH_SECONDS = 2.0
+
+
+class MilvusCatalogue:
+    """Connects to a Milvus and opens its collections, each once.
+
+    `collection` answers from memory, because a service asks at every request; what other processes did to the
+    aliases is looked up in the background, at most every two seconds.
+
+    Args:
+        address: `file:PATH` or `milvus://HOST[:PORT][/DATABASE]`.
+        token: `USER:PASSWORD` or an API key of the server.
+        timeout: Seconds that one call to a server may take.
+        consistency: Of new collections; see `MilvusStore.open`.
+
+    Raises:
+        StoreUnreachable: The server does not answer.
+        StoreLocked: Another process has the embedded files open.
+        StoreError: pymilvus is missing.
+    """
+
+    def __init__(
+        self, address: str, *, token: str = "", timeout: float = 30.0, consistency: Consistency = "Strong"
+    ) -> None:
+        self._engine = Engine(parse_address(address), token=token, timeout=timeout)
+        self._consistency = consistency
+        self._stores: dict[str, MilvusStore] = {}
+        self._known: dict[str, str] = {}
+        self._looked = -_FRESH_SECONDS
+        self._lock = threading.RLock()
+        self._background = ThreadPoolExecutor(1, "milvus-aliases")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def collections(self) -> list[str]:
+        """Names of the collections, sorted."""
+        names = map(our_name, self._engine.call("list_collections"))
+        return sorted(name for name in names if name is not None)
+
+    def aliases(self) -> dict[str, str]:
+        """Collections by alias."""
+        found: dict[str, str] = {}
+        for name in self.collections():
+            told = self._engine.call("list_aliases", collection_name=milvus_name(name))
+            for alias in map(our_name, told["aliases"]):
+                if alias is not None:
+                    found[alias] = name
+        with self._lock:
+            self._known, self._looked = found, time.monotonic()
+        return dict(sorted(found.items()))
+
+    def collection(self, name: str = "default") -> MilvusStore:
+        """The collection of that name or alias; the same object each time.
+
+        Raises:
+            StoreMissing: There is none.
+        """
+        check_name(name)
+        with self._lock:
+            if time.monotonic() - self._looked > _FRESH_SECONDS:
+                self._looked = time.monotonic()
+                self._background.submit(self._look_again)
+            store = self._stores.get(self._known.get(name, name))
+            if store is not None:
+                return store
+            definition = open_collection(self._engine, name, None, None, None)
+            if definition.name != name:
+                self._known[name] = definition.name
+            return self._stores.setdefault(definition.name, MilvusStore(self._engine, definition))
+
+    def create(
+        self, name: str, dim: int, fingerprint: str | None = None, index: str | None = None
+    ) -> MilvusStore:
+        """A new, empty collection.
+
+        Raises:
+            StoreError: The name is taken, by a collection or an alias, or the engine does not build this index.
+        """
+        with self._lock:
+            # Milvus resolves aliases here as well.
+            if self._engine.call("has_collection", milvus_name(name)):
+                raise StoreError(f"{name!r} exists already; choose another name")
+            definition = create_collection(self._engine, name, dim, fingerprint, index, self._consistency)
+            self._stores[name] = MilvusStore(self._engine, definition)
+            return self._stores[name]
+
+    def set_alias(self, alias: str, name: str | None) -> None:
+        """Lets an alias mean a collection from now on, or nothing (None); at once or not at all."""
+        check_name(alias, "alias")
+        with self._lock:
+            names, aliases = self.collections(), self.aliases()
+            if alias in names:
+                raise StoreError(f"{alias!r} is a collection; choose another name for the alias")
+            if name is None:
+                if alias in aliases:
+                    self._engine.call("drop_alias", milvus_name(alias))
+                self._known.pop(alias, None)
+                return
+            if name not in names:
+                raise StoreMissing(f"There is no collection {name!r} in {self._engine.address.uri}")
+            method = "alter_alias" if alias in aliases else "create_alias"
+            self._engine.call(method, milvus_name(name), milvus_name(alias))
+            self._known[alias] = name
+
+    def drop(self, name: str) -> None:
+        """Deletes a collection with all it holds.
+
+        Raises:
+            StoreError: An alias still means it.
+            StoreMissing: It does not exist.
+        """
+        with self._lock:
+            meant = sorted(alias for alias, target in self.aliases().items() if target == name)
+            if meant:
+                raise StoreError(f"The alias {meant[0]!r} means {name!r}; point it elsewhere first")
+            if name not in self.collections():
+                raise StoreMissing(f"There is no collection {name!r} in {self._engine.address.uri}")
+            if name in self._stores:
+                self._stores.pop(name).close()
+            self._engine.call("drop_collection", milvus_name(name))
+
+    def close(self) -> None:
+        """Closes every collection and the connection; a second call does nothing."""
+        self._background.shutdown()
+        with self._lock:
+            while self._stores:
+                self._stores.popitem()[1].close()
+        self._engine.close()
+
+    def _look_again(self) -> None:
+        """Learns what other processes did; what they dropped is opened anew, should it come back."""
+        try:
+            self.aliases()
+            names = set(self.collections())
+        except StoreError:  # out of reach for the moment: what was known goes on
+            return
+        with self._lock:
+            for gone in self._stores.keys() - names:
+                self._stores.pop(gone).close()

@@ -1,0 +1,190 @@
+"""Filters as Milvus expressions.
+
+An expression is text, so every value is quoted here and nowhere else. Milvus's engines differ in what NOT makes
+of a condition on an absent field; a translation therefore carries every `not` down to the single conditions,
+whose opposites say in so many words that absence passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serve.store import filters
+from serve.store.milvus.facets import LIST, NUMBER, PRESENT, TEXT, listed, plain_number
+from serve.store.milvus.keys import key_of
+from serve.store.protocol import ItemId
+
+ALWAYS = "sequence >= 0"
+NEVER = "sequence < 0"
+_SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What an engine understands.
+
+    Attributes:
+        in_json: Whether `in [...]` may stand after a JSON path.
+    """
+
+    in_json: bool
+
+
+def expression(where: Mapping[str, Any] | None, dialect: Dialect) -> str:
+    """Translates a filter; empty text passes everything.
+
+    Raises:
+        FilterError: It is outside the language or too large; the same filters as `serve.store.filters` refuses.
+    """
+    filters.condition(where)  # says all that is wrong with it
+    return _Translation(dialect).both(where, True) if where else ""
+
+
+def all_of(*conditions: str) -> str:
+    """The conditions that are not empty, joined: all must hold."""
+    return " and ".join(f"({condition})" for condition in conditions if condition)
+
+
+def keys_in(ids: Iterable[ItemId], *, negate: bool = False) -> str:
+    """The condition that an item is (not) one of these; empty for no ids and `negate`."""
+    keys = ", ".join(quoted(key_of(value)) for value in ids)
+    if not keys:
+        return "" if negate else NEVER
+    return f"id {'not in' if negate else 'in'} [{keys}]"
+
+
+def quoted(text: str) -> str:
+    """A text as a literal."""
+    return f'"{text.translate(_ESCAPES)}"'
+
+
+def _literal(value: str | float) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    # The parsers read the sign apart, and 2⁶³ alone fits no integer.
+    return repr(float(value)) if value == -(2**63) else repr(value)
+
+
+class _Translation:
+    """Walks a filter that `filters.condition` has accepted; `hold` is false below an odd number of `not`."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+
+    def both(self, where: Mapping[str, Any], hold: bool) -> str:
+        return _joined([self._entry(key, value, hold) for key, value in where.items()], conjunction=hold)
+
+    def _entry(self, key: str, value: Any, hold: bool) -> str:
+        if key in ("and", "or"):
+            return _joined([self.both(part, hold) for part in value], conjunction=(key == "and") == hold)
+        if key == "not":
+            return self.both(value, not hold)
+        conditions = value if isinstance(value, Mapping) else {"eq": value}
+        parts = [self._condition(key, name, operand, hold) for name, operand in conditions.items()]
+        return _joined(parts, conjunction=hold)
+
+    def _condition(self, field: str, name: str, operand: Any, hold: bool) -> str:
+        if name == "ne":
+            return self._condition(field, "eq", operand, not hold)
+        if name == "exists" or (name == "eq" and operand is None):
+            return _present(field, hold == (operand is True))
+        if name == "in":
+            values = [operand] if not isinstance(operand, list | tuple) else operand
+            return self._one_of(field, [_plain(value) for value in values], hold)
+        if name == "eq":
+            return self._one_of(field, [_plain(operand)], hold)
+        if name == "contains":
+            return self._contains(field.partition(".")[2], _plain(operand), hold)
+        return self._range(field, _SIGNS[name], _plain(operand), hold)
+
+    def _one_of(self, field: str, values: list[str | int | float], hold: bool) -> str:
+        if field == "id":
+            ids: list[ItemId] = [value for value in values if isinstance(value, str | int)]
+            return keys_in(ids, negate=not hold) or ALWAYS
+        if field == "label":
+            texts = ", ".join(quoted(str(value)) for value in values)
+            return _leaf(f"label in [{texts}]" if texts else NEVER, "label is null", hold)
+        name = field.partition(".")[2]
+        kinds = (
+            (TEXT, [value for value in values if isinstance(value, str)]),
+            (NUMBER, [value for value in values if not isinstance(value, str)]),
+        )
+        parts = [self._facet_in(kind + name, alike, hold) for kind, alike in kinds if alike]
+        return _joined(parts, conjunction=not hold)
+
+    def _facet_in(self, facet: str, values: list[Any], hold: bool) -> str:
+        path = _path(facet)
+        if len(values) > 1 and self._dialect.in_json:
+            condition = f"{path} in [{', '.join(map(_literal, values))}]"
+        else:
+            condition = " or ".join(f"{path} == {_literal(value)}" for value in values)
+        return _leaf(condition, f"not (exists {path})", hold)
+
+    def _contains(self, name: str, value: str | int | float, hold: bool) -> str:
+        path = _path(LIST + name)
+        inside = f"json_contains({path}, {quoted(listed(value))})"
+        in_list = _leaf(inside, f"not (exists {_path(PRESENT + name)})", hold)
+        kind = TEXT if isinstance(value, str) else NUMBER
+        return _joined([self._facet_in(kind + name, [value], hold), in_list], conjunction=not hold)
+
+    def _range(self, field: str, sign: str, bound: str | int | float, hold: bool) -> str:
+        if field == "id":
+            condition = _text_ids(sign, bound) if isinstance(bound, str) else _integer_ids(sign, bound)
+            return condition if hold else f"not ({condition})"
+        if field == "label":
+            return _leaf(f"label {sign} {quoted(str(bound))}", "label is null", hold)
+        path = _path((TEXT if isinstance(bound, str) else NUMBER) + field.partition(".")[2])
+        return _leaf(f"{path} {sign} {_literal(bound)}", f"not (exists {path})", hold)
+
+
+def _joined(parts: list[str], *, conjunction: bool) -> str:
+    if not parts:
+        return ALWAYS if conjunction else NEVER
+    return parts[0] if len(parts) == 1 else (" and " if conjunction else " or ").join(f"({part})" for part in parts)
+
+
+def _leaf(condition: str, absent: str, hold: bool) -> str:
+    return condition if hold else f"({absent}) or (not ({condition}))"
+
+
+def _path(facet: str) -> str:
+    return f"facets[{quoted(facet)}]"
+
+
+def _present(field: str, hold: bool) -> str:
+    if field == "id":
+        return ALWAYS if hold else NEVER
+    if field == "label":
+        return "label is not null" if hold else "label is null"
+    name = field.partition(".")[2]
+    parts = [f"exists {_path(kind + name)}" for kind in (NUMBER, TEXT, PRESENT)]
+    return _joined([part if hold else f"not ({part})" for part in parts], conjunction=not hold)
+
+
+def _plain(value: Any) -> str | int | float:
+    return value if isinstance(value, str) else plain_number(value)
+
+
+def _text_ids(sign: str, bound: str) -> str:
+    # Every text id's key is above "s" and every integer's below.
+    condition = f"id {sign} {quoted('s' + bound)}"
+    return condition if sign.startswith(">") else f'{condition} and id >= "s"'
+
+
+def _integer_ids(sign: str, bound: float) -> str:
+    above = sign.startswith(">")
+    edge = {
+        ">": math.floor(bound) + 1,
+        ">=": math.ceil(bound),
+        "<": math.ceil(bound) - 1,
+        "<=": math.floor(bound),
+    }[sign]
+    lowest, highest = -(2**63), 2**63 - 1
+    if edge > highest if above else edge < lowest:
+        return NEVER
+    key = quoted(key_of(min(max(edge, lowest), highest)))
+    return f'id >= {key} and id < "s"' if above else f"id <= {key}"

@@ -1,0 +1,66 @@
+"""Metadata in the form that filters look at: flat, and each value under a name that says its kind.
+
+How Milvus compares a number with a text inside JSON, or negates a condition on an absent field, differs between
+its engines and versions. Beside the metadata itself each item therefore has *facets*, in which such questions do
+not come up:
+
+    {"price": 3, "new": true, "tags": ["a", 1], "shop": {"city": "B"}}
+    {"n:price": 3, "n:new": 1, "l:tags": ["ta", "n1"], "o:tags": 1, "o:shop": 1, "t:shop.city": "B"}
+
+`n:` holds numbers (true and false as 1 and 0), `t:` texts, `l:` the plain values of a list as texts with their
+kind, `o:` says that there is a list or an object. What is absent or null has no facet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from serve.store.protocol import StoreError
+
+NUMBER, TEXT, LIST, PRESENT = "n:", "t:", "l:", "o:"
+_NAME = re.compile(r"[\w-]+")
+_MOST_NESTED = 200
+
+
+def facets_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Facets of plain JSON metadata; names that no filter can say are left out.
+
+    Raises:
+        StoreError: It is nested too deeply.
+    """
+    facets: dict[str, Any] = {}
+    waiting: list[tuple[str, Mapping[str, Any], int]] = [("", metadata, 0)]
+    while waiting:
+        prefix, fields, depth = waiting.pop()
+        if depth > _MOST_NESTED:
+            raise StoreError(f"Metadata is nested more than {_MOST_NESTED} deep")
+        for name, value in fields.items():
+            if not _NAME.fullmatch(name):
+                continue
+            path = prefix + name
+            if isinstance(value, str):
+                facets[TEXT + path] = value
+            elif isinstance(value, int | float):
+                facets[NUMBER + path] = plain_number(value)
+            elif isinstance(value, list):
+                facets[PRESENT + path] = 1
+                facets[LIST + path] = [listed(entry) for entry in value if isinstance(entry, str | int | float)]
+            elif isinstance(value, dict):
+                facets[PRESENT + path] = 1
+                waiting.append((path + ".", value, depth + 1))
+    return facets
+
+
+def listed(value: str | float) -> str:
+    """A plain value of a list; equal values have equal texts."""
+    return "t" + value if isinstance(value, str) else "n" + repr(plain_number(value))
+
+
+def plain_number(value: float) -> int | float:
+    """A number in the one form that equal numbers share: 1 for true, 3 for 3.0, floats beyond 64 bits."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 2**63 else value
+    value = int(value)
+    return value if -(2**63) <= value < 2**63 else float(value)

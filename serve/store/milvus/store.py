@@ -1,0 +1,446 @@
+"""The store in Milvus."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
+
+
+from serve.store import filters, rows
+from serve.store.examples import example_query
+from serve.store.milvus.address import parse_address
+from serve.store.milvus.definition import MilvusDefinition, create_collection, open_collection
+from serve.store.milvus.engine import Engine
+from serve.store.milvus.expressions import expression, keys_in
+from serve.store.milvus.facets import NUMBER, TEXT
+from serve.store.milvus.keys import id_of, key_of
+from serve.store.milvus.numbers import WriteNumbers
+from serve.store.milvus.reading import Reading
+from serve.store.milvus.records import checked_rows, item_of, merged, messages, metadata_fields, unpacked
+from serve.store.milvus.searching import Request, Searching, excluding
+from serve.store.protocol import (
+    Filter,
+    Item,
+    ItemId,
+    ItemMissing,
+    Page,
+    SearchResult,
+    StoreError,
+    StoreMissing,
+    StoreStats,
+    Unsupported,
+    Vectors,
+)
+from serve.store.vectors import unit_rows
+
+Consistency = Literal["Strong", "Session"]
+
+_CHECKED_AT_ONCE = 20_000
+_DELETED_AT_ONCE = 5_000
+_MOST_LABELLED = 1_000_000
+_EVERYTHING = ("vector", "label", "metadata", "facets", "sequence", "thumbnail")
+
+
+class MilvusStore:
+    """A collection in Milvus; see `serve.store.protocol.Store` for what it does, docs/store.md for what differs.
+
+    Use `MilvusStore.open`, or `serve.store.milvus.catalogue.MilvusCatalogue` for several collections at once.
+
+    Args:
+        engine: The connection.
+        definition: The collection.
+        owned: Whether closing the store ends the connection.
+    """
+
+    def __init__(self, engine: Engine, definition: MilvusDefinition, *, owned: bool = False) -> None:
+        self._engine = engine
+        self._definition = definition
+        self._owned = owned
+        self._closed = False
+        self._writing = threading.RLock()
+        self._numbers = WriteNumbers(engine, definition.inside)
+        self._reading = Reading(engine, definition.inside, self._last)
+        self._searching = Searching(engine, definition, self._reading)
+
+    @classmethod
+    def open(
+        cls,
+        address: str,
+        dim: int | None = None,
+        fingerprint: str | None = None,
+        index: str | None = None,
+        *,
+        collection: str = "default",
+        create: bool = True,
+        token: str = "",
+        timeout: float = 30.0,
+        consistency: Consistency = "Strong",
+    ) -> Self:
+        """Opens (or creates) one collection.
+
+        Args:
+            address: `file:PATH` for milvus-lite, `milvus://HOST[:PORT][/DATABASE]` for a server.
+            dim: Length of a vector; required for a new collection, checked on an old one.
+            fingerprint: The model that makes the vectors; kept by a new collection, checked on an old one.
+            index: Index type such as "HNSW" or "HNSW,M=32,ef=128"; None means FLAT (exact) for a new collection.
+            collection: Its name or alias.
+            create: Create what does not exist.
+            token: `USER:PASSWORD` or an API key of the server.
+            timeout: Seconds that one call to a server may take.
+            consistency: Of a new collection on a server. "Strong": a search sees every write that any process was
+                acknowledged before. "Session": every write of this process; faster while others write.
+
+        Raises:
+            StoreUnreachable: The server does not answer.
+            StoreLocked: Another process has the embedded files open.
+            StoreMissing: The collection does not exist and `create` is false.
+            DimensionMismatch: An old collection has another dim.
+            FingerprintMismatch: An old collection has another fingerprint.
+            StoreError: pymilvus is missing, or the engine does not build this index.
+        """
+        engine = Engine(parse_address(address), token=token, timeout=timeout)
+        try:
+            return cls.on(
+                engine,
+                dim,
+                fingerprint,
+                index,
+                collection=collection,
+                create=create,
+                consistency=consistency,
+                owned=True,
+            )
+        except BaseException:
+            engine.close()
+            raise
+
+    @classmethod
+    def on(
+        cls,
+        engine: Engine,
+        dim: int | None = None,
+        fingerprint: str | None = None,
+        index: str | None = None,
+        *,
+        collection: str = "default",
+        create: bool = True,
+        consistency: Consistency = "Strong",
+        owned: bool = False,
+    ) -> Self:
+        """Opens (or creates) one collection over a connection that exists; see `open`."""
+        try:
+            definition = open_collection(engine, collection, dim, fingerprint, index)
+        except StoreMissing:
+            if not create:
+                raise
+            if dim is None:
+                raise StoreError(
+                    f"The new collection {collection!r} needs dim, the length of its vectors"
+                ) from None
+            definition = create_collection(engine, collection, dim, fingerprint, index, consistency)
+        return cls(engine, definition, owned=owned)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """The collection's own name."""
+        return self._definition.name
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._definition.dim
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The model that made the vectors, if it was given."""
+        return self._definition.fingerprint
+
+    @property
+    def index(self) -> str:
+        """The index type with its parameters."""
+        return str(self._definition.index)
+
+    def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
+        """Stores items; see `Store.upsert`.
+
+        All items of a call (20,000 at a time) are checked before the first one is sent; a server that fails in the
+        middle may have stored a part of them.
+        """
+        self._definition.check_fingerprint(fingerprint)
+        written = 0
+        supply = iter(items)
+        while chunk := list(itertools.islice(supply, _CHECKED_AT_ONCE)):
+            checked = checked_rows(chunk, self.dim)
+            self._open()
+            with self._writing:
+                first = self._numbers.take(len(checked))
+                for number, row in enumerate(checked, first):
+                    row["sequence"] = number
+                for message in messages(checked):
+                    self._engine.call("upsert", self._definition.inside, message)
+            written += len(checked)
+        return written
+
+    def update(self, item_id: ItemId, changes: Mapping[str, Any]) -> None:
+        """Changes label and metadata in part; see `Store.update`.
+
+        The row is read, changed and written back: of two processes that change the same item at the same moment,
+        one wins.
+        """
+        item_id = rows.check_id(item_id)
+        unknown = set(changes) - {"label", "metadata"}
+        if unknown:
+            raise StoreError(f"Cannot change {sorted(unknown)[0]!r} of an item; change label or metadata")
+        label = rows.check_label(changes.get("label"))
+        patch = rows.metadata_text(changes.get("metadata"))
+        self._open()
+        with self._writing:
+            found = self._reading.by_id([item_id], _EVERYTHING)
+            if not found:
+                raise ItemMissing(f"There is no item {item_id!r}")
+            row = found[key_of(item_id)]
+            if "label" in changes:
+                row["label"] = label
+            if patch is not None:
+                row.update(metadata_fields(merged(row["metadata"] or {}, json.loads(patch))))
+            self._engine.call("upsert", self._definition.inside, [row])
+            self._numbers.take(1)
+
+    def delete(self, ids: Iterable[ItemId] = (), *, where: Filter | None = None, erase: bool = False) -> int:
+        """Deletes by id, by filter or both; see `Store.delete`. `erase` is refused, see `purge`."""
+        listed = [rows.check_id(value) for value in ids]
+        condition = None if where is None else expression(where, self._engine.dialect)
+        if erase:
+            self.purge()
+        self._open()
+        with self._writing:
+            keys = set(self._reading.by_id(listed, ["id"]))
+            if condition is not None:
+                for page in self._reading.pages(condition, ["id"]):
+                    keys.update(row["id"] for row in page)
+            gone = sorted(keys)
+            for start in range(0, len(gone), _DELETED_AT_ONCE):
+                batch = [id_of(key) for key in gone[start : start + _DELETED_AT_ONCE]]
+                self._engine.call("delete", self._definition.inside, filter=keys_in(batch))
+            self._numbers.take(1)
+        return len(gone)
+
+    def purge(self) -> None:
+        """Refused: Milvus removes the bytes of deleted items when it compacts, and does not say when.
+
+        Raises:
+            Unsupported: Always.
+        """
+        raise Unsupported(
+            "Milvus removes deleted items' bytes only when it compacts; delete without erase and let it compact, "
+            "or copy the rest to a new collection (kindred index copy) and drop the old one"
+        )
+
+    def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
+        """Items by id; see `Store.get`."""
+        ids = [rows.check_id(value) for value in ids]
+        self._open()
+        found = self._reading.by_id(ids, _fields(with_vectors))
+        wanted = [found.get(key_of(value)) for value in ids]
+        return [None if row is None else item_of(row) for row in wanted]
+
+    def search(
+        self,
+        vectors: Vectors,
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        min_similarity: float | None = None,
+        exclude: Iterable[ItemId] = (),
+        group_by: Literal["label"] | None = None,
+        exact: bool = False,
+        with_metadata: bool = True,
+        fingerprint: str | None = None,
+    ) -> SearchResult:
+        """Finds the most similar items; see `Store.search`."""
+        self._definition.check_fingerprint(fingerprint)
+        if k < 1:
+            raise StoreError(f"k is {k}; ask for at least one hit")
+        if group_by not in (None, "label"):
+            raise StoreError(f"Cannot group by {group_by!r}; group by 'label'")
+        condition = expression(where, self._engine.dialect)
+        request = Request(
+            queries=unit_rows(vectors, self.dim, "query"),
+            k=k,
+            condition=excluding(condition, [rows.check_id(value) for value in exclude]),
+            filtered=bool(condition),
+            min_similarity=min_similarity,
+            group_by_label=group_by is not None,
+            exact=exact,
+            with_metadata=with_metadata,
+        )
+        self._open()
+        return self._searching.run(request)
+
+    def search_examples(
+        self,
+        positives: Sequence[ItemId | Vectors],
+        negatives: Sequence[ItemId | Vectors] = (),
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        min_similarity: float | None = None,
+        exclude: Iterable[ItemId] = (),
+        group_by: Literal["label"] | None = None,
+        exact: bool = False,
+        with_metadata: bool = True,
+    ) -> SearchResult:
+        """Finds items like the positive and unlike the negative examples: their vectors are read, then searched."""
+        query, named = example_query(self, positives, negatives)
+        return self.search(
+            query,
+            k,
+            where=where,
+            min_similarity=min_similarity,
+            exclude=(*exclude, *named),
+            group_by=group_by,
+            exact=exact,
+            with_metadata=with_metadata,
+        )
+
+    def count(self, where: Filter | None = None) -> int:
+        """Number of items that pass; see `Store.count`."""
+        condition = expression(where, self._engine.dialect)
+        self._open()
+        return self._reading.count(condition)
+
+    def scroll(
+        self,
+        after: int | None = None,
+        limit: int = 100,
+        *,
+        where: Filter | None = None,
+        with_vectors: bool = False,
+    ) -> Page:
+        """Reads items in the order of their last write; see `Store.scroll`."""
+        if limit < 1:
+            raise StoreError(f"limit is {limit}; ask for at least one item")
+        condition = expression(where, self._engine.dialect)
+        self._open()
+        found = self._reading.after(after or 0, limit, condition, _fields(with_vectors))
+        return Page([item_of(row) for row in found], found[-1]["sequence"] if len(found) >= limit else None)
+
+    def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
+        """All items, by scrolling."""
+        condition = expression(where, self._engine.dialect)
+        self._open()
+        for page in self._reading.pages(condition, _fields(with_vectors)):
+            yield from map(item_of, page)
+
+    def thumbnail(self, item_id: ItemId) -> bytes | None:
+        """The item's thumbnail; see `Store.thumbnail`."""
+        item_id = rows.check_id(item_id)
+        self._open()
+        found = self._reading.by_id([item_id], ["thumbnail"])
+        return unpacked(found[key_of(item_id)]["thumbnail"]) if found else None
+
+    def labels(self, limit: int = 1000) -> dict[str, int]:
+        """Labels with their number of items, most frequent first; every item's label is read for it.
+
+        Raises:
+            Unsupported: There are too many items for that.
+        """
+        self._open()
+        items = self._reading.count("")
+        if items > _MOST_LABELLED:
+            raise Unsupported(
+                f"Milvus does not count labels, and {items:,} items are too many to read them all; "
+                "count the labels you want with a filter"
+            )
+        counts: Counter[str] = Counter()
+        for page in self._reading.pages("label is not null", ["label"], size=10_000):
+            counts.update(row["label"] for row in page)
+        return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:limit])
+
+    def create_payload_index(self, field: str) -> None:
+        """Makes filters on a field fast; see `Store.create_payload_index`.
+
+        Raises:
+            Unsupported: milvus-lite has no index for metadata.
+        """
+        filters.column(field)
+        self._open()
+        if field == "id" or field in self._payload_indexes():
+            return
+        indexes = self._engine.pymilvus.MilvusClient.prepare_index_params()
+        if field == "label":
+            indexes.add_index("label", index_type="INVERTED")
+        elif self._engine.embedded:
+            raise Unsupported("milvus-lite has no index for metadata; filters work without one")
+        else:
+            name = field.partition(".")[2]
+            for kind, cast in ((NUMBER, "double"), (TEXT, "varchar")):
+                indexes.add_index(
+                    "facets",
+                    index_name=f"payload {kind}{name}",
+                    index_type="INVERTED",
+                    params={"json_path": f'facets["{kind}{name}"]', "json_cast_type": cast},
+                )
+        self._engine.call("create_index", self._definition.inside, indexes)
+
+    def snapshot(self) -> None:
+        """Has milvus-lite write its recent items as a segment; a server does that by itself."""
+        self._open()
+        if self._engine.embedded:
+            self._engine.call("flush", self._definition.inside)
+
+    def stats(self) -> StoreStats:
+        """Figures about the collection; what Milvus does not tell is 0."""
+        self._open()
+        sequence = self._last()
+        folder = self._engine.address.folder
+        place = None if folder is None else folder / "collections" / self._definition.inside
+        return StoreStats(
+            items=self._reading.count(""),
+            dim=self.dim,
+            fingerprint=self.fingerprint,
+            index=self.index,
+            sequence=sequence,
+            segments=0,
+            head=0,
+            dead=0,
+            snapshot_sequence=sequence,
+            disk_bytes=0
+            if place is None
+            else sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
+            payload_indexes=self._payload_indexes(),
+        )
+
+    def close(self) -> None:
+        """Ends the connection if it is the store's own; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            if self._owned:
+                self._engine.close()
+
+    def _last(self) -> int:
+        with self._writing:
+            return self._numbers.last()
+
+    def _open(self) -> None:
+        if self._closed:
+            raise StoreError(f"The collection {self.name!r} is closed")
+
+    def _payload_indexes(self) -> tuple[str, ...]:
+        names = set(self._engine.call("list_indexes", self._definition.inside))
+        found = {name.partition(":")[2] for name in names if name.startswith("payload ")}
+        return tuple(sorted({f"metadata.{name}" for name in found} | (names & {"label"})))
+
+
+def _fields(with_vectors: bool) -> list[str]:
+    return ["label", "metadata", "vector"] if with_vectors else ["label", "metadata"]

@@ -1,0 +1,27 @@
+"""The best hit of each label."""
+
+import numpy as np
+import pytest
+
+from serve.store.protocol import Item, Store, StoreError
+
+
+def test_grouping_keeps_the_best_of_each_label(filled: Store, items: list[Item]) -> None:
+    queries = np.stack([items[0].vector, items[50].vector])
+    for every, hits in zip(
+        filled.search(queries, 200, exact=True).hits,
+        filled.search(queries, 12, exact=True, group_by="label").hits,
+        strict=True,
+    ):
+        expected, seen = [], set()
+        for hit in every:
+            if hit.label is None or hit.label not in seen:
+                expected.append(hit)
+                seen.add(hit.label)
+        assert hits == expected[:12]
+    every = filled.search(
+        queries[0], 200, group_by="label", exclude=["item 0"], where={"label": {"exists": True}}
+    )
+    assert len(every.hits[0]) == 7
+    with pytest.raises(StoreError, match="group"):
+        filled.search(queries, group_by="price")

@@ -1,0 +1,30 @@
+"""Reading all items page by page."""
+
+import pytest
+
+from serve.store.protocol import Item, Store, StoreError
+
+
+def test_scrolling_sees_every_item_once(filled: Store, items: list[Item]) -> None:
+    seen, after = [], None
+    while True:
+        page = filled.scroll(after, 33)
+        seen += page.items
+        if page.next is None:
+            break
+        after = page.next
+    assert [item.id for item in seen] == [item.id for item in items]
+    assert len(filled.scroll(limit=200).items) == 200
+    only = [item.id for item in filled.scan(where={"label": "label 2"}, with_vectors=True)]
+    assert only == [item.id for item in items if item.label == "label 2"]
+    with pytest.raises(StoreError, match="limit"):
+        filled.scroll(limit=0)
+
+
+def test_a_scan_survives_writes_between_its_pages(filled: Store, items: list[Item]) -> None:
+    page = filled.scroll(None, 50)
+    filled.delete([item.id for item in page.items])
+    filled.upsert([items[100]])
+    rest = list(filled.scan())
+    assert {item.id for item in rest} == {item.id for item in items[50:]}
+    assert filled.scroll(page.next, 500).items == rest
