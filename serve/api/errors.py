@@ -21,6 +21,8 @@ from serve.store.protocol import (
     ReadOnly,
     StoreError,
     StoreMissing,
+    StoreUnreachable,
+    Unsupported,
 )
 
 # The most special first: the first class that fits decides.
@@ -33,6 +35,8 @@ _KINDS: tuple[tuple[type[InputError], int, str], ...] = (
     (FilterError, 422, "filter"),
     (ReadOnly, 403, "read-only"),
     (DiskFull, 507, "disk-full"),
+    (StoreUnreachable, 503, "store-unreachable"),
+    (Unsupported, 501, "unsupported"),
     (StoreError, 422, "store"),
     (InputError, 422, "invalid"),
 )

@@ -82,7 +82,8 @@ export function explain(answer, roundTrip) {
   list.append(fact("round trip", `${roundTrip.toFixed(0)} ms`));
   const { plan } = answer;
   const text = document.createElement("p");
-  text.textContent = STRATEGIES[plan.strategy]?.(number.format(plan.candidates), plan.index) ?? plan.strategy;
+  const count = plan.candidates === null ? "" : number.format(plan.candidates);
+  text.textContent = STRATEGIES[plan.strategy]?.(count, plan.index) ?? plan.strategy;
   text.className = "plan";
   how.replaceChildren(bar, list, text);
   how.hidden = false;

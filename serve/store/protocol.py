@@ -50,6 +50,14 @@ class ReadOnly(StoreError):
     """The store was opened for reading only."""
 
 
+class StoreUnreachable(StoreError):
+    """The store is on another machine that does not answer (HTTP 503)."""
+
+
+class Unsupported(StoreError):
+    """This kind of store cannot do that; the message says what to do instead (HTTP 501)."""
+
+
 class DiskFull(StoreError):
     """The disk took no more; nothing of the refused write was stored (HTTP 507)."""
 
@@ -104,15 +112,15 @@ class SearchPlan:
         strategy: "exact" scans every vector; "exact_subset" scans only those that pass the filter;
             "approximate" asks the index and drops what does not pass; "approximate_then_exact" did so, found
             too few, and scanned the subset; "empty" had nothing to look at.
-        candidates: Number of items that could be hits.
-        selectivity: `candidates` as a part of all items, in [0, 1].
-        index: The index factory string of the collection.
+        candidates: Number of items that could be hits; None where the store's engine does not say.
+        selectivity: `candidates` as a part of all items, in [0, 1]; None where the engine does not say.
+        index: The index factory string or index type of the collection.
         explored: Number of neighbours asked of the index before the filter; 0 for exact strategies.
     """
 
     strategy: Strategy
-    candidates: int
-    selectivity: float
+    candidates: int | None
+    selectivity: float | None
     index: str
     explored: int = 0
 
@@ -222,10 +230,17 @@ class Store(Protocol):
             ids: Items to delete.
             where: Delete all that pass it.
             erase: Also remove every byte of them from the disk before returning (see `purge`).
+
+        Raises:
+            Unsupported: `erase`, where the store cannot; nothing is deleted then.
         """
 
     def purge(self) -> None:
-        """Rewrites the files so that nothing of deleted or replaced items is left in them. Takes a while."""
+        """Rewrites the files so that nothing of deleted or replaced items is left in them. Takes a while.
+
+        Raises:
+            Unsupported: The files are not this process's to rewrite.
+        """
 
     def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
         """Items in the order of `ids`, None where there is none; thumbnails are left out."""
