@@ -189,7 +189,7 @@ def _licence(licence: str | None) -> str:
     said = (
         f"`{licence}`, as stated at export."
         if licence
-        else "Not stated (`kindred export --license`). It depends on the rights in the training images."
+        else "Not stated (`kindred export --licence`). It depends on the rights in the training images."
     )
     return f"## Licence\n\nOf these weights: {said}\n"
 

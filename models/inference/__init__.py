@@ -2,6 +2,7 @@
 
 from models.inference.choice import BACKENDS, TOLERANCE, Choice, Model, optimize
 from models.inference.fold import folded
+from models.inference.machine import versions
 from models.inference.onnx_graph import to_onnx
 from models.inference.onnx_runner import OnnxRunner
 from models.inference.pixels import PixelNetwork
@@ -21,4 +22,5 @@ __all__ = [
     "optimize",
     "sample_pixels",
     "to_onnx",
+    "versions",
 ]

@@ -1,11 +1,10 @@
-"""``kindred export``: a checkpoint becomes a bundle."""
+"""From a checkpoint, or a module trained in this process, to a bundle."""
 
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from data.datamodule import ImageDataModule
 from models.bundle import Bundle
@@ -72,16 +71,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: no checkpoint of kindred fit")
     return checkpoint
-
-
-def export(checkpoint: Path, *, out: Path, trust_code: bool = False) -> None:
-    """Turn a checkpoint into a bundle: a folder of safetensors and JSON that serving loads.
-
-    Args:
-        checkpoint: A file under RUN/checkpoints.
-        out: Folder of the bundle; an existing bundle is replaced.
-        trust_code: Allow a backbone class outside the known packages; importing it runs its code.
-    """
-    bundle = bundle_from_checkpoint(checkpoint, trust_code=trust_code)
-    bundle.save(out)
-    Console().print(f"bundle {bundle.fingerprint} written to {out}")

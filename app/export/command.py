@@ -1,0 +1,116 @@
+"""The command: arguments in, files and a table out."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from app.export.checkpoint import bundle_from_checkpoint
+from app.export.files import onnx_content, write_onnx, write_torch_export
+from app.export.images import Pixels, pixels_of
+from app.export.quantize import Method, quantized
+from models.bundle import Bundle
+from models.errors import InputError
+
+
+def export(
+    model: Path,
+    *,
+    out: Path | None = None,
+    onnx: bool = False,
+    with_preprocessing: bool = False,
+    torch_export: bool = False,
+    quantize: Sequence[Method] = (),
+    data: str | None = None,
+    split: str = "test",
+    images: int = 64,
+    calibration_images: int = 512,
+    licence: str | None = None,
+    seed: int = 0,
+    trust_code: bool = False,
+) -> None:
+    """Turn a checkpoint into a bundle, and a bundle into ONNX or torch.export.
+
+    A bundle is a folder of safetensors and JSON with a model card. What is written beside them is compared
+    with the original on images, and the differences go into bundle.json.
+
+    Args:
+        model: A file under RUN/checkpoints, or a bundle.
+        out: Folder of the bundle; an existing bundle is replaced. A bundle is by default added to.
+        onnx: Write model.onnx, for any batch size.
+        with_preprocessing: Let the exported graphs take uint8 pixels and normalize them. Decoding and
+            resizing stay outside.
+        torch_export: Write model.pt2, a program of torch.export.
+        quantize: Write ONNX models with 8-bit integers: dynamic, static, or both by naming the option twice.
+        data: Images to compare on, as in kindred evaluate; without it, images made of random numbers.
+        split: Part of the data to compare on: test, val, train or all.
+        images: How many images to compare on.
+        calibration_images: How many training images fix the ranges of static quantization.
+        licence: Of the weights, as the Hugging Face hub spells it (apache-2.0, cc-by-4.0, ...), for the card.
+        seed: Of the samples of images.
+        trust_code: Allow a backbone class outside the known packages; importing it runs its code.
+    """
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", licence):
+        raise InputError(f"--licence {licence}: give an identifier such as apache-2.0, cc-by-4.0 or other")
+    if images < 1 or calibration_images < 1:
+        raise InputError("--images and --calibration-images must be at least 1")
+    if "static" in quantize and data is None:
+        raise InputError("--quantize static calibrates on training images: name them with --data")
+    bundle, folder = _bundle(model, out, trust_code)
+    if licence is not None:
+        bundle.update(folder, info={"license": licence})
+    console = Console()
+    console.print(f"bundle {bundle.fingerprint} in {folder}")
+    written: dict[str, dict[str, Any]] = {}
+    if not (onnx or torch_export or quantize):
+        return
+    pixels = pixels_of(bundle, data, split, images, seed)
+    if torch_export:
+        written["model.pt2"] = write_torch_export(
+            bundle, folder, "model.pt2", pixels, preprocessing=with_preprocessing
+        )
+    if onnx or quantize:
+        content = onnx_content(bundle, preprocessing=with_preprocessing)
+        if onnx:
+            written["model.onnx"] = write_onnx(bundle, folder, "model.onnx", content, "float32", pixels)
+        for method in dict.fromkeys(quantize):
+            calibration: Pixels | None = None
+            if method == "static":
+                calibration = pixels_of(bundle, data, "train", calibration_images, seed)
+            small = quantized(content, method, bundle.preprocess, calibration)
+            name = f"model.int8-{method}.onnx"
+            written[name] = write_onnx(bundle, folder, name, small, f"int8 {method}", pixels)
+    console.print(_table(written))
+
+
+def _bundle(model: Path, out: Path | None, trust_code: bool) -> tuple[Bundle, Path]:
+    """The model and the folder where it lies now."""
+    if not model.is_dir():
+        bundle = bundle_from_checkpoint(model, trust_code=trust_code)
+        if out is None:
+            raise InputError(f"{model}: name the bundle's folder with --out")
+        return bundle, bundle.save(out)
+    bundle = Bundle.load(model, "cpu", trust_code=trust_code)
+    if out is None or out.resolve() == model.resolve():
+        return bundle, model
+    bundle.exports.clear()
+    return bundle, bundle.save(out)
+
+
+def _table(written: dict[str, dict[str, Any]]) -> Table:
+    table = Table("file", "precision", "input", "MB", "largest difference", "least similarity", "images")
+    for name, record in written.items():
+        parity = record["parity"]
+        table.add_row(
+            name,
+            record["precision"],
+            record["input"]["dtype"],
+            f"{record['bytes'] / 1e6:.2f}",
+            f"{parity['max_difference']:.1e}",
+            f"{parity['least_similarity']:.6f}",
+            f"{parity['images']} ({parity['source']})",
+        )
+    return table

@@ -1,0 +1,146 @@
+"""Writes a bundle's network in other formats, checked before they are kept."""
+
+import hashlib
+import io
+import json
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.export.images import Pixels
+from app.export.parity import measured_parity, require_parity
+from models.bundle import Bundle
+from models.errors import InputError
+from models.exports import derived_fingerprint
+from models.inference import OnnxRunner, PixelNetwork, Unavailable, folded, to_onnx
+
+
+def exportable(bundle: Bundle, *, preprocessing: bool) -> nn.Module:
+    """The folded network on a CPU, with the normalization of pixels in front where that is asked for."""
+    network = folded(bundle.network).cpu()
+    return PixelNetwork(network, bundle.preprocess).eval() if preprocessing else network
+
+
+def onnx_content(bundle: Bundle, *, preprocessing: bool) -> bytes:
+    """The network as ONNX; what a reader of the file must know is in its metadata.
+
+    Raises:
+        InputError: a package is missing, or the network cannot be written as ONNX.
+    """
+    metadata = {
+        "kindred.fingerprint": bundle.fingerprint,
+        "kindred.preprocess": json.dumps(bundle.preprocess.to_dict()),
+    }
+    network = exportable(bundle, preprocessing=preprocessing)
+    try:
+        return to_onnx(network, bundle.preprocess, pixels=preprocessing, metadata=metadata)
+    except Unavailable as error:
+        raise InputError(f"ONNX: {error}") from error
+
+
+def write_onnx(
+    bundle: Bundle, folder: Path, name: str, content: bytes, precision: str, pixels: Pixels
+) -> dict[str, Any]:
+    """Check a graph on images, write it into the bundle's folder and describe it there.
+
+    Args:
+        bundle: the original.
+        folder: of the bundle.
+        name: of the file.
+        content: the graph.
+        precision: "float32", which must agree with the original, or another word, whose difference is only
+            noted and whose vectors get a fingerprint of their own.
+        pixels: what it is checked with.
+
+    Returns:
+        The record that the bundle keeps.
+
+    Raises:
+        InputError: the graph cannot be run, or a float32 one does not agree.
+    """
+    try:
+        runner = OnnxRunner(content)
+    except Unavailable as error:
+        raise InputError(f"{name}: {error}") from error
+    parity = measured_parity(bundle, pixels, replace(bundle, runner=runner).embed_pixels)
+    same = precision == "float32"
+    if same:
+        require_parity(name, parity)
+    record = _record("onnx", precision, content, parity, bundle, preprocessing=runner.takes_pixels)
+    record["fingerprint"] = bundle.fingerprint if same else derived_fingerprint(bundle.fingerprint, content)
+    return _keep(bundle, folder, name, content, record)
+
+
+def write_torch_export(
+    bundle: Bundle, folder: Path, name: str, pixels: Pixels, *, preprocessing: bool
+) -> dict[str, Any]:
+    """The network as a ``torch.export`` program, checked on images as it comes back from the file.
+
+    Raises:
+        InputError: the network cannot be exported, or the program does not agree with the original.
+    """
+    given = bundle.preprocess
+    example = torch.zeros((2, given.channels, given.size, given.size), dtype=torch.uint8)
+    if not preprocessing:
+        example = given.normalize(example)
+    file = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        batch = torch.export.Dim("batch", min=1)
+        try:
+            network = exportable(bundle, preprocessing=preprocessing)
+            program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+            torch.export.save(program, file)
+            file.seek(0)
+            loaded = torch.export.load(file).module()
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"{name}: the network cannot be exported ({reason})") from error
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        vectors: Tensor = loaded(images if preprocessing else given.normalize(images))
+        return vectors
+
+    parity = measured_parity(bundle, pixels, run)
+    require_parity(name, parity)
+    content = file.getvalue()
+    record = _record("torch.export", "float32", content, parity, bundle, preprocessing=preprocessing)
+    record["fingerprint"] = bundle.fingerprint
+    return _keep(bundle, folder, name, content, record)
+
+
+def _record(
+    kind: str, precision: str, content: bytes, parity: dict[str, Any], bundle: Bundle, *, preprocessing: bool
+) -> dict[str, Any]:
+    given = bundle.preprocess
+    return {
+        "format": kind,
+        "precision": precision,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "input": {
+            "dtype": "uint8" if preprocessing else "float32",
+            "shape": ["batch", given.channels, given.size, given.size],
+            "normalization_inside": preprocessing,
+        },
+        "output": {"dtype": "float32", "shape": ["batch", bundle.dim]},
+        "parity": parity,
+    }
+
+
+def _keep(bundle: Bundle, folder: Path, name: str, content: bytes, record: dict[str, Any]) -> dict[str, Any]:
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as fresh:
+            fresh.write(content)
+        Path(fresh.name).chmod(0o644)
+        Path(fresh.name).replace(folder / name)
+    except OSError as error:
+        raise InputError(f"{folder / name}: cannot be written ({error.strerror})") from error
+    bundle.update(folder, exports={name: record})
+    return record
