@@ -18,16 +18,20 @@ from pathlib import Path
 
 from serve.store.protocol import DiskFull, ReadOnly, StoreError
 
-FORMAT = 1
+# Format 1 had no table of edits.
+FORMAT = 2
+_READABLE = (1, 2)
 
 # `key` is the sequence number of the write that stored this version of an item: a key never changes meaning
 # and is never used again. Vectors and thumbnails lie apart: a scan over one never reads the other. `id` has
-# no declared type, which keeps the integer 1 and the text "1" different.
+# no declared type, which keeps the integer 1 and the text "1" different. `edits` has the number of the last
+# write that changed an item's label or metadata under the same key.
 _SCHEMA = """
 CREATE TABLE properties (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE items (key INTEGER PRIMARY KEY, id NOT NULL UNIQUE, label TEXT, metadata TEXT);
 CREATE TABLE vectors (key INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 CREATE TABLE thumbnails (key INTEGER PRIMARY KEY, image BLOB NOT NULL);
+CREATE TABLE edits (key INTEGER PRIMARY KEY, sequence INTEGER NOT NULL);
 CREATE INDEX "payload:label" ON items (label) WHERE label IS NOT NULL;
 """
 
@@ -46,7 +50,7 @@ class Database:
             self._prepare(self._writer)
         with self.read() as connection:
             properties = dict(connection.execute("SELECT name, value FROM properties").fetchall())
-        if properties.get("format") != FORMAT:
+        if properties.get("format") not in _READABLE:
             raise StoreError(f"{path} has format {properties.get('format')}, this version reads {FORMAT}")
         self.store_id = str(properties["store_id"])
 
@@ -73,6 +77,11 @@ class Database:
                     connection.execute(statement)
                 start = [("format", FORMAT), ("store_id", uuid.uuid4().hex), ("sequence", 0)]
                 connection.executemany("INSERT INTO properties VALUES (?, ?)", start)
+            elif connection.execute(
+                "SELECT 1 FROM properties WHERE name = 'format' AND value = 1"
+            ).fetchone():
+                connection.execute("CREATE TABLE edits (key INTEGER PRIMARY KEY, sequence INTEGER NOT NULL)")
+                connection.execute("UPDATE properties SET value = ? WHERE name = 'format'", (FORMAT,))
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:

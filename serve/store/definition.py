@@ -20,6 +20,8 @@ class Tuning:
         head_rows: Recent vectors that are kept in one piece of memory before they become a segment.
         approximate_rows: A segment gets the collection's approximate index from this many rows on.
         transaction_rows: Most items that one transaction writes.
+        settle_seconds: A collection with an approximate index that nobody wrote to for so long gets all its
+            segments merged, so that a search asks one index.
     """
 
     search_threads: int = 1
@@ -27,6 +29,7 @@ class Tuning:
     head_rows: int = 16_384
     approximate_rows: int = 10_000
     transaction_rows: int = 20_000
+    settle_seconds: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)

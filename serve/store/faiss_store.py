@@ -248,6 +248,13 @@ class FaissStore(StoredItems):
         """Brings the derived index on disk up to date; see `Store.snapshot`."""
         self._live.snapshot()
 
+    def compact(self) -> None:
+        """Merges everything into one segment now, so that a search asks one index.
+
+        An approximate collection does this by itself once nobody writes to it for a while.
+        """
+        self._live.compact()
+
     def stats(self) -> StoreStats:
         """Figures about the collection."""
         state = self._live.state

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from serve.store import exact
 from serve.store.parts import Mask, Part, PartPlan
 from serve.store.protocol import SearchPlan, Strategy, Vectors
-from serve.store.rows import NO_KEYS, Changes, Keys
+from serve.store.records import HeadRecords
+from serve.store.rows import NO_KEYS, Added, Changes, Keys
 
 # Strategies from the most to the least far-reaching; the plan of a search names the first that any part used.
 _ORDER: tuple[Strategy, ...] = ("approximate_then_exact", "approximate", "exact", "exact_subset", "empty")
@@ -50,10 +52,12 @@ class IndexState:
     def after(self, changes: Changes, head_rows: int) -> IndexState:
         """The state that follows a committed transaction."""
         parts = list(self.parts)
-        for keys, vectors in changes.added:
+        for added in changes.added:
             if len(parts[-1]) >= head_rows:
-                parts.append(_empty_head(vectors.shape[1]))
-            parts[-1] = _extended(parts[-1], keys, vectors)
+                parts.append(_empty_head(added.vectors.shape[1]))
+            parts[-1] = _extended(parts[-1], added)
+        for part in parts if changes.edited else ():
+            part.edit(np.unique(changes.edited))
         if changes.removed:
             removed = np.sort(np.concatenate(changes.removed))
             parts = [part.without(removed) for part in parts]
@@ -90,28 +94,61 @@ class IndexState:
             similarities, keys, part_plan = part.search(queries, k, mask, allow_approximate=allow_approximate)
             found.append((similarities, keys))
             plans.append(part_plan)
+        plan = self.plan(plans, index)
+        similarities, keys = exact.merge(found, min(k, plan.candidates))
+        return similarities, keys, plan
+
+    def plan(self, plans: Sequence[PartPlan], index: str) -> SearchPlan:
+        """The plan of a search from those of all parts."""
+        if len(plans) == 1:
+            (only,) = plans
+            selectivity = only.candidates / max(1, self.live_count)
+            return SearchPlan(only.strategy, only.candidates, selectivity, index, only.explored)
         candidates = sum(plan.candidates for plan in plans)
-        plan = SearchPlan(
-            strategy=min((plan.strategy for plan in plans), key=_ORDER.index),
+        return SearchPlan(
+            strategy=min((plan.strategy for plan in plans), key=_ORDER.index, default="empty"),
             candidates=candidates,
             selectivity=candidates / max(1, self.live_count),
             index=index,
             explored=sum(plan.explored for plan in plans),
         )
-        similarities, keys = exact.merge(found, min(k, candidates))
-        return similarities, keys, plan
+
+    def records(self, keys: Keys, *, ids_only: bool) -> tuple[dict[int, list[Any]], list[int]]:
+        """What the parts know of items with these keys; negative numbers mark missing ones.
+
+        Returns:
+            By key, lists of the id, or of id, label and metadata; and the keys to ask the database for.
+        """
+        wanted = keys.ravel() if len(keys) == 1 else np.unique(keys)
+        found: dict[int, list[Any]] = {}
+        others: list[int] = []
+        for part in self.parts:
+            if len(part) == 0:
+                continue
+            at = part.keys.searchsorted(wanted)
+            at[at == len(part)] = 0
+            here = part.keys[at] == wanted
+            numbers = wanted[here].tolist()
+            if part.records is None:
+                others += numbers
+            elif numbers:
+                found.update(zip(numbers, part.records.take(at[here], ids_only=ids_only), strict=True))
+                if not part.records.edited.isdisjoint(numbers) and not ids_only:
+                    others += part.records.edited.intersection(numbers)
+        return found, others
 
 
 def _empty_head(dim: int) -> Part:
-    return Part(None, NO_KEYS, np.empty((0, dim), np.float32))
+    return Part(None, NO_KEYS, np.empty((0, dim), np.float32), records=HeadRecords([]))
 
 
-def _extended(head: Part, keys: Keys, vectors: Vectors) -> Part:
+def _extended(head: Part, added: Added) -> Part:
     """The head with rows appended, in the room behind it when there is some.
 
     The arrays of a head are views of the front of larger buffers. Rows behind the view are seen by no state
     but the newest, so they may be written without touching what readers hold.
     """
+    keys, vectors = added.keys, added.vectors
     old, new = len(head), len(head) + len(keys)
     key_room, vector_room = head.keys.base, head.vectors.base
     if key_room is None or vector_room is None or len(key_room) < new or len(vector_room) < new:
@@ -123,4 +160,6 @@ def _extended(head: Part, keys: Keys, vectors: Vectors) -> Part:
     key_room[old:new] = keys
     vector_room[old:new] = vectors
     dead = None if head.dead is None else np.concatenate([head.dead, np.zeros(len(keys), np.bool_)])
+    if isinstance(head.records, HeadRecords):
+        head.records.rows[old:] = added.records
     return replace(head, keys=key_room[:new], vectors=vector_room[:new], dead=dead)

@@ -31,7 +31,7 @@ class LiveIndex:
         self._database = database
         self._definition = definition
         self._tuning = tuning
-        self._segments = SegmentFolder(place, database.store_id, definition.dim)
+        self._segments = SegmentFolder(place, database, definition.dim)
         with database.read() as connection:
             now = sequence(connection)
         parts, entries = self._segments.load(now, read_only=database.read_only)
@@ -41,14 +41,14 @@ class LiveIndex:
         self._maintenance: Maintenance | None = None
         if not database.read_only:
             self._maintenance = Maintenance(
+                database,
                 self._segments,
                 entries,
                 self._commits,
                 lambda: self._state,
                 self._swap,
                 index=definition.index,
-                approximate_rows=tuning.approximate_rows,
-                threads=tuning.build_threads,
+                tuning=tuning,
             )
             self._maintenance.start()
         self._searching = Searching(
@@ -79,6 +79,10 @@ class LiveIndex:
     def snapshot(self) -> None:
         """Writes everything in memory to segments."""
         self._writable().snapshot()
+
+    def compact(self) -> None:
+        """Writes everything to one segment."""
+        self._writable().compact()
 
     def purge(self) -> None:
         """Writes segments and database anew, without anything that was deleted."""

@@ -10,10 +10,13 @@ import threading
 from collections.abc import Callable
 
 from models.errors import InputError
-from serve.store.approximate import EXACT
+from serve.store.approximate import EXACT, can_grow
 from serve.store.commits import Commits
+from serve.store.database import Database
+from serve.store.definition import Tuning
 from serve.store.index import IndexState
 from serve.store.parts import Part
+from serve.store.rows import edited_after
 from serve.store.segments import Entry, SegmentFolder
 
 _log = logging.getLogger(__name__)
@@ -28,18 +31,19 @@ class Maintenance:
     """Keeps the segments of one collection in order, in a thread of its own once `start`ed.
 
     Args:
+        database: The truth, which knows what was edited while a segment was written.
         segments: Where they lie.
         entries: Those that `state` maps now, by name.
         commits: Excludes writes while the state is swapped.
         state: The current state.
         swap: Replaces it; called with writes excluded.
         index: Factory string of the approximate index.
-        approximate_rows: A segment gets such an index from this many rows on.
-        threads: OpenMP threads for building.
+        tuning: Sizes, threads, and how long a collection has to be left alone for the full merge.
     """
 
     def __init__(
         self,
+        database: Database,
         segments: SegmentFolder,
         entries: dict[str, Entry],
         commits: Commits,
@@ -47,17 +51,16 @@ class Maintenance:
         swap: Callable[[IndexState], None],
         *,
         index: str,
-        approximate_rows: int,
-        threads: int,
+        tuning: Tuning,
     ) -> None:
+        self._database = database
         self._segments = segments
         self._entries = entries
         self._commits = commits
         self._state = state
         self._swap = swap
         self._index = index
-        self._approximate_rows = approximate_rows
-        self._threads = threads
+        self._tuning = tuning
         self._busy = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -88,36 +91,54 @@ class Maintenance:
                 pass
             self._write_manifest()
 
+    def compact(self) -> None:
+        """Writes everything in memory and all segments to one segment, now."""
+        with self._busy:
+            with self._commits.paused():
+                self._swap(self._state().sealed())
+            while self._round() or self._round(everything=True):
+                pass
+
     def purge(self) -> None:
-        """Writes every segment anew that holds dead rows, now."""
+        """Writes every segment anew that holds dead rows or edited ones, now."""
         with self._busy:
             while self._round(rotten=0.0):
                 pass
 
     def _loop(self) -> None:
         wait: float | None = None
+        seen = -1
         while True:
             self._wake.wait(wait)
             self._wake.clear()
             if self._stop.is_set():
                 return
-            wait = None
             try:
                 with self._busy:
-                    while not self._stop.is_set() and self._round():
+                    while not self._stop.is_set() and self._round(everything=self._state().sequence == seen):
                         pass
+                seen = self._state().sequence
+                wait = self._tuning.settle_seconds if self._scattered() else None
             except (InputError, OSError, RuntimeError, MemoryError) as error:
                 _log.warning("background work on the index failed, trying again later: %s", error)
                 wait = _RETRY
 
-    def _round(self, rotten: float = _ROTTEN) -> bool:
-        """Merges what is due into one segment; False where nothing was."""
-        old = self._due(self._state(), rotten)
+    def _scattered(self) -> bool:
+        """Whether a search asks several indexes where it could ask one, twice as quick or more."""
+        segments = [part for part in self._state().parts[:-1] if part.name is not None]
+        return self._index != EXACT and len(segments) > 1
+
+    def _round(self, rotten: float = _ROTTEN, *, everything: bool = False) -> bool:
+        """Merges what is due into one segment, or all there is; False where nothing was."""
+        state = self._state()
+        old = list(state.parts[:-1]) if everything and self._scattered() else self._due(state, rotten)
         if not old:
             return False
         rows = sum(part.live_count for part in old)
-        index = self._index if rows >= self._approximate_rows else EXACT
-        entry = self._segments.write(old, index, threads=self._threads, stop=self._stop.is_set)
+        index = self._index if rows >= self._tuning.approximate_rows else EXACT
+        base = self._base(old, index, rotten)
+        threads = self._tuning.build_threads
+        entry = self._segments.write(old, index, base=base, threads=threads, stop=self._stop.is_set)
         if self._stop.is_set():
             return False
         new = None if entry is None else self._segments.map(entry)
@@ -125,6 +146,9 @@ class Maintenance:
         kept = {name: kept for name, kept in self._entries.items() if name not in gone}
         self._entries = kept if entry is None else kept | {entry.name: entry}
         with self._commits.paused():
+            if new is not None:
+                with self._database.read() as connection:
+                    new.edit(edited_after(connection, new.recorded))
             self._swap(self._state().replaced(old, new))
         self._write_manifest()
         return True
@@ -135,7 +159,7 @@ class Maintenance:
         due = [
             part
             for part in settled
-            if part.name is None or part.dead_count > rotten * len(part) or self._wants_index(part)
+            if part.name is None or _decay(part) > rotten * len(part) or self._wants_new_files(part)
         ]
         rows = sum(part.live_count for part in due)
         rest = sorted((part for part in settled if part not in due), key=len)
@@ -146,14 +170,34 @@ class Maintenance:
             rows += part.live_count
         return due
 
-    def _wants_index(self, part: Part) -> bool:
-        """Whether a segment should have an approximate index and has none, or another."""
+    def _base(self, old: list[Part], index: str, rotten: float) -> Part | None:
+        """The one of these parts whose graph may grow by the rows of the others, if any."""
+        base = max(old, key=len)
+        entry = self._entries.get(base.name or "")
+        grows = (
+            entry is not None
+            and entry.index == index
+            and can_grow(base.approximate)
+            and base.dead_count <= rotten * len(base)
+            and all(part.keys[0] > base.keys[-1] for part in old if part is not base)
+        )
+        return base if grows else None
+
+    def _wants_new_files(self, part: Part) -> bool:
+        """Whether a segment should have an approximate index and has none or another, or lacks records."""
         name = part.name or ""
-        wanted = self._index if part.live_count >= self._approximate_rows else EXACT
-        return name in self._entries and self._entries[name].index != wanted
+        if name not in self._entries:
+            return False
+        wanted = self._index if part.live_count >= self._tuning.approximate_rows else EXACT
+        return self._entries[name].index != wanted or part.records is None
 
     def _write_manifest(self) -> None:
         state = self._state()
         loose = [part.keys[0] for part in state.parts if part.name is None and len(part)]
         covered = int(min(loose)) - 1 if loose else state.sequence
         self._segments.commit(list(self._entries.values()), covered)
+
+
+def _decay(part: Part) -> int:
+    """Rows of a segment that only cost: dead ones, or those whose records the database has to be asked for."""
+    return max(part.dead_count, 0 if part.records is None else len(part.records.edited))

@@ -16,6 +16,7 @@ from serve.store import exact
 from serve.store.device import DeviceScan
 from serve.store.exact import Positions
 from serve.store.protocol import Strategy, Vectors
+from serve.store.records import Records
 from serve.store.rows import Keys
 
 Mask = NDArray[np.bool_]
@@ -57,6 +58,8 @@ class Part:
         dead_count: Number of dead rows.
         approximate: An index over all rows, or None.
         device: A copy of the vectors on a GPU that scans them, or None.
+        records: Ids, labels and metadata of the rows; None where only the database has them.
+        recorded: Number of the last write whose edits the records contain.
     """
 
     name: str | None
@@ -66,6 +69,8 @@ class Part:
     dead_count: int = 0
     approximate: Approximate | None = None
     device: DeviceScan | None = None
+    records: Records | None = None
+    recorded: int = 0
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -84,6 +89,11 @@ class Part:
         dead[here] = True
         return replace(self, dead=dead, dead_count=int(np.count_nonzero(dead)))
 
+    def edit(self, keys: Keys) -> None:
+        """Notes that the label or metadata of those of these keys (ascending) that are here have changed."""
+        if self.records is not None:
+            self.records.edited.update(self.keys[positions_of(keys, self.keys)].tolist())
+
     def live_rows(self) -> Positions:
         """Positions of rows that are not dead, ascending."""
         return np.arange(len(self.keys)) if self.dead is None else np.flatnonzero(~self.dead)
@@ -97,6 +107,13 @@ class Part:
     def search(
         self, queries: Vectors, k: int, passing: Mask | None, *, allow_approximate: bool
     ) -> tuple[Vectors, Keys, PartPlan]:
+        """As `find`, with the rows' keys (−1 where there are fewer hits) instead of their positions."""
+        similarities, rows, plan = self.find(queries, k, passing, allow_approximate=allow_approximate)
+        return similarities, np.where(rows < 0, -1, self.keys[rows]), plan
+
+    def find(
+        self, queries: Vectors, k: int, passing: Mask | None, *, allow_approximate: bool
+    ) -> tuple[Vectors, Positions, PartPlan]:
         """The `k` best rows of each query among the live ones that pass.
 
         Args:
@@ -106,7 +123,7 @@ class Part:
             allow_approximate: Use the approximate index where it pays.
 
         Returns:
-            Similarities (n, ≤k) descending, their keys (−1 where there are fewer), and the plan.
+            Similarities (n, ≤k) descending, their rows (−1 where there are fewer), and the plan.
         """
         wanted, candidates = self._wanted(passing)
         k = min(k, candidates)
@@ -133,9 +150,8 @@ class Part:
                 if strategy == "approximate":
                     strategy = "approximate_then_exact"
                 similarities[short], rows[short] = self._subset(queries[short], wanted, k)
-        keys = np.where(rows < 0, -1, self.keys[rows])
         found_exactly = strategy in ("exact", "exact_subset")
-        return similarities, keys, PartPlan(strategy, candidates, 0 if found_exactly else explored)
+        return similarities, rows, PartPlan(strategy, candidates, 0 if found_exactly else explored)
 
     def _wanted(self, passing: Mask | None) -> tuple[Mask | None, int]:
         """Rows that may be hits (None: all), and their number."""

@@ -11,7 +11,7 @@ from serve.store.filters import EVERYTHING
 from serve.store.index import IndexState
 from serve.store.parts import Part
 from serve.store.protocol import StoreError
-from serve.store.rows import Changes, Keys, keys_where, read_vectors, sequence
+from serve.store.rows import Added, Changes, Keys, edited_after, keys_where, read_rows, sequence
 
 _PAGE = 16_384
 
@@ -29,6 +29,9 @@ def recovered(database: Database, dim: int, segments: Sequence[Part], head_rows:
     with database.read_transaction() as connection:
         now = sequence(connection)
         live = keys_where(connection, EVERYTHING)
+        for segment in segments:
+            if segment.records is not None:
+                segment.edit(edited_after(connection, segment.recorded))
     uncovered = np.ones(len(live), np.bool_)
     parts: list[Part] = []
     for segment in segments:
@@ -49,15 +52,16 @@ def _with_missing(
     above = int(missing[0]) - 1 if len(missing) else 0
     while done < len(missing):
         with database.read() as connection:
-            keys, rows = read_vectors(connection, above, _PAGE)
+            keys, rows, records = read_rows(connection, above, _PAGE)
         if len(keys) == 0:
             break  # deleted by the process that writes while we only read
         if rows.shape[1] != 4 * dim:
             raise StoreError(f"{database.path} holds vectors of {rows.shape[1] // 4} numbers, not {dim}")
         wanted = np.isin(keys, missing[done:], assume_unique=True)
         vectors = np.ascontiguousarray(rows[wanted]).view("<f4").astype(np.float32, copy=False)
-        added = Changes(state.sequence, state.sequence, added=[(keys[wanted], vectors)])
-        state = state.after(added, head_rows)
+        chosen = [records[row] for row in np.flatnonzero(wanted)]
+        added = [Added(keys[wanted], vectors, chosen)]
+        state = state.after(Changes(state.sequence, state.sequence, added=added), head_rows)
         above = int(keys[-1])
         done = int(np.searchsorted(missing, above, side="right"))
     return state

@@ -36,19 +36,28 @@ class Batch:
     vectors: Vectors
 
 
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Rows that come: keys, vectors, and of each its id, label and metadata as JSON text."""
+
+    keys: Keys
+    vectors: Vectors
+    records: list[tuple[ItemId, str | None, str | None]]
+
+
 @dataclass(slots=True)
 class Changes:
-    """What a transaction does to the index: keys that die, and vectors that come under new keys."""
+    """What a transaction does to the index: keys that die, that come, and whose label or metadata changes."""
 
     began: int
     sequence: int
     removed: list[Keys] = field(default_factory=list)
-    added: list[tuple[Keys, Vectors]] = field(default_factory=list)
-    edited: bool = False
+    added: list[Added] = field(default_factory=list)
+    edited: list[int] = field(default_factory=list)
 
     def copy(self) -> Changes:
         """The changes so far, to come back to."""
-        return Changes(self.began, self.sequence, list(self.removed), list(self.added), self.edited)
+        return Changes(self.began, self.sequence, list(self.removed), list(self.added), list(self.edited))
 
     def restore(self, earlier: Changes) -> None:
         """Forgets what came after `earlier`."""
@@ -122,13 +131,12 @@ def insert(batch: Batch, connection: sqlite3.Connection, changes: Changes) -> in
     changes.sequence += len(keys)
     numbers = keys.tolist()
     rows = batch.vectors.astype("<f4", copy=False)
-    _insert_rows(
-        connection, "items", list(zip(numbers, batch.ids, batch.labels, batch.metadata, strict=True))
-    )
+    records = list(zip(batch.ids, batch.labels, batch.metadata, strict=True))
+    _insert_rows(connection, "items", [(key, *record) for key, record in zip(numbers, records, strict=True)])
     _insert_rows(connection, "vectors", list(zip(numbers, (row.data for row in rows), strict=True)))
     images = zip(numbers, batch.thumbnails, strict=True)
     _insert_rows(connection, "thumbnails", [(key, image) for key, image in images if image is not None])
-    changes.added.append((keys, batch.vectors))
+    changes.added.append(Added(keys, batch.vectors, records))
     return len(keys)
 
 
@@ -154,7 +162,7 @@ def remove(connection: sqlite3.Connection, keys: Keys, changes: Changes, *, coun
         changes.sequence += 1
     if len(keys):
         listed = json_text(keys.tolist())
-        for table in ("items", "vectors", "thumbnails"):
+        for table in ("items", "vectors", "thumbnails", "edits"):
             connection.execute(
                 f"DELETE FROM {table} WHERE key IN (SELECT value FROM json_each(?))",  # noqa: S608
                 (listed,),
@@ -179,7 +187,9 @@ def edit(connection: sqlite3.Connection, item_id: ItemId, patch: Mapping[str, An
             (merge, item_id),
         )
     changes.sequence += 1
-    changes.edited = True
+    key = connection.execute("SELECT key FROM items WHERE id = ?", (item_id,)).fetchone()[0]
+    connection.execute("INSERT OR REPLACE INTO edits VALUES (?, ?)", (key, changes.sequence))
+    changes.edited.append(key)
 
 
 def keys_of_ids(connection: sqlite3.Connection, ids: Iterable[ItemId]) -> Keys:
@@ -209,6 +219,14 @@ def sequence(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT value FROM properties WHERE name = 'sequence'").fetchone()[0])
 
 
+def edited_after(connection: sqlite3.Connection, number: int) -> Keys:
+    """Keys of items whose label or metadata a write after that number changed, ascending."""
+    text = connection.execute("SELECT group_concat(key) FROM edits WHERE sequence > ?", (number,)).fetchone()[
+        0
+    ]
+    return NO_KEYS if text is None else np.sort(np.fromstring(text, dtype=np.int64, sep=","))
+
+
 def read_items(
     connection: sqlite3.Connection, condition: Condition, *, with_vectors: bool, limit: int = -1
 ) -> list[tuple[int, Item]]:
@@ -228,14 +246,33 @@ def read_items(
     ]
 
 
-def read_vectors(connection: sqlite3.Connection, above: int, limit: int) -> tuple[Keys, NDArray[np.uint8]]:
-    """The next keys above a bound, and the bytes of their vectors, one row each."""
+def read_records(connection: sqlite3.Connection, keys: list[int]) -> dict[int, list[Any]]:
+    """Id, label and metadata of the items with these keys, as far as they exist, by key.
+
+    SQLite joins them into one JSON text, for the same reason as in `insert`: a single step.
+    """
+    text = connection.execute(
+        "SELECT json_group_array(json_array(key, id, label, json(metadata))) FROM items "
+        "WHERE key IN (SELECT value FROM json_each(?))",
+        (json_text(keys),),
+    ).fetchone()[0]
+    found: list[list[Any]] = msgspec.json.decode(text)
+    return {row[0]: row[1:] for row in found}
+
+
+def read_rows(
+    connection: sqlite3.Connection, above: int, limit: int
+) -> tuple[Keys, NDArray[np.uint8], list[tuple[ItemId, str | None, str | None]]]:
+    """The next keys above a bound, the bytes of their vectors, a row each, and their records (see `Added`)."""
     found = connection.execute(
-        "SELECT key, vector FROM vectors WHERE key > ? ORDER BY key LIMIT ?", (above, limit)
+        "SELECT key, vector, id, label, metadata FROM vectors JOIN items USING (key) "
+        "WHERE key > ? ORDER BY key LIMIT ?",
+        (above, limit),
     ).fetchall()
     keys = np.fromiter((row[0] for row in found), np.int64, len(found))
     joined = np.frombuffer(b"".join([row[1] for row in found]), np.uint8)
-    return keys, joined.reshape(len(found), -1) if found else joined.reshape(0, 0)
+    records = [row[2:] for row in found]
+    return keys, joined.reshape(len(found), -1) if found else joined.reshape(0, 0), records
 
 
 def metadata_of(text: str | None) -> dict[str, Any]:

@@ -12,18 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from serve.store import exact, filters
 from serve.store.candidates import Candidates
 from serve.store.commits import Commits
 from serve.store.database import Database
-from serve.store.filters import Condition
+from serve.store.filters import EVERYTHING, Condition
 from serve.store.index import IndexState
 from serve.store.parts import Mask
 from serve.store.protocol import Hit, ItemId, SearchPlan, SearchResult, Vectors
-from serve.store.rows import Keys, json_text, keys_of_ids
+from serve.store.rows import Keys, keys_of_ids, read_records
 
 # Lock-free tries before one that holds writers back for its duration.
 _TRIES = 4
@@ -42,6 +41,17 @@ class Request:
     exact: bool
     with_metadata: bool
     index: str
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is one query and nothing else to heed."""
+        return (
+            len(self.queries) == 1
+            and self.condition == EVERYTHING
+            and self.min_similarity is None
+            and not self.exclude
+            and not self.group_by_label
+        )
 
 
 class _StateMoved(Exception):  # noqa: N818  (not an error: the search starts over)
@@ -75,6 +85,10 @@ class Searching:
             return self._once(request, self._state())
 
     def _once(self, request: Request, state: IndexState) -> SearchResult:
+        if request.is_plain and self._commits is not None:
+            result = self._nearest(request, state)
+            if result is not None:
+                return result
         excluded = self._keys(request.exclude)
         hits, plan = self._find(request, state, request.queries, excluded)
         if request.group_by_label:
@@ -83,6 +97,35 @@ class Searching:
                 for at, first in enumerate(hits)
             ]
         return SearchResult(hits, plan)
+
+    def _nearest(self, request: Request, state: IndexState) -> SearchResult | None:
+        """The search of one query without conditions, straight from rows to their records.
+
+        The general way goes by keys, through merged arrays and the database; that costs as much as a graph's
+        search. None where a hit's record has to be read from the database.
+        """
+        found: list[tuple[float, list[Any]]] = []
+        plans = []
+        for part in state.parts:
+            if part.live_count == 0:
+                continue
+            if part.records is None:
+                return None
+            similarities, rows, plan = part.find(
+                request.queries, request.k, None, allow_approximate=not request.exact
+            )
+            plans.append(plan)
+            similarities, rows = similarities[0], rows[0]
+            if rows[-1] < 0:
+                similarities, rows = similarities[rows >= 0], rows[rows >= 0]
+            edited = part.records.edited
+            if edited and request.with_metadata and not edited.isdisjoint(part.keys[rows].tolist()):
+                return None
+            records = part.records.take(rows, ids_only=not request.with_metadata)
+            found += zip(similarities.tolist(), records, strict=True)
+        if len(plans) > 1:
+            found.sort(key=lambda hit: -hit[0])
+        return SearchResult([[_hit(*hit) for hit in found[: request.k]]], state.plan(plans, request.index))
 
     def _find(
         self,
@@ -112,7 +155,7 @@ class Searching:
             similarities, keys = exact.merge([(similarities, np.where(out, -1, keys))], request.k)
         if request.min_similarity is not None:
             keys = np.where(similarities < request.min_similarity, -1, keys)
-        found = self._rows(keys, request)
+        found = self._records(state, keys, request)
         return [self._hits(*row, found) for row in zip(similarities, keys, strict=True)], plan
 
     def _masks(self, condition: Condition, state: IndexState) -> list[Mask | None]:
@@ -127,37 +170,27 @@ class Searching:
         with self._database.read() as connection:
             return keys_of_ids(connection, ids)
 
-    def _rows(self, keys: Keys, request: Request) -> dict[int, list[Any]]:
-        """Of each hit by key: key, id and, if they are wanted, label and metadata.
-
-        SQLite joins them into one JSON text, for the same reason as in `rows.insert`: a single step.
-        """
-        wanted = np.unique(keys[keys >= 0]).tolist()
-        columns = "key, id"
-        if request.with_metadata:
-            columns = "key, id, label, json(metadata)"
-        elif request.group_by_label:
-            columns = "key, id, label"
-        with self._database.read() as connection:
-            text = connection.execute(
-                f"SELECT json_group_array(json_array({columns})) FROM items "  # noqa: S608
-                "WHERE key IN (SELECT value FROM json_each(?))",
-                (json_text(wanted),),
-            ).fetchone()[0]
-        found: list[list[Any]] = msgspec.json.decode(text)
-        if len(found) < len(wanted) and self._commits is not None:
-            raise _StateMoved
-        return {row[0]: row for row in found}
+    def _records(self, state: IndexState, keys: Keys, request: Request) -> dict[int, list[Any]]:
+        """Of each hit by key: its id and, if they are wanted, label and metadata."""
+        if self._commits is None:  # another process writes, and only the database knows what
+            found, others = {}, np.unique(keys[keys >= 0]).tolist()
+        else:
+            ids_only = not (request.with_metadata or request.group_by_label)
+            found, others = state.records(keys, ids_only=ids_only)
+        if others:
+            with self._database.read() as connection:
+                rows = read_records(connection, others)
+            if len(rows) < len(others) and self._commits is not None:
+                raise _StateMoved
+            found.update(rows)
+        return found
 
     def _hits(self, similarities: Vectors, keys: Keys, found: dict[int, list[Any]]) -> list[Hit]:
         hits = []
         for similarity, key in zip(similarities.tolist(), keys.tolist(), strict=True):
             row = found.get(key)
             if row is not None:
-                # Rounding may carry the product of two unit vectors past 1.
-                cosine = min(1.0, max(-1.0, similarity))
-                _, id_, label, metadata = (*row, None, None)[:4]
-                hits.append(Hit(id_, cosine, label, metadata or {}))
+                hits.append(_hit(similarity, row))
         return hits
 
     def _grouped(
@@ -181,3 +214,12 @@ class Searching:
             lone = [hit.id for hit in best if hit.label is None]
             seen = filters.condition({"or": [{"label": {"in": sorted(labels)}}, {"id": {"in": lone}}]})
             hits = self._find(request, state, query, excluded, minus=seen)[0][0]
+
+
+def _hit(similarity: float, record: list[Any]) -> Hit:
+    """A hit from a similarity and a record: the id alone, or id, label and metadata."""
+    # Rounding may carry the product of two unit vectors past 1.
+    cosine = 1.0 if similarity > 1.0 else max(similarity, -1.0)
+    if len(record) == 1:
+        return Hit(record[0], cosine)
+    return Hit(record[0], cosine, record[1], record[2] or {})

@@ -2,6 +2,7 @@
 
     segments/NAME/keys.i64       ascending keys
     segments/NAME/vectors.f32    their vectors, row by row
+    segments/NAME/records.*      their ids, labels and metadata; see `serve.store.records`
     segments/NAME/index.faiss    an approximate index over them, if the collection has one
     manifest.json                which segments count, with checksums of their files
 
@@ -25,10 +26,13 @@ import numpy as np
 
 from serve.store import approximate
 from serve.store.approximate import EXACT, FaissIndex
+from serve.store.database import Database
 from serve.store.device import copy_to_device
 from serve.store.files import checksum_of, disk_errors, replace_file, sync_file, sync_folder, write_synced
 from serve.store.parts import Part
 from serve.store.protocol import Vectors
+from serve.store.records import TEXT, SegmentRecords, write_records
+from serve.store.rows import sequence as last_write
 
 _log = logging.getLogger(__name__)
 
@@ -38,21 +42,31 @@ _BLOCK_ROWS = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A segment as the manifest names it; `files` are checksums by file name."""
+    """A segment as the manifest names it.
+
+    Attributes:
+        name: Its folder.
+        rows: Number of rows.
+        index: Factory string of its index.
+        files: Checksums by file name.
+        sequence: Number of the last write whose edits its records contain.
+    """
 
     name: str
     rows: int
     index: str
     files: dict[str, str]
+    sequence: int = 0
 
 
 class SegmentFolder:
     """The segments of one collection."""
 
-    def __init__(self, place: Path, store_id: str, dim: int) -> None:
+    def __init__(self, place: Path, database: Database, dim: int) -> None:
         self._place = place
         self._folder = place / "segments"
-        self._store_id = store_id
+        self._database = database
+        self._store_id = database.store_id
         self._dim = dim
 
     def load(self, sequence: int, *, read_only: bool) -> tuple[list[Part], dict[str, Entry]]:
@@ -79,7 +93,8 @@ class SegmentFolder:
                 continue
             parts.append(self.map(entry))
             entries[entry.name] = entry
-        if any(part.keys[-1] > sequence for part in parts):
+        newest = [max(int(part.keys[-1]), part.recorded) for part in parts]
+        if any(number > sequence for number in newest):
             _log.warning("%s is older than its snapshot; rebuilding that from it", self._place)
             parts, entries = [], {}
             if not read_only:
@@ -98,7 +113,16 @@ class SegmentFolder:
         if "index.faiss" in entry.files:
             index = FaissIndex.load(folder / "index.faiss", entry.index, vectors)
         device = copy_to_device(vectors) if index is None else None
-        return Part(entry.name, keys, vectors, approximate=index, device=device)
+        records = SegmentRecords(folder) if TEXT in entry.files else None
+        return Part(
+            entry.name,
+            keys,
+            vectors,
+            approximate=index,
+            device=device,
+            records=records,
+            recorded=entry.sequence,
+        )
 
     def _vectors(self, entry: Entry) -> Vectors:
         path = self._folder / entry.name / "vectors.f32"
@@ -109,13 +133,18 @@ class SegmentFolder:
         parts: Sequence[Part],
         index: str,
         *,
+        base: Part | None,
         threads: int,
         stop: Callable[[], bool],
     ) -> Entry | None:
         """Merges the live rows of parts into a new segment, and waits until the disk has it.
 
+        Where one of them has a graph and all others only later rows, these are added to a copy of that graph,
+        which is many times quicker than building one of all rows; its dead rows then stay.
+
         Args:
             parts: What to merge.
+            base: The part whose graph may grow, None to begin anew.
             index: Factory string of its approximate index; "Flat" for none.
             threads: OpenMP threads for building that.
             stop: Asked now and then; True abandons the work.
@@ -126,7 +155,7 @@ class SegmentFolder:
         Raises:
             DiskFull: The disk took no more; nothing is left of the segment.
         """
-        rows = [part.live_rows() for part in parts]
+        rows = [np.arange(len(part)) if part is base else part.live_rows() for part in parts]
         keys = np.concatenate([part.keys[chosen] for part, chosen in zip(parts, rows, strict=True)])
         if len(keys) == 0:
             return None
@@ -138,16 +167,19 @@ class SegmentFolder:
         folder.mkdir(parents=True)
         try:
             blocks = _gathered(parts, owner[order], row[order], self._dim)
-            files = {
+            with self._database.read() as connection:
+                sequence = last_write(connection)
+            files = write_records(self._database, keys[order], folder) | {
                 "keys.i64": write_synced(folder / "keys.i64", [keys[order].astype("<i8").tobytes()]),
                 "vectors.f32": write_synced(folder / "vectors.f32", blocks),
             }
-            entry = Entry(name, len(keys), index, files)
+            entry = Entry(name, len(keys), index, files, sequence)
             if index != EXACT:
                 vectors = self._vectors(entry)
                 path = folder / "index.faiss"
+                grown = None if base is None else (self._folder / str(base.name) / "index.faiss", len(base))
                 with disk_errors(path):
-                    if approximate.build(index, vectors, path, threads=threads, stop=stop):
+                    if approximate.build(index, vectors, path, grown=grown, threads=threads, stop=stop):
                         files["index.faiss"] = sync_file(path)
             if stop():
                 shutil.rmtree(folder, ignore_errors=True)
