@@ -1,8 +1,10 @@
-"""``kindred index``: embed the images of a source into a store that can be searched."""
+"""``kindred index``: embed the images of a source into a store, or into a running service."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from cyclopts import App
@@ -16,9 +18,11 @@ from data.table import ImageTable
 from models.bundle import Bundle
 from models.errors import InputError
 from models.preprocess import ImageError, decode_image
+from serve.client import Client, ServiceError
+from serve.client.remote import RemoteCollection
 from serve.embedding.decode import jpeg_thumbnail
 from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item, Store
+from serve.store.protocol import Item, ItemId
 
 app = App(name="index", help="Embed the images of a source into a store that can be searched.")
 app.command("app.tune:tune", help="Pick the index type and its parameters on your own vectors")
@@ -29,12 +33,29 @@ CHUNK = 1024
 Rows = NDArray[np.int64]
 
 
+class Target(Protocol):
+    """What can be filled: a store, or a collection of a running service."""
+
+    def get(self, ids: Sequence[ItemId], /) -> Sequence[object | None]:
+        """Items in the order of ``ids``, None where there is none."""
+
+    def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
+        """Store items; returns how many."""
+
+    def count(self) -> int:
+        """Number of items."""
+
+    def snapshot(self) -> None:
+        """Make the next start quick."""
+
+
 @app.default
 def index(
     *,
     bundle: Path,
     data: str,
-    store: Path,
+    store: Path | None = None,
+    url: str | None = None,
     split: str | None = None,
     collection: str = "default",
     index_type: str | None = None,
@@ -51,9 +72,11 @@ def index(
     Args:
         bundle: Folder of the model.
         data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
-        store: Folder of the store; made when missing.
+        store: Folder of the store; made when missing. No service may have it open.
+        url: Address of a running service to fill instead, such as http://127.0.0.1:8000; a missing collection
+            is made there. The key, where the service wants one, is taken from KINDRED_WRITE_KEY.
         split: Only this part of the source: train, val or test. All of it by default.
-        collection: Collection inside the store.
+        collection: Collection inside the store or the service.
         index_type: "Flat" (the default of a new collection) searches exactly; any other FAISS factory string
             approximately.
         thumbnails: Longer side of the stored thumbnails in pixels; 0 stores none.
@@ -61,14 +84,27 @@ def index(
         refresh: Embed again what the store already has.
         device: "auto", "cpu" or "cuda".
     """
+    if (store is None) == (url is None):
+        raise InputError("index: give either --store FOLDER or --url ADDRESS of a running service")
     model = Bundle.load(bundle, device)
     table = select_split(open_source(data).table(), split)
+    if url is not None:
+        with Client(url, key=os.environ.get("KINDRED_WRITE_KEY")) as client:
+            try:
+                remote = RemoteCollection(client, collection, model.dim, model.fingerprint, index_type)
+                fill_store(
+                    remote, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh
+                )
+            except ServiceError as error:
+                raise InputError(f"{url}: {error}") from error
+        return
+    assert store is not None  # noqa: S101  (one of the two is given)
     with FaissStore.open(store, model.dim, model.fingerprint, index_type, collection=collection) as target:
         fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
 
 
 def fill_store(
-    store: Store,
+    store: Target,
     model: Bundle,
     table: ImageTable,
     *,
@@ -106,7 +142,7 @@ def fill_store(
         raise InputError(f"none of the {len(rows)} images could be read; see the messages above")
 
 
-def _missing(store: Store, table: ImageTable) -> Rows:
+def _missing(store: Target, table: ImageTable) -> Rows:
     """Rows whose id the store lacks."""
     keep: list[int] = []
     for start in range(0, len(table), CHUNK):

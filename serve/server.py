@@ -12,6 +12,7 @@ from models.bundle import Bundle
 from models.errors import InputError
 from serve.api.app import create_app
 from serve.collections import Collections, FolderCollections, OneCollection
+from serve.embedding.network import load_bundle
 from serve.observability import configure_logging, log
 from serve.service import Service
 from serve.settings import Settings
@@ -41,7 +42,7 @@ def run(
     configure_logging(settings.log_level, settings.log_format)
     listener = bind(settings.host, settings.port)
     try:
-        bundle = bundle or Bundle.load(settings.bundle, settings.device)
+        bundle = bundle or load_bundle(settings)
         collections: Collections = (
             OneCollection(settings.collection, store) if store else open_collections(settings, bundle)
         )
@@ -91,7 +92,10 @@ class _Server(uvicorn.Server):
 
 
 def open_collections(settings: Settings, bundle: Bundle) -> Collections:
-    """The collections of the settings' folder; the default one is made when it is missing.
+    """The collections of the settings' folder, with one under the settings' name.
+
+    Where that name means nothing yet, it becomes an alias of the one collection that has the model's vectors;
+    where there is none or several, a new collection gets it.
 
     Raises:
         FingerprintMismatch: The default collection's vectors come from another model.
@@ -100,8 +104,14 @@ def open_collections(settings: Settings, bundle: Bundle) -> Collections:
     catalogue = Catalogue(settings.store)
     try:
         name = settings.collection
-        if name not in {*catalogue.collections(), *catalogue.aliases()}:
-            catalogue.create(name, bundle.dim, bundle.fingerprint, settings.index)
+        known = catalogue.collections()
+        if name not in {*known, *catalogue.aliases()}:
+            same = [one for one in known if catalogue.collection(one).fingerprint == bundle.fingerprint]
+            if len(same) == 1:
+                catalogue.set_alias(name, same[0])
+                log.info("%s is from now on an alias of the collection %s", name, same[0])
+            else:
+                catalogue.create(name, bundle.dim, bundle.fingerprint, settings.index)
         kept = catalogue.collection(name).fingerprint
         if kept not in (None, bundle.fingerprint):
             raise FingerprintMismatch(

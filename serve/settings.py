@@ -26,7 +26,8 @@ class Settings(BaseSettings):
     Attributes:
         bundle: Folder of the saved model.
         store: Folder of the store; made when missing.
-        collection: Collection (or alias) used where a request names none.
+        collection: Collection (or alias) used where a request names none. A name that is new becomes an alias
+            of the one collection that has the model's vectors, or a new collection.
         host: Address to listen on. Anything but loopback wants keys, see ``allow_without_key``.
         port: TCP port; 0 lets the system choose.
         read_key: Key for every request that reads. Without it, reading is open.
@@ -37,6 +38,8 @@ class Settings(BaseSettings):
         allowed_hosts: Host names accepted besides loopback's while no key is set (against DNS rebinding).
         cors_origins: Web origins whose pages may call the API; none by default.
         device: Where the network runs: "auto", "cpu", "cuda", "cuda:1", …
+        backend: What runs the network: "eager" (torch), "compiled" (torch's Inductor), "onnx" (ONNX Runtime), or
+            "auto", the fastest on this machine; the first start with a model measures it, later ones know.
         index: FAISS index of new collections: "Flat" (exact, the default) or any ``index_factory`` string.
         thumbnails: Side of stored thumbnails in pixels; 0 stores none.
         max_body_bytes: Largest request body.
@@ -69,6 +72,7 @@ class Settings(BaseSettings):
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     device: str = "auto"
+    backend: Literal["auto", "eager", "compiled", "onnx"] = "auto"
     index: str | None = None
     thumbnails: int = Field(160, ge=0, le=1024)
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
@@ -124,6 +128,10 @@ class Settings(BaseSettings):
     def cores(self) -> int:
         """CPU cores this process may use."""
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def threads_of_network(self) -> int:
+        """Threads of one network pass."""
+        return self.network_threads or max(1, self.cores() // 2 // self.network_workers)
 
     def is_loopback(self) -> bool:
         """Whether ``host`` is reachable from this machine alone."""

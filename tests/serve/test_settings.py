@@ -65,3 +65,18 @@ def test_a_store_of_another_model_is_refused(tmp_path, make_model):
     with pytest.raises(InputError, match="of model"):
         open_collections(settings, make_model(1))
     open_collections(settings, make_model(0)).close()
+
+
+def test_a_new_name_is_an_alias_of_the_models_collection(tmp_path, make_model):
+    """So that a model's successor can take over: an alias moves, a collection does not."""
+    model = make_model(0)
+    first = Settings(store=tmp_path / "store")
+    open_collections(first, model).close()
+    live = open_collections(first.model_copy(update={"collection": "live"}), model)
+    assert (live.names(), live.aliases()) == (["default"], {"live": "default"})
+    live.create("second", model.dim, model.fingerprint, None)
+    live.close()
+    other = open_collections(first.model_copy(update={"collection": "other"}), model)
+    assert other.aliases() == {"live": "default"}
+    assert other.names() == ["default", "other", "second"]
+    other.close()

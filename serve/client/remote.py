@@ -1,0 +1,64 @@
+"""A collection of a running service, with the few methods of a store that filling it needs."""
+
+from collections.abc import Iterable, Sequence
+
+from serve.client.errors import ServiceError
+from serve.client.synchronous import Client
+from serve.schemas import ItemDocument, NewItem
+from serve.store.protocol import Item, ItemId
+
+
+class RemoteCollection:
+    """A collection behind a client; made for the given model when it is missing.
+
+    Args:
+        client: Talks to the service, with the write key.
+        name: Collection or alias.
+        dim: Length of the model's vectors.
+        fingerprint: The model that makes them; another model's collection is refused.
+        index: Index of a new collection; the service's default when absent.
+    """
+
+    def __init__(
+        self, client: Client, name: str, dim: int, fingerprint: str, index: str | None = None
+    ) -> None:
+        self._client = client
+        self._name = name
+        try:
+            stats = client.stats(collection=name)
+        except ServiceError as error:
+            if error.code != "collection-missing":
+                raise
+            stats = client.create_collection(name, dim=dim, fingerprint=fingerprint, index=index)
+        if stats.fingerprint not in (None, fingerprint):
+            raise ServiceError(
+                409,
+                "fingerprint",
+                f"collection {name} is of model {stats.fingerprint}, these vectors of {fingerprint}; "
+                "name a new collection",
+            )
+
+    def get(self, ids: Sequence[ItemId]) -> list[ItemDocument | None]:
+        """Items in the order of ``ids``, None where there is none."""
+        return self._client.get_many(ids, collection=self._name)
+
+    def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
+        """Store items; returns how many."""
+        new = (
+            NewItem(
+                id=item.id,
+                vector=[] if item.vector is None else [float(value) for value in item.vector],
+                label=item.label,
+                metadata=dict(item.metadata),
+                thumbnail=item.thumbnail,
+            )
+            for item in items
+        )
+        return self._client.import_items(new, collection=self._name, fingerprint=fingerprint)
+
+    def count(self) -> int:
+        """Number of items."""
+        return self._client.stats(collection=self._name).items
+
+    def snapshot(self) -> None:
+        """Nothing to do: a service brings its snapshots up to date by itself."""
