@@ -86,7 +86,8 @@ def demo(
 
     console.rule("5 · service")
     settings = Settings.read(bundle=folder.bundle, store=out / "store", port=port)
-    run(settings, bundle=bundle, on_start=announce)
+    # Not the fastest backend: finding out would take as long as the rest.
+    run(settings, bundle=bundle.optimize("eager"), on_start=announce)
 
 
 class StepTimer(lightning.Callback):

@@ -15,6 +15,7 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     device: str | None = None,
+    backend: str | None = None,
     collection: str | None = None,
     log_level: str | None = None,
 ) -> None:
@@ -29,6 +30,8 @@ def serve(
         host: Address to listen on. Anything but loopback wants keys: KINDRED_READ_KEY and KINDRED_WRITE_KEY.
         port: TCP port; 0 takes a free one.
         device: Where the network runs: auto, cpu or cuda.
+        backend: What runs the network: eager, compiled, onnx, or auto (the default): the fastest on this machine,
+            measured when a model is first served.
         collection: Collection to use where a request names none.
         log_level: DEBUG, INFO, WARNING or ERROR.
     """
@@ -38,6 +41,7 @@ def serve(
         host=host,
         port=port,
         device=device,
+        backend=backend,
         collection=collection,
         log_level=log_level,
     )

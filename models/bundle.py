@@ -27,6 +27,7 @@ from models.bundle_files import (
 from models.errors import InputError
 from models.exports import open_export
 from models.inference import Choice, Model, Runner, optimize
+from models.locations import cache_root
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import ImageError, Preprocess
 
@@ -145,7 +146,8 @@ class Bundle:
             backend: "eager" is torch with the folded network, "compiled" is torch's Inductor, "onnx" is ONNX
                 Runtime. "auto" measures which of them this machine does fastest; that takes up to minutes,
                 once: later calls find the choice in the cache. Each is checked against the plain network.
-            cache: Folder that keeps choices, graphs and compiled code, writable for this user alone.
+            cache: Folder that keeps choices, graphs and compiled code, writable for this user alone; by
+                default `inference` in `models.locations.cache_root`.
             workers: Batches that may run at the same time.
 
         Raises:
@@ -159,7 +161,7 @@ class Bundle:
                 )
             return self
         model = Model(self.network, self.preprocess, self.fingerprint)
-        runner, choice = optimize(model, backend, cache, workers)
+        runner, choice = optimize(model, backend, cache or cache_root() / "inference", workers)
         return replace(self, runner=runner, choice=choice)
 
     def save(self, folder: str | Path) -> Path:

@@ -75,6 +75,7 @@ def write_bundle(folder: Path, state: Mapping[str, Tensor], manifest: Mapping[st
                 key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()
             }
             save_file(weights, fresh / WEIGHTS, {"format": "pt"})
+            (fresh / WEIGHTS).chmod(0o644)  # as readable as the rest: a service may run as another user
             write_manifest(fresh, manifest)
             fresh.chmod(0o755)
             if folder.exists():

@@ -312,13 +312,27 @@ class Labels(Struct, kw_only=True):
 
 
 class Model(Struct, kw_only=True):
-    """The model that embeds."""
+    """The model that embeds.
+
+    Attributes:
+        fingerprint: Its own; vectors of another are no use here.
+        dim: Length of its vectors.
+        size: Side of its input, in pixels.
+        mode: Colour mode of its input.
+        thresholds: Similarities from which two images count as the same, by false accept rate.
+        backend: What runs it: eager, compiled or onnx; plain where nothing was chosen.
+        choice: Why that backend: images a second of each by batch size, and its difference from the plain
+            network.
+        info: Training and evaluation figures.
+    """
 
     fingerprint: str
     dim: int
     size: int
     mode: str
     thresholds: dict[str, float]
+    backend: str = "plain"
+    choice: dict[str, Any] | None = None
     info: dict[str, Any]
 
 

@@ -9,6 +9,7 @@ from serve.auth import Keys
 from serve.canary import embeds_wrongly
 from serve.collections import Collections
 from serve.embedding import EmbeddingPipeline
+from serve.embedding.network import load_bundle
 from serve.observability import Metrics
 from serve.searching import StoreThreads
 from serve.settings import Settings
@@ -27,7 +28,7 @@ class Service:
 
     def __init__(self, settings: Settings, bundle: Bundle, collections: Collections) -> None:
         cores = settings.cores()
-        self._network_threads = settings.network_threads or max(1, cores // 2 // settings.network_workers)
+        self._network_threads = settings.threads_of_network()
         set_policy(self._network_threads)
         self.settings = settings
         self.keys = Keys.from_settings(settings)
@@ -67,7 +68,7 @@ class Service:
             raise InputError("reload: an alias and its collection go together; name both or neither")
         default = self.settings.collection
         target = collection if collection is not None and alias == default else default
-        bundle = await asyncio.to_thread(Bundle.load, self.settings.bundle, self.settings.device)
+        bundle = await asyncio.to_thread(load_bundle, self.settings, self.bundle.backend)
         # Opening a collection takes as long as loading its index.
         await asyncio.to_thread(self.collections.get, target)
         fresh = self._pipeline(bundle)

@@ -38,8 +38,8 @@ class Settings(BaseSettings):
         allowed_hosts: Host names accepted besides loopback's while no key is set (against DNS rebinding).
         cors_origins: Web origins whose pages may call the API; none by default.
         device: Where the network runs: "auto", "cpu", "cuda", "cuda:1", …
-        backend: What runs the network: "eager" (torch), "compiled" (torch's Inductor), "onnx" (ONNX Runtime), or
-            "auto", the fastest on this machine; the first start with a model measures it, later ones know.
+        backend: What runs the network: "eager" (torch), "compiled" (torch's Inductor), "onnx" (ONNX Runtime),
+            or "auto", the fastest on this machine; the first start with a model measures it, later ones know.
         index: FAISS index of new collections: "Flat" (exact, the default) or any ``index_factory`` string.
         thumbnails: Side of stored thumbnails in pixels; 0 stores none.
         max_body_bytes: Largest request body.

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from app.evaluate.ann import measure_index
@@ -157,7 +158,10 @@ def _store_in_bundle(candidates: Sequence[Candidate], evaluation: Evaluation) ->
                 "source": images.source if images else None,
                 "split": images.split if images else None,
                 "split_hash": images.split_hash if images else None,
+                "items": len(evaluation.subject.labels),
+                "classes": len(np.unique(evaluation.subject.labels)),
                 "metrics": {name: first.metrics[name] for name in first.intervals},
+                "intervals_95": {name: list(interval) for name, interval in first.intervals.items()},
             },
             "calibration": [threshold.to_dict() for threshold in first.thresholds],
         },

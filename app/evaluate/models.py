@@ -58,7 +58,7 @@ def load_candidates(bundles: Sequence[Path], checkpoints: Sequence[Path], device
     Raises:
         InputError: a bundle or checkpoint is missing or damaged.
     """
-    found = [Candidate(_run_name(path), Bundle.load(path, device), path) for path in bundles]
+    found = [_candidate(path, device) for path in bundles]
     found += [Candidate(_run_name(path), bundle_from_checkpoint(path), None) for path in checkpoints]
     seen: dict[str, int] = {}
     named = []
@@ -70,9 +70,14 @@ def load_candidates(bundles: Sequence[Path], checkpoints: Sequence[Path], device
     return named
 
 
+def _candidate(path: Path, device: str) -> Candidate:
+    """Of a bundle, or of an ONNX file in one: figures of the file are not the bundle's own."""
+    return Candidate(_run_name(path), Bundle.load(path, device), path if path.is_dir() else None)
+
+
 def _run_name(path: Path) -> str:
     parts = [part for part in path.resolve().with_suffix("").parts if part not in ("bundle", "checkpoints")]
-    return parts[-1] if path.suffix != ".ckpt" else "/".join(parts[-2:])
+    return "/".join(parts[-2:]) if path.suffix in (".ckpt", ".onnx") else parts[-1]
 
 
 def embed_candidate(candidate: Candidate, images: ImageSet, batch_size: int, advance: Advance) -> Embedded:

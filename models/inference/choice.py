@@ -72,14 +72,14 @@ class Model:
         return self.preprocess.normalize(pixels).to(self.device)
 
 
-def optimize(model: Model, backend: str, cache: Path | None, workers: int = 1) -> tuple[Runner, Choice]:
+def optimize(model: Model, backend: str, cache: Path, workers: int = 1) -> tuple[Runner, Choice]:
     """A runner for a network, by the named backend or the fastest one.
 
     Args:
         model: what to run.
         backend: one of `BACKENDS`.
-        cache: folder that keeps choices, graphs and compiled code; None keeps nothing. Compiled code in it
-            is run: it must be writable for this user alone.
+        cache: folder that keeps choices, graphs and compiled code. Compiled code in it is run: it must be
+            writable for this user alone.
         workers: batches that may run at the same time.
 
     Raises:
@@ -89,7 +89,8 @@ def optimize(model: Model, backend: str, cache: Path | None, workers: int = 1) -
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _folder(model, cache, Path(scratch))
+        # The folded network is made anew in a moment: nothing to keep.
+        folder = Path(scratch) if backend == "eager" else _folder(model, cache, Path(scratch))
         if backend != "auto":
             runners, choice = _build_all([backend], model, folder, workers)
             if not runners:
@@ -104,7 +105,10 @@ def optimize(model: Model, backend: str, cache: Path | None, workers: int = 1) -
 
 
 def _measured(model: Model, folder: Path, workers: int) -> tuple[Runner, Choice]:
-    log.info("measuring how this machine runs model %s fastest, once", model.fingerprint)
+    log.warning(
+        "finding out how this machine runs model %s fastest: a minute or more, once; backend=eager skips it",
+        model.fingerprint,
+    )
     runners, choice = _build_all(["eager", "onnx", "compiled"], model, folder, workers)
     if not runners:
         raise InputError(f"backend auto: none runs this model ({'; '.join(choice.skipped.values())})")
@@ -160,13 +164,11 @@ def _difference(runner: Runner, model: Model) -> float:
     return float((found - expected).abs().nan_to_num(torch.inf).max())
 
 
-def _folder(model: Model, cache: Path | None, scratch: Path) -> Path:
+def _folder(model: Model, cache: Path, scratch: Path) -> Path:
     """Where choices and files for this model, machine and these versions lie."""
-    if cache is None:
-        return scratch
     conditions = {"format": _FORMAT, "versions": versions(), **machine(model.device), "batches": BATCHES}
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache / "inference" / f"{model.fingerprint}-{digest}"
+    folder = cache / f"{model.fingerprint}-{digest}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -201,5 +201,7 @@ def _model(service: Service) -> Model:
         size=bundle.preprocess.size,
         mode=bundle.preprocess.mode,
         thresholds=bundle.thresholds,
+        backend=bundle.backend,
+        choice=bundle.choice.to_dict() if bundle.choice else None,
         info=bundle.info,
     )

@@ -1,4 +1,6 @@
-"""Second stage (``encode_core``): one forward pass over a micro-batch, in the network's thread."""
+"""The model in the server: loading it for speed, and the second stage (``encode_core``), one forward pass
+over a micro-batch in the network's thread.
+"""
 
 from collections.abc import Sequence
 
@@ -8,6 +10,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.bundle import Bundle
+from serve.settings import Settings
+from serve.threads import set_policy
+
+
+def load_bundle(settings: Settings, backend: str | None = None) -> Bundle:
+    """The settings' model, ready to serve: thread counts are set first, because a backend is chosen for them.
+
+    Args:
+        settings: What the operator decided.
+        backend: Take this one instead of the settings' "auto", which may measure for minutes.
+
+    Raises:
+        InputError: There is no such bundle, or the backend cannot run it.
+    """
+    set_policy(settings.threads_of_network())
+    bundle = Bundle.load(settings.bundle, settings.device)
+    chosen = backend if backend is not None and settings.backend == "auto" else settings.backend
+    return bundle if chosen == "plain" else bundle.optimize(chosen, workers=settings.network_workers)
 
 
 def encode_core(bundle: Bundle, images: Sequence[Tensor]) -> NDArray[np.float32]:
@@ -20,7 +40,5 @@ def encode_core(bundle: Bundle, images: Sequence[Tensor]) -> NDArray[np.float32]
     Returns:
         float32 of shape (len(images), dim), rows of length 1.
     """
-    with torch.inference_mode():
-        batch = bundle.preprocess.normalize(torch.stack(list(images)))
-        vectors: NDArray[np.float32] = bundle.embed_tensor(batch).float().cpu().numpy()
-        return vectors
+    vectors: NDArray[np.float32] = bundle.embed_pixels(torch.stack(list(images))).numpy(force=True)
+    return vectors
