@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.experiment.classification import run_classification
 from app.experiment.plots import draw_curves
 from app.experiment.runs import Results, Run, planned
-from app.experiment.settings import load_experiment
-from app.experiment.tables import by_arm, draw_table
+from app.experiment.settings import Experiment, load_experiment
+from app.experiment.tables import by_arm, draw_table, holds
+from app.experiment.triplets import run_triplets
 from models.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,9 @@ def experiment(
     configs: Path = ROOT / "configs" / "experiment",
     threads: int = 1,
     draw: bool = True,
-) -> None:
+    reduced: bool = False,
+    check: bool = False,
+) -> int:
     """Run an experiment's arms over its seeds and draw the table and the curves.
 
     A run that is there already, made with the same setting, is skipped: start the command again to continue.
@@ -45,6 +48,11 @@ def experiment(
         configs: folder of experiments.
         threads: of torch; figures may differ in their last digits between numbers of threads.
         draw: draw the table and the curves at the end; --no-draw where several processes share the work.
+        reduced: run only the part that shows whether the published conclusions hold.
+        check: say of each published conclusion whether it holds in these runs.
+
+    Returns:
+        The exit code: 1 where a conclusion that was checked does not hold, else 0.
 
     Raises:
         InputError: there is no such experiment, or something in it is wrong.
@@ -53,6 +61,10 @@ def experiment(
         raise InputError(f"threads is {threads}; give at least 1")
     described = load_experiment(configs / f"{name}.yaml")
     results = Results(out or Path("docs") / "results" / name, name)
+    if reduced:
+        if described.reduced is None:
+            raise InputError(f"{name} has no reduced part; run it without --reduced")
+        arms, seeds = arms or described.reduced.arms, seeds or described.reduced.seeds
     runs = planned(described, arms, seeds, pilot=pilot)
     missing = [run for run in runs if not results.is_done(run)]
     console = Console()
@@ -68,6 +80,18 @@ def experiment(
         draw_curves(described, records, results.folder / "curves.png")
         console.print(Markdown(table))
         console.print(f"{results.folder}: runs/, table.md, curves.png", highlight=False)
+    return _check(described, results, console) if check else 0
+
+
+def _check(described: Experiment, results: Results, console: Console) -> int:
+    figures = by_arm(results.records(described))
+    failed = False
+    for comparison in described.comparisons:
+        found = holds(comparison, described.figure, figures)
+        if found is not None:
+            failed |= not found
+            console.print(f"{'holds' if found else 'DOES NOT HOLD'}: {comparison.title}", highlight=False)
+    return int(failed)
 
 
 def _run_all(runs: list[Run], results: Results, console: Console) -> None:
@@ -79,7 +103,8 @@ def _run_all(runs: list[Run], results: Results, console: Console) -> None:
             def shown(done: int, total: int, task: object = task) -> None:
                 progress.update(task, completed=done, total=total)  # type: ignore[arg-type]
 
-            outcome = run_classification(run.setting, run.seed, shown)
+            perform = run_triplets if run.setting.task == "triplets" else run_classification
+            outcome = perform(run.setting, run.seed, shown)
             results.write(run, outcome)
             progress.remove_task(task)
             main = outcome["figures"]

@@ -1,5 +1,6 @@
 """A data set as tensors in memory, decoded once by the product's own sources and preprocessing."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from data.dataset import ImageDataset
 from data.locations import data_root
 from data.pixel_cache import cache_key, open_cache
 from data.sources import open_source
-from data.splits import Split, split_images
+from data.splits import Split, split_classes, split_images
 from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import Preprocess
@@ -37,12 +38,13 @@ class Images:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A data set for classification.
+    """A data set.
 
     Attributes:
-        train: to learn from.
-        val: further images of the same classes.
-        classes: how many.
+        train: to learn from, labels 0 … classes − 1.
+        val: further images of the same classes, or images of others, labelled from 0 likewise.
+        classes: how many there are in training.
+        pretrain: images of classes set apart, or none.
         split_hash: SHA-256 of what is in which part.
         preprocess: turns pixels into what the network takes.
     """
@@ -50,6 +52,7 @@ class Loaded:
     train: Images
     val: Images
     classes: int
+    pretrain: Images | None
     split_hash: str
     preprocess: Preprocess
 
@@ -61,15 +64,39 @@ def load_images(data: Data) -> Loaded:
         InputError: the data are missing, or cannot be split as asked.
     """
     table = _table(data)
-    split = split_images(table)
+    split = split_classes(table, val_fraction=0) if data.unseen else _quiet_split(table)
     preprocess = Preprocess(data.image_size, data.mode)
-    parts = [_decode(table, split, part, preprocess) for part in ("train", "val")]
-    return Loaded(parts[0], parts[1], len(table.class_names), split.hash, preprocess)
+    train = _decode(table, split.rows("train"), preprocess)
+    val = _decode(table, split.rows("test" if data.unseen else "val"), preprocess)
+    pretrain = None
+    if data.pretraining:
+        pretrain, train = _every_second(train, 0), _every_second(train, 1)
+    return Loaded(train, val, int(train.labels.max()) + 1, pretrain, split.hash, preprocess)
+
+
+def _every_second(images: Images, first: int) -> Images:
+    chosen = np.flatnonzero(images.labels % 2 == first)
+    return Images(images.pixels[torch.from_numpy(chosen)], images.labels[chosen] // 2)
+
+
+def _quiet_split(table: ImageTable) -> Split:
+    """The split per image without the warning that test classes are seen in training: here they are meant
+    to be.
+    """
+    log = logging.getLogger("data.splits")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return split_images(table)
+    finally:
+        log.setLevel(level)
 
 
 def _table(data: Data) -> ImageTable:
     below = data_root() / data.source
     table = open_source(below if below.exists() and Path(data.source).suffix else data.source).table()
+    if data.unseen:
+        return table if data.classes is None else _keep(table, np.flatnonzero(table.labels < data.classes))
     if data.only is not None:
         table = _keep(table, np.flatnonzero(table.split == data.only))
     if data.classes is not None:
@@ -98,14 +125,13 @@ def _first_images(table: ImageTable, count: int) -> NDArray[np.object_]:
     return np.where(position < count, "train", "val").astype(object)
 
 
-def _decode(table: ImageTable, split: Split, part: str, preprocess: Preprocess) -> Images:
-    rows = split.rows(part)  # type: ignore[arg-type]
+def _decode(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess) -> Images:
     shape = (preprocess.channels, preprocess.size, preprocess.size)
     cache = open_cache("disk", cache_key(table, rows, preprocess), len(rows), shape, _CACHE_BYTES)
-    labels = table.labels[rows]
+    labels = np.unique(table.labels[rows], return_inverse=True)[1].astype(np.int64)
     dataset = ImageDataset(table, rows, labels, preprocess, cache=cache)
     items = range(len(rows))
     done = cache is not None and cache.filled == len(rows)
-    shown = items if done else track(items, f"Decoding the {part} images", transient=True)
+    shown = items if done else track(items, "Decoding images", transient=True)
     pixels = np.stack([dataset.pixels(item) for item in shown])
     return Images(torch.from_numpy(pixels), labels)

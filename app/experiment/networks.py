@@ -4,13 +4,12 @@ import torch
 from torch import nn
 
 from app.experiment.batches import GradientBatches
-from app.experiment.grouped import group_normalization, wide_layers
+from app.experiment.grouped import group_normalization
 from app.experiment.settings import Setting
 from models.backbones import build_backbone
 from models.backbones.adapt import remove_classifier
 from models.backbones.registry import feature_width
 from models.normalization import set_normalization
-from models.renorm import PAPER_DMAX, PAPER_RMAX, Ramp, RenormSchedule
 
 
 def build_classifier(setting: Setting, batches: GradientBatches, classes: int, seed: int) -> nn.Module:
@@ -50,15 +49,3 @@ def calibrate(network: nn.Module, batches: GradientBatches, count: int) -> None:
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
     network.eval()
-
-
-def schedule_of(setting: Setting, network: nn.Module) -> RenormSchedule:
-    """The limits of the network's renorm layers over the run; without such layers it does nothing."""
-    ramps = {name: Ramp(**ramp.model_dump()) for name, ramp in setting.ramps.items()}
-    return RenormSchedule(
-        wide_layers(network),
-        rmax=ramps.get("rmax", PAPER_RMAX),
-        dmax=ramps.get("dmax", PAPER_DMAX),
-        momentum=ramps.get("momentum"),
-        total_steps=setting.steps,
-    )

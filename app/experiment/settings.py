@@ -29,6 +29,9 @@ class Data(_Strict):
             and the rest for validation; None takes the set's folders "train" and "val".
         only: take this part of the set's own split ("train", say) and leave the rest out.
         classes: how many classes to keep, the first by name; None keeps all.
+        unseen: validate on classes that training never sees: those of the set's own test split, or of one
+            made by a hash.
+        pretraining: set every second training class apart for pretraining; only with ``unseen``.
     """
 
     source: str
@@ -37,6 +40,21 @@ class Data(_Strict):
     train_images: Positive | None = None
     only: Literal["train", "val", "test"] | None = None
     classes: Positive | None = None
+    unseen: bool = False
+    pretraining: bool = False
+
+
+class Pretraining(_Strict):
+    """What comes before the arm's own training, the same for all arms of a seed: a classifier of classes set
+    apart, with batch normalization of whole batches, which are as large as the arm's.
+
+    Attributes:
+        steps: gradient steps.
+        learning_rate: its peak.
+    """
+
+    steps: Positive
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
 
 
 class RampSetting(_Strict):
@@ -59,7 +77,8 @@ class Setting(_Strict):
     """One arm, complete.
 
     Attributes:
-        task: "classification": a linear classifier of the training classes.
+        task: "classification": a linear classifier of the training classes, tested on further images of
+            them; "triplets": an embedding, tested by recall on classes unseen in training.
         data: which images.
         augmentation: arguments of ``data.augment.geometry.Geometry``; None leaves images as they are.
         backbone: as in ``kindred fit``.
@@ -76,9 +95,12 @@ class Setting(_Strict):
         warmup: fraction of the run.
         weight_decay: of all parameters.
         curve_points: how many times validation accuracy is measured on the way.
+        mining: of triplets: inside each normalization group, or across the whole batch.
+        embedding_dim: of triplets' embeddings.
+        pretraining: start triplets from a classifier's backbone.
     """
 
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "triplets"] = "classification"
     data: Data
     augmentation: dict[str, Any] | None = None
     backbone: str = "resnet10"
@@ -95,22 +117,44 @@ class Setting(_Strict):
     warmup: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     curve_points: Positive = 5
+    mining: Literal["groups", "batch"] = "groups"
+    embedding_dim: Positive = 64
+    pretraining: Pretraining | None = None
 
 
 class Comparison(_Strict):
-    """A paired difference to report: ``minus`` of it where all three are given is the share recovered.
+    """A paired difference to report, and what the documentation says of it.
 
     Attributes:
         title: for the table.
-        better: arm whose figure should be higher.
-        worse: arm that it is compared with.
-        of: arm; the share (of − worse) / (better − worse) is reported as what ``of`` recovers.
+        arm: whose figure is reported less ``against``'s.
+        against: arm that it is compared with.
+        loss_from: arm; where it is given, the share of (loss_from − against) that ``arm`` recovers is
+            reported beside the difference.
+        at_least: the published conclusion holds where the difference, in points, is at least this.
+        at_most: likewise, at most.
+        share_at_least: likewise for the share recovered.
     """
 
     title: str
-    better: str
-    worse: str
-    of: str | None = None
+    arm: str
+    against: str
+    loss_from: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    share_at_least: float | None = None
+
+
+class Reduced(_Strict):
+    """The part of an experiment that ``make evidence`` repeats.
+
+    Attributes:
+        arms: which arms.
+        seeds: with which seeds.
+    """
+
+    arms: list[str]
+    seeds: list[int]
 
 
 class Experiment(_Strict):
@@ -124,6 +168,7 @@ class Experiment(_Strict):
         decisive: arms to run with every seed.
         figure: the figure that comparisons are of.
         comparisons: what the table reports below the arms.
+        reduced: what suffices to see whether the conclusions hold.
     """
 
     title: str
@@ -133,6 +178,7 @@ class Experiment(_Strict):
     decisive: list[str] = []
     figure: str = "accuracy/running"
     comparisons: list[Comparison] = []
+    reduced: Reduced | None = None
 
     def setting(self, arm: str) -> Setting:
         """An arm, complete and checked.
@@ -170,8 +216,9 @@ def load_experiment(path: Path) -> Experiment:
     experiment = _checked(Experiment, content, str(path))
     for arm in experiment.arms:
         experiment.setting(arm)
-    named = {arm for c in experiment.comparisons for arm in (c.better, c.worse, c.of) if arm is not None}
-    if unknown := (named | set(experiment.decisive)) - set(experiment.arms):
+    named = {arm for c in experiment.comparisons for arm in (c.arm, c.against, c.loss_from or c.arm)}
+    named |= {*experiment.decisive, *(experiment.reduced.arms if experiment.reduced else [])}
+    if unknown := named - set(experiment.arms):
         raise InputError(f"{path}: names an arm that it lacks: {sorted(unknown)[0]!r}")
     return experiment
 

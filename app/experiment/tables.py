@@ -53,20 +53,37 @@ def draw_table(experiment: Experiment, name: str, figures: Figures) -> str:
 
 
 def compare(comparison: Comparison, figure: str, figures: Figures) -> tuple[Interval, Interval | None] | None:
-    """The difference (of what is recovered − worse, or better − worse) in points, and the share recovered.
-
-    None where the arms have no seed in common.
-    """
-    names = [n for n in (comparison.better, comparison.worse, comparison.of) if n is not None]
+    """The difference in points, and the share recovered; None where the arms have no seed in common."""
+    names = [n for n in (comparison.arm, comparison.against, comparison.loss_from) if n is not None]
     seeds = sorted(set.intersection(*(set(figures.get(name, {})) for name in names)))
     if not seeds:
         return None
     values = {name: [figures[name][seed][figure] for seed in seeds] for name in names}
-    better, worse = values[comparison.better], values[comparison.worse]
-    if comparison.of is None:
-        return _points(paired_difference(better, worse)), None
-    of = values[comparison.of]
-    return _points(paired_difference(of, worse)), recovered_share(better, worse, of)
+    arm, against = values[comparison.arm], values[comparison.against]
+    share = None
+    if comparison.loss_from is not None:
+        share = recovered_share(values[comparison.loss_from], against, arm)
+    return _points(paired_difference(arm, against)), share
+
+
+def holds(comparison: Comparison, figure: str, figures: Figures) -> bool | None:
+    """Whether what the documentation says of a comparison is true of these figures.
+
+    None where it says nothing, or the runs are missing.
+    """
+    found = compare(comparison, figure, figures)
+    said = (comparison.at_least, comparison.at_most, comparison.share_at_least)
+    if found is None or all(bound is None for bound in said):
+        return None
+    difference, share = found
+    return (
+        (comparison.at_least is None or difference.value >= comparison.at_least)
+        and (comparison.at_most is None or difference.value <= comparison.at_most)
+        and (
+            comparison.share_at_least is None
+            or (share is not None and share.value >= comparison.share_at_least)
+        )
+    )
 
 
 def _row(comparison: Comparison, figure: str, figures: Figures) -> str | None:

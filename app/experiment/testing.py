@@ -56,7 +56,7 @@ def test_figures(network: nn.Module, images: Images, batches: GradientBatches) -
     size, classes = batches.partition.size, batches.partition.classes or 2
     rng = np.random.default_rng(0)
     shuffled = rng.permutation(len(images.labels))
-    figures["accuracy/iid_batches"] = by_batch(network, images, batches, shuffled, size)
+    figures["accuracy/iid_batches"] = by_batch(network, images, batches, shuffled, min(size, len(shuffled)))
     each = min(size // classes, int(np.bincount(images.labels).min()))
     grouped = class_groups(images.labels, classes, each, rng)
     figures["accuracy/grouped_batches"] = by_batch(network, images, batches, grouped, classes * each)
@@ -86,16 +86,17 @@ def class_groups(
 def by_batch(
     network: nn.Module, images: Images, batches: GradientBatches, items: NDArray[np.int64], size: int
 ) -> float:
-    """Accuracy when each ``size`` consecutive items are normalized by their own statistics."""
-    groups = max(1, _BATCH // size)
-    tested = group_normalization(ungroup_normalization(deepcopy(network)), groups).eval()
-    for layer in grouped_layers(tested):
-        layer.by_batch = True
-    right, seen = 0.0, 0
-    per_call = groups * size
-    for start in range(0, len(items) - per_call + 1, per_call):
-        interleaved = items[start : start + per_call].reshape(groups, size).T.ravel()
-        logits = tested(batches.preprocess.normalize(images.pixels[torch.from_numpy(interleaved)]))
-        right += accuracy(logits, torch.from_numpy(images.labels[interleaved])) * per_call
-        seen += per_call
-    return right / seen
+    """Accuracy when each ``size`` consecutive items are normalized by their own statistics; a rest is
+    dropped.
+    """
+    tested = group_normalization(ungroup_normalization(deepcopy(network)), 1).eval()
+    layers = list(grouped_layers(tested))
+    whole = items[: len(items) // size * size].reshape(-1, size)
+    right = 0.0
+    for groups in np.array_split(whole, -(-whole.size // _BATCH)):
+        for layer in layers:
+            layer.groups, layer.by_batch = len(groups), True
+        chosen = groups.T.ravel()
+        logits = tested(batches.preprocess.normalize(images.pixels[torch.from_numpy(chosen)]))
+        right += accuracy(logits, torch.from_numpy(images.labels[chosen])) * len(chosen)
+    return right / whole.size

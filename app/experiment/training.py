@@ -1,0 +1,132 @@
+"""The loop of every run.
+
+A plain one rather than Lightning's: a step takes 50 ms, of which the Trainer's hooks and the data module's
+workers would be a good part, and it must hand the layers one batch in interleaved groups.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.experiment.batches import Batch, GradientBatches
+from app.experiment.grouped import GroupedNormalization, grouped_layers, wide_layers
+from app.experiment.settings import Setting
+from models.renorm import PAPER_DMAX, PAPER_RMAX, BatchRenorm, Ramp, RenormSchedule
+from models.schedules import WarmupCosine
+
+Progress = Callable[[int, int], None]
+# The loss of a batch, and what else to watch of it.
+Objective = Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, float]]]
+# A figure or more on validation images, the first of them drawn as a curve.
+Measure = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass
+class Trained:
+    """What training gave besides the weights.
+
+    Attributes:
+        curve: points with step, the measured figures, those of training, and the shares of clipped r and d.
+        watched: means of what was watched over the latest twentieth of the run.
+        seconds: of processor time, measuring left out.
+    """
+
+    curve: list[dict[str, float]] = field(default_factory=list)
+    watched: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def train(
+    setting: Setting,
+    network: nn.Module,
+    batches: GradientBatches,
+    objective: Objective,
+    measure: Measure,
+    progress: Progress,
+) -> Trained:
+    """Train a network in place.
+
+    Args:
+        setting: steps, optimizer, limits of renorm.
+        network: with grouped normalization.
+        batches: its input.
+        objective: what to minimize.
+        measure: called a few times on the way; it may change the network's mode.
+        progress: told (steps done, steps in all).
+    """
+    trained = Trained()
+    optimizer = make_optimizer(setting, network)
+    rate = WarmupCosine(optimizer, warmup=setting.warmup, total_steps=setting.steps)
+    schedule = schedule_of(setting, network)
+    layers = list(grouped_layers(network))
+    marks = {round(setting.steps * (i + 1) / setting.curve_points) for i in range(setting.curve_points)}
+    recent: list[dict[str, float]] = []
+    network.train()
+    for step in range(setting.steps):
+        begun = time.process_time()
+        _monitor(layers, step + 1 in marks)
+        loss, watched = objective(network, batches[step])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        for layer in layers:
+            layer.settle()
+        rate.step()
+        schedule.step()
+        kept = max(1, setting.steps // 20) - 1
+        recent = [*recent[len(recent) - kept :], {"loss/training": float(loss.detach()), **watched}]
+        trained.seconds += time.process_time() - begun
+        if step + 1 in marks:
+            trained.watched = {key: sum(p[key] for p in recent) / len(recent) for key in recent[-1]}
+            trained.curve.append(
+                {"step": step + 1, **measure(network), **trained.watched, **_clipped(layers)}
+            )
+            network.train()
+        progress(step + 1, setting.steps)
+    return trained
+
+
+def make_optimizer(setting: Setting, network: nn.Module) -> torch.optim.Optimizer:
+    """Over all parameters that train."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if setting.optimizer == "rmsprop":
+        return torch.optim.RMSprop(
+            parameters, setting.learning_rate, alpha=0.9, eps=1.0, weight_decay=setting.weight_decay
+        )
+    return torch.optim.SGD(parameters, setting.learning_rate, momentum=0.9, weight_decay=setting.weight_decay)
+
+
+def schedule_of(setting: Setting, network: nn.Module) -> RenormSchedule:
+    """The limits of the network's renorm layers over the run; without such layers it does nothing."""
+    ramps = {name: Ramp(**ramp.model_dump()) for name, ramp in setting.ramps.items()}
+    return RenormSchedule(
+        wide_layers(network),
+        rmax=ramps.get("rmax", PAPER_RMAX),
+        dmax=ramps.get("dmax", PAPER_DMAX),
+        momentum=ramps.get("momentum"),
+        total_steps=setting.steps,
+    )
+
+
+def rounded(values: Mapping[str, Any]) -> dict[str, float]:
+    """Figures as they are kept: five places after the point."""
+    return {name: round(float(value), 5) for name, value in values.items()}
+
+
+def _monitor(layers: list[GroupedNormalization], on: bool) -> None:
+    for layer in layers:
+        if isinstance(layer.wide, BatchRenorm):
+            layer.wide.monitor = on
+
+
+def _clipped(layers: list[GroupedNormalization]) -> dict[str, float]:
+    """Shares of clipped r and d over all layers and groups, in the latest step."""
+    shares = [layer.wide.clipped for layer in layers if isinstance(layer.wide, BatchRenorm)]
+    if not shares:
+        return {}
+    r, d = torch.stack(shares).mean(0).tolist()
+    return {"clipped/r": r, "clipped/d": d}

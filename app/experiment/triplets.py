@@ -1,0 +1,152 @@
+"""One run of metric learning: triplets from groups of few classes, tested on classes unseen in training."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.experiment.batches import Batch, GradientBatches, partition_of
+from app.experiment.classification import classify
+from app.experiment.grouped import group_normalization, ungroup_normalization
+from app.experiment.images import Images, Loaded, load_images
+from app.experiment.networks import build_classifier
+from app.experiment.partition import Partition
+from app.experiment.settings import Setting
+from app.experiment.testing import predictions
+from app.experiment.training import Objective, Progress, rounded, train
+from data.locations import cache_root
+from models.callbacks.embedding_gap import embedding_gap
+from models.errors import InputError
+from models.losses import FaceNetTripletLoss
+from models.metrics import retrieval_metrics
+from models.mining import semi_hard_triplets
+from models.network import Architecture, EmbeddingNetwork
+from models.preprocess import Preprocess
+
+
+def run_triplets(setting: Setting, seed: int, progress: Progress) -> dict[str, Any]:
+    """Train and test one arm with one seed.
+
+    Args:
+        setting: the arm.
+        seed: of weights, batches and augmentation.
+        progress: told (steps done, steps in all).
+
+    Returns:
+        As ``run_classification``; the figures are of retrieval among the unseen classes, and gap/training is
+        the mean of 1 − cosine between an image's embedding in training and in evaluation.
+
+    Raises:
+        InputError: the data have no unseen classes.
+    """
+    if not setting.data.unseen:
+        raise InputError("triplets are tested on unseen classes: set data.unseen")
+    data = load_images(setting.data)
+    batches = GradientBatches(setting, data.train, data.preprocess, seed, partition_of(setting))
+    weights = None if setting.pretraining is None else _pretrained(setting, data, seed, progress)
+    torch.manual_seed(seed)
+    network = EmbeddingNetwork(_architecture(setting, data.preprocess), weights)
+    # Channels innermost, its own choice, would make every view in groups a copy.
+    network.to(memory_format=torch.contiguous_format)
+    group_normalization(network, batches.groups)
+
+    def measure(network: nn.Module) -> dict[str, float]:
+        return {"recall@1": _retrieval(network, data.val, data.preprocess)["recall@1"]}
+
+    trained = train(setting, network, batches, triplet_objective(setting, batches.groups), measure, progress)
+    network.train()
+    last = batches[setting.steps - 1].images
+    with torch.no_grad():
+        gap = embedding_gap(network, last, network(last))
+    found = _retrieval(network, data.val, data.preprocess)
+    kept = {key: found[key] for key in ("recall@1", "recall@8", "map@r")}
+    return {
+        "figures": rounded({**kept, "gap/training": gap, **trained.watched}),
+        "curve": [rounded(point) for point in trained.curve],
+        "split_hash": data.split_hash,
+        "seconds": round(trained.seconds, 1),
+    }
+
+
+def triplet_objective(setting: Setting, groups: int) -> Objective:
+    """FaceNet's loss on semi-hard triplets from inside each group, or from the whole batch."""
+    loss_of = FaceNetTripletLoss()
+
+    def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
+        embeddings = network(batch.images)
+        mined = mine(embeddings.detach(), batch.labels, groups if setting.mining == "groups" else 1)
+        active = float(len(mined[0]) > 0)
+        loss: Tensor = loss_of(embeddings, batch.labels, mined)
+        return loss, {"triplets/any": active}
+
+    return objective
+
+
+def mine(embeddings: Tensor, labels: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Semi-hard triplets whose three images are in one group.
+
+    Args:
+        embeddings: (B, D), of length 1; position i is of group i modulo ``groups``.
+        labels: int64 (B,).
+        groups: how many; with 1 the whole batch is mined.
+    """
+    distances = (embeddings @ embeddings.T).mul_(-2).add_(2)
+    group = torch.arange(len(labels)) % groups
+    together = group[:, None] == group[None, :]
+    same = labels[:, None] == labels[None, :]
+    positives = (same & together).fill_diagonal_(False)
+    return semi_hard_triplets(distances, positives, ~same & together)
+
+
+def _architecture(setting: Setting, preprocess: Preprocess) -> Architecture:
+    return Architecture(
+        setting.backbone,
+        setting.backbone_args,
+        setting.normalization,
+        setting.normalization_args,
+        preprocess.channels,
+        setting.embedding_dim,
+    )
+
+
+def _retrieval(network: nn.Module, images: Images, preprocess: Preprocess) -> dict[str, float]:
+    embeddings, labels = predictions(network, images, preprocess)
+    return retrieval_metrics(embeddings, labels.numpy(), (1, 8))
+
+
+def _pretrained(setting: Setting, data: Loaded, seed: int, progress: Progress) -> str:
+    """A file with the weights of a backbone that classifies the classes set apart; made once a seed."""
+    if data.pretrain is None or setting.pretraining is None:
+        raise InputError("pretraining needs classes set apart: set data.pretraining")
+    change: dict[str, Any] = {
+        "task": "classification",
+        "normalization": "batch",
+        "normalization_args": {},
+        "ramps": {},
+        "groups": None,
+        "mining": "groups",
+        "pretraining": None,
+        "steps": setting.pretraining.steps,
+        "learning_rate": setting.pretraining.learning_rate,
+    }
+    first = setting.model_copy(update=change)
+    key = json.dumps([first.model_dump(mode="json"), data.split_hash, seed, torch.__version__])
+    path = cache_root() / "experiments" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
+    if not path.is_file():
+        whole = Partition(first.classes_per_step * first.images_per_class)
+        batches = GradientBatches(first, data.pretrain, data.preprocess, seed, whole)
+        network = build_classifier(first, batches, int(data.pretrain.labels.max()) + 1, seed)
+        train(first, network, batches, classify, lambda _: {}, progress)
+        _save(ungroup_normalization(network)[0], path)  # type: ignore[index]
+    return str(path)
+
+
+def _save(backbone: nn.Module, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(backbone.state_dict(), part)
+    part.replace(path)

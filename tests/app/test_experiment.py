@@ -1,0 +1,271 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from app.cli import main
+from app.experiment.batches import GradientBatches, partition_of
+from app.experiment.images import load_images
+from app.experiment.runs import Results, planned
+from app.experiment.settings import Experiment, Setting, load_experiment, merge
+from app.experiment.tables import compare, draw_table, holds
+from models.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight classes of noisy colours, six training and two validation images each."""
+    root = tmp_path_factory.mktemp("experiment") / "colours"
+    draw(root, ["train"] * 6 + ["val"] * 2)
+    return root
+
+
+def draw(root: Path, parts: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    for label in range(8):
+        colour = rng.integers(0, 256, 3)
+        for number, part in enumerate(parts):
+            place = root / part / f"c{label}"
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = np.clip(colour + rng.normal(0, 30, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINDRED_CACHE", str(tmp_path / "cache"))
+
+
+def described(folder: Path) -> dict[str, object]:
+    return {
+        "title": "colours",
+        "base": {
+            "data": {"source": str(folder), "image_size": 16},
+            "augmentation": {"flip": 0.5},
+            "backbone": "conv4",
+            "backbone_args": {"width": 4},
+            "classes_per_step": 4,
+            "images_per_class": 4,
+            "groups": {"size": 8},
+            "steps": 4,
+            "curve_points": 2,
+        },
+        "arms": {
+            "shuffled": {},
+            "grouped": {"groups": {"classes": 2}},
+            "moving": {
+                "normalization": "renorm",
+                "normalization_args": {"gradient_statistics": "moving"},
+                "groups": {"classes": 2},
+            },
+            "group": {"normalization": "group"},
+            "frozen": {"normalization": "frozen_batch"},
+        },
+        "seeds": [0, 1],
+        "decisive": ["shuffled", "grouped"],
+        "comparisons": [
+            {"title": "loss", "arm": "grouped", "against": "shuffled", "at_least": -100, "at_most": 100},
+            {"title": "recovered", "arm": "moving", "against": "grouped", "loss_from": "shuffled"},
+        ],
+    }
+
+
+def written(tmp_path: Path, content: dict[str, object]) -> list[str]:
+    (tmp_path / "colours.yaml").write_text(yaml.safe_dump(content))
+    return ["experiment", "colours", "--configs", str(tmp_path), "--out", str(tmp_path / "out")]
+
+
+def test_an_experiment_runs_draws_and_skips_what_is_done(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = described(folder)
+    command = written(tmp_path, content)
+    assert main(command) == 0
+    out = tmp_path / "out"
+    assert sorted(path.stem for path in out.glob("runs/*.json")) == [
+        "frozen-0", "group-0", "grouped-0", "grouped-1", "moving-0", "shuffled-0", "shuffled-1",
+    ]  # fmt: skip
+    record = json.loads((out / "runs/moving-0.json").read_text())
+    assert record["command"] == "kindred experiment colours --arms moving --seeds 0"
+    assert set(record["figures"]) >= {
+        "accuracy/running",
+        "accuracy/recalibrated",
+        "accuracy/iid_batches",
+        "accuracy/grouped_batches",
+        "accuracy/training",
+    }
+    assert [point["step"] for point in record["curve"]] == [2, 4]
+    assert len(record["split_hash"]) == 64
+    assert "accuracy/recalibrated" not in json.loads((out / "runs/group-0.json").read_text())["figures"]
+    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| shuffled | 2 |" in (out / "table.md").read_text()
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*.json")}
+    content["arms"]["group"] = {"normalization": "layer"}  # type: ignore[index]
+    capsys.readouterr()
+    assert main(written(tmp_path, content)) == 0
+    assert "7 runs, 6 done already" in capsys.readouterr().out
+    changed = [p.stem for p, time in before.items() if p.stat().st_mtime_ns != time]
+    assert changed == ["group-0"]
+
+
+def test_the_same_seed_gives_the_same_figures(folder: Path, tmp_path: Path) -> None:
+    command = written(tmp_path, described(folder))[:-1]
+    figures = []
+    for place in ("a", "b"):
+        more = [str(tmp_path / place), "--arms", "moving", "--seeds", "3", "--no-draw"]
+        assert main([*command, *more]) == 0
+        figures.append(json.loads((tmp_path / place / "runs/moving-3.json").read_text())["figures"])
+    assert figures[0] == figures[1]
+
+
+def test_triplets_are_tested_on_unseen_classes_after_pretraining(tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    draw(folder, ["."] * 4)
+    content = described(folder)
+    content["base"] |= {  # type: ignore[operator]
+        "task": "triplets",
+        "data": {"source": str(folder), "image_size": 16, "unseen": True, "pretraining": True},
+        "pretraining": {"steps": 2},
+        "classes_per_step": 2,
+        "groups": {"size": 4},
+    }
+    content["arms"] = {"batch": {}, "frozen": {"normalization": "frozen_batch", "mining": "batch"}}
+    content |= {"decisive": [], "comparisons": [], "figure": "recall@1"}
+    assert main(written(tmp_path, content)) == 0
+    figures = json.loads((tmp_path / "out/runs/batch-0.json").read_text())["figures"]
+    assert 0 <= figures["recall@1"] <= 1
+    assert 0 <= figures["gap/training"] <= 2
+    assert len(list((tmp_path / "cache/experiments").glob("*.pt"))) == 1
+
+
+def test_arms_of_a_seed_see_the_same_images_in_another_order(folder: Path) -> None:
+    experiment = Experiment.model_validate(described(folder))
+    batches = []
+    for arm in ("shuffled", "grouped"):
+        setting = experiment.setting(arm)
+        data = load_images(setting.data)
+        batches.append(GradientBatches(setting, data.train, data.preprocess, 0, partition_of(setting))[1])
+    one, other = (b.images.flatten(1).sum(1).sort().values for b in batches)
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert batches[0].labels.tolist() != batches[1].labels.tolist()
+    assert [len(set(batches[1].labels[group::2].tolist())) for group in range(2)] == [2, 2]
+
+
+def test_a_part_a_number_of_images_and_a_number_of_classes(folder: Path) -> None:
+    data = load_images(Setting.model_validate(described(folder)["base"]).data)
+    assert (data.classes, len(data.train.labels), len(data.val.labels)) == (8, 48, 16)
+    few = load_images(data_of(folder, classes=3, train_images=5))
+    assert (few.classes, len(few.train.labels), len(few.val.labels)) == (3, 15, 9)
+    assert few.split_hash != data.split_hash
+
+
+def data_of(folder: Path, **values: object):
+    base = merge(described(folder)["base"], {"data": values})  # type: ignore[arg-type]
+    return Setting.model_validate(base).data
+
+
+def test_seeds_come_one_after_another_so_that_pairs_are_early(folder: Path) -> None:
+    experiment = Experiment.model_validate(described(folder))
+    runs = [(run.arm, run.seed) for run in planned(experiment, None, None, pilot=False)]
+    assert runs[5:] == [("shuffled", 1), ("grouped", 1)]
+    assert {seed for _, seed in runs[:5]} == {0}
+    assert len(planned(experiment, None, None, pilot=True)) == 5
+    named = planned(experiment, ["group"], [4, 5], pilot=False)
+    assert [(run.arm, run.seed) for run in named] == [("group", 4), ("group", 5)]
+
+
+def test_comparisons_use_the_seeds_that_all_arms_have(folder: Path) -> None:
+    experiment = Experiment.model_validate(described(folder))
+    figures = {
+        "shuffled": {0: {"accuracy/running": 0.5}, 1: {"accuracy/running": 0.6}},
+        "grouped": {0: {"accuracy/running": 0.3}, 1: {"accuracy/running": 0.3}},
+        "moving": {1: {"accuracy/running": 0.45}},
+    }
+    loss = compare(experiment.comparisons[0], experiment.figure, figures)
+    assert loss is not None
+    assert (round(loss[0].value, 6), loss[0].seeds, loss[1]) == (-25.0, 2, None)
+    recovered = compare(experiment.comparisons[1], experiment.figure, figures)
+    assert recovered is not None
+    assert recovered[1] is not None
+    assert (round(recovered[0].value, 6), round(recovered[1].value, 6)) == (15.0, 0.5)
+    assert compare(experiment.comparisons[1], experiment.figure, {"moving": {}}) is None
+    assert "| loss | 2 | -25.0" in draw_table(experiment, "colours", figures)
+
+
+def test_a_conclusion_holds_or_not_or_says_nothing(folder: Path) -> None:
+    def said(**bounds: float) -> bool | None:
+        experiment = Experiment.model_validate(described(folder))
+        change = {"at_least": None, "at_most": None, **bounds}
+        return holds(experiment.comparisons[1].model_copy(update=change), experiment.figure, figures)
+
+    figures = {
+        arm: {0: {"accuracy/running": value}}
+        for arm, value in {"shuffled": 0.5, "grouped": 0.3, "moving": 0.4}.items()
+    }
+    assert said() is None
+    assert said(at_least=9, at_most=11, share_at_least=0.4)
+    assert not said(at_least=11)
+    assert not said(at_most=9)
+    assert not said(share_at_least=0.6)
+    del figures["moving"]
+    assert said(at_least=9) is None
+
+
+def test_the_reduced_part_is_checked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = described(folder)
+    command = written(tmp_path, content)
+    assert main([*command, "--reduced"]) == 2
+    content["reduced"] = {"arms": ["grouped", "shuffled"], "seeds": [0]}
+    assert main([*written(tmp_path, content), "--reduced", "--check"]) == 0
+    assert "holds: loss" in capsys.readouterr().out
+    content["comparisons"][0]["at_least"] = 99  # type: ignore[index]
+    assert main([*written(tmp_path, content), "--reduced", "--check"]) == 1
+    assert "DOES NOT HOLD: loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"decisive": ["nothing"]}, "an arm that it lacks: 'nothing'"),
+        ({"arms": {"a": {"stepz": 3}}, "decisive": [], "comparisons": []}, "arm 'a': stepz: Extra inputs"),
+        ({"arms": {"a": {"steps": 0}}, "decisive": [], "comparisons": []}, "arm 'a': steps: Input should be"),
+        ({"title": 5}, "title: Input should be a valid string"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(
+    folder: Path, tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    written(tmp_path, described(folder) | change)
+    with pytest.raises(InputError, match=said):
+        load_experiment(tmp_path / "colours.yaml")
+
+
+def test_unknown_names_and_broken_records_are_bad_input(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = written(tmp_path, described(folder))
+    assert main(["experiment", "nothing", "--configs", str(tmp_path)]) == 2
+    assert "there are: colours" in capsys.readouterr().err
+    assert main([*command, "--arms", "nothing"]) == 2
+    assert main([*command, "--threads", "0"]) == 2
+    record = Results(tmp_path / "out", "colours").path("group", 0)
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    assert main(command) == 2
+    assert "delete it to run it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_of_the_project_is_sound(path: Path) -> None:
+    experiment = load_experiment(path)
+    for arm in experiment.arms:
+        setting = experiment.setting(arm)
+        partition_of(setting).order(setting.classes_per_step, setting.images_per_class, (0,))
