@@ -1,7 +1,9 @@
 """Admission control: an image that would wait too long is refused before its body is read.
 
 By Little's law the wait of a newcomer is the number of images inside divided by the rate at which they leave.
-That rate is measured, so the same latency budget holds on any machine and for any model.
+That rate is measured, so the same latency budget holds on any machine and for any model. The law speaks of
+means, the budget of nearly every request; so it is also measured by how much the slowest in a hundred exceed
+what was predicted for them, and predictions are raised by that.
 """
 
 import math
@@ -14,6 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.problems import Problem
 
 _SMOOTHING = 0.05  # weight of one departure in the measured rate
+# The part of the admitted that should stay within the budget, and how far one of them moves the excess.
+_KEPT = 0.99
+_STEP = 0.02
 
 
 class Place:
@@ -27,6 +32,8 @@ class Place:
         self._admission = admission
         self.images = 1
         self.started = False
+        self.promised = admission.predicted_seconds()
+        self._began = 0.0
 
     def start(self, images: int = 1) -> None:
         """Say that the body has arrived, and how many images it holds: the work begins here.
@@ -40,6 +47,12 @@ class Place:
         admission.working += images
         self.images = images
         self.started = True
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the work began."""
+        return time.perf_counter() - self._began
 
 
 class Admission:
@@ -57,12 +70,13 @@ class Admission:
         self._always = always
         self.departed_at = 0.0
         self.seconds_per_image = 0.0
+        self.excess = 1.0
         self.inside = 0
         self.working = 0
 
     def predicted_seconds(self) -> float:
-        """Time until one more image would be done."""
-        return (self.inside + 1) * self.seconds_per_image
+        """Time within which one more image would nearly surely be done."""
+        return (self.inside + 1) * self.seconds_per_image * self.excess
 
     def refusal(self) -> Problem | None:
         """What a newcomer would hear now: nothing, or 429 with Retry-After."""
@@ -91,15 +105,20 @@ class Admission:
         try:
             yield place
             if place.started:  # a failed request leaves early and would flatter the rate
-                self._depart(place.images)
+                self._depart(place)
         finally:
             self.inside -= place.images
             if place.started:
                 self.working -= place.images
 
-    def _depart(self, images: int) -> None:
+    def _depart(self, place: Place) -> None:
         now = time.perf_counter()
-        each = (now - self.departed_at) / images
+        each = (now - self.departed_at) / place.images
+        if place.promised and place.images == 1:
+            # Follows a quantile: a big step up when one took longer than promised, else a small one down.
+            late = place.seconds > place.promised
+            factor = 1.0 + _STEP * (_KEPT if late else _KEPT - 1.0)
+            self.excess = min(8.0, max(1.0, self.excess * factor))
         self.departed_at = now
         if self.seconds_per_image == 0.0:
             self.seconds_per_image = each

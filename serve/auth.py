@@ -1,7 +1,7 @@
 """API keys: one for reading, one for writing, compared in constant time."""
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -78,7 +78,7 @@ def _same(presented: bytes | None, key: bytes | None) -> bool:
     return hmac.compare_digest(presented or b"", key or b"") and bool(presented) and bool(key)
 
 
-def presented_key(headers: Headers) -> bytes | None:
+def presented_key(headers: Mapping[str, str]) -> bytes | None:
     """The key in ``Authorization: Bearer`` or ``X-API-Key``, if any."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and value.strip():

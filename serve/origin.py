@@ -42,6 +42,10 @@ class OriginGuard:
                 return
         await self._app(scope, receive, send)
 
+    def knows(self, host: bytes) -> bool:
+        """Whether a request with this Host header, and none from another site's page, may pass."""
+        return self._any_host or _host_name(host.decode("latin-1")) in self._hosts
+
     def _foreign_host(self, headers: Headers) -> Problem | None:
         if self._any_host:
             return None

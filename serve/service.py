@@ -36,7 +36,7 @@ class Service:
         self.collections = collections
         self.threads = StoreThreads(max(2, cores), observe=self._observe_searches)
         self.pipeline = self._pipeline(bundle)
-        self.admission = Admission(settings.latency_budget_ms, always=cores)
+        self.admission = Admission(settings.latency_budget_ms, always=1)
 
     @property
     def bundle(self) -> Bundle:

@@ -4,6 +4,8 @@ FAISS and torch each count threads *per calling thread*, so a count set at start
 threads made later: every worker calls :func:`enter_worker` first.
 """
 
+import sys
+
 import faiss
 import torch
 
@@ -12,9 +14,14 @@ import torch
 # with 20 queries.
 BLAS_THRESHOLD = 20
 
+# Seconds after which a thread that wants the interpreter's lock takes it. With Python's 5 ms the event loop
+# would refuse in bursts while images are decoded.
+SWITCH_SECONDS = 0.0005
+
 
 def set_policy(network_threads: int) -> None:
     """Set the process's thread counts; call once, before the first search or forward pass."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     torch.set_num_threads(network_threads)
     faiss.omp_set_num_threads(1)
     faiss.cvar.distance_compute_blas_threshold = BLAS_THRESHOLD

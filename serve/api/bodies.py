@@ -1,5 +1,6 @@
 """Request bodies: JSON into structs, multipart and raw images into bytes."""
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,6 +16,11 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _MAX_FIELD_BYTES = 1 << 20
 _JSON_FIELDS = ("filter", "exclude", "metadata")
+
+
+@functools.cache
+def _decoder(struct: type[Any]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(struct)
 
 
 @dataclass
@@ -36,12 +42,29 @@ async def read_json(request: Request, struct: type[S]) -> S:
     Raises:
         Problem: 400 for malformed JSON, 415 for another type, 422 for JSON that does not fit.
     """
+    return json_as(await read_json_bytes(request), struct)
+
+
+async def read_json_bytes(request: Request) -> bytes:
+    """The body, which its content type has to call JSON.
+
+    Raises:
+        Problem: 415, it is of another type.
+    """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise Problem(415, "not-json", f"content type {kind}: this endpoint takes application/json")
-    body = await request.body()
+    return await request.body()
+
+
+def json_as(body: bytes, struct: type[S]) -> S:
+    """A body as ``struct``.
+
+    Raises:
+        Problem: 400 for malformed JSON, 422 for JSON that does not fit.
+    """
     try:
-        value = msgspec.json.decode(body, type=struct)
+        value: S = _decoder(struct).decode(body)
     except msgspec.ValidationError as error:
         raise Problem(422, "invalid", f"body: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -2,7 +2,7 @@
 
 The body is one or several vectors as raw little-endian float32, the answer their neighbours' ids and
 similarities. FastAPI's routing, dependency injection and the labels' lookup are left out: they cost more than
-the search itself.
+the search itself. Requests that are in order do not even come here: see `serve.api.direct`.
 """
 
 from typing import Any
@@ -30,6 +30,9 @@ class RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     collection: CollectionName | None = None
 
 
+_DEFAULTS = RawOptions()
+
+
 class RawSearch:
     """ASGI middleware that answers raw searches and passes everything else on.
 
@@ -48,7 +51,9 @@ class RawSearch:
             await self._app(scope, receive, send)
             return
         scope["kindred_route"] = PATH
-        body = await self._answer(scope, receive)
+        if self._service.keys.any:
+            self._service.keys.check(Headers(scope=scope), write=False)
+        body = await answer(self._service, scope["query_string"], await read_body(receive))
         length = str(len(body)).encode()
         await send(
             {
@@ -59,35 +64,44 @@ class RawSearch:
         )
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> bytes:
-        service = self._service
-        if service.keys.any:
-            service.keys.check(Headers(scope=scope), write=False)
-        options = _options(scope["query_string"])
-        if options.k > service.settings.max_k:
-            raise Problem(
-                422, "k-too-large", f"k {options.k}: over this service's limit of {service.settings.max_k}"
-            )
-        store = service.store(options.collection)
-        vectors = _vectors(await read_body(receive), store.dim, service.settings.max_batch)
-        if len(vectors) == 1:
-            result = await service.threads.plain(store, vectors[0], options.k, with_metadata=False)
-            (hits,) = result.hits
-            return _encoder.encode(
-                RawAnswer(ids=[hit.id for hit in hits], similarities=[hit.similarity for hit in hits])
-            )
-        result = await service.threads.call(lambda: store.search(vectors, options.k, with_metadata=False))
-        return _encoder.encode(
-            RawBatchAnswer(
-                ids=[[hit.id for hit in hits] for hits in result.hits],
-                similarities=[[hit.similarity for hit in hits] for hits in result.hits],
-            )
+
+async def answer(service: Service, query: bytes, body: bytes) -> bytes:
+    """The JSON answer to a raw search.
+
+    Args:
+        service: The service.
+        query: The query string.
+        body: Vectors as little-endian float32.
+
+    Raises:
+        Problem: 422, the options or the vectors cannot be used.
+        StoreMissing: There is no such collection.
+    """
+    options = _options(query)
+    if options.k > service.settings.max_k:
+        raise Problem(
+            422, "k-too-large", f"k {options.k}: over this service's limit of {service.settings.max_k}"
         )
+    store = service.store(options.collection)
+    vectors = _vectors(body, store.dim, service.settings.max_batch)
+    if len(vectors) == 1:
+        result = await service.threads.plain(store, vectors[0], options.k, with_metadata=False)
+        (hits,) = result.hits
+        return _encoder.encode(
+            RawAnswer(ids=[hit.id for hit in hits], similarities=[hit.similarity for hit in hits])
+        )
+    result = await service.threads.call(lambda: store.search(vectors, options.k, with_metadata=False))
+    return _encoder.encode(
+        RawBatchAnswer(
+            ids=[[hit.id for hit in hits] for hits in result.hits],
+            similarities=[[hit.similarity for hit in hits] for hits in result.hits],
+        )
+    )
 
 
 def _options(query: bytes) -> RawOptions:
     if not query:
-        return RawOptions()
+        return _DEFAULTS
     try:
         pairs = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
         return msgspec.convert(pairs, RawOptions, strict=False)

@@ -1,5 +1,6 @@
 """``/v1/search``: by image, by images, by vectors, by stored item, by examples."""
 
+import msgspec
 import numpy as np
 from fastapi import APIRouter, Depends
 from numpy.typing import NDArray
@@ -7,16 +8,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.preprocess import ImageError
-from serve.api.bodies import fields_as, read_images, read_json
+from serve.api.bodies import fields_as, json_as, read_images, read_json, read_json_bytes
 from serve.api.context import Stopwatch, check_batch, check_options, service_of
 from serve.api.documents import answers, form_fields, image_body, json_body, query_parameters, reply
 from serve.auth import requires
 from serve.problems import Problem
 from serve.schemas import BatchAnswer, ExampleSearch, SearchAnswer, SearchOptions, VectorSearch, parse_id
+from serve.service import Service
 
 router = APIRouter(prefix="/v1", tags=["search"], dependencies=[Depends(requires(write=False))])
 
+VECTOR_PATH = "/v1/search/vector"
 _OPTIONS = form_fields(SearchOptions)
+_encoder = msgspec.json.Encoder()
 
 
 def _answer(
@@ -111,9 +115,23 @@ async def search_images(request: Request) -> Response:
 )
 async def search_vector(request: Request) -> Response:
     """With `vector` the answer is as for an image, with `vectors` as for a batch of images."""
-    service = service_of(request)
+    body = await read_json_bytes(request)
+    return Response(await answer_vector(service_of(request), b"", body), media_type="application/json")
+
+
+async def answer_vector(service: Service, _query: bytes, body: bytes) -> bytes:
+    """The JSON answer to a search by vector, or by several.
+
+    Args:
+        service: The service.
+        body: A `VectorSearch` as JSON.
+
+    Raises:
+        Problem: 400 or 422, the body cannot be used.
+        StoreMissing: There is no such collection.
+    """
     watch = Stopwatch()
-    options = await read_json(request, VectorSearch)
+    options = json_as(body, VectorSearch)
     check_options(options, service)
     if (options.vector is None) == (options.vectors is None):
         raise Problem(422, "invalid", "body: give either vector or vectors")
@@ -125,10 +143,12 @@ async def search_vector(request: Request) -> Response:
             store, queries[0] if options.vector is not None else queries, options, options.fingerprint
         )
     if options.vector is not None:
-        return _answer(request, options, result.hits[0], result.plan, watch)
-    return reply(
+        found = {"hits": result.hits[0]}
+    else:
+        found = {"results": [{"hits": hits} for hits in result.hits]}
+    return _encoder.encode(
         {
-            "results": [{"hits": hits} for hits in result.hits],
+            **found,
             "plan": result.plan,
             "timings_ms": watch.finish(service),
             "collection": options.collection or service.settings.collection,

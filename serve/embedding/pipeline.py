@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.preprocess import ImageError
 from serve.embedding.batcher import MicroBatcher
-from serve.embedding.decode import Decoded, encode_pre
+from serve.embedding.decode import encode_pre
 from serve.embedding.network import encode_core
 from serve.threads import enter_worker
 
@@ -94,21 +94,39 @@ class EmbeddingPipeline:
             self._active -= 1
 
     async def _embed(self, content: bytes, thumbnail: int) -> Embedded:
-        started = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        decoded: Decoded = await loop.run_in_executor(
-            self._decoders, encode_pre, self.bundle.preprocess, content, thumbnail
-        )
+        embedding: Future[Embedded] = Future()
+        self._decoders.submit(self._decode, content, thumbnail, embedding, time.perf_counter())
+        return await asyncio.wrap_future(embedding)
+
+    def _decode(self, content: bytes, thumbnail: int, embedding: "Future[Embedded]", started: float) -> None:
+        """Decodes in this thread and hands on to the network's; the event loop hears of the end alone."""
+        if not embedding.set_running_or_notify_cancel():
+            return  # the caller has gone
+        try:
+            decoded = encode_pre(self.bundle.preprocess, content, thumbnail)
+            waiting = self._network.submit(decoded.pixels)
+        except BaseException as error:  # noqa: BLE001  (belongs to the caller, who waits for it)
+            embedding.set_exception(error)
+            return
         between = time.perf_counter()
-        vector = await asyncio.wrap_future(self._network.submit(decoded.pixels))
-        finished = time.perf_counter()
-        return Embedded(
-            vector,
-            decoded.thumbnail,
-            (between - started) * 1000.0,
-            (finished - between) * 1000.0,
-            self.bundle.fingerprint,
-        )
+
+        def finish(vector: "Future[NDArray[np.float32]]") -> None:
+            error = vector.exception()
+            if error is not None:
+                embedding.set_exception(error)
+                return
+            finished = time.perf_counter()
+            embedding.set_result(
+                Embedded(
+                    vector.result(),
+                    decoded.thumbnail,
+                    (between - started) * 1000.0,
+                    (finished - between) * 1000.0,
+                    self.bundle.fingerprint,
+                )
+            )
+
+        waiting.add_done_callback(finish)
 
     async def embed_many(self, contents: Sequence[bytes]) -> list[Embedded | ImageError]:
         """Embed several images; a broken one gives its error in its place."""

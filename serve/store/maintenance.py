@@ -199,5 +199,5 @@ class Maintenance:
 
 
 def _decay(part: Part) -> int:
-    """Rows of a segment that only cost: dead ones, or those whose records the database has to be asked for."""
+    """Rows of a segment that only cost: dead ones, or those whose records the database must be asked for."""
     return max(part.dead_count, 0 if part.records is None else len(part.records.edited))

@@ -263,7 +263,7 @@ def read_records(connection: sqlite3.Connection, keys: list[int]) -> dict[int, l
 def read_rows(
     connection: sqlite3.Connection, above: int, limit: int
 ) -> tuple[Keys, NDArray[np.uint8], list[tuple[ItemId, str | None, str | None]]]:
-    """The next keys above a bound, the bytes of their vectors, a row each, and their records (see `Added`)."""
+    """The next keys above a bound, their vectors as rows of bytes, and their records (see `Added`)."""
     found = connection.execute(
         "SELECT key, vector, id, label, metadata FROM vectors JOIN items USING (key) "
         "WHERE key > ? ORDER BY key LIMIT ?",

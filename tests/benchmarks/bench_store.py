@@ -1,14 +1,14 @@
 """Figures of the embedded store: import, start, memory, search, filters.
 
     python tests/benchmarks/bench_store.py --items 1000000 --index Flat --store /tmp/flat
-    python tests/benchmarks/bench_store.py --items 1000000 --index HNSW32 --spread 1.5 --store /tmp/hnsw --build
-    python tests/benchmarks/bench_store.py --items 1000000 --index HNSW32 --spread 1.5 --store /tmp/hnsw
+    python tests/benchmarks/bench_store.py --index HNSW32 --spread 1.5 --store /tmp/hnsw --build
+    python tests/benchmarks/bench_store.py --index HNSW32 --spread 1.5 --store /tmp/hnsw
 
 Prints a table and, with --out, writes it as JSON. Everything runs in this process on one search thread. The
 vectors are unit vectors in clusters of 20 on average, queries are further draws from the same clusters.
---spread is the clusters' width against the distance between their centres: with 0.6 neighbours are easy to tell
-apart, from about 1.5 on the clusters overlap and an approximate search has to work for its recall. A store that
-is there already is measured as it is; --build ends after building it.
+--spread is the clusters' width against the distance of their centres from the origin: with 0.6 neighbours are
+easy to tell apart, from about 1.5 on clusters overlap and an approximate search has to work for its recall. A
+store that is there already is measured as it is; --build ends after building it.
 """
 
 from __future__ import annotations
