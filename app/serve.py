@@ -11,7 +11,7 @@ from serve.settings import Settings
 def serve(
     *,
     bundle: Path | None = None,
-    store: Path | None = None,
+    store: str | None = None,
     host: str | None = None,
     port: int | None = None,
     device: str | None = None,
@@ -26,7 +26,8 @@ def serve(
 
     Args:
         bundle: Folder of the model.
-        store: Folder of the store; made when missing.
+        store: Folder of the store, made when missing; or milvus://HOST:PORT (its token from
+            KINDRED_MILVUS_TOKEN), or file:PATH for an embedded Milvus.
         host: Address to listen on. Anything but loopback wants keys: KINDRED_READ_KEY and KINDRED_WRITE_KEY.
         port: TCP port; 0 takes a free one.
         device: Where the network runs: auto, cpu or cuda.

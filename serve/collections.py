@@ -1,9 +1,10 @@
-"""The collections that a service searches: a store folder with many, or one store that was handed over."""
+"""The collections that a service searches: all of a folder or a Milvus, or one store that was handed over."""
 
 from typing import Protocol
 
 from models.errors import InputError
 from serve.store.catalogue import Catalogue
+from serve.store.milvus.catalogue import MilvusCatalogue
 from serve.store.protocol import Store, StoreMissing
 
 
@@ -89,13 +90,13 @@ class OneCollection:
 
 
 class FolderCollections:
-    """All collections of a store folder.
+    """All collections of a store folder or of a Milvus.
 
     Args:
-        catalogue: The folder; closed with this.
+        catalogue: The folder or the connection; closed with this.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue | MilvusCatalogue) -> None:
         self._catalogue = catalogue
 
     def names(self) -> list[str]:

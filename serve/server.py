@@ -16,7 +16,7 @@ from serve.embedding.network import load_bundle
 from serve.observability import configure_logging, log
 from serve.service import Service
 from serve.settings import Settings
-from serve.store.catalogue import Catalogue
+from serve.store.opening import open_catalogue
 from serve.store.protocol import FingerprintMismatch, Store
 
 
@@ -92,7 +92,7 @@ class _Server(uvicorn.Server):
 
 
 def open_collections(settings: Settings, bundle: Bundle) -> Collections:
-    """The collections of the settings' folder, with one under the settings' name.
+    """The collections of the settings' store, with one under the settings' name.
 
     Where that name means nothing yet, it becomes an alias of the one collection that has the model's vectors;
     where there is none or several, a new collection gets it.
@@ -100,8 +100,15 @@ def open_collections(settings: Settings, bundle: Bundle) -> Collections:
     Raises:
         FingerprintMismatch: The default collection's vectors come from another model.
         StoreLocked: Another process has the folder open.
+        StoreUnreachable: The store is a Milvus that does not answer.
     """
-    catalogue = Catalogue(settings.store)
+    token = settings.milvus_token.get_secret_value() if settings.milvus_token else ""
+    catalogue = open_catalogue(
+        settings.store,
+        token=token,
+        timeout=settings.milvus_timeout,
+        consistency=settings.milvus_consistency,
+    )
     try:
         name = settings.collection
         known = catalogue.collections()

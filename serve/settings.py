@@ -3,10 +3,10 @@
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -15,6 +15,17 @@ from pydantic_settings import (
 )
 
 from models.errors import InputError
+from serve.store.milvus.address import is_address, parse_address
+
+
+def _store_place(value: object) -> object:
+    """An address stays the text it is (a path would lose a slash); everything else is a folder."""
+    if is_address(value):
+        try:
+            return parse_address(str(value)).uri
+        except InputError as error:
+            raise ValueError(str(error)) from error
+    return Path(value) if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -25,7 +36,12 @@ class Settings(BaseSettings):
 
     Attributes:
         bundle: Folder of the saved model.
-        store: Folder of the store; made when missing.
+        store: Folder of the store, made when missing; or the address of a Milvus: ``milvus://HOST:PORT``, or
+            ``file:PATH`` for an embedded one.
+        milvus_token: ``USER:PASSWORD`` or API key of that Milvus.
+        milvus_timeout: Seconds that one call to it may take.
+        milvus_consistency: Of new collections there: "Strong" (a search sees every acknowledged write) or
+            "Session" (every one of this process; faster).
         collection: Collection (or alias) used where a request names none. A name that is new becomes an alias
             of the one collection that has the model's vectors, or a new collection.
         host: Address to listen on. Anything but loopback wants keys, see ``allow_without_key``.
@@ -61,7 +77,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="KINDRED_", extra="forbid", frozen=True)
 
     bundle: Path = Path("runs/demo/bundle")
-    store: Path = Path("runs/demo/store")
+    store: Annotated[Path | str, BeforeValidator(_store_place)] = Path("runs/demo/store")
+    milvus_token: SecretStr | None = None
+    milvus_timeout: float = Field(30, gt=0)
+    milvus_consistency: Literal["Strong", "Session"] = "Strong"
     collection: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)

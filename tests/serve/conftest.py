@@ -75,7 +75,8 @@ class Running:
 @contextmanager
 def serving(bundle: Bundle, folder: Path, **options: Any) -> Iterator[Running]:
     """Runs the real thing: uvicorn in a thread, a store in ``folder``."""
-    settings = Settings(store=folder / "store", bundle=folder / "bundle", recall_seconds=0, **options)
+    places = {"store": folder / "store", "bundle": folder / "bundle"}
+    settings = Settings(**{**places, "recall_seconds": 0, **options})
     listener = bind("127.0.0.1", 0)
     app = create_app(settings, bundle, open_collections(settings, bundle))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
@@ -100,9 +101,13 @@ def start(bundle: Bundle, tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture(scope="module")
-def running(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A service with default settings, shared by the tests of a file."""
-    with serving(bundle, tmp_path_factory.mktemp("service")) as service:
+def running(
+    request: pytest.FixtureRequest, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """A service with default settings, shared by the tests of a file; ``milvus``: its store is in Milvus."""
+    folder = tmp_path_factory.mktemp("service")
+    options = {"store": f"file:{folder / 'lite'}"} if getattr(request, "param", "folder") == "milvus" else {}
+    with serving(bundle, folder, **options) as service:
         yield service
 
 

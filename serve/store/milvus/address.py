@@ -60,7 +60,7 @@ def parse_address(text: str) -> Address:
         raise StoreError(f"The store's address is malformed ({error}); use milvus://HOST:PORT") from None
     scheme = parts.scheme.lower()
     if parts.username or parts.password:
-        raise StoreError(f"The store's address holds a password; put it into {TOKEN} as USER:PASSWORD instead")
+        raise StoreError(f"The store's address holds a password; put it into {TOKEN} as USER:PASSWORD")
     if scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise StoreError(f"{text}: a file on another machine; use file:///absolute/path")

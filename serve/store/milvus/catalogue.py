@@ -95,7 +95,8 @@ class MilvusCatalogue:
         """A new, empty collection.
 
         Raises:
-            StoreError: The name is taken, by a collection or an alias, or the engine does not build this index.
+            StoreError: The name is taken, by a collection or an alias, or the engine does not build this
+                index.
         """
         with self._lock:
             # Milvus resolves aliases here as well.

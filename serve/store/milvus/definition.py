@@ -124,8 +124,8 @@ def open_collection(
     definition.check_fingerprint(fingerprint)
     if index is not None and parse_index(index, embedded=engine.embedded) != definition.index:
         raise StoreError(
-            f"The collection {name!r} has the index {definition.index}; for another one build a new collection "
-            "(kindred index copy) and move the alias"
+            f"The collection {name!r} has the index {definition.index}; for another one build a new "
+            "collection (kindred index copy) and move the alias"
         )
     engine.call("load_collection", definition.inside)
     return definition

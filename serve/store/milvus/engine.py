@@ -10,7 +10,6 @@ import logging
 import tempfile
 import threading
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from serve.store.milvus.address import TOKEN, Address
@@ -41,7 +40,8 @@ class Engine:
         self.address = address
         self.dialect = Dialect(in_json=not address.embedded)
         self._pymilvus = _pymilvus()
-        # milvus-lite loses sight of rows for a moment while it writes a segment, and takes one writer at a time.
+        # milvus-lite loses sight of rows for a moment while it writes a segment, and takes one writer at a
+        # time.
         self._turn = threading.RLock() if address.embedded else contextlib.nullcontext()
         self._limits = {} if address.embedded else {"timeout": timeout}
         self._embedded = _Embedded(address.folder) if address.folder is not None else None
@@ -60,7 +60,7 @@ class Engine:
             raise
 
     @property
-    def pymilvus(self) -> ModuleType:
+    def pymilvus(self) -> Any:
         """The client's package, for schemas and data types."""
         return self._pymilvus
 
@@ -93,7 +93,7 @@ class Engine:
         try:
             yield
         except self._pymilvus.MilvusException as error:
-            raise self._translated(getattr(error, "code", 0), str(getattr(error, "message", error))) from error
+            raise self._translated(error.code, str(error.message)) from error
         except ValueError as error:  # "Cannot invoke RPC on closed channel!"
             if "closed" not in str(error):
                 raise
@@ -129,7 +129,7 @@ class _Embedded:
         place = Path(self._socket.name) / "milvus"
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            self._server, self._database, _ = start_server_in_thread(str(folder), host="unix", port=str(place))
+            self._server, self._database, _ = start_server_in_thread(str(folder), "unix", str(place))
         except DataDirLockedError as error:
             self._socket.cleanup()
             raise StoreLocked(f"{folder} is in use by another process; stop it or choose another") from error
@@ -148,13 +148,13 @@ class _Embedded:
         self._socket.cleanup()
 
 
-def _pymilvus() -> ModuleType:
+def _pymilvus() -> Any:
     try:
         import pymilvus
     except ImportError:
         raise StoreError(_EXTRA.format("")) from None
-    # Every failed call would be logged with its traceback, at the client and at the embedded server; it is raised
-    # as well, and told once by who catches it.
+    # Every failed call would be logged with its traceback, at the client and at the embedded server; it is
+    # raised as well, and told once by who catches it.
     for name in ("pymilvus", "grpc._server"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return pymilvus

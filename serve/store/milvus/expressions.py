@@ -1,8 +1,8 @@
 """Filters as Milvus expressions.
 
-An expression is text, so every value is quoted here and nowhere else. Milvus's engines differ in what NOT makes
-of a condition on an absent field; a translation therefore carries every `not` down to the single conditions,
-whose opposites say in so many words that absence passes.
+An expression is text, so every value is quoted here and nowhere else. Milvus's engines differ in what NOT
+makes of a condition on an absent field; a translation therefore carries every `not` down to the single
+conditions, whose opposites say in so many words that absence passes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def expression(where: Mapping[str, Any] | None, dialect: Dialect) -> str:
     """Translates a filter; empty text passes everything.
 
     Raises:
-        FilterError: It is outside the language or too large; the same filters as `serve.store.filters` refuses.
+        FilterError: It is outside the language or too large; the same filters as `serve.store.filters`
+            refuses.
     """
     filters.condition(where)  # says all that is wrong with it
     return _Translation(dialect).both(where, True) if where else ""
@@ -144,7 +145,11 @@ class _Translation:
 def _joined(parts: list[str], *, conjunction: bool) -> str:
     if not parts:
         return ALWAYS if conjunction else NEVER
-    return parts[0] if len(parts) == 1 else (" and " if conjunction else " or ").join(f"({part})" for part in parts)
+    return (
+        parts[0]
+        if len(parts) == 1
+        else (" and " if conjunction else " or ").join(f"({part})" for part in parts)
+    )
 
 
 def _leaf(condition: str, absent: str, hold: bool) -> str:

@@ -1,14 +1,14 @@
 """Metadata in the form that filters look at: flat, and each value under a name that says its kind.
 
-How Milvus compares a number with a text inside JSON, or negates a condition on an absent field, differs between
-its engines and versions. Beside the metadata itself each item therefore has *facets*, in which such questions do
-not come up:
+How Milvus compares a number with a text inside JSON, or negates a condition on an absent field, differs
+between its engines and versions. Beside the metadata itself each item therefore has *facets*, in which such
+questions do not come up:
 
     {"price": 3, "new": true, "tags": ["a", 1], "shop": {"city": "B"}}
     {"n:price": 3, "n:new": 1, "l:tags": ["ta", "n1"], "o:tags": 1, "o:shop": 1, "t:shop.city": "B"}
 
-`n:` holds numbers (true and false as 1 and 0), `t:` texts, `l:` the plain values of a list as texts with their
-kind, `o:` says that there is a list or an object. What is absent or null has no facet.
+`n:` holds numbers (true and false as 1 and 0), `t:` texts, `l:` the plain values of a list as texts with
+their kind, `o:` says that there is a list or an object. What is absent or null has no facet.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def facets_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
                 facets[NUMBER + path] = plain_number(value)
             elif isinstance(value, list):
                 facets[PRESENT + path] = 1
-                facets[LIST + path] = [listed(entry) for entry in value if isinstance(entry, str | int | float)]
+                plain = [entry for entry in value if isinstance(entry, str | int | float)]
+                facets[LIST + path] = [listed(entry) for entry in plain]
             elif isinstance(value, dict):
                 facets[PRESENT + path] = 1
                 waiting.append((path + ".", value, depth + 1))
@@ -60,7 +61,5 @@ def listed(value: str | float) -> str:
 
 def plain_number(value: float) -> int | float:
     """A number in the one form that equal numbers share: 1 for true, 3 for 3.0, floats beyond 64 bits."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) < 2**63 else value
-    value = int(value)
-    return value if -(2**63) <= value < 2**63 else float(value)
+    fits = -(2**63) <= value < 2**63
+    return int(value) if fits and value == int(value) else float(value)

@@ -62,7 +62,9 @@ class IndexType:
         return self.name in ("FLAT", "GPU_BRUTE_FORCE")
 
     def __str__(self) -> str:
-        return ",".join([self.name, *(f"{name}={value}" for name, value in (self.build | self.search).items())])
+        return ",".join(
+            [self.name, *(f"{name}={value}" for name, value in (self.build | self.search).items())]
+        )
 
     def search_parameters(self, k: int) -> _Parameters:
         """Parameters of a search for `k` neighbours; a graph must look at no fewer."""

@@ -1,7 +1,7 @@
 """Ids as Milvus primary keys: one text column for strings and integers, without collisions and in order.
 
-A string gets the prefix `s`, an integer `i` and 16 hexadecimal digits of its value plus 2⁶³: both kinds sort as
-the ids themselves do, so that ranges over ids stay ranges over keys.
+A string gets the prefix `s`, an integer `i` and 16 hexadecimal digits of its value plus 2⁶³: both kinds sort
+as the ids themselves do, so that ranges over ids stay ranges over keys.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Names of collections and aliases, as Milvus allows them.
 
-Milvus takes letters, digits and `_` only, ours also have `-` and `.`. The prefix says whose they are: a database
-may hold collections of other programs, which are neither listed nor touched.
+Milvus takes letters, digits and `_` only, ours also have `-` and `.`. The prefix says whose they are: a
+database may hold collections of other programs, which are neither listed nor touched.
 """
 
 from __future__ import annotations

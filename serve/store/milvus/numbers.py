@@ -1,8 +1,8 @@
 """Numbers of writes: each stored item carries the number of the write that stored it, in ascending order.
 
 Milvus has no such counter. Ours continues from the highest number in the collection; before each write to a
-server it looks whether other processes have gone further. Two that write at the very same moment may take the same
-number, which readers expect.
+server it looks whether other processes have gone further. Two that write at the very same moment may take the
+same number, which readers expect.
 """
 
 from __future__ import annotations
@@ -55,4 +55,6 @@ class WriteNumbers:
         return len(found) > 0
 
     def _count(self) -> int:
-        return int(self._engine.call("query", self._inside, filter="", output_fields=["count(*)"])[0]["count(*)"])
+        return int(
+            self._engine.call("query", self._inside, filter="", output_fields=["count(*)"])[0]["count(*)"]
+        )

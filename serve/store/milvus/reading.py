@@ -1,7 +1,8 @@
 """Reads rows in the order of their write, a bounded number at a time.
 
 Milvus answers a query in an order of its own and with at most 16,384 rows. Rows are therefore asked for by
-windows of write numbers: as many numbers as rows are wanted where numbers are dense, more where few rows pass.
+windows of write numbers: as many numbers as rows are wanted where numbers are dense, more where few rows
+pass.
 """
 
 from __future__ import annotations

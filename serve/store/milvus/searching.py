@@ -101,7 +101,8 @@ class Searching:
                 search_params={"metric_type": "COSINE", "params": parameters},
             )
             found += [
-                [_hit(hit["id"], float(hit["distance"]), hit["entity"]) for hit in answer] for answer in answers
+                [_hit(hit["id"], float(hit["distance"]), hit["entity"]) for hit in answer]
+                for answer in answers
             ]
         return [_similar_enough(hits, request.min_similarity) for hits in found]
 
@@ -111,8 +112,8 @@ class Searching:
         count = self._reading.count(request.condition)
         if count > most:
             raise Unsupported(
-                f"An exact search over the index {self._definition.index} would fetch {count:,} vectors; Kindred "
-                f"fetches up to {most:,}: narrow the filter, or build the collection with the index FLAT"
+                f"An exact search over the index {self._definition.index} would fetch {count:,} vectors, "
+                f"more than {most:,}; narrow the filter, or build the collection with the index FLAT"
             )
         pages = self._reading.pages(request.condition, ["vector", *_fields(request)])
         return [row for page in pages for row in page]
@@ -128,9 +129,9 @@ class Searching:
     def _grouped(self, request: Request, hits: list[Hit]) -> list[Hit]:
         """The best hit of each label, `k` in all, starting from the `k` best hits of the one query.
 
-        Milvus's own grouping looks at a few times `k` neighbours and counts absent labels as one. Each round here
-        asks for the nearest items outside the labels found so far, so it brings at least one new label; its best
-        of each label is the best of all, because earlier rounds had none of them.
+        Milvus's own grouping looks at a few times `k` neighbours and counts absent labels as one. Each round
+        here asks for the nearest items outside the labels found so far, so it brings at least one new label;
+        its best of each label is the best of all, because earlier rounds had none of them.
         """
         best: list[Hit] = []
         labels: set[str] = set()
@@ -153,7 +154,8 @@ class Searching:
 def _fields(request: Request) -> list[str]:
     if request.with_metadata:
         return ["label", "metadata"]
-    return ["label"] if request.group_by_label else []
+    # milvus-lite returns every field where none is named.
+    return ["label"] if request.group_by_label else ["id"]
 
 
 def _hit(key: str, similarity: float, row: Row) -> Hit:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
-
 from serve.store import filters, rows
 from serve.store.examples import example_query
 from serve.store.milvus.address import parse_address
@@ -46,7 +45,8 @@ _EVERYTHING = ("vector", "label", "metadata", "facets", "sequence", "thumbnail")
 
 
 class MilvusStore:
-    """A collection in Milvus; see `serve.store.protocol.Store` for what it does, docs/store.md for what differs.
+    """A collection in Milvus; see `serve.store.protocol.Store` for what it does, docs/store.md for what
+    differs.
 
     Use `MilvusStore.open`, or `serve.store.milvus.catalogue.MilvusCatalogue` for several collections at once.
 
@@ -86,13 +86,14 @@ class MilvusStore:
             address: `file:PATH` for milvus-lite, `milvus://HOST[:PORT][/DATABASE]` for a server.
             dim: Length of a vector; required for a new collection, checked on an old one.
             fingerprint: The model that makes the vectors; kept by a new collection, checked on an old one.
-            index: Index type such as "HNSW" or "HNSW,M=32,ef=128"; None means FLAT (exact) for a new collection.
+            index: Index type such as "HNSW" or "HNSW,M=32,ef=128"; None means FLAT (exact) for a new
+                collection.
             collection: Its name or alias.
             create: Create what does not exist.
             token: `USER:PASSWORD` or an API key of the server.
             timeout: Seconds that one call to a server may take.
-            consistency: Of a new collection on a server. "Strong": a search sees every write that any process was
-                acknowledged before. "Session": every write of this process; faster while others write.
+            consistency: Of a new collection on a server. "Strong": a search sees every write that any process
+                was acknowledged before. "Session": every write of this process; faster while others write.
 
         Raises:
             StoreUnreachable: The server does not answer.
@@ -173,8 +174,8 @@ class MilvusStore:
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
         """Stores items; see `Store.upsert`.
 
-        All items of a call (20,000 at a time) are checked before the first one is sent; a server that fails in the
-        middle may have stored a part of them.
+        All items of a call (20,000 at a time) are checked before the first one is sent; a server that fails
+        in the middle may have stored a part of them.
         """
         self._definition.check_fingerprint(fingerprint)
         written = 0
@@ -194,8 +195,8 @@ class MilvusStore:
     def update(self, item_id: ItemId, changes: Mapping[str, Any]) -> None:
         """Changes label and metadata in part; see `Store.update`.
 
-        The row is read, changed and written back: of two processes that change the same item at the same moment,
-        one wins.
+        The row is read, changed and written back: of two processes that change the same item at the same
+        moment, one wins.
         """
         item_id = rows.check_id(item_id)
         unknown = set(changes) - {"label", "metadata"}
@@ -242,8 +243,8 @@ class MilvusStore:
             Unsupported: Always.
         """
         raise Unsupported(
-            "Milvus removes deleted items' bytes only when it compacts; delete without erase and let it compact, "
-            "or copy the rest to a new collection (kindred index copy) and drop the old one"
+            "Milvus removes deleted items' bytes only when it compacts; delete without erase and let it "
+            "compact, or copy the rest to a new collection (kindred index copy) and drop the old one"
         )
 
     def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
@@ -300,7 +301,7 @@ class MilvusStore:
         exact: bool = False,
         with_metadata: bool = True,
     ) -> SearchResult:
-        """Finds items like the positive and unlike the negative examples: their vectors are read, then searched."""
+        """Finds items like these and unlike those: their vectors are read first, then searched by."""
         query, named = example_query(self, positives, negatives)
         return self.search(
             query,

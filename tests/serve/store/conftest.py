@@ -9,6 +9,8 @@ import pytest
 
 from serve.store.definition import Tuning
 from serve.store.faiss_store import FaissStore
+from serve.store.milvus.address import parse_address
+from serve.store.milvus.engine import Engine
 from serve.store.protocol import Item, Store
 
 DIM = 16
@@ -93,3 +95,11 @@ def brute_force() -> Callable[..., list[list[tuple[Any, float]]]]:
         ]
 
     return search
+
+
+@pytest.fixture(scope="session")
+def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """milvus-lite, started once: that takes seconds."""
+    engine = Engine(parse_address(f"file:{tmp_path_factory.mktemp('milvus') / 'lite'}"))
+    yield engine
+    engine.close()

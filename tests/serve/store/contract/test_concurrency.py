@@ -1,4 +1,4 @@
-"""Readers and writers at once: no stale read after an acknowledged write, and nothing missing while it is replaced."""
+"""Readers and writers at once: no stale read after a write, and nothing missing while it is replaced."""
 
 import threading
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.store import filters
 from serve.store.protocol import FilterError, Item, Store
 
 MISSING = object()

@@ -31,6 +31,12 @@ def test_a_collection_without_a_model_takes_any(open_store: Callable) -> None:
     assert store.fingerprint is None
 
 
+def test_what_is_not_there_is_not_created_unasked(open_store: Callable) -> None:
+    for _ in range(2):
+        with pytest.raises(StoreMissing):
+            open_store(dim=4, create=False)
+
+
 def test_a_new_collection_needs_a_length_and_a_known_index(open_store: Callable) -> None:
     with pytest.raises(StoreError, match="dim"):
         open_store(dim=None)
@@ -38,8 +44,6 @@ def test_a_new_collection_needs_a_length_and_a_known_index(open_store: Callable)
         open_store(dim=0)
     with pytest.raises(StoreError, match="Sponge"):
         open_store(dim=4, index="Sponge")
-    with pytest.raises(StoreMissing):
-        open_store(dim=4, create=False)
     assert open_store(dim=4, index="Flat").index.upper() == "FLAT"
 
 

@@ -1,0 +1,185 @@
+"""``kindred index copy``: move a collection from one store to another, with a check at the end."""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from models.errors import InputError
+from serve.store.opening import open_store
+from serve.store.protocol import Item, Store, Unsupported
+
+# Items read, compared and written at a time.
+PAGE = 1000
+NEIGHBOURS = 10
+# Stored vectors are float32, and an engine may normalize them once more.
+_SAME = 1e-6
+
+
+@dataclass
+class Outcome:
+    """What a copy did and what the check found.
+
+    Attributes:
+        copied: Items written.
+        present: Items that the target had already, just the same.
+        source: Items in the source at the end.
+        target: Items in the target at the end.
+        sampled: Items compared in full, thumbnails included.
+        different: Ids of those that differ.
+        recall: Recall@10 of the target's search against an exact one, over the sampled vectors.
+    """
+
+    copied: int = 0
+    present: int = 0
+    source: int = 0
+    target: int = 0
+    sampled: int = 0
+    different: list[str] = field(default_factory=list)
+    recall: float = 1.0
+
+
+def copy(
+    source: str,
+    target: str,
+    /,
+    *,
+    collection: str = "default",
+    into: str | None = None,
+    index_type: str | None = None,
+    sample: int = 256,
+) -> None:
+    """Copy a collection to another store: from FAISS to Milvus, back, or to another index type.
+
+    What the target has already is compared and left alone, so an interrupted copy goes on where it stopped,
+    and a repeated one brings over only what changed. At the end the counts are compared, a random sample of
+    items in full, and the target's search with an exact one.
+
+    Args:
+        source: A store's folder (it may be in use by a service), file:PATH of an embedded Milvus, or
+            milvus://HOST:PORT (its token from KINDRED_MILVUS_TOKEN).
+        target: The same; made when missing.
+        collection: Collection of the source.
+        into: Collection of the target; named like the source's by default.
+        index_type: Index of a new target. By default the source's if both are of one kind, else an exact one.
+        sample: Items to compare in full.
+    """
+    into = into or collection
+    if (source, collection) == (target, into):
+        raise InputError(f"{source} is both source and target; name another store or another collection")
+    console = Console()
+    with open_store(source, collection=collection, read_only=True) as old:
+        if index_type is None and _kind(source) == _kind(target):
+            index_type = old.index
+        with open_store(target, old.dim, old.fingerprint, index_type, collection=into) as new:
+            outcome = copy_items(old, new, console, sample=sample)
+            console.print(_table(outcome, new.index))
+            _refuse_differences(outcome, into)
+
+
+def copy_items(old: Store, new: Store, console: Console, *, sample: int = 256, seed: int = 0) -> Outcome:
+    """Copy what ``new`` lacks or has differently, then compare the two; see :func:`copy`."""
+    outcome = Outcome()
+    draw = random.Random(seed)  # noqa: S311
+    drawn: list[Item] = []
+    seen = 0
+    columns = (TextColumn("copying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("copying", total=old.count())
+        after: int | None = None
+        while True:
+            page = old.scroll(after, PAGE, with_vectors=True)
+            _copy_page(old, new, page.items, outcome)
+            for item in page.items:
+                seen += 1
+                _draw(drawn, item, sample, seen, draw)
+            progress.update(task, completed=outcome.copied + outcome.present)
+            if page.next is None:
+                break
+            after = page.next
+    for name in old.stats().payload_indexes:
+        try:
+            new.create_payload_index(name)
+        except Unsupported as error:
+            console.print(f"filters on {name}: {error}", markup=False)
+    new.snapshot()
+    _check(old, new, drawn, outcome)
+    return outcome
+
+
+def _copy_page(old: Store, new: Store, items: list[Item], outcome: Outcome) -> None:
+    there = new.get([item.id for item in items], with_vectors=True)
+    missing = [item for item, found in zip(items, there, strict=True) if not _same(item, found)]
+    outcome.present += len(items) - len(missing)
+    if missing:
+        whole = [
+            Item(item.id, item.vector, item.label, item.metadata, old.thumbnail(item.id)) for item in missing
+        ]
+        outcome.copied += new.upsert(whole, fingerprint=old.fingerprint)
+
+
+def _same(item: Item, found: Item | None) -> bool:
+    return (
+        found is not None
+        and (item.label, item.metadata) == (found.label, found.metadata)
+        and bool(np.abs(np.asarray(item.vector) - np.asarray(found.vector)).max() <= _SAME)
+    )
+
+
+def _draw(drawn: list[Item], item: Item, most: int, seen: int, draw: random.Random) -> None:
+    """Keep a uniform sample of the items seen so far, this one included (reservoir sampling)."""
+    if len(drawn) < most:
+        drawn.append(item)
+    elif draw.random() < most / seen:
+        drawn[draw.randrange(most)] = item
+
+
+def _check(old: Store, new: Store, drawn: list[Item], outcome: Outcome) -> None:
+    """Counts, the sample in full, and recall: what :class:`Outcome` tells."""
+    outcome.source, outcome.target = old.count(), new.count()
+    outcome.sampled = len(drawn)
+    if not drawn:
+        return
+    for item, found in zip(drawn, new.get([item.id for item in drawn], with_vectors=True), strict=True):
+        if not _same(item, found) or old.thumbnail(item.id) != new.thumbnail(item.id):
+            outcome.different.append(str(item.id))
+    queries = np.asarray([item.vector for item in drawn], dtype=np.float32)
+    exact = old.search(queries, NEIGHBOURS, exact=True, with_metadata=False).hits
+    found_hits = new.search(queries, NEIGHBOURS, with_metadata=False).hits
+    shares = []
+    for right, hits in zip(exact, found_hits, strict=True):
+        # Equally similar items may stand for each other.
+        floor = right[-1].similarity - 1e-5
+        shares.append(min(1.0, sum(hit.similarity >= floor for hit in hits) / len(right)))
+    outcome.recall = float(np.mean(shares))
+
+
+def _kind(place: str) -> str:
+    scheme, colon, _ = place.partition(":")
+    return "" if not colon else "file" if scheme == "file" else "server"
+
+
+def _table(outcome: Outcome, index: str) -> Table:
+    table = Table(title=f"index {index}", show_header=False)
+    table.add_row("copied", f"{outcome.copied:,}")
+    table.add_row("there already, the same", f"{outcome.present:,}")
+    table.add_row("items in source / target", f"{outcome.source:,} / {outcome.target:,}")
+    table.add_row("sampled items that differ", f"{len(outcome.different)} of {outcome.sampled}")
+    table.add_row(f"recall@{NEIGHBOURS} against exact", f"{outcome.recall:.4f}")
+    return table
+
+
+def _refuse_differences(outcome: Outcome, into: str) -> None:
+    if outcome.different:
+        raise InputError(
+            f"{len(outcome.different)} of {outcome.sampled} sampled items differ in {into} (the first: "
+            f"{outcome.different[0]}); is somebody writing to either side? Copy once more"
+        )
+    if outcome.source != outcome.target:
+        raise InputError(
+            f"the source has {outcome.source:,} items and {into} {outcome.target:,}: it held others before, "
+            "or items were written meanwhile; copy once more, or into a new collection"
+        )

@@ -1,0 +1,69 @@
+"""What is larger than Milvus takes is refused before anything is sent."""
+
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from serve.store.milvus.engine import Engine
+from serve.store.milvus.records import MOST_THUMBNAIL_BYTES, merged
+from serve.store.milvus.store import MilvusStore
+from serve.store.protocol import Item, StoreError
+
+
+@pytest.fixture
+def store(lite: Engine) -> Iterator[MilvusStore]:
+    store = MilvusStore.on(lite, 4, collection=f"limits-{uuid.uuid4().hex[:8]}")
+    yield store
+    lite.call("drop_collection", "kindred_" + store.name.replace("-", "_d"))
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (Item("x", np.ones(4), thumbnail=b"x" * (MOST_THUMBNAIL_BYTES + 1)), "thumbnail"),
+        (Item("x", np.ones(4), metadata={"text": "x" * 70_000}), "Metadata"),
+        (Item("x", np.ones(4), label="ü" * 40_000), "label"),
+        (Item("ü" * 40_000, np.ones(4)), "id"),
+    ],
+)
+def test_too_large(store: MilvusStore, item: Item, words: str) -> None:
+    with pytest.raises(StoreError, match=words) as caught:
+        store.upsert([Item("good", np.ones(4)), item])
+    assert len(str(caught.value)) < 200
+    assert store.count() == 0
+
+
+def test_just_small_enough(store: MilvusStore) -> None:
+    item = Item("x" * 60_000, np.ones(4), "x" * 60_000, {"text": "x" * 60_000}, b"x" * MOST_THUMBNAIL_BYTES)
+    store.upsert([item])
+    assert store.thumbnail(item.id) == item.thumbnail
+    (found,) = store.get([item.id])
+    assert (found.id, found.label, found.metadata) == (item.id, item.label, item.metadata)
+    with pytest.raises(StoreError, match="16,384"):
+        store.search(np.ones(4), 20_000)
+
+
+def test_a_large_call_goes_in_several_messages(store: MilvusStore) -> None:
+    thumbnail = b"x" * 45_000
+    assert store.upsert(Item(n, np.eye(4)[n % 4], thumbnail=thumbnail) for n in range(900)) == 900
+    assert store.count() == 900
+    assert [item.id for item in store.scan()] == list(range(900))
+    assert store.delete(where={"id": {"gte": 10}}) == 890
+    assert store.scroll(None, 5).next is not None
+    assert [item.id for item in store.scan()] == list(range(10))
+
+
+def test_merge_patches() -> None:
+    """The examples of RFC 7396."""
+    for target, patch, result in (
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ):
+        assert merged(target, patch) == result
