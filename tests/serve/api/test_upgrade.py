@@ -70,7 +70,7 @@ def upgrading(start, tmp_path, picture, make_model):
     with Catalogue(tmp_path / "store") as catalogue:
         catalogue.create("first", old.dim, old.fingerprint)
         catalogue.set_alias("current", "first")
-    running = start(collection="current")
+    running = start(collection="current", latency_budget_ms=60_000)  # nobody is refused: see the failures
     images = [picture(seed) for seed in range(IMAGES)]
     with running.client() as client:
         for number, image in enumerate(images):
