@@ -68,6 +68,8 @@ class SearchOptions(Struct, kw_only=True, forbid_unknown_fields=True):
         exclude: Ids that are never neighbours (as JSON text in forms and queries).
         group_by: "label" keeps the best item of each label.
         exact: Scan exactly instead of asking an approximate index.
+        effort: How far an approximate index looks: efSearch of HNSW for 10 neighbours, nprobe of an inverted
+            index; the collection's when absent.
         collection: Collection or alias; the service's default when absent.
     """
 
@@ -78,6 +80,7 @@ class SearchOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     exclude: list[Id] = []
     group_by: Literal["label"] | None = None
     exact: bool = False
+    effort: Annotated[int, Meta(ge=1, le=65536)] | None = None
     collection: CollectionName | None = None
 
 

@@ -41,6 +41,7 @@ def is_plain(options: SearchOptions) -> bool:
         and not options.exclude
         and options.group_by is None
         and not options.exact
+        and options.effort is None
     )
 
 
@@ -110,6 +111,7 @@ class StoreThreads:
                 exclude=options.exclude,
                 group_by=options.group_by,
                 exact=options.exact,
+                effort=options.effort,
                 fingerprint=fingerprint,
             )
         )
@@ -128,6 +130,7 @@ class StoreThreads:
                 exclude=options.exclude,
                 group_by=options.group_by,
                 exact=options.exact,
+                effort=options.effort,
             )
         )
 

@@ -1,11 +1,15 @@
 """Approximate indexes over a segment: built from any FAISS factory string, kept in a file beside the vectors.
 
+Behind the factory string may stand how far a search looks: `HNSW32,ef=128`, `IVF1024,SQ8,nprobe=32`. Without
+that, a graph is measured when it is built and looks as far as its vectors demand.
+
 Hits carry exact similarities: where an index keeps compressed vectors, its hits are scored anew with the
 segment's own. An HNSW graph keeps no vectors at all; it looks into the segment's memory-mapped ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +24,16 @@ from serve.store.protocol import StoreError, Vectors
 faiss: Any = typed_faiss  # the types it ships lack much of what it has
 
 EXACT = "Flat"
-# Neighbours that an HNSW search keeps in view: for few hits, and per hit for many. On clusters of 20 vectors
-# recall@10 is 1.0 with these, and 0.996 where a filter halves the 46 neighbours explored (`bench_store.py`).
+# Neighbours that an HNSW search keeps in view for `_HITS` hits: at least, and at most where the vectors need
+# more. On clusters of 20 vectors that are apart, recall@10 is 1.0 with the least (`bench_store.py`).
 _VIEW = 64
-_VIEW_PER_HIT = 4
+_WIDEST_VIEW = 1024
+_HITS = 10
+# More hits take more view, per hit so much of what a few take.
+_VIEW_PER_HIT = 1 / 16
+# recall@10 that the view is chosen for, and the number of queries that measure it.
+_RECALL = 0.99
+_PROBES = 128
 # Lists that an inverted index looks into at least, of which each holds a small part of the rows.
 _PROBED = 8
 # Hits that a compressed index is asked for per hit wanted, before they are scored anew.
@@ -33,46 +43,75 @@ _STEP = 8192
 _TRAINING_ROWS = 200_000
 _ROWS_PER_LIST = 39
 _pointer = faiss.swig_ptr
+_inverted = faiss.try_extract_index_ivf
+_GRAPH = faiss.IndexHNSWFlat
+MOST_EFFORT = 65_536
 _SKIP = faiss.IO_FLAG_SKIP_STORAGE
 
 
-def check_factory(factory: str, dim: int) -> None:
+def parse(text: str) -> tuple[str, int | None]:
+    """Factory string and effort (see `FaissIndex.search`) of an index's text, None where it names none."""
+    factory, named, effort = text.rpartition("=")
+    if named and factory.endswith((",ef", ",nprobe")) and effort.isdecimal():
+        return factory.rpartition(",")[0], int(effort)
+    return text, None
+
+
+def check(text: str, dim: int) -> None:
     """Raises StoreError unless FAISS can make such an index for inner products."""
-    if factory != EXACT:
-        _made(factory, dim)
+    factory, effort = parse(text)
+    if factory == EXACT and effort is None:
+        return
+    index = None if factory == EXACT else _made(factory, dim)
+    takes = "nprobe" if _inverted(index) is not None else "ef" if isinstance(index, _GRAPH) else "nothing"
+    if effort is not None and not (f",{takes}=" in text and 1 <= effort <= MOST_EFFORT):
+        raise StoreError(
+            f"Index {text!r}: {factory} takes {takes} to say how far a search looks (1 to {MOST_EFFORT})"
+        )
 
 
 class FaissIndex:
     """A FAISS index over the rows of `vectors`."""
 
-    def __init__(self, factory: str, index: Any, vectors: Vectors) -> None:
+    def __init__(self, factory: str, index: Any, vectors: Vectors, effort: int | None = None) -> None:
         self.factory = factory
+        self.effort = effort
         self._index = index
         self._vectors = vectors
         # pytorch-metric-learning, where it is loaded too, replaces `search` by one that knows no parameters.
         self._search = getattr(index, "search_numpy", index.search)
         self._parameters: dict[int, Any] = {}
-        self.compressed = not isinstance(index, faiss.IndexHNSWFlat)
+        self.compressed = not isinstance(index, _GRAPH)
         self._storage = None if self.compressed else _lend_vectors(index, vectors)
-        inverted = faiss.try_extract_index_ivf(index)
+        inverted = _inverted(index)
         if inverted is not None:  # set once and for all: changing it between searches would be a race
-            inverted.nprobe = max(_PROBED, inverted.nlist // 16)
+            inverted.nprobe = effort or max(_PROBED, inverted.nlist // 16)
 
     @classmethod
-    def load(cls, path: Path, factory: str, vectors: Vectors) -> FaissIndex:
+    def load(cls, path: Path, factory: str, vectors: Vectors, effort: int | None = None) -> FaissIndex:
         """Reads an index that `build` wrote for these vectors."""
-        return cls(factory, faiss.read_index(str(path), _SKIP), vectors)
+        return cls(factory, faiss.read_index(str(path), _SKIP), vectors, effort)
 
-    def least(self, k: int) -> int:
+    def least(self, k: int, effort: int | None = None) -> int:
         """Neighbours that a search for `k` explores at least."""
-        return max(_VIEW, _VIEW_PER_HIT * k)
+        if self.compressed:
+            return _VIEW
+        view = effort or self.effort or _VIEW
+        return max(view, math.ceil(_VIEW_PER_HIT * view * k))
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Positions]:
-        """The `k` nearest rows as far as the index finds them; see `exact.scan`."""
+    def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions]:
+        """The `k` nearest rows as far as the index finds them; see `exact.scan`.
+
+        Args:
+            queries: (n, dim) float32, unit length.
+            k: Number of neighbours.
+            effort: How far to look: a graph's efSearch for 10 hits, an inverted index's nprobe; None as the
+                collection or the index's own measurement says.
+        """
         if not self.compressed:
-            return self._walked(queries, k, self.least(k))
+            return self._walked(queries, k, self.least(k, effort))
         wider = min(len(self._vectors), _RESCORED * k)
-        found = self._search(queries, wider)[1]
+        found = self._search(queries, wider, params=_probing(self._index, effort))[1]
         scores = np.einsum("qd,qkd->qk", queries, self._vectors[found])
         return exact.merge([(scores, found)], k)
 
@@ -87,6 +126,28 @@ class FaissIndex:
             len(queries), _pointer(queries), k, _pointer(similarities), _pointer(rows), parameters
         )
         return similarities, rows
+
+
+def demanded_effort(index: FaissIndex, vectors: Vectors) -> int | None:
+    """The efSearch with which a graph's recall@10 reaches 0.99, found by doubling; None for another index.
+
+    Stored vectors would be too easy queries: the graph was built around them. Each is moved at random, as far
+    as its nearest neighbour is away.
+    """
+    if index.compressed:
+        return None
+    rng = np.random.default_rng(0)
+    chosen = vectors[rng.integers(len(vectors), size=_PROBES)]
+    near = exact.scan(chosen, vectors, 2)[0][:, 1]
+    step = rng.standard_normal(chosen.shape, dtype=np.float32)
+    step *= (np.sqrt(np.maximum(0.0, 2.0 - 2.0 * near)) / np.linalg.norm(step, axis=1))[:, np.newaxis]
+    queries = chosen + step
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    floor = exact.scan(queries, vectors, _HITS)[0][:, -1:] - 1e-6
+    view = _VIEW
+    while view < _WIDEST_VIEW and np.mean(index.search(queries, _HITS, view)[0] >= floor) < _RECALL:
+        view *= 2
+    return view
 
 
 def can_grow(index: object) -> bool:
@@ -120,7 +181,7 @@ def build(
     index, done = _made(factory, vectors.shape[1]), 0
     if grown is not None:
         index, done = _with_own_vectors(faiss.read_index(str(grown[0]), _SKIP), vectors[: grown[1]]), grown[1]
-    inverted = faiss.try_extract_index_ivf(index)
+    inverted = _inverted(index)
     if inverted is not None and len(vectors) < _ROWS_PER_LIST * inverted.nlist:
         return False
     if not index.is_trained:
@@ -130,9 +191,22 @@ def build(
         if stop():
             return False
         index.add(vectors[start : start + _STEP])
-    flags = _SKIP if isinstance(index, faiss.IndexHNSWFlat) else 0
+    flags = _SKIP if isinstance(index, _GRAPH) else 0
     faiss.write_index(index, str(path), flags)
     return True
+
+
+def _probing(index: Any, effort: int | None) -> Any:
+    """Search parameters with which an inverted index, perhaps inside others, looks into so many lists."""
+    if effort is None:
+        return None
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _probing(faiss.downcast_index(index.index), effort)
+        return None if inner is None else faiss.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexRefine):
+        inner = _probing(faiss.downcast_index(index.base_index), effort)
+        return None if inner is None else faiss.IndexRefineSearchParameters(base_index_params=inner)
+    return faiss.SearchParametersIVF(nprobe=effort) if isinstance(index, faiss.IndexIVF) else None
 
 
 def _made(factory: str, dim: int) -> Any:

@@ -72,7 +72,7 @@ def settled(database: Database, dim: int | None, fingerprint: str | None, index:
     definition.check_fingerprint(fingerprint)
     changed = {"dim": definition.dim, "fingerprint": definition.fingerprint, "index": definition.index}
     if not database.read_only and changed.items() - kept.items():
-        approximate.check_factory(definition.index, definition.dim)
+        approximate.check(definition.index, definition.dim)
         with database.write() as connection:
             connection.executemany("INSERT OR REPLACE INTO properties VALUES (?, ?)", changed.items())
     return definition

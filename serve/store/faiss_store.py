@@ -11,11 +11,13 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from serve.store import filters, rows
+from serve.store.approximate import MOST_EFFORT
 from serve.store.database import Database
 from serve.store.definition import Tuning, settled
 from serve.store.examples import example_query
 from serve.store.folder import StoreFolder
 from serve.store.live_index import LiveIndex
+from serve.store.parts import How
 from serve.store.protocol import (
     Filter,
     Item,
@@ -88,8 +90,9 @@ class FaissStore(StoredItems):
             folder: Where the store lies.
             dim: Length of a vector; required for a new collection, checked on an old one.
             fingerprint: The model that makes the vectors; kept by a new collection, checked on an old one.
-            index: FAISS index factory string; None means "Flat" (exact) for a new collection and as it is for
-                an old one. Another one than before rebuilds the index in the background.
+            index: FAISS index factory string, perhaps with how far a search looks ("HNSW32,ef=128",
+                "IVF1024,SQ8,nprobe=32"); None means "Flat" (exact) for a new collection and as it is for an
+                old one. Another one than before rebuilds the index in the background.
             collection: Its name or alias.
             create: Create what does not exist.
             read_only: Take no lock and change nothing; sees what was there when it was opened.
@@ -190,6 +193,7 @@ class FaissStore(StoredItems):
         exact: bool = False,
         with_metadata: bool = True,
         fingerprint: str | None = None,
+        effort: int | None = None,
     ) -> SearchResult:
         """Finds the most similar items; see `Store.search`."""
         self._definition.check_fingerprint(fingerprint)
@@ -197,6 +201,8 @@ class FaissStore(StoredItems):
             raise StoreError(f"k is {k}; ask for at least one hit")
         if group_by not in (None, "label"):
             raise StoreError(f"Cannot group by {group_by!r}; group by 'label'")
+        if effort is not None and not 1 <= effort <= MOST_EFFORT:
+            raise StoreError(f"effort is {effort}; it goes from 1 to {MOST_EFFORT}")
         return self._live.search(
             Request(
                 queries=unit_rows(vectors, self.dim, "query"),
@@ -205,7 +211,7 @@ class FaissStore(StoredItems):
                 min_similarity=min_similarity,
                 exclude=tuple(rows.check_id(value) for value in exclude),
                 group_by_label=group_by is not None,
-                exact=exact,
+                how=How(exact, effort),
                 with_metadata=with_metadata,
                 index=self.index,
             )
@@ -223,6 +229,7 @@ class FaissStore(StoredItems):
         group_by: Literal["label"] | None = None,
         exact: bool = False,
         with_metadata: bool = True,
+        effort: int | None = None,
     ) -> SearchResult:
         """Finds items like the positive and unlike the negative examples; see `Store.search_examples`."""
         query, named = example_query(self, positives, negatives)
@@ -235,6 +242,7 @@ class FaissStore(StoredItems):
             group_by=group_by,
             exact=exact,
             with_metadata=with_metadata,
+            effort=effort,
         )
 
     def create_payload_index(self, field: str) -> None:

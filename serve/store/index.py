@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from serve.store import exact
-from serve.store.parts import Mask, Part, PartPlan
+from serve.store.parts import How, Mask, Part, PartPlan
 from serve.store.protocol import SearchPlan, Strategy, Vectors
 from serve.store.records import HeadRecords
 from serve.store.rows import NO_KEYS, Added, Changes, Keys
@@ -85,13 +85,13 @@ class IndexState:
         return replace(self, parts=(*rest, self.head))
 
     def search(
-        self, queries: Vectors, k: int, masks: Sequence[Mask | None], *, allow_approximate: bool, index: str
+        self, queries: Vectors, k: int, masks: Sequence[Mask | None], how: How, index: str
     ) -> tuple[Vectors, Keys, SearchPlan]:
         """Searches every part; see `Part.search`. `masks` has one filter mask (or None) for each part."""
         found: list[tuple[Vectors, Keys]] = []
         plans: list[PartPlan] = []
         for part, mask in zip(self.parts, masks, strict=True):
-            similarities, keys, part_plan = part.search(queries, k, mask, allow_approximate=allow_approximate)
+            similarities, keys, part_plan = part.search(queries, k, mask, how)
             found.append((similarities, keys))
             plans.append(part_plan)
         plan = self.plan(plans, index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serve.store.approximate import parse
 from serve.store.candidates import Candidates
 from serve.store.commits import Commits, T, Work
 from serve.store.database import Database
@@ -31,7 +32,8 @@ class LiveIndex:
         self._database = database
         self._definition = definition
         self._tuning = tuning
-        self._segments = SegmentFolder(place, database, definition.dim)
+        factory, effort = parse(definition.index)
+        self._segments = SegmentFolder(place, database, definition.dim, effort)
         with database.read() as connection:
             now = sequence(connection)
         parts, entries = self._segments.load(now, read_only=database.read_only)
@@ -47,7 +49,7 @@ class LiveIndex:
                 self._commits,
                 lambda: self._state,
                 self._swap,
-                index=definition.index,
+                index=factory,
                 tuning=tuning,
             )
             self._maintenance.start()

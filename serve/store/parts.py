@@ -30,11 +30,19 @@ _ROWS_PER_NEIGHBOUR = 20
 class Approximate(Protocol):
     """An approximate index over a part's rows."""
 
-    def least(self, k: int) -> int:
+    def least(self, k: int, effort: int | None = None) -> int:
         """Neighbours that a search for `k` explores at least."""
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Positions]:
+    def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions]:
         """As `exact.scan`, perhaps missing some."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How the caller wants a search done: without approximate indexes, or with these looking so far."""
+
+    exact: bool = False
+    effort: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +113,14 @@ class Part:
         return mask
 
     def search(
-        self, queries: Vectors, k: int, passing: Mask | None, *, allow_approximate: bool
+        self, queries: Vectors, k: int, passing: Mask | None, how: How = How()
     ) -> tuple[Vectors, Keys, PartPlan]:
         """As `find`, with the rows' keys (−1 where there are fewer hits) instead of their positions."""
-        similarities, rows, plan = self.find(queries, k, passing, allow_approximate=allow_approximate)
+        similarities, rows, plan = self.find(queries, k, passing, how)
         return similarities, np.where(rows < 0, -1, self.keys[rows]), plan
 
     def find(
-        self, queries: Vectors, k: int, passing: Mask | None, *, allow_approximate: bool
+        self, queries: Vectors, k: int, passing: Mask | None, how: How = How()
     ) -> tuple[Vectors, Positions, PartPlan]:
         """The `k` best rows of each query among the live ones that pass.
 
@@ -120,7 +128,7 @@ class Part:
             queries: (n, dim) float32, unit length.
             k: Number of neighbours.
             passing: (rows,) True where a filter passes; None passes all.
-            allow_approximate: Use the approximate index where it pays.
+            how: How to search.
 
         Returns:
             Similarities (n, ≤k) descending, their rows (−1 where there are fewer), and the plan.
@@ -133,10 +141,10 @@ class Part:
         rate = candidates / len(self.keys)
         # So many that k of them should pass; a filter against the query's surroundings leaves fewer.
         explored = k if wanted is None else min(len(self.keys), int(1.5 * k / rate) + 16)
-        index = self.approximate if allow_approximate else None
-        if index is not None and candidates > _ROWS_PER_NEIGHBOUR * max(explored, index.least(k)):
+        index = None if how.exact else self.approximate
+        if index is not None and candidates > _ROWS_PER_NEIGHBOUR * index.least(explored, how.effort):
             strategy: Strategy = "approximate"
-            similarities, rows = index.search(queries, explored)
+            similarities, rows = index.search(queries, explored, how.effort)
         elif rate * _ORDERLY >= 1:
             strategy = "exact"
             similarities, rows = self._scan(queries, explored)

@@ -257,6 +257,7 @@ class Store(Protocol):
         exact: bool = False,
         with_metadata: bool = True,
         fingerprint: str | None = None,
+        effort: int | None = None,
     ) -> SearchResult:
         """Finds the `k` most similar items of each query.
 
@@ -270,6 +271,8 @@ class Store(Protocol):
             exact: Do not use an approximate index.
             with_metadata: False leaves labels and metadata of hits empty, which is faster.
             fingerprint: The model that made the queries; None does not check.
+            effort: How far an approximate index looks: efSearch of HNSW (for 10 hits; more hits take more),
+                nprobe of an inverted index; None as the collection says.
 
         Raises:
             DimensionMismatch: A query has the wrong length.
@@ -290,6 +293,7 @@ class Store(Protocol):
         group_by: Literal["label"] | None = None,
         exact: bool = False,
         with_metadata: bool = True,
+        effort: int | None = None,
     ) -> SearchResult:
         """Finds items like the positive examples and unlike the negative ones; `hits` has one list.
 

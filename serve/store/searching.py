@@ -20,7 +20,7 @@ from serve.store.commits import Commits
 from serve.store.database import Database
 from serve.store.filters import EVERYTHING, Condition
 from serve.store.index import IndexState
-from serve.store.parts import Mask
+from serve.store.parts import How, Mask
 from serve.store.protocol import Hit, ItemId, SearchPlan, SearchResult, Vectors
 from serve.store.rows import Keys, keys_of_ids, read_records
 
@@ -38,7 +38,7 @@ class Request:
     min_similarity: float | None
     exclude: tuple[ItemId, ...]
     group_by_label: bool
-    exact: bool
+    how: How
     with_metadata: bool
     index: str
 
@@ -111,9 +111,7 @@ class Searching:
                 continue
             if part.records is None:
                 return None
-            similarities, rows, plan = part.find(
-                request.queries, request.k, None, allow_approximate=not request.exact
-            )
+            similarities, rows, plan = part.find(request.queries, request.k, None, request.how)
             plans.append(plan)
             similarities, rows = similarities[0], rows[0]
             if rows[-1] < 0:
@@ -147,8 +145,8 @@ class Searching:
             queries,
             request.k + len(excluded),
             masks,
-            allow_approximate=not request.exact,
-            index=request.index,
+            request.how,
+            request.index,
         )
         if len(excluded):
             out = np.isin(keys, excluded)

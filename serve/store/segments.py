@@ -18,7 +18,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Entry:
         index: Factory string of its index.
         files: Checksums by file name.
         sequence: Number of the last write whose edits its records contain.
+        effort: How far a search has to look in the graph, as measured when it was built.
     """
 
     name: str
@@ -57,17 +58,19 @@ class Entry:
     index: str
     files: dict[str, str]
     sequence: int = 0
+    effort: int | None = None
 
 
 class SegmentFolder:
     """The segments of one collection."""
 
-    def __init__(self, place: Path, database: Database, dim: int) -> None:
+    def __init__(self, place: Path, database: Database, dim: int, effort: int | None) -> None:
         self._place = place
         self._folder = place / "segments"
         self._database = database
         self._store_id = database.store_id
         self._dim = dim
+        self._effort = effort
 
     def load(self, sequence: int, *, read_only: bool) -> tuple[list[Part], dict[str, Entry]]:
         """Every undamaged segment of the manifest; deletes others unless it is to read only.
@@ -111,7 +114,8 @@ class SegmentFolder:
         vectors = self._vectors(entry)
         index = None
         if "index.faiss" in entry.files:
-            index = FaissIndex.load(folder / "index.faiss", entry.index, vectors)
+            effort = self._effort or entry.effort
+            index = FaissIndex.load(folder / "index.faiss", entry.index, vectors, effort)
         device = copy_to_device(vectors) if index is None else None
         records = SegmentRecords(folder) if TEXT in entry.files else None
         return Part(
@@ -181,6 +185,8 @@ class SegmentFolder:
                 with disk_errors(path):
                     if approximate.build(index, vectors, path, grown=grown, threads=threads, stop=stop):
                         files["index.faiss"] = sync_file(path)
+                        built = FaissIndex.load(path, index, vectors)
+                        entry = replace(entry, effort=approximate.demanded_effort(built, vectors))
             if stop():
                 shutil.rmtree(folder, ignore_errors=True)
                 return None

@@ -66,9 +66,11 @@ class IndexType:
             [self.name, *(f"{name}={value}" for name, value in (self.build | self.search).items())]
         )
 
-    def search_parameters(self, k: int) -> _Parameters:
-        """Parameters of a search for `k` neighbours; a graph must look at no fewer."""
+    def search_parameters(self, k: int, effort: int | None = None) -> _Parameters:
+        """Parameters of a search for `k` neighbours; a graph must look at no fewer. See `Store.search`."""
         found = dict(self.search)
+        if effort is not None:
+            found |= {name: effort for name in ("ef", "nprobe") if name in found}
         if "ef" in found:
             found["ef"] = max(int(found["ef"]), k)
         return found

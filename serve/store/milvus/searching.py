@@ -42,6 +42,7 @@ class Request:
     group_by_label: bool
     exact: bool
     with_metadata: bool
+    effort: int | None = None
 
 
 def excluding(condition: str, ids: Sequence[ItemId]) -> str:
@@ -86,7 +87,7 @@ class Searching:
 
     def _asked(self, request: Request) -> list[list[Hit]]:
         """Asks Milvus."""
-        parameters = self._definition.index.search_parameters(request.k)
+        parameters = self._definition.index.search_parameters(request.k, request.effort)
         at_a_time = max(1, _MOST_HITS // request.k)
         found: list[list[Hit]] = []
         for start in range(0, len(request.queries), at_a_time):

@@ -267,6 +267,7 @@ class MilvusStore:
         exact: bool = False,
         with_metadata: bool = True,
         fingerprint: str | None = None,
+        effort: int | None = None,
     ) -> SearchResult:
         """Finds the most similar items; see `Store.search`."""
         self._definition.check_fingerprint(fingerprint)
@@ -284,6 +285,7 @@ class MilvusStore:
             group_by_label=group_by is not None,
             exact=exact,
             with_metadata=with_metadata,
+            effort=effort,
         )
         self._open()
         return self._searching.run(request)
@@ -300,6 +302,7 @@ class MilvusStore:
         group_by: Literal["label"] | None = None,
         exact: bool = False,
         with_metadata: bool = True,
+        effort: int | None = None,
     ) -> SearchResult:
         """Finds items like these and unlike those: their vectors are read first, then searched by."""
         query, named = example_query(self, positives, negatives)
@@ -312,6 +315,7 @@ class MilvusStore:
             group_by=group_by,
             exact=exact,
             with_metadata=with_metadata,
+            effort=effort,
         )
 
     def count(self, where: Filter | None = None) -> int:
