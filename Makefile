@@ -10,7 +10,7 @@ READY   := .venv/.ready-$(FLAVOUR)
 export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint format lock clean
+.PHONY: help install demo test contract soak lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ demo: $(READY) ## Draw glyphs, train on them, evaluate, and open a visual search
 
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+contract: $(READY) ## Run the tests of what every store does, also over a Milvus if KINDRED_MILVUS_URI names one
+	$(BIN)/python -m pytest tests/serve/store/contract $(ARGS)
 
 soak: $(READY) ## Kill, load and fuzz the service for many minutes
 	PYTHONPATH=. $(BIN)/python tests/soak/store_kill.py

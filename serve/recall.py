@@ -9,7 +9,7 @@ import numpy as np
 
 from serve.observability import log
 from serve.service import Service
-from serve.store.protocol import Store, Vectors
+from serve.store.protocol import Store, Unsupported, Vectors
 
 K = 10
 SAMPLES = 16
@@ -50,6 +50,9 @@ async def watch(service: Service, seconds: float) -> None:
             try:
                 store = service.collections.get(name)
                 recall, queries = await service.threads.call(functools.partial(measure, store))
+            except Unsupported as error:
+                log.info("recall of %s is not measured: %s", name, error)
+                continue
             except Exception:  # noqa: BLE001  (watching must not end, nor harm the service)
                 log.warning("recall of %s could not be measured", name, exc_info=True)
                 continue

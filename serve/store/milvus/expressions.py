@@ -110,9 +110,11 @@ class _Translation:
             texts = ", ".join(quoted(str(value)) for value in values)
             return _leaf(f"label in [{texts}]" if texts else NEVER, "label is null", hold)
         name = field.partition(".")[2]
+        # Apart: a list of integers and floats is more than some versions compare.
         kinds = (
             (TEXT, [value for value in values if isinstance(value, str)]),
-            (NUMBER, [value for value in values if not isinstance(value, str)]),
+            (NUMBER, [value for value in values if isinstance(value, int)]),
+            (NUMBER, [value for value in values if isinstance(value, float)]),
         )
         parts = [self._facet_in(kind + name, alike, hold) for kind, alike in kinds if alike]
         return _joined(parts, conjunction=not hold)

@@ -1,0 +1,123 @@
+"""Copies between stores: whole, resumed, checked."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from app import index_copy
+from app.index_copy import copy, copy_items
+from models.errors import InputError
+from serve.store.faiss_store import FaissStore
+from serve.store.opening import open_store
+from serve.store.protocol import Item
+
+DIM = 12
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """120 items with everything an item can have; pages of 25 make several rounds."""
+    monkeypatch.setattr(index_copy, "PAGE", 25)
+    rng = np.random.default_rng(0)
+    with FaissStore.open(tmp_path / "source", dim=DIM, fingerprint="model") as store:
+        store.upsert(
+            Item(
+                n if n % 2 else f"item {n}",
+                rng.standard_normal(DIM),
+                None if n % 5 == 0 else f"label {n % 5}",
+                {"n": n, "nested": {"x": [1, "a", None]}} if n % 3 else {},
+                b"image %d" % n if n % 4 == 0 else None,
+            )
+            for n in range(120)
+        )
+        store.create_payload_index("label")
+    return tmp_path / "source"
+
+
+def contents(place: str | Path) -> list[tuple[Any, ...]]:
+    with open_store(place) as store:
+        return [
+            (
+                item.id,
+                item.label,
+                item.metadata,
+                store.thumbnail(item.id),
+                np.asarray(item.vector).round(5).tolist(),
+            )
+            for item in store.scan(with_vectors=True)
+        ]
+
+
+def test_to_milvus_and_back_nothing_changes(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    milvus = f"file:{tmp_path / 'lite'}"
+    copy(str(source), milvus, index_type="HNSW", sample=40)
+    told = capsys.readouterr().out
+    assert "120 / 120" in told
+    assert "0 of 40" in told
+    copy(milvus, str(tmp_path / "back"))
+    assert contents(tmp_path / "back") == contents(source) == contents(milvus)
+    with open_store(milvus) as store:
+        assert (store.fingerprint, store.stats().payload_indexes) == ("model", ("label",))
+    copy(str(source), milvus)
+    told = capsys.readouterr().out
+    assert "there already, the same" in told
+    with pytest.raises(InputError, match="takes vectors|model"):
+        FaissStore.open(tmp_path / "other", dim=3).close()
+        copy(str(tmp_path / "other"), milvus)
+
+
+def test_an_interrupted_copy_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = []
+
+    def stop_at_the_third(*arguments: Any) -> None:
+        if len(pages) == 2:
+            raise KeyboardInterrupt
+        pages.append(arguments)
+        copy_page(*arguments)
+
+    copy_page = index_copy._copy_page
+    monkeypatch.setattr(index_copy, "_copy_page", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        copy(str(source), str(tmp_path / "target"))
+    monkeypatch.setattr(index_copy, "_copy_page", copy_page)
+    with FaissStore.open(source, read_only=True) as old, FaissStore.open(tmp_path / "target") as new:
+        assert new.count() == 50
+        outcome = copy_items(old, new, Console(quiet=True))
+    assert (outcome.copied, outcome.present, outcome.different, outcome.recall) == (70, 50, [], 1.0)
+    assert contents(tmp_path / "target") == contents(source)
+
+
+def test_what_differs_is_brought_over_and_what_is_too_much_is_said(source: Path, tmp_path: Path) -> None:
+    copy(str(source), str(tmp_path / "target"))
+    with FaissStore.open(source) as old:
+        old.update(1, {"label": "changed"})
+    copy(str(source), str(tmp_path / "target"))
+    assert sorted(contents(tmp_path / "target"), key=str) == sorted(contents(source), key=str)
+    with FaissStore.open(tmp_path / "target") as new:
+        new.upsert([Item("of somebody else", np.ones(DIM))])
+    with pytest.raises(InputError, match="121"):
+        copy(str(source), str(tmp_path / "target"))
+
+
+def test_the_check_finds_what_was_not_copied(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy(str(source), str(tmp_path / "target"))
+    with FaissStore.open(tmp_path / "target") as new:
+        (item,) = new.get(["item 0"], with_vectors=True)
+        new.upsert([Item(item.id, item.vector, item.label, item.metadata, b"another thumbnail")])
+    with pytest.raises(InputError, match="1 of 120 sampled items differ"):
+        copy(str(source), str(tmp_path / "target"))
+
+
+def test_copying_onto_itself_or_from_nothing_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="both"):
+        copy(str(source), str(source))
+    with pytest.raises(InputError, match="no store"):
+        copy(str(tmp_path / "none"), str(tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
