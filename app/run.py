@@ -132,8 +132,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: D102
         due = time.monotonic() - self._saved_at > self.seconds
-        # Every rank takes part in writing a checkpoint, so rank 0's clock decides for all.
-        if trainer.strategy.broadcast(due):
+        # After an epoch's last batch comes its validation, which a run resumed from here would leave out, and
+        # then a checkpoint anyway. Every rank takes part in writing one, so rank 0's clock decides for all.
+        if trainer.strategy.broadcast(due) and not trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: D102

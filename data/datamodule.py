@@ -14,6 +14,7 @@ from torch import nn
 
 from data.augment import Preset, make_augmentation
 from data.dataset import ImageDataset
+from data.grouping import groups_by_column
 from data.loader import EvaluationBatches, ImageLoader
 from data.pixel_cache import CacheKind, PixelCache, cache_key, open_cache
 from data.sampling import PKBatchSampler, SmallClasses
@@ -104,6 +105,7 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = min(8, (cores or 1) - 1) if num_workers is None else num_workers
         self.cache, self.cache_bytes, self.seed = cache, int(cache_gigabytes * 2**30), seed
         self._train_loader: ImageLoader | None = None
+        self._resume: dict[str, Any] | None = None
         self._loaders: list[ImageLoader] = []
 
     def __str__(self) -> str:
@@ -182,6 +184,9 @@ class ImageDataModule(LightningDataModule):
             class_names=self.class_names,
         )
         self._train_loader = self._loader(dataset, batches)
+        if self._resume is not None:
+            self._train_loader.load_state_dict(self._resume)
+            self._resume = None
         return self._train_loader
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
@@ -225,15 +230,21 @@ class ImageDataModule(LightningDataModule):
         return {name: reason for loader in self._loaders for name, reason in loader.corrupt.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The split's hash, for the checkpoint."""
-        return {"split_hash": self.split_hash}
+        """The split's hash and the place in the training batches, for the checkpoint.
+
+        Lightning keeps a loader's state too, but does not restore it where the optimizer's schedule has
+        asked for the number of steps, and with it for the loader, before the checkpoint is read.
+        """
+        loader = self._train_loader
+        return {"split_hash": self.split_hash, "batches": loader.state_dict() if loader else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume training on another split, and warn of evaluating on one.
+        """Go on at the next batch; refuse to resume on another split, and warn of evaluating on one.
 
         Raises:
             InputError: The checkpoint was trained on another split.
         """
+        self._resume = state_dict.get("batches")
         if state_dict["split_hash"] == self.split_hash:
             return
         message = (
@@ -247,13 +258,7 @@ class ImageDataModule(LightningDataModule):
     def _groups(self) -> NDArray[np.int64] | None:
         if self.group_by is None:
             return None
-        if self.group_by not in self.table.metadata:
-            known = ", ".join(self.table.metadata) or "none"
-            raise InputError(f"group_by: the data have no column {self.group_by!r}; they have: {known}")
-        rows = self.parts.rows("train")
-        first = np.unique(self._train_labels[1], return_index=True)[1]
-        values = self.table.metadata[self.group_by].take(rows[first]).to_pylist()
-        groups = np.unique(np.array([str(value) for value in values]), return_inverse=True)[1]
+        groups = groups_by_column(self.table, self.parts.rows("train"), self.group_by)
         return np.tile(groups, 4) if self.rotations_as_classes else groups
 
     def _dataset(

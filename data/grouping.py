@@ -1,4 +1,4 @@
-"""Confusable classes together in a batch: the hard-class curriculum."""
+"""Confusable classes together in a batch: by a column of the data, or by the hard-class curriculum."""
 
 import numpy as np
 import torch
@@ -8,8 +8,31 @@ from numpy.typing import NDArray
 from data.dataset import ImageDataset
 from data.loader import ImageLoader
 from data.sampling import PKBatchSampler
+from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import ImageError
+
+
+def groups_by_column(table: ImageTable, rows: NDArray[np.int64], column: str) -> NDArray[np.int64]:
+    """Groups of classes by a column of the table, such as "coarse" or "alphabet".
+
+    Args:
+        table: All images.
+        rows: The training images.
+        column: Its value at a class's first image is the class's group.
+
+    Returns:
+        Group of each class among ``rows``, in the order of their labels, int64 of shape (C,).
+
+    Raises:
+        InputError: No such column.
+    """
+    if column not in table.metadata:
+        known = ", ".join(table.metadata) or "none"
+        raise InputError(f"group_by: the data have no column {column!r}; they have: {known}")
+    first = np.unique(table.labels[rows], return_index=True)[1]
+    values = table.metadata[column].take(rows[first]).to_pylist()
+    return np.unique(np.array([str(value) for value in values]), return_inverse=True)[1].astype(np.int64)
 
 
 def similarity_groups(

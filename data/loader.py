@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -98,6 +99,8 @@ class ImageLoader:
             collate_fn=_unchanged,  # the dataset makes whole batches
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            # Of its own: starting an epoch then leaves the training's random numbers alone.
+            generator=torch.Generator(),
         )
         self._consumed = 0
         self._resume: tuple[int, int] | None = None

@@ -8,6 +8,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
 
+from models.callbacks.random_state import RandomState
 from models.callbacks.renorm import RenormScheduleCallback
 from models.errors import InputError
 from models.gathering import gather_rows, gather_with_gradient
@@ -226,13 +227,13 @@ class MetricLearner(LightningModule):
             )
 
     def configure_callbacks(self) -> list[Callback]:
-        """Batch Renormalization's schedule (the paper's), where the Trainer was not given another one."""
+        """Random states in checkpoints; Batch Renormalization's schedule where there is no other."""
         own = any(
             isinstance(callback, RenormScheduleCallback)
             for callback in getattr(self.trainer, "callbacks", [])
         )
         needed = self.architecture.normalization in ("renorm", "sync_renorm") and not own
-        return [RenormScheduleCallback()] if needed else []
+        return [RandomState(), *([RenormScheduleCallback()] if needed else [])]
 
     def configure_optimizers(self) -> Any:
         """Optimizer over all parameters that train (a loss's proxies included), and the schedule in steps."""

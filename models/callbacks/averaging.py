@@ -15,10 +15,9 @@ class MovingAverage(WeightAveraging):
     included.
 
     The average follows after every optimizer step: average ← decay · average + (1 − decay) · current. Early
-        on the
-    decay is smaller, (1 + n) / (10 + n) after n updates, so that the first weights are soon forgotten. Of
-    Batch Renormalization's layers the standard deviation is averaged, not the variance, as the layer itself
-    does.
+    on the decay is smaller, (1 + n) / (10 + n) after n updates, so that the first weights are soon
+    forgotten. Of Batch Renormalization's layers the standard deviation is averaged, not the variance, as
+    the layer itself does.
 
     Args:
         decay: how slowly the average follows; 0.999 remembers about a thousand steps.

@@ -1,0 +1,57 @@
+"""Random states in checkpoints: dropout and sampling miners go on where an interrupted run stopped."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from models.errors import InputError
+
+
+class RandomState(Callback):
+    """Keeps the states of Python's, numpy's and torch's generators (CPU and CUDA) in checkpoints.
+
+    They are put back just before the first training batch after resuming, when everything that draws numbers
+    on the way there has done so.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and tensors, which load without running code."""
+        name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global generator is the subject
+        return {
+            "python": random.getstate(),
+            "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember what to put back."""
+        self._found = state_dict
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Put the states back, once.
+
+        Raises:
+            InputError: they are damaged.
+        """
+        del trainer, pl_module
+        if self._found is None:
+            return
+        found, self._found = self._found, None
+        try:
+            random.setstate(found["python"])
+            name, keys, *rest = found["numpy"]
+            np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+            torch.set_rng_state(found["torch"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint's random states are damaged ({error}); resume an older one"
+            ) from error
+        if torch.cuda.is_available() and len(found["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(found["cuda"])
