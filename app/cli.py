@@ -25,6 +25,7 @@ app = App(
 # modules are imported only when their command is called.
 app.command("app.demo:demo", help="Draw data, train, evaluate and serve: the whole product in one command")
 app.command("app.evaluate:evaluate", help="Measure exact recall@k of bundles, checkpoints or embeddings")
+app.command("app.embed.command:embed", help="Embed images into Parquet files, on any number of devices")
 app.command("app.index:app", name="index", help="Embed images into a store; index tune picks the index type")
 app.command("app.serve:serve", help="Serve a bundle and its store over HTTP, with a search page")
 app.command("app.search:search", help="Search a running service by image and print the neighbours")

@@ -1,10 +1,8 @@
-"""``kindred index``: embed the images of a source into a store, or into a running service."""
+"""``kindred index``: put images, or embeddings of them, into a store or a running service."""
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from cyclopts import App
@@ -12,19 +10,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from app.embed.importing import complete_plan, import_embeddings
+from app.index_target import Target, open_target
 from data.sources import open_source
 from data.splits import select_split
 from data.table import ImageTable
 from models.bundle import Bundle
 from models.errors import InputError
 from models.preprocess import ImageError, decode_image
-from serve.client import Client, ServiceError
-from serve.client.remote import RemoteCollection
 from serve.embedding.decode import jpeg_thumbnail
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item, ItemId
+from serve.store.protocol import Item
 
-app = App(name="index", help="Embed the images of a source into a store that can be searched.")
+app = App(name="index", help="Put images, or embeddings of them, into a store that can be searched.")
+app.command("app.index_copy:copy", help="Copy a collection to another store, and check the copy")
 app.command("app.tune:tune", help="Pick the index type and its parameters on your own vectors")
 
 # Items a transaction: large enough that waiting for the disk is rare, small enough that Ctrl-C loses little.
@@ -33,28 +31,13 @@ CHUNK = 1024
 Rows = NDArray[np.int64]
 
 
-class Target(Protocol):
-    """What can be filled: a store, or a collection of a running service."""
-
-    def get(self, ids: Sequence[ItemId], /) -> Sequence[object | None]:
-        """Items in the order of ``ids``, None where there is none."""
-
-    def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
-        """Store items; returns how many."""
-
-    def count(self) -> int:
-        """Number of items."""
-
-    def snapshot(self) -> None:
-        """Make the next start quick."""
-
-
 @app.default
 def index(
     *,
-    bundle: Path,
-    data: str,
-    store: Path | None = None,
+    bundle: Path | None = None,
+    data: str | None = None,
+    embeddings: Path | None = None,
+    store: str | None = None,
     url: str | None = None,
     split: str | None = None,
     collection: str = "default",
@@ -64,7 +47,7 @@ def index(
     refresh: bool = False,
     device: str = "auto",
 ) -> None:
-    """Embed the images of a source into a store that can be searched.
+    """Put images, or embeddings of them, into a store that can be searched.
 
     Ids are the images' paths inside the source. Images that the store already has are left alone, so an
     interrupted run goes on where it stopped. Broken images are named, counted and skipped.
@@ -72,7 +55,9 @@ def index(
     Args:
         bundle: Folder of the model.
         data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
-        store: Folder of the store; made when missing. No service may have it open.
+        embeddings: Instead of bundle and data, a folder that kindred embed wrote; without thumbnails.
+        store: Folder of the store; made when missing. No service may have it open. Or the address of a
+            Milvus, such as milvus://host:19530.
         url: Address of a running service to fill instead, such as http://127.0.0.1:8000; a missing collection
             is made there. The key, where the service wants one, is taken from KINDRED_WRITE_KEY.
         split: Only this part of the source: train, val or test. All of it by default.
@@ -84,22 +69,18 @@ def index(
         refresh: Embed again what the store already has.
         device: "auto", "cpu" or "cuda".
     """
-    if (store is None) == (url is None):
-        raise InputError("index: give either --store FOLDER or --url ADDRESS of a running service")
+    if embeddings is not None:
+        if bundle is not None or data is not None or split is not None:
+            raise InputError("--embeddings says it all; leave --bundle, --data and --split out")
+        plan = complete_plan(embeddings)
+        with open_target(store, url, collection, plan.dim, plan.fingerprint, index_type) as target:
+            import_embeddings(target, embeddings, plan, refresh=refresh)
+        return
+    if bundle is None or data is None:
+        raise InputError("give --bundle and --data, or --embeddings with a folder that kindred embed wrote")
     model = Bundle.load(bundle, device)
     table = select_split(open_source(data).table(), split)
-    if url is not None:
-        with Client(url, key=os.environ.get("KINDRED_WRITE_KEY")) as client:
-            try:
-                remote = RemoteCollection(client, collection, model.dim, model.fingerprint, index_type)
-                fill_store(
-                    remote, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh
-                )
-            except ServiceError as error:
-                raise InputError(f"{url}: {error}") from error
-        return
-    assert store is not None  # noqa: S101  (one of the two is given)
-    with FaissStore.open(store, model.dim, model.fingerprint, index_type, collection=collection) as target:
+    with open_target(store, url, collection, model.dim, model.fingerprint, index_type) as target:
         fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
 
 

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from models.bundle import Bundle
+from models.network import Architecture, EmbeddingNetwork
+from models.preprocess import Preprocess
 
 CLASSES = ("circle", "cross", "stripe", "square", "dots", "wave", "star", "ring")
 
@@ -32,6 +37,13 @@ def write_images(folder: Path, classes: int = 8, images: int = 8, side: int = 32
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images")
+
+
+@pytest.fixture
+def bundle_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    architecture = Architecture(backbone="conv4", embedding_dim=16)
+    return Bundle(EmbeddingNetwork(architecture), architecture, Preprocess(size=28)).save(tmp_path / "bundle")
 
 
 @pytest.fixture

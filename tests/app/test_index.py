@@ -16,13 +16,6 @@ from serve.store.faiss_store import FaissStore
 
 
 @pytest.fixture
-def bundle_folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    architecture = Architecture(backbone="conv4", embedding_dim=16)
-    return Bundle(EmbeddingNetwork(architecture), architecture, Preprocess(size=28)).save(tmp_path / "bundle")
-
-
-@pytest.fixture
 def options(bundle_folder: Path, image_folder: Path, tmp_path: Path) -> list[str]:
     return ["index", f"--bundle={bundle_folder}", f"--data={image_folder}", f"--store={tmp_path / 'store'}"]
 

@@ -1,0 +1,170 @@
+"""``kindred embed``: turn images into sharded Parquet files of vectors."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerStatus
+from numpy.typing import NDArray
+from rich.console import Console
+
+from app.embed.plan import REJECTS, Plan, begin, content_of, versions
+from app.embed.predict import Embedder
+from app.embed.shards import finish, missing_shards
+from app.embed.writing import EmbedProgress, ShardWriter
+from app.quiet import quieten
+from data.sources import open_source
+from data.splits import PARTS, split_classes
+from data.table import ImageTable
+from models.bundle import Bundle
+from models.errors import InputError
+
+# Processes wait for each other at the end only, and the last shard of one may take long.
+_PATIENCE = timedelta(days=7)
+
+
+def embed(
+    *,
+    bundle: Path,
+    data: str,
+    out: Path,
+    split: str | None = None,
+    devices: str = "auto",
+    accelerator: str = "auto",
+    nodes: int = 1,
+    batch_size: int = 64,
+    workers: int | None = None,
+    shard_rows: int = 16_384,
+) -> None:
+    """Turn images into sharded Parquet files of vectors, on any number of devices.
+
+    Run the same command again after an interruption of any kind, with as many devices as you like: finished
+    shards are kept, every image is embedded exactly once. Broken images are listed in rejects.csv and left
+    out. kindred index --embeddings reads the folder into a store.
+
+    Args:
+        bundle: Folder of the model.
+        data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
+        out: Folder of the shards; made when missing.
+        split: Only this part of the source: train, val or test. All of it by default.
+        devices: How many devices of each node: a number, or auto for all there are (of CPUs, one).
+        accelerator: auto, cpu, gpu or any other that Lightning knows.
+        nodes: How many machines take part; start the command on each with torchrun or SLURM.
+        batch_size: Images a forward pass.
+        workers: Processes that read images, for each device; by default the cores are divided among the
+            devices.
+        shard_rows: Images a file.
+    """
+    for name, value in (("nodes", nodes), ("batch-size", batch_size), ("shard-rows", shard_rows)):
+        if value < 1:
+            raise InputError(f"--{name} {value}: must be at least 1")
+    model = Bundle.load(bundle, device="cpu")  # Lightning moves it
+    table = open_source(data).table()
+    rows = _rows(table, split)
+    source = str(Path(data).expanduser().absolute()) if Path(data).expanduser().exists() else data
+    wanted = Plan(
+        model.fingerprint,
+        model.dim,
+        source,
+        split,
+        content_of(table, rows),
+        len(rows),
+        shard_rows,
+        versions(),
+    )
+    plan = begin(out, wanted)
+    console = Console()
+    if not missing_shards(out, plan):
+        console.print(_summary(out, finish(out, plan)))
+        return
+    quieten()
+    embedder = Embedder(model, table, rows, out, plan, batch_size=batch_size, workers=workers)
+    writer = ShardWriter(embedder)
+    trainer = _trainer(devices, accelerator, nodes, [writer, EmbedProgress(writer)])
+    started = time.perf_counter()
+    with _named_in_one_file():
+        _predict(trainer, embedder)
+    share = embedder.waiting_share
+    trainer.strategy.barrier("shards written")
+    if trainer.is_global_zero:
+        seconds = time.perf_counter() - started
+        count = sum(len(plan.places(shard)) for shard in embedder.missing)
+        console.print(_summary(out, finish(out, plan)))
+        console.print(
+            f"{count:,} of them now, in {seconds:.1f} s on {trainer.world_size} "
+            f"{'device' if trainer.world_size == 1 else 'devices'}: {count / seconds:,.0f} images/s, "
+            f"{share:.0%} of the time waiting for data"
+        )
+
+
+def _rows(table: ImageTable, split: str | None) -> NDArray[np.int64]:
+    """Rows of one part of the source's split, without a copy of the table."""
+    if split in ("all", None):
+        return np.arange(len(table))
+    if split not in PARTS:
+        raise InputError(f"split {split!r} is none of all, {', '.join(PARTS)}")
+    rows = np.flatnonzero(split_classes(table).parts == PARTS.index(split))
+    if not len(rows):
+        raise InputError(f"{table.roots[0]}: the split has no {split} images")
+    return rows
+
+
+def _trainer(devices: str, accelerator: str, nodes: int, callbacks: list[Any]) -> Trainer:
+    if devices != "auto" and (not devices.isdecimal() or int(devices) < 1):
+        raise InputError(f"--devices {devices}: give a number of devices, or auto")
+    strategy: Any = "auto"
+    several_gpus = devices == "auto" and accelerator != "cpu" and torch.cuda.device_count() > 1
+    if nodes > 1 or several_gpus or (devices != "auto" and int(devices) > 1):
+        strategy = DDPStrategy(timeout=_PATIENCE)
+    try:
+        return Trainer(
+            accelerator=accelerator,
+            devices=devices if devices == "auto" else int(devices),
+            num_nodes=nodes,
+            strategy=strategy,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--devices {devices} --accelerator {accelerator}: {reason}") from error
+
+
+def _predict(trainer: Trainer, embedder: Embedder) -> None:
+    try:
+        trainer.predict(embedder, return_predictions=False)
+    except SystemExit:  # which Lightning makes of Ctrl-C
+        if trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _named_in_one_file() -> Iterator[None]:
+    """Keeps the loader from logging every broken image: rejects.csv names them all."""
+    log = logging.getLogger("data.loader")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _summary(out: Path, figures: dict[str, int]) -> str:
+    text = f"{figures['embedded']:,} of {figures['images']:,} images have vectors in {out}"
+    return text + (
+        f", {figures['rejected']:,} are broken: see {out / REJECTS}" if figures["rejected"] else ""
+    )

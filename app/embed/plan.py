@@ -1,0 +1,159 @@
+"""Which images belong to which shard: decided once and kept beside the shards.
+
+The plan does not depend on how many processes take part, so a run that was killed can go on with more or
+fewer of them, and no image is left out or comes twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from data.table import ImageTable
+from models.errors import InputError
+from serve.store.files import disk_errors, replace_file
+
+FORMAT = 1
+MANIFEST = "embeddings.json"
+REJECTS = "rejects.csv"
+
+# What decides whether a folder can be gone on with, and how the command line names it.
+_DECISIVE = {
+    "fingerprint": "bundle",
+    "dim": "bundle",
+    "source": "data",
+    "split": "split",
+    "shard_rows": "shard-rows",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work of one folder of embeddings.
+
+    Attributes:
+        fingerprint: Of the bundle that makes the vectors.
+        dim: Length of a vector.
+        source: What was embedded, as it was named.
+        split: Which part of it; None for all.
+        content: SHA-256 over names and labels of the images in their order.
+        images: How many there are.
+        shard_rows: Images a shard; the last one has what is left.
+        versions: Of the libraries that the run began with.
+    """
+
+    fingerprint: str
+    dim: int
+    source: str
+    split: str | None
+    content: str
+    images: int
+    shard_rows: int
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.images // self.shard_rows)
+
+    def places(self, shard: int) -> range:
+        """The images of a shard, as places in the order of the plan."""
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.images))
+
+    def file(self, shard: int) -> str:
+        """Name of a shard's file."""
+        return f"part-{shard:06d}.parquet"
+
+
+def content_of(table: ImageTable, rows: NDArray[np.int64]) -> str:
+    """SHA-256 over which images ``rows`` (int64, ascending) of a table are."""
+    digest = hashlib.sha256(table.fingerprint.encode())
+    digest.update(np.ascontiguousarray(rows).tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of what the vectors may depend on in their last digits."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "pyarrow": pa.__version__}
+
+
+def begin(folder: Path, wanted: Plan) -> Plan:
+    """Write the plan into a new folder, or return the one that is there if it is the same work.
+
+    Several processes may do this at once: they write the same bytes, each file whole.
+
+    Raises:
+        InputError: The folder holds other things, or embeddings of another bundle, source, split or state of
+            the source.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+    if (folder / MANIFEST).is_file():
+        kept = read_plan(folder)
+        _refuse_other_work(folder, kept, wanted)
+        return kept
+    if any(not entry.name.startswith(MANIFEST) for entry in folder.iterdir()):
+        raise InputError(f"{folder}: holds something else than embeddings; choose another folder")
+    with disk_errors(folder / MANIFEST):
+        write_manifest(folder, wanted, complete=None)
+    return wanted
+
+
+def _refuse_other_work(folder: Path, kept: Plan, wanted: Plan) -> None:
+    for name, option in _DECISIVE.items():
+        if (began := getattr(kept, name)) != (now := getattr(wanted, name)):
+            raise InputError(
+                f"{folder}: was begun with {name} {began}, not {now}; give the same --{option}, "
+                "or another folder as --out"
+            )
+    if kept.content != wanted.content:
+        raise InputError(
+            f"{folder}: {kept.source} has changed since the folder was begun ({kept.images} images then, "
+            f"{wanted.images} now, or other names or labels); give another folder as --out"
+        )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of embeddings.
+
+    Raises:
+        InputError: There is none, or none that this program reads.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: no embeddings here ({MANIFEST} is missing); kindred embed makes them"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); embed again into another folder") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise InputError(f"{path}: format {found}, this program reads {FORMAT}; embed again")
+    return manifest
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of a folder; see :func:`read_manifest`."""
+    try:
+        return Plan(**read_manifest(folder)["plan"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / MANIFEST}: not as kindred embed writes it ({error})") from error
+
+
+def write_manifest(folder: Path, plan: Plan, complete: dict[str, int] | None) -> None:
+    """Write the manifest, whole or not at all; ``complete`` has the figures of a finished run."""
+    content = {"format": FORMAT, "plan": asdict(plan), "complete": complete}
+    replace_file(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())

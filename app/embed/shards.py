@@ -1,0 +1,165 @@
+"""Shards on the disk: whole or absent, and each knows which images it was to hold and which it could not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from app.embed.plan import REJECTS, Plan, write_manifest
+from data.table import ImageTable
+from models.errors import InputError
+from serve.store.files import disk_errors, replace_file, sync_folder
+
+ID, LABEL, VECTOR = "id", "label", "vector"
+# Metadata of these names gets a prefix, which reading takes away again.
+PREFIX = "metadata."
+
+Reject = tuple[str, str]
+"""Name of an image, and why it has no vector."""
+
+
+def write_shard(
+    folder: Path,
+    plan: Plan,
+    shard: int,
+    table: ImageTable,
+    rows: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    rejects: Sequence[Reject],
+) -> None:
+    """Write one shard and wait until the disk has it; only then it gets its name.
+
+    Args:
+        folder: Of the embeddings.
+        plan: What the shard is a part of.
+        shard: Its number.
+        table: All images.
+        rows: The table's rows that have vectors, int64 of shape (N,).
+        vectors: float32 (N, dim).
+        rejects: The images that could not be read; with the rows they are all images of the shard.
+
+    Raises:
+        DiskFull: The disk took no more; nothing is left of the shard.
+    """
+    content = pa.table(_columns(plan, table, rows, vectors))
+    about = {"shard": shard, "plan": asdict(plan), "rejects": list(rejects)}
+    content = content.replace_schema_metadata({"kindred": json.dumps(about)})
+    # The process's number, because a killed run may have left a process behind that is still writing.
+    temporary = folder / f"{plan.file(shard)}.{platform.node()}-{os.getpid()}.tmp"
+    with disk_errors(temporary):
+        try:
+            with temporary.open("wb") as file:
+                # Vectors are noise to a compressor and to a dictionary.
+                texts = [name for name in content.column_names if name != VECTOR]
+                compression = dict.fromkeys(texts, "zstd") | {f"{VECTOR}.list.element": "none"}
+                pq.write_table(content, file, compression=compression, use_dictionary=texts)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(folder / plan.file(shard))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(folder)
+
+
+def _columns(
+    plan: Plan, table: ImageTable, rows: NDArray[np.int64], vectors: NDArray[np.float32]
+) -> dict[str, Any]:
+    chosen = pa.array(rows)
+    labels = pa.array(table.class_names, pa.string()).take(pa.array(table.labels[rows]))
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    columns: dict[str, Any] = {
+        ID: table.names.take(chosen).cast(pa.string()),
+        LABEL: labels,
+        VECTOR: pa.FixedSizeListArray.from_arrays(flat, plan.dim),
+    }
+    for name, column in table.metadata.items():
+        values = column.take(chosen)
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        columns[f"{PREFIX}{name}" if name in columns or name.startswith(PREFIX) else name] = values
+    return columns
+
+
+def rejects_of(folder: Path, plan: Plan, shard: int) -> list[Reject] | None:
+    """The rejected images of a finished shard; None where the shard is absent or is not what it should be."""
+    try:
+        footer = pq.read_metadata(folder / plan.file(shard))
+        about = json.loads(footer.metadata[b"kindred"])
+        rejects = [(str(name), str(reason)) for name, reason in about["rejects"]]
+        same = about["shard"] == shard and about["plan"]["content"] == plan.content
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+    whole = footer.num_rows + len(rejects) == len(plan.places(shard))
+    return rejects if same and whole and about["plan"]["fingerprint"] == plan.fingerprint else None
+
+
+def missing_shards(folder: Path, plan: Plan) -> list[int]:
+    """Numbers of the shards that are still to be made."""
+    present = {entry.name for entry in os.scandir(folder)}
+    return [
+        shard
+        for shard in range(plan.shards)
+        if plan.file(shard) not in present or rejects_of(folder, plan, shard) is None
+    ]
+
+
+def finish(folder: Path, plan: Plan) -> dict[str, int]:
+    """Check that every image is accounted for, list the rejected ones, and mark the folder as complete.
+
+    Returns:
+        How many ``images`` there are, how many were ``embedded``, how many ``rejected``.
+
+    Raises:
+        InputError: Shards are missing.
+    """
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["id", "reason"])
+    rejected = 0
+    for shard in range(plan.shards):
+        rejects = rejects_of(folder, plan, shard)
+        if rejects is None:
+            raise InputError(
+                f"{folder / plan.file(shard)}: is missing or damaged; run the same command again"
+            )
+        writer.writerows(rejects)
+        rejected += len(rejects)
+    figures = {"images": plan.images, "embedded": plan.images - rejected, "rejected": rejected}
+    with disk_errors(folder / REJECTS):
+        replace_file(folder / REJECTS, table.getvalue().encode())
+        write_manifest(folder, plan, figures)
+    for entry in os.scandir(folder):
+        if entry.name.endswith(".tmp"):  # left by a process that was killed
+            Path(entry.path).unlink(missing_ok=True)
+    return figures
+
+
+def read_batches(folder: Path, plan: Plan, rows: int) -> Iterator[pa.RecordBatch]:
+    """The content of all shards in order, up to ``rows`` at a time; no more than that is in memory.
+
+    Raises:
+        InputError: A shard is missing or damaged.
+    """
+    for shard in range(plan.shards):
+        path = folder / plan.file(shard)
+        if rejects_of(folder, plan, shard) is None:
+            raise InputError(f"{path}: is missing, damaged or of another run; embed again")
+        try:
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(rows)
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path}: cannot be read ({reason}); remove it and embed again") from error

@@ -1,0 +1,114 @@
+"""What happens to the vectors of ``kindred embed``: callbacks that write shards and show how far they are."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from lightning import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.embed.predict import Embedder
+from app.embed.shards import write_shard
+from data.dataset import Batch
+
+# Seconds between two looks at the shards of all processes.
+_LOOK = 1.0
+
+
+class ShardWriter(Callback):
+    """Gathers the vectors of a shard and writes it once all its images have come by.
+
+    Args:
+        embedder: Whose vectors they are.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self._written = 0
+        self._indices: list[NDArray[np.int64]] = []
+        self._vectors: list[NDArray[np.float32]] = []
+
+    @property
+    def waiting(self) -> int:
+        """Images whose vectors are in memory."""
+        return sum(map(len, self._indices))
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,
+        batch: Batch,
+        *_: Any,
+    ) -> None:
+        """Take in one batch; batches come in the order of this process's shards."""
+        indices = batch["index"].cpu().numpy()
+        plan = self.embedder.plan
+        shard = int(np.searchsorted(self.embedder.dataset.rows, indices[0])) // plan.shard_rows
+        # Batches in which nothing could be read never come, so an earlier shard may be over unnoticed.
+        while self.embedder.shards[self._written] != shard:
+            self._write()
+        self._indices.append(indices)
+        self._vectors.append(outputs.cpu().numpy())
+        if self.waiting == len(plan.places(shard)):
+            self._write()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Write what is left: shards of which not all images could be read."""
+        while self._written < len(self.embedder.shards):
+            self._write()
+
+    def _write(self) -> None:
+        embedder, plan = self.embedder, self.embedder.plan
+        table, shard = embedder.dataset.table, embedder.shards[self._written]
+        places = plan.places(shard)
+        indices = np.concatenate([np.empty(0, np.int64), *self._indices])
+        vectors = np.concatenate([np.empty((0, plan.dim), np.float32), *self._vectors])
+        lost = np.setdiff1d(embedder.dataset.rows[places.start : places.stop], indices, assume_unique=True)
+        names = [table.name(row) for row in lost.tolist()]
+        rejects = [(name, embedder.loader.corrupt[name]) for name in names]
+        write_shard(embedder.folder, plan, shard, table, indices, vectors, rejects)
+        self._written += 1
+        self._indices, self._vectors = [], []
+
+
+class EmbedProgress(Callback):
+    """A progress bar over the images of all processes, whose shards it sees in the folder.
+
+    Args:
+        writer: Of this process.
+    """
+
+    def __init__(self, writer: ShardWriter) -> None:
+        self.writer, self.embedder = writer, writer.embedder
+        columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("embedding", total=self.embedder.plan.images)
+        self._looked = 0.0
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Show the bar."""
+        if trainer.is_global_zero:
+            self._bar.start()
+
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Move the bar, now and then."""
+        now = time.perf_counter()
+        if not trainer.is_global_zero or now - self._looked < _LOOK:
+            return
+        self._looked, plan = now, self.embedder.plan
+        present = {path.name for path in self.embedder.folder.glob("*.parquet")}
+        done = sum(len(plan.places(shard)) for shard in range(plan.shards) if plan.file(shard) in present)
+        self._bar.update(self._task, completed=min(done + self.writer.waiting, plan.images))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Take the bar away."""
+        self._bar.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Take the bar away, so that the message stands alone."""
+        self._bar.stop()

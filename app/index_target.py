@@ -1,0 +1,67 @@
+"""Where ``kindred index`` puts things: a store's folder, a Milvus, or a running service."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from models.errors import InputError
+from serve.client import Client, ServiceError
+from serve.client.remote import RemoteCollection
+from serve.store.faiss_store import FaissStore
+from serve.store.milvus.address import TOKEN, is_address
+from serve.store.protocol import Item, ItemId
+
+
+class Target(Protocol):
+    """What can be filled: a store, or a collection of a running service."""
+
+    def get(self, ids: Sequence[ItemId], /) -> Sequence[object | None]:
+        """Items in the order of ``ids``, None where there is none."""
+
+    def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
+        """Store items; returns how many."""
+
+    def count(self) -> int:
+        """Number of items."""
+
+    def snapshot(self) -> None:
+        """Make the next start quick."""
+
+
+@contextmanager
+def open_target(
+    store: str | None, url: str | None, collection: str, dim: int, fingerprint: str, index: str | None
+) -> Iterator[Target]:
+    """One collection, made where it is missing.
+
+    Args:
+        store: Folder, or address of a Milvus.
+        url: Or address of a running service.
+        collection: Its name or alias.
+        dim: Length of a vector.
+        fingerprint: The model that makes the vectors.
+        index: Index type of a new collection.
+
+    Raises:
+        InputError: Not exactly one of the two; or the collection is another model's, or out of reach.
+    """
+    if (store is None) == (url is None):
+        raise InputError("index: give either --store FOLDER or --url ADDRESS of a running service")
+    if url is not None:
+        with Client(url, key=os.environ.get("KINDRED_WRITE_KEY")) as client:
+            try:
+                yield RemoteCollection(client, collection, dim, fingerprint, index)
+            except ServiceError as error:
+                raise InputError(f"{url}: {error}") from error
+    elif is_address(store):
+        from serve.store.milvus.store import MilvusStore  # which imports pymilvus
+
+        token = os.environ.get(TOKEN, "")
+        with MilvusStore.open(
+            str(store), dim, fingerprint, index, collection=collection, token=token
+        ) as milvus:
+            yield milvus
+    else:
+        with FaissStore.open(str(store), dim, fingerprint, index, collection=collection) as folder:
+            yield folder
