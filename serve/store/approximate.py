@@ -36,6 +36,8 @@ _RECALL = 0.99
 _PROBES = 128
 # Lists that an inverted index looks into at least, of which each holds a small part of the rows.
 _PROBED = 8
+# Rows that one neighbour of such an index costs, see `parts.Approximate`.
+_LIST_ROWS = 20
 # Hits that a compressed index is asked for per hit wanted, before they are scored anew.
 _RESCORED = 4
 # Rows between two looks at whether the building should stop, and rows for training per list or code.
@@ -82,6 +84,8 @@ class FaissIndex:
         self._search = getattr(index, "search_numpy", index.search)
         self._parameters: dict[int, Any] = {}
         self.compressed = not isinstance(index, _GRAPH)
+        # To explore a neighbour is to compare the query with up to 2·M others, at random places in memory.
+        self.rows_per_neighbour = _LIST_ROWS if self.compressed else 4 * index.hnsw.nb_neighbors(1)
         self._storage = None if self.compressed else _lend_vectors(index, vectors)
         inverted = _inverted(index)
         if inverted is not None:  # set once and for all: changing it between searches would be a race

@@ -38,6 +38,9 @@ class Catalogue:
         self._read_only = read_only
         self._tuning = tuning
         self._open: dict[str, FaissStore] = {}
+        # By name and alias, as far as asked for: looking at the disk takes a tenth of a search. Replaced,
+        # under the lock, whenever a name may mean something else.
+        self._named: dict[str, FaissStore] = {}
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -60,12 +63,17 @@ class Catalogue:
         Raises:
             StoreMissing: There is none.
         """
+        known = self._named.get(name)
+        if known is not None:
+            return known
         with self._lock:
             place = self._folder.place(name)
             if place.name not in self._open:
                 self._open[place.name] = FaissStore(
                     place, create=False, read_only=self._read_only, tuning=self._tuning
                 )
+            if not self._read_only:  # where nobody else moves aliases
+                self._named[name] = self._open[place.name]
             return self._open[place.name]
 
     def create(
@@ -92,6 +100,7 @@ class Catalogue:
         """Lets an alias mean a collection from now on, or nothing (None); at once or not at all."""
         with self._lock:
             self._folder.set_alias(alias, name)
+            self._named = {}
 
     def drop(self, name: str) -> None:
         """Deletes a collection with all its files.
@@ -101,6 +110,7 @@ class Catalogue:
         """
         with self._lock:
             self._folder.check_removable(name)
+            self._named = {}
             if name in self._open:
                 self._open.pop(name).close()
             self._folder.remove(name)
@@ -108,6 +118,7 @@ class Catalogue:
     def close(self) -> None:
         """Closes every collection and releases the folder; a second call does nothing."""
         with self._lock:
+            self._named = {}
             while self._open:
                 self._open.popitem()[1].close()
             self._folder.release()

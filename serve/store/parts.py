@@ -23,12 +23,16 @@ Mask = NDArray[np.bool_]
 
 # A scan of the whole part in order is about this much cheaper per row than one that jumps between rows.
 _ORDERLY = 4
-# Rows whose exact scan costs as much as exploring one more neighbour in an approximate index.
-_ROWS_PER_NEIGHBOUR = 20
 
 
 class Approximate(Protocol):
-    """An approximate index over a part's rows."""
+    """An approximate index over a part's rows.
+
+    Attributes:
+        rows_per_neighbour: So many rows are scanned in order in the time of exploring one more neighbour.
+    """
+
+    rows_per_neighbour: int
 
     def least(self, k: int, effort: int | None = None) -> int:
         """Neighbours that a search for `k` explores at least."""
@@ -142,7 +146,8 @@ class Part:
         # So many that k of them should pass; a filter against the query's surroundings leaves fewer.
         explored = k if wanted is None else min(len(self.keys), int(1.5 * k / rate) + 16)
         index = None if how.exact else self.approximate
-        if index is not None and candidates > _ROWS_PER_NEIGHBOUR * index.least(explored, how.effort):
+        scanned = min(len(self.keys), _ORDERLY * candidates)
+        if index is not None and scanned > index.rows_per_neighbour * index.least(explored, how.effort):
             strategy: Strategy = "approximate"
             similarities, rows = index.search(queries, explored, how.effort)
         elif rate * _ORDERLY >= 1:

@@ -12,7 +12,7 @@ from serve.store.faiss_store import FaissStore
 from serve.store.protocol import Item
 
 DIM = 32
-ROWS = 9000
+ROWS = 14_000
 
 
 def clustered(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -24,7 +24,7 @@ def clustered(rng: np.random.Generator, count: int) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=["HNSW16", "IVF32,SQ8"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaissStore]:
-    """9,000 items, `bucket` uniform in 0..999; some were replaced or deleted after the snapshot."""
+    """14,000 items, `bucket` uniform in 0..999; some were replaced or deleted after the snapshot."""
     rng = np.random.default_rng(1)
     vectors, buckets = clustered(rng, ROWS), rng.permutation(ROWS) % 1000
     folder = tmp_path_factory.mktemp("approximate") / "store"
