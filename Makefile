@@ -10,7 +10,7 @@ READY   := .venv/.ready-$(FLAVOUR)
 export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test contract soak lint format lock clean
+.PHONY: help install demo test contract soak evidence lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,8 +29,16 @@ contract: $(READY) ## Run the tests of what every store does, also over a Milvus
 soak: $(READY) ## Kill, load and fuzz the service for many minutes
 	PYTHONPATH=. $(BIN)/python tests/soak/store_kill.py
 	PYTHONPATH=. $(BIN)/python tests/soak/store_load.py
+	KINDRED_COMPILE=1 $(BIN)/python -m pytest tests/models/inference
 	KINDRED_FUZZ_BODIES=10000 KINDRED_FUZZ_EXAMPLES=100 $(BIN)/python -m pytest --timeout 7200 \
 	  tests/serve/api/test_fuzz.py tests/serve/api/test_openapi.py
+
+# Those experiments that have a reduced part.
+EVIDENCE = $(patsubst configs/experiment/%.yaml,%,$(shell grep -l '^reduced:' configs/experiment/*.yaml))
+
+evidence: $(READY) ## Repeat the experiments in brief: do the published conclusions hold?
+	printf '%s\n' $(EVIDENCE) | xargs -P 2 -I '{}' $(BIN)/kindred experiment '{}' --reduced --check \
+	  --out runs/evidence/'{}' $(ARGS)
 
 lint: $(READY) ## Check format, lint rules and types
 	$(BIN)/ruff format --check .
