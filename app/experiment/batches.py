@@ -13,6 +13,7 @@ from app.experiment.settings import Setting
 from data.augment.geometry import Geometry
 from data.counter_rng import derive, uniform
 from data.sampling import PKBatchSampler
+from models.errors import InputError
 from models.preprocess import Preprocess
 
 # Key of the random stream of augmentations.
@@ -48,32 +49,48 @@ class GradientBatches:
         preprocess: normalizes pixels.
         seed: of the run.
         partition: the normalization groups.
+        device: where batches go.
+
+    Raises:
+        InputError: the groups of a step cannot be gone through in so many passes.
     """
 
     def __init__(
-        self, setting: Setting, images: Images, preprocess: Preprocess, seed: int, partition: Partition
+        self,
+        setting: Setting,
+        images: Images,
+        preprocess: Preprocess,
+        seed: int,
+        partition: Partition,
+        device: str = "cpu",
     ) -> None:
         self.images, self.preprocess, self.seed, self.partition = images, preprocess, seed, partition
+        self.device = device
         self.classes, self.each = setting.classes_per_step, setting.images_per_class
         self.sampler = PKBatchSampler(images.labels, self.classes, self.each, setting.steps, seed)
+        self.passes = setting.passes
+        if self.classes * self.each // partition.size % self.passes:
+            raise InputError(f"{self.passes} passes do not divide a step's groups evenly")
         self.geometry = None if setting.augmentation is None else Geometry(**setting.augmentation)
 
     @property
     def groups(self) -> int:
-        """How many groups a batch has."""
-        return self.classes * self.each // self.partition.size
+        """How many groups a pass has."""
+        return self.classes * self.each // self.partition.size // self.passes
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> list[Batch]:
+        """A step's batch, one for each pass."""
         drawn = self.sampler.batch(0, step)
-        order = self.partition.order(self.classes, self.each, (self.seed, step))
+        groups = self.partition.groups(self.classes, self.each, (self.seed, step))
         keys = derive(self.seed, _AUGMENT, step, np.arange(len(drawn)))
-        return self._make(drawn[order], keys[order])
+        orders = [self.partition.interleaved(part) for part in np.split(groups, self.passes)]
+        return [self._make(drawn[order], keys[order]) for order in orders]
 
     def _make(self, items: NDArray[np.int64], keys: NDArray[np.uint64]) -> Batch:
-        pixels = self.images.pixels[torch.from_numpy(items)]
+        pixels = self.images.take(items)
         if self.geometry is not None:
             pixels = self.geometry(
                 pixels.float() / 255, torch.from_numpy(uniform(keys, self.geometry.numbers))
             )
         labels = torch.from_numpy(self.images.labels[items])
-        return Batch(self.preprocess.normalize(pixels), labels)
+        return Batch(self.preprocess.normalize(pixels).to(self.device), labels.to(self.device))

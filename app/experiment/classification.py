@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,19 +17,22 @@ from app.experiment.training import Progress, rounded, train
 _CURVE_IMAGES = 2000
 
 
-def run_classification(setting: Setting, seed: int, progress: Progress) -> dict[str, Any]:
+def run_classification(
+    setting: Setting, seed: int, progress: Progress, device: str = "cpu"
+) -> dict[str, Any]:
     """Train and test one arm with one seed.
 
     Args:
         setting: the arm.
         seed: of weights, batches and augmentation.
         progress: told (steps done, steps in all).
+        device: to train on.
 
     Returns:
         Plain JSON values: figures, curve, split_hash, seconds (of processor time, training alone).
     """
     data = load_images(setting.data)
-    batches = GradientBatches(setting, data.train, data.preprocess, seed, partition_of(setting))
+    batches = GradientBatches(setting, data.train, data.preprocess, seed, partition_of(setting), device)
     network = build_classifier(setting, batches, data.classes, seed)
     few = _sample(data.val, _CURVE_IMAGES)
 
@@ -37,7 +41,7 @@ def run_classification(setting: Setting, seed: int, progress: Progress) -> dict[
 
     trained = train(setting, network, batches, classify, measure, progress)
     return {
-        "figures": rounded(test_figures(network, data.val, batches) | trained.watched),
+        "figures": rounded(test_figures(trained.network, data.val, batches) | trained.watched),
         "curve": [rounded(point) for point in trained.curve],
         "split_hash": data.split_hash,
         "seconds": round(trained.seconds, 1),
@@ -55,5 +59,4 @@ def classify(network: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, flo
 
 def _sample(images: Images, count: int) -> Images:
     """Every n-th image, ``count`` or a few more of them."""
-    step = max(1, len(images.labels) // count)
-    return Images(images.pixels[::step], images.labels[::step])
+    return images.subset(np.arange(0, len(images.labels), max(1, len(images.labels) // count)))

@@ -31,6 +31,7 @@ def experiment(
     out: Path | None = None,
     configs: Path = ROOT / "configs" / "experiment",
     threads: int = 1,
+    device: str = "cpu",
     draw: bool = True,
     reduced: bool = False,
     check: bool = False,
@@ -47,6 +48,7 @@ def experiment(
         out: folder for runs, table and curves; by default docs/results/NAME.
         configs: folder of experiments.
         threads: of torch; figures may differ in their last digits between numbers of threads.
+        device: to train on, cpu or cuda; figures differ between devices in more than their last digits.
         draw: draw the table and the curves at the end; --no-draw where several processes share the work.
         reduced: run only the part that shows whether the published conclusions hold.
         check: say of each published conclusion whether it holds in these runs.
@@ -72,7 +74,7 @@ def experiment(
         f"{described.title}\n{len(runs)} runs, {len(runs) - len(missing)} done already", highlight=False
     )
     torch.set_num_threads(threads)
-    _run_all(missing, results, console)
+    _run_all(missing, results, device, console)
     if draw:
         records = list(results.records(described))
         table = draw_table(described, name, by_arm(records))
@@ -94,7 +96,7 @@ def _check(described: Experiment, results: Results, console: Console) -> int:
     return int(failed)
 
 
-def _run_all(runs: list[Run], results: Results, console: Console) -> None:
+def _run_all(runs: list[Run], results: Results, device: str, console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         for run in runs:
@@ -104,7 +106,7 @@ def _run_all(runs: list[Run], results: Results, console: Console) -> None:
                 progress.update(task, completed=done, total=total)  # type: ignore[arg-type]
 
             perform = run_triplets if run.setting.task == "triplets" else run_classification
-            outcome = perform(run.setting, run.seed, shown)
+            outcome = perform(run.setting, run.seed, shown, device)
             results.write(run, outcome)
             progress.remove_task(task)
             main = outcome["figures"]

@@ -21,8 +21,9 @@ Normalizer = nn.BatchNorm2d | BatchRenorm
 class GroupedNormalization(nn.Module):
     """Trains with the statistics of each group, and tests as the ungrouped layer does.
 
-    As with the paper's workers, every group starts a step from the same running statistics; :meth:`settle`
-    then replaces these by the average over the groups (of standard deviations, for Batch Renormalization).
+    As with the paper's workers, every group starts a step from the same running statistics. A step is one or
+    more passes, each between :meth:`restart` and :meth:`collect`; then :meth:`settle` replaces the running
+    statistics by their average over the groups (of standard deviations, for Batch Renormalization).
 
     Args:
         plain: the layer to group, of C channels: parameters and running statistics stay in it.
@@ -39,6 +40,7 @@ class GroupedNormalization(nn.Module):
         self.plain = plain
         self.groups = groups
         self.by_batch = False
+        self._collected: list[list[Tensor]] = []
         wide = deepcopy(plain).requires_grad_(False)
         wide.num_features = plain.num_features * groups
         for name, tensor in [*wide.named_parameters(), *wide.named_buffers()]:
@@ -62,20 +64,45 @@ class GroupedNormalization(nn.Module):
         return y.reshape(x.shape)
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Average the running statistics over the groups; call it after each step."""
-        if isinstance(self.wide, BatchRenorm) and isinstance(self.plain, BatchRenorm):
-            averages = [self._average(v) for v in self.wide.averageable()]
-            self.plain.set_averageable(averages)
-            self.wide.set_averageable([v.repeat(self.groups) for v in averages])
-            return
-        for name in ("running_mean", "running_var"):
-            average = self._average(getattr(self.wide, name))
-            getattr(self.plain, name).copy_(average)
-            getattr(self.wide, name).copy_(average.repeat(self.groups))
+    def collect(self) -> None:
+        """Note the groups' statistics after a backward pass; several passes may make one step."""
+        self._collected.append([v.view(self.groups, -1).mean(0) for v in self._statistics(self.wide)])
 
-    def _average(self, values: Tensor) -> Tensor:
-        return values.view(self.groups, -1).mean(0)
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin a pass from the running statistics as they were before the step."""
+        self._set(self.wide, [v.repeat(self.groups) for v in self._statistics(self.plain)])
+        if isinstance(self.wide, BatchRenorm) and self._moving:
+            self.wide.gradient_batches.copy_(self.plain.gradient_batches)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """End a step: average the running statistics over the groups of all passes."""
+        passes = [torch.stack(values).mean(0) for values in zip(*self._collected, strict=True)]
+        self._collected.clear()
+        self._set(self.plain, passes)
+        if isinstance(self.plain, BatchRenorm) and self._moving:
+            self.plain.gradient_batches.add_(1)
+
+    @property
+    def _moving(self) -> bool:
+        return isinstance(self.plain, BatchRenorm) and self.plain.gradient_statistics == "moving"
+
+    @staticmethod
+    def _statistics(layer: Normalizer) -> list[Tensor]:
+        if isinstance(layer, BatchRenorm):
+            return layer.averageable()
+        assert layer.running_mean is not None  # noqa: S101 - for the type checker
+        assert layer.running_var is not None  # noqa: S101
+        return [layer.running_mean, layer.running_var]
+
+    @staticmethod
+    def _set(layer: Normalizer, values: list[Tensor]) -> None:
+        if isinstance(layer, BatchRenorm):
+            layer.set_averageable(values)
+            return
+        for old, new in zip(GroupedNormalization._statistics(layer), values, strict=True):
+            old.copy_(new)
 
 
 def group_normalization(network: nn.Module, groups: int) -> nn.Module:

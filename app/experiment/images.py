@@ -1,6 +1,8 @@
 """A data set as tensors in memory, decoded once by the product's own sources and preprocessing."""
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from app.experiment.settings import Data
 from data.dataset import ImageDataset
 from data.locations import data_root
-from data.pixel_cache import cache_key, open_cache
+from data.pixel_cache import CacheKind, cache_key, open_cache
 from data.sources import open_source
 from data.splits import Split, split_classes, split_images
 from data.table import ImageTable
@@ -21,6 +23,7 @@ from models.errors import InputError
 from models.preprocess import Preprocess
 
 _CACHE_BYTES = 8 * 2**30
+_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,17 @@ class Images:
     """One part of a data set.
 
     Attributes:
-        pixels: uint8 (N, C, size, size).
         labels: int64 (N,).
+        take: gives the pixels of some items, uint8 (items, C, size, size).
     """
 
-    pixels: Tensor
     labels: NDArray[np.int64]
+    take: Callable[[NDArray[np.int64]], Tensor]
+
+    def subset(self, chosen: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> "Images":
+        """Some items, with other labels if these are given."""
+        kept = self.labels[chosen] if labels is None else labels
+        return Images(kept, lambda items: self.take(chosen[items]))
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,8 @@ def load_images(data: Data) -> Loaded:
     table = _table(data)
     split = split_classes(table, val_fraction=0) if data.unseen else _quiet_split(table)
     preprocess = Preprocess(data.image_size, data.mode)
-    train = _decode(table, split.rows("train"), preprocess)
-    val = _decode(table, split.rows("test" if data.unseen else "val"), preprocess)
+    train = _images(table, split.rows("train"), preprocess, data)
+    val = _images(table, split.rows("test" if data.unseen else "val"), preprocess, data)
     pretrain = None
     if data.pretraining:
         pretrain, train = _every_second(train, 0), _every_second(train, 1)
@@ -76,7 +84,7 @@ def load_images(data: Data) -> Loaded:
 
 def _every_second(images: Images, first: int) -> Images:
     chosen = np.flatnonzero(images.labels % 2 == first)
-    return Images(images.pixels[torch.from_numpy(chosen)], images.labels[chosen] // 2)
+    return images.subset(chosen, images.labels[chosen] // 2)
 
 
 def _quiet_split(table: ImageTable) -> Split:
@@ -94,7 +102,8 @@ def _quiet_split(table: ImageTable) -> Split:
 
 def _table(data: Data) -> ImageTable:
     below = data_root() / data.source
-    table = open_source(below if below.exists() and Path(data.source).suffix else data.source).table()
+    is_path = "/" in data.source or Path(data.source).suffix != ""
+    table = open_source(below if is_path and below.exists() else data.source).table()
     if data.unseen:
         return table if data.classes is None else _keep(table, np.flatnonzero(table.labels < data.classes))
     if data.only is not None:
@@ -125,13 +134,19 @@ def _first_images(table: ImageTable, count: int) -> NDArray[np.object_]:
     return np.where(position < count, "train", "val").astype(object)
 
 
-def _decode(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess) -> Images:
-    shape = (preprocess.channels, preprocess.size, preprocess.size)
-    cache = open_cache("disk", cache_key(table, rows, preprocess), len(rows), shape, _CACHE_BYTES)
+def _images(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess, data: Data) -> Images:
     labels = np.unique(table.labels[rows], return_inverse=True)[1].astype(np.int64)
+    shape = (preprocess.channels, preprocess.size, preprocess.size)
+    kind: CacheKind = "disk" if data.decode == "once" else "none"
+    cache = open_cache(kind, cache_key(table, rows, preprocess), len(rows), shape, _CACHE_BYTES)
     dataset = ImageDataset(table, rows, labels, preprocess, cache=cache)
-    items = range(len(rows))
+    if data.decode == "when needed":
+        pool = ThreadPoolExecutor(_THREADS)
+        return Images(
+            labels, lambda items: torch.from_numpy(np.stack(list(pool.map(dataset.pixels, items.tolist()))))
+        )
     done = cache is not None and cache.filled == len(rows)
+    items = range(len(rows))
     shown = items if done else track(items, "Decoding images", transient=True)
-    pixels = np.stack([dataset.pixels(item) for item in shown])
-    return Images(torch.from_numpy(pixels), labels)
+    pixels = torch.from_numpy(np.stack([dataset.pixels(item) for item in shown]))
+    return Images(labels, lambda items: pixels[torch.from_numpy(items)])

@@ -23,6 +23,7 @@ def build_classifier(setting: Setting, batches: GradientBatches, classes: int, s
     remove_classifier(backbone)
     head = nn.Linear(feature_width(backbone, setting.backbone, channels), classes)
     network = nn.Sequential(backbone, head)
+    network.to(batches.device)
     if setting.normalization == "frozen_batch":
         calibrate(network, batches, 1)
     set_normalization(network, setting.normalization, setting.normalization_args)
@@ -31,7 +32,7 @@ def build_classifier(setting: Setting, batches: GradientBatches, classes: int, s
 
 @torch.no_grad()
 def calibrate(network: nn.Module, batches: GradientBatches, count: int) -> None:
-    """Set BatchNorm's running statistics to the mean over some batches, each taken as a whole.
+    """Set BatchNorm's running statistics to the mean over some batches, each pass taken as a whole.
 
     Args:
         network: with plain BatchNorm layers; left in evaluation mode.
@@ -45,7 +46,8 @@ def calibrate(network: nn.Module, batches: GradientBatches, count: int) -> None:
         norm.momentum = None
     network.train()
     for step in range(count):
-        network(batches[step].images)
+        for batch in batches[step]:
+            network(batch.images)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
     network.eval()

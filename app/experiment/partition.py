@@ -28,12 +28,8 @@ class Partition:
         """For example "2 × 16", classes × images, or "shuffled"."""
         return "shuffled" if self.classes is None else f"{self.classes} × {self.size // self.classes}"
 
-    def order(self, classes: int, images: int, key: tuple[int, ...]) -> NDArray[np.int64]:
-        """Positions of a batch that holds ``classes`` runs of ``images`` images of one class, in a new order.
-
-        The new order interleaves the groups: position i of it belongs to group i modulo the number of
-        groups, so that a contiguous tensor (B, C, H, W) viewed as (size, groups · C, H, W) has each group in
-        channels of its own.
+    def groups(self, classes: int, images: int, key: tuple[int, ...]) -> NDArray[np.int64]:
+        """The groups of a batch that holds ``classes`` runs of ``images`` images of one class.
 
         Args:
             classes: in the batch.
@@ -41,7 +37,7 @@ class Partition:
             key: of the random choice, where there is one.
 
         Returns:
-            int64 (classes · images,), a permutation.
+            Positions in the batch, int64 (number of groups, size).
 
         Raises:
             InputError: the batch cannot be divided so.
@@ -55,7 +51,16 @@ class Partition:
             of_group = np.random.default_rng((_SHUFFLE, *key)).permutation(total)
         else:
             of_group = self._by_class(classes, images)
-        return of_group.reshape(-1, self.size).T.ravel()
+        return of_group.reshape(-1, self.size)
+
+    @staticmethod
+    def interleaved(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Groups (G, size) in the order in which position i is of group i modulo G.
+
+        A contiguous tensor (B, C, H, W) in this order, viewed as (size, G · C, H, W), has each group in
+        channels of its own.
+        """
+        return groups.T.ravel()
 
     def _by_class(self, classes: int, images: int) -> NDArray[np.int64]:
         """Positions group by group."""

@@ -22,7 +22,8 @@ class Data(_Strict):
     """Which images.
 
     Attributes:
-        source: as ``data.sources.open_source`` takes it; a path is also looked for below the data folder.
+        source: as ``data.sources.open_source`` takes it; a path (with a slash or an ending) is first looked
+            for below the data folder.
         image_size: side in pixels.
         mode: colour mode.
         train_images: the first so many images of each class (in the order of their names) are for training
@@ -32,6 +33,7 @@ class Data(_Strict):
         unseen: validate on classes that training never sees: those of the set's own test split, or of one
             made by a hash.
         pretraining: set every second training class apart for pretraining; only with ``unseen``.
+        decode: all images once, into memory, or each when it is needed (large sets).
     """
 
     source: str
@@ -42,6 +44,7 @@ class Data(_Strict):
     classes: Positive | None = None
     unseen: bool = False
     pretraining: bool = False
+    decode: Literal["once", "when needed"] = "once"
 
 
 class Pretraining(_Strict):
@@ -89,11 +92,15 @@ class Setting(_Strict):
         classes_per_step: classes in a gradient batch.
         images_per_class: images of each.
         groups: the normalization groups; None normalizes the whole batch.
+        passes: a step's groups are gone through in so many passes, whose gradients are summed: the same step
+            in less memory.
         steps: gradient steps.
         optimizer: sgd has momentum 0.9; rmsprop the paper's decay of 0.9 and no momentum.
         learning_rate: its peak.
         warmup: fraction of the run.
         weight_decay: of all parameters.
+        average: decay of the moving average of weights and statistics that is tested; None tests the last
+            weights.
         curve_points: how many times validation accuracy is measured on the way.
         mining: of triplets: inside each normalization group, or across the whole batch.
         embedding_dim: of triplets' embeddings.
@@ -111,11 +118,13 @@ class Setting(_Strict):
     classes_per_step: Positive
     images_per_class: Positive
     groups: Groups | None = None
+    passes: Positive = 1
     steps: Positive
     optimizer: Literal["sgd", "rmsprop"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0)] = 0.2
     warmup: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
     curve_points: Positive = 5
     mining: Literal["groups", "batch"] = "groups"
     embedding_dim: Positive = 64

@@ -21,9 +21,12 @@ _CALIBRATION = 20
 
 @torch.no_grad()
 def predictions(network: nn.Module, images: Images, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and labels (N,) in evaluation mode."""
+    """What the network gives in evaluation mode, (N, ...), and labels (N,), both on the CPU."""
     network.eval()
-    logits = [network(preprocess.normalize(part)) for part in torch.split(images.pixels, _BATCH)]
+    device = next(network.parameters()).device
+    items = np.arange(len(images.labels))
+    parts = np.array_split(items, -(-len(items) // _BATCH))
+    logits = [network(preprocess.normalize(images.take(part)).to(device)).cpu() for part in parts]
     return torch.cat(logits), torch.from_numpy(images.labels)
 
 
@@ -97,6 +100,7 @@ def by_batch(
         for layer in layers:
             layer.groups, layer.by_batch = len(groups), True
         chosen = groups.T.ravel()
-        logits = tested(batches.preprocess.normalize(images.pixels[torch.from_numpy(chosen)]))
+        pixels = batches.preprocess.normalize(images.take(chosen))
+        logits = tested(pixels.to(batches.device)).cpu()
         right += accuracy(logits, torch.from_numpy(images.labels[chosen])) * len(chosen)
     return right / whole.size

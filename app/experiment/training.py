@@ -11,11 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from app.experiment.batches import Batch, GradientBatches
 from app.experiment.grouped import GroupedNormalization, grouped_layers, wide_layers
 from app.experiment.settings import Setting
-from models.renorm import PAPER_DMAX, PAPER_RMAX, BatchRenorm, Ramp, RenormSchedule
+from models.renorm import (
+    PAPER_DMAX,
+    PAPER_RMAX,
+    BatchRenorm,
+    Ramp,
+    RenormAveragedModel,
+    RenormSchedule,
+)
 from models.schedules import WarmupCosine
 
 Progress = Callable[[int, int], None]
@@ -30,11 +38,13 @@ class Trained:
     """What training gave besides the weights.
 
     Attributes:
+        network: to test: the one that was trained, or the moving average of it.
         curve: points with step, the measured figures, those of training, and the shares of clipped r and d.
         watched: means of what was watched over the latest twentieth of the run.
         seconds: of processor time, measuring left out.
     """
 
+    network: nn.Module
     curve: list[dict[str, float]] = field(default_factory=list)
     watched: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -58,7 +68,8 @@ def train(
         measure: called a few times on the way; it may change the network's mode.
         progress: told (steps done, steps in all).
     """
-    trained = Trained()
+    average = averaged(network, setting.average)
+    trained = Trained(network if average is None else average.module)
     optimizer = make_optimizer(setting, network)
     rate = WarmupCosine(optimizer, warmup=setting.warmup, total_steps=setting.steps)
     schedule = schedule_of(setting, network)
@@ -69,25 +80,49 @@ def train(
     for step in range(setting.steps):
         begun = time.process_time()
         _monitor(layers, step + 1 in marks)
-        loss, watched = objective(network, batches[step])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        seen = [_one_pass(network, batch, objective, layers, setting.passes) for batch in batches[step]]
         optimizer.step()
         for layer in layers:
             layer.settle()
         rate.step()
         schedule.step()
+        if average is not None:
+            average.update_parameters(network)
         kept = max(1, setting.steps // 20) - 1
-        recent = [*recent[len(recent) - kept :], {"loss/training": float(loss.detach()), **watched}]
+        recent = [*recent[len(recent) - kept :], _mean(seen)]
         trained.seconds += time.process_time() - begun
         if step + 1 in marks:
-            trained.watched = {key: sum(p[key] for p in recent) / len(recent) for key in recent[-1]}
-            trained.curve.append(
-                {"step": step + 1, **measure(network), **trained.watched, **_clipped(layers)}
-            )
+            trained.watched = _mean(recent)
+            reached = measure(trained.network)
+            trained.curve.append({"step": step + 1, **reached, **trained.watched, **_clipped(layers)})
             network.train()
         progress(step + 1, setting.steps)
     return trained
+
+
+def _one_pass(
+    network: nn.Module, batch: Batch, objective: Objective, layers: list[GroupedNormalization], passes: int
+) -> dict[str, float]:
+    for layer in layers:
+        layer.restart()
+    loss, watched = objective(network, batch)
+    (loss / passes).backward()  # type: ignore[no-untyped-call]
+    for layer in layers:
+        layer.collect()
+    return {"loss/training": float(loss.detach()), **watched}
+
+
+def _mean(points: list[dict[str, float]]) -> dict[str, float]:
+    return {key: sum(point[key] for point in points) / len(points) for key in points[-1]}
+
+
+def averaged(network: nn.Module, decay: float | None) -> RenormAveragedModel | None:
+    """The moving average of weights and running statistics (of deviations), or None without a decay."""
+    if decay is None:
+        return None
+    moving = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return RenormAveragedModel(network, multi_avg_fn=moving, use_buffers=True)
 
 
 def make_optimizer(setting: Setting, network: nn.Module) -> torch.optim.Optimizer:

@@ -28,13 +28,14 @@ from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
 
 
-def run_triplets(setting: Setting, seed: int, progress: Progress) -> dict[str, Any]:
+def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = "cpu") -> dict[str, Any]:
     """Train and test one arm with one seed.
 
     Args:
         setting: the arm.
         seed: of weights, batches and augmentation.
         progress: told (steps done, steps in all).
+        device: to train on.
 
     Returns:
         As ``run_classification``; the figures are of retrieval among the unseen classes, and gap/training is
@@ -45,24 +46,26 @@ def run_triplets(setting: Setting, seed: int, progress: Progress) -> dict[str, A
     """
     if not setting.data.unseen:
         raise InputError("triplets are tested on unseen classes: set data.unseen")
+    if setting.mining == "batch" and setting.passes > 1:
+        raise InputError("mining across the batch needs it in one pass")
     data = load_images(setting.data)
-    batches = GradientBatches(setting, data.train, data.preprocess, seed, partition_of(setting))
-    weights = None if setting.pretraining is None else _pretrained(setting, data, seed, progress)
+    batches = GradientBatches(setting, data.train, data.preprocess, seed, partition_of(setting), device)
+    weights = None if setting.pretraining is None else _pretrained(setting, data, seed, progress, device)
     torch.manual_seed(seed)
     network = EmbeddingNetwork(_architecture(setting, data.preprocess), weights)
     # Channels innermost, its own choice, would make every view in groups a copy.
-    network.to(memory_format=torch.contiguous_format)
+    network.to(memory_format=torch.contiguous_format).to(device)
     group_normalization(network, batches.groups)
 
     def measure(network: nn.Module) -> dict[str, float]:
         return {"recall@1": _retrieval(network, data.val, data.preprocess)["recall@1"]}
 
     trained = train(setting, network, batches, triplet_objective(setting, batches.groups), measure, progress)
-    network.train()
-    last = batches[setting.steps - 1].images
+    tested = trained.network.train()
+    last = batches[setting.steps - 1][0].images
     with torch.no_grad():
-        gap = embedding_gap(network, last, network(last))
-    found = _retrieval(network, data.val, data.preprocess)
+        gap = embedding_gap(tested, last, tested(last))
+    found = _retrieval(tested, data.val, data.preprocess)
     kept = {key: found[key] for key in ("recall@1", "recall@8", "map@r")}
     return {
         "figures": rounded({**kept, "gap/training": gap, **trained.watched}),
@@ -95,7 +98,7 @@ def mine(embeddings: Tensor, labels: Tensor, groups: int) -> tuple[Tensor, Tenso
         groups: how many; with 1 the whole batch is mined.
     """
     distances = (embeddings @ embeddings.T).mul_(-2).add_(2)
-    group = torch.arange(len(labels)) % groups
+    group = torch.arange(len(labels), device=labels.device) % groups
     together = group[:, None] == group[None, :]
     same = labels[:, None] == labels[None, :]
     positives = (same & together).fill_diagonal_(False)
@@ -118,7 +121,7 @@ def _retrieval(network: nn.Module, images: Images, preprocess: Preprocess) -> di
     return retrieval_metrics(embeddings, labels.numpy(), (1, 8))
 
 
-def _pretrained(setting: Setting, data: Loaded, seed: int, progress: Progress) -> str:
+def _pretrained(setting: Setting, data: Loaded, seed: int, progress: Progress, device: str) -> str:
     """A file with the weights of a backbone that classifies the classes set apart; made once a seed."""
     if data.pretrain is None or setting.pretraining is None:
         raise InputError("pretraining needs classes set apart: set data.pretraining")
@@ -129,6 +132,8 @@ def _pretrained(setting: Setting, data: Loaded, seed: int, progress: Progress) -
         "ramps": {},
         "groups": None,
         "mining": "groups",
+        "passes": 1,
+        "average": None,
         "pretraining": None,
         "steps": setting.pretraining.steps,
         "learning_rate": setting.pretraining.learning_rate,
@@ -138,7 +143,7 @@ def _pretrained(setting: Setting, data: Loaded, seed: int, progress: Progress) -
     path = cache_root() / "experiments" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
     if not path.is_file():
         whole = Partition(first.classes_per_step * first.images_per_class)
-        batches = GradientBatches(first, data.pretrain, data.preprocess, seed, whole)
+        batches = GradientBatches(first, data.pretrain, data.preprocess, seed, whole, device)
         network = build_classifier(first, batches, int(data.pretrain.labels.max()) + 1, seed)
         train(first, network, batches, classify, lambda _: {}, progress)
         _save(ungroup_normalization(network)[0], path)  # type: ignore[index]

@@ -150,7 +150,7 @@ def test_arms_of_a_seed_see_the_same_images_in_another_order(folder: Path) -> No
     for arm in ("shuffled", "grouped"):
         setting = experiment.setting(arm)
         data = load_images(setting.data)
-        batches.append(GradientBatches(setting, data.train, data.preprocess, 0, partition_of(setting))[1])
+        batches.append(GradientBatches(setting, data.train, data.preprocess, 0, partition_of(setting))[1][0])
     one, other = (b.images.flatten(1).sum(1).sort().values for b in batches)
     np.testing.assert_allclose(one, other, rtol=1e-5)
     assert batches[0].labels.tolist() != batches[1].labels.tolist()
@@ -268,4 +268,21 @@ def test_every_experiment_of_the_project_is_sound(path: Path) -> None:
     experiment = load_experiment(path)
     for arm in experiment.arms:
         setting = experiment.setting(arm)
-        partition_of(setting).order(setting.classes_per_step, setting.images_per_class, (0,))
+        groups = partition_of(setting).groups(setting.classes_per_step, setting.images_per_class, (0,))
+        assert len(groups) % setting.passes == 0
+
+
+def test_the_papers_setting_runs_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINDRED_DATA", str(tmp_path))
+    draw(tmp_path / "imagenet", ["train"] * 2 + ["val"])
+    paper = yaml.safe_load((ROOT / "configs/experiment/paper_imagenet.yaml").read_text())
+    miniature = {"data": {"image_size": 75}, "classes_per_step": 4, "steps": 2, "curve_points": 1}
+    miniature |= {"passes": 2, "groups": {"size": 4}}
+    paper["base"] = merge(paper["base"], miniature)
+    paper["arms"] = {"renorm-2x2": merge(paper["arms"]["renorm-16x2"], {"groups": {"classes": 2}})}
+    paper["comparisons"] = []
+    command = written(tmp_path, paper)
+    assert main(command) == 0
+    record = json.loads((tmp_path / "out/runs/renorm-2x2-0.json").read_text())
+    assert record["setting"]["average"] == 0.9999
+    assert np.isfinite(list(record["figures"].values())).all()

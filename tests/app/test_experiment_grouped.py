@@ -52,6 +52,7 @@ def test_groups_as_channels_equal_a_layer_for_each_group(kind: str) -> None:
         one.plain.zero_grad()
         for twin in twins:
             twin.zero_grad()
+        one.restart()
         y = one(mine)
         expected = naive(twins, theirs)
         torch.testing.assert_close(y, expected)
@@ -61,10 +62,33 @@ def test_groups_as_channels_equal_a_layer_for_each_group(kind: str) -> None:
         for name in ("weight", "bias"):
             total = sum(getattr(twin, name).grad for twin in twins)
             torch.testing.assert_close(getattr(one.plain, name).grad, total)
+        one.collect()
         one.settle()
         settle_naively(twins)
         for name in ("running_mean", "running_var"):
             torch.testing.assert_close(getattr(one.plain, name), getattr(twins[0], name))
+
+
+def test_a_step_in_several_passes_is_the_step_at_once() -> None:
+    layers = [GroupedNormalization(made("moving"), groups).train() for groups in (4, 2)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x = torch.randn(SIZE, GROUPS, CHANNELS, 2, 2, dtype=torch.float64, generator=generator)
+        dy = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        gradients = []
+        for layer, passes in zip(layers, (1, 2), strict=True):
+            parts = []
+            for values, back in zip(x.chunk(passes, 1), dy.chunk(passes, 1), strict=True):
+                layer.restart()
+                part = values.flatten(0, 1).clone().requires_grad_()
+                layer(part).backward(back.flatten(0, 1))
+                layer.collect()
+                parts.append(part.grad.view(values.shape))
+            layer.settle()
+            gradients.append(torch.cat(parts, 1))
+        torch.testing.assert_close(*gradients)
+        for one, other in zip(*(layer.plain.averageable() for layer in layers), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def settle_naively(twins: list[nn.Module]) -> None:
@@ -113,7 +137,7 @@ def test_a_network_is_grouped_and_ungrouped_in_place_with_its_parameters() -> No
 @pytest.mark.parametrize(("size", "classes", "inside"), [(8, 2, {4}), (8, 8, {1}), (16, 4, {4})])
 def test_class_groups_hold_what_they_say(size: int, classes: int, inside: set[int]) -> None:
     labels = torch.arange(8).repeat_interleave(4)
-    order = Partition(size, classes).order(8, 4, (0, 0))
+    order = Partition.interleaved(Partition(size, classes).groups(8, 4, (0, 0)))
     assert sorted(order.tolist()) == list(range(32))
     groups = 32 // size
     for group in range(groups):
@@ -124,12 +148,12 @@ def test_class_groups_hold_what_they_say(size: int, classes: int, inside: set[in
 
 def test_shuffled_groups_depend_on_the_key_alone() -> None:
     partition = Partition(8)
-    assert partition.order(8, 4, (0, 1)).tolist() == partition.order(8, 4, (0, 1)).tolist()
-    assert partition.order(8, 4, (0, 1)).tolist() != partition.order(8, 4, (0, 2)).tolist()
+    assert partition.groups(8, 4, (0, 1)).tolist() == partition.groups(8, 4, (0, 1)).tolist()
+    assert partition.groups(8, 4, (0, 1)).tolist() != partition.groups(8, 4, (0, 2)).tolist()
     assert (partition.name, Partition(32, 2).name) == ("shuffled", "2 × 16")
 
 
 @pytest.mark.parametrize(("size", "classes"), [(7, None), (8, 3), (32, 4), (12, 4)])
 def test_groups_that_do_not_divide_the_batch_are_refused(size: int, classes: int | None) -> None:
     with pytest.raises(InputError):
-        Partition(size, classes).order(6, 4, (0, 0))
+        Partition(size, classes).groups(6, 4, (0, 0))
