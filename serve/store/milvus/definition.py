@@ -13,6 +13,8 @@ from serve.store.milvus.names import milvus_name, our_name
 from serve.store.protocol import DimensionMismatch, FingerprintMismatch, StoreError, StoreMissing
 
 _PROPERTY = "kindred"
+# A server reads a large collection into memory before it answers from it.
+_LOAD_SECONDS = 600.0
 _FIELDS = ("id", "vector", "label", "metadata", "facets", "sequence", "thumbnail")
 
 
@@ -127,5 +129,5 @@ def open_collection(
             f"The collection {name!r} has the index {definition.index}; for another one build a new "
             "collection (kindred index copy) and move the alias"
         )
-    engine.call("load_collection", definition.inside)
+    engine.call("load_collection", definition.inside, timeout=_LOAD_SECONDS)
     return definition

@@ -78,7 +78,7 @@ class Engine:
             StoreError: The server refuses; the message is its own.
         """
         with self._turn, self._said_plainly():
-            return getattr(self._client, method)(*arguments, **options, **self._limits)
+            return getattr(self._client, method)(*arguments, **(self._limits | options))
 
     def close(self) -> None:
         """Ends the connection, and the embedded engine with it; a second call does nothing."""

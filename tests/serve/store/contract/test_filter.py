@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.store.protocol import FilterError, Item, Store
@@ -99,16 +99,18 @@ WHERE = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(where=WHERE)
-def test_filters_pass_what_the_naive_interpreter_passes(
-    filled: Store, items: list[Item], where: dict
-) -> None:
-    expected = {item.id for item in items if passes(item, where)}
-    assert {item.id for item in filled.scan(where=where)} == expected
-    assert filled.count(where) == len(expected)
-    hits = filled.search(items[0].vector, 200, where=where, exact=True).hits[0]
-    assert {hit.id for hit in hits} == expected
+def test_filters_pass_what_the_naive_interpreter_passes(filled: Store, items: list[Item], kind: str) -> None:
+    # Milvus answers a hundred times slower; its translation alone is tried more often in test_expressions.py.
+    @settings(max_examples=60 if kind in ("head", "segments", "hnsw") else 15, deadline=None)
+    @given(where=WHERE)
+    def check(where: dict) -> None:
+        expected = {item.id for item in items if passes(item, where)}
+        assert {item.id for item in filled.scan(where=where)} == expected
+        assert filled.count(where) == len(expected)
+        hits = filled.search(items[0].vector, 200, where=where, exact=True).hits[0]
+        assert {hit.id for hit in hits} == expected
+
+    check()
 
 
 def test_filtered_search_is_the_naive_one_after_every_kind_of_write(

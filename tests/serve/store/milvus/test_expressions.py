@@ -1,10 +1,16 @@
-"""No value escapes from its quotes."""
+"""No value escapes from its quotes, and a translated filter passes what the filter passes."""
 
+import json
+
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from milvus_lite.schema.types import CollectionSchema, DataType, FieldSchema
 from milvus_lite.search.filter import parse_expr
 from milvus_lite.search.filter.ast import CmpOp, InOp, StringLit
+from milvus_lite.search.filter.eval.python_backend import evaluate_python
+from milvus_lite.search.filter.semantic import compile_expr
 
 from serve.store.milvus.expressions import Dialect, expression, keys_in, quoted
 from serve.store.milvus.facets import facets_of
@@ -65,3 +71,85 @@ def test_facets_say_kinds() -> None:
         deep = {"x": deep}
     with pytest.raises(StoreError, match="nested"):
         facets_of(deep)
+
+
+PLAIN = st.one_of(st.sampled_from([-1, 0, 1, 3, 7.5, True, False]), st.sampled_from(["", "A", "x", '"', "3"]))
+METADATA = st.dictionaries(
+    st.sampled_from(["a", "b"]),
+    st.one_of(st.none(), PLAIN, st.lists(PLAIN | st.none(), max_size=3), st.fixed_dictionaries({"c": PLAIN})),
+)
+SCALAR = PLAIN.filter(lambda value: not isinstance(value, bool))
+FIELD = st.sampled_from(["metadata.a", "metadata.b", "metadata.a.c"])
+CONDITION = st.one_of(
+    st.builds(lambda field, value: {field: value}, FIELD, SCALAR | st.none()),
+    st.builds(
+        lambda field, name, value: {field: {name: value}},
+        FIELD,
+        st.sampled_from(["ne", "gt", "gte", "lt", "lte", "contains"]),
+        SCALAR,
+    ),
+    st.builds(lambda field, values: {field: {"in": values}}, FIELD, st.lists(SCALAR, max_size=3)),
+    st.builds(lambda field, there: {field: {"exists": there}}, FIELD, st.booleans()),
+)
+WHERE = st.recursive(
+    CONDITION,
+    lambda inner: st.one_of(
+        st.builds(lambda part: {"not": part}, inner),
+        st.builds(
+            lambda name, parts: {name: parts}, st.sampled_from(["and", "or"]), st.lists(inner, max_size=3)
+        ),
+    ),
+    max_leaves=5,
+)
+
+
+def naive(metadata: dict, where: dict) -> bool:
+    """The filter language, said plainly; absent and null are the same."""
+    if "not" in where:
+        return not naive(metadata, where["not"])
+    if "and" in where:
+        return all(naive(metadata, part) for part in where["and"])
+    if "or" in where:
+        return any(naive(metadata, part) for part in where["or"])
+    ((field, conditions),) = where.items()
+    value = metadata
+    for name in field.split(".")[1:]:
+        value = value.get(name) if isinstance(value, dict) else None
+    conditions = conditions if isinstance(conditions, dict) else {"eq": conditions}
+    ((name, operand),) = conditions.items()
+    plain = None if isinstance(value, list | dict) else value
+    if name == "exists":
+        return (value is not None) == operand
+    if name == "eq":
+        return value is None if operand is None else plain == operand
+    if name == "ne":
+        return plain != operand
+    if name == "in":
+        return plain is not None and plain in operand
+    if name == "contains":
+        return operand in value if isinstance(value, list) else plain == operand
+    if plain is None or isinstance(plain, str) != isinstance(operand, str):
+        return False
+    return {"gt": plain > operand, "gte": plain >= operand, "lt": plain < operand, "lte": plain <= operand}[
+        name
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(METADATA, min_size=1, max_size=6), WHERE)
+def test_translated_filters_pass_what_the_naive_interpreter_passes(metadata: list[dict], where: dict) -> None:
+    """Evaluated by milvus-lite's own interpreter, without a server around it."""
+    schema = CollectionSchema(
+        [
+            FieldSchema("sequence", DataType.INT64, is_primary=True),
+            FieldSchema("facets", DataType.JSON),
+            FieldSchema("vector", DataType.FLOAT_VECTOR, dim=2),
+        ]
+    )
+    rows = {
+        "sequence": list(range(len(metadata))),
+        "facets": [json.dumps(facets_of(one)) for one in metadata],
+    }
+    text = expression(where, Dialect(in_json=False))
+    passed = evaluate_python(compile_expr(parse_expr(text), schema), pa.table(rows)).to_pylist()
+    assert passed == [naive(one, where) for one in metadata]
