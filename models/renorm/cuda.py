@@ -10,10 +10,11 @@ from torch import Tensor
 from .kernels import Kernels, Statistics
 
 
-def batch_statistics(x: Tensor, eps: float) -> Statistics:
+def batch_statistics(x: Tensor, eps: float, epsilon: Tensor) -> Statistics:
     """Mean and deviation of each channel, (C,)."""
+    del epsilon
     mean, invstd = torch.batch_norm_stats(x, eps)
-    return Statistics(mean, invstd.reciprocal())
+    return Statistics(mean, invstd.reciprocal(), invstd)
 
 
 def normalize(x: Tensor, scale: Tensor, b: Tensor, statistics: Statistics) -> Tensor:

@@ -49,27 +49,29 @@ def batch_renorm(
     """
     if not training:
         return batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
-    native = mask is None and input.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling()
-    x = as_dense(input) if native else input
-    with torch.no_grad():
-        count = None
-        if native:
-            batch = (CUDA if x.is_cuda else CPU).batch_statistics(x, eps)
-        else:
-            mean, std, count = plain_statistics(x, eps, mask)
-            batch = Statistics(mean, std)
-        running_rmax, running_dmax, weight_of_batch, epsilon = (
-            value.to(running_mean) if isinstance(value, Tensor) else running_mean.new_full((), value)
-            for value in (rmax, dmax, momentum, eps)
-        )
+    rmax, dmax, momentum, epsilon = (
+        value.to(running_mean) if isinstance(value, Tensor) else running_mean.new_full((), value)
+        for value in (rmax, dmax, momentum, eps)
+    )
+
+    def correct(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         running = Running(running_mean, running_var, epsilon)
         running_std = running.deviation()
-        shift = batch.mean - running_mean
-        r, d = correction(shift, batch.std, running_std, running_rmax, running_dmax)
-        update_running(running, shift, batch.std, running_std, weight_of_batch)
+        shift = mean - running_mean
+        r, d = correction(shift, std, running_std, rmax, dmax)
+        update_running(running, shift, std, running_std, momentum)
+        return r, d
+
+    def prepare(x: Tensor) -> tuple[Statistics, Tensor, Tensor, None]:
+        batch = (CUDA if x.is_cuda else CPU).batch_statistics(x, eps, epsilon)
+        return batch, *correct(batch.mean, batch.std), None
+
     output: Tensor
-    if native:
-        output = NativeRenorm.apply(x, weight, bias, batch, r, d, None)
-    else:
-        output = PlainRenorm.apply(x, mask, count, weight, bias, batch.mean, batch.std, r, d, None)
+    if mask is None and (input.is_cpu or input.is_cuda) and not torch.compiler.is_compiling():
+        output = NativeRenorm.apply(as_dense(input), weight, bias, prepare)
+        return output
+    with torch.no_grad():
+        mean, std, count = plain_statistics(input, eps, mask)
+        r, d = correct(mean, std)
+    output = PlainRenorm.apply(input, mask, count, weight, bias, mean, std, r, d, None)
     return output

@@ -1,27 +1,34 @@
 """What autograd records of a Batch Renormalization done by native kernels."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .cpu import CPU
+from .cpu import CPU, prefers_whole_kernel
 from .cuda import CUDA
 from .gradient import GradientRule
 from .kernels import Statistics
 from .memory_format import like
 
+_kernel = torch.ops.aten.native_batch_norm_backward.default
+
+# From the input: its statistics, r, d, and where the gradient's statistics come from.
+Prepare = Callable[[Tensor], tuple[Statistics, Tensor, Tensor, GradientRule | None]]
+
 
 def effective_affine(
-    weight: Tensor | None, bias: Tensor | None, std: Tensor, r: Tensor, d: Tensor
+    weight: Tensor | None, bias: Tensor | None, invstd: Tensor, r: Tensor, d: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What makes y = (x - mean) * scale + b of the layer: gamma r / std and beta + gamma d, (C,) each."""
-    scale = r / std
+    scale = r * invstd
     if weight is None:
         return scale, d if bias is None else d + bias
-    weight = weight.to(d.dtype)
-    return scale.mul_(weight), d * weight if bias is None else torch.addcmul(bias.to(d.dtype), d, weight)
+    if weight.dtype != d.dtype:
+        weight, bias = weight.to(d.dtype), bias if bias is None else bias.to(d.dtype)
+    return scale.mul_(weight), d * weight if bias is None else torch.addcmul(bias, d, weight)
 
 
 class NativeRenorm(Function):
@@ -31,23 +38,16 @@ class NativeRenorm(Function):
     function's.
     """
 
-    # One method with ctx: the split into forward and setup_context costs seven times as much a call.
+    # One method with ctx: the split into forward and setup_context costs seven times as much a call. What
+    # needs no gradient is prepared inside, where none is recorded.
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        statistics: Statistics,
-        r: Tensor,
-        d: Tensor,
-        rule: GradientRule | None,
-    ) -> Tensor:
-        """Normalize by the batch statistics, which the caller has computed without gradient."""
-        mean, std = statistics.mean, statistics.std
-        scale, b = effective_affine(weight, bias, std, r, d)
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, prepare: Prepare) -> Tensor:
+        """Normalize by the batch statistics and correct."""
+        statistics, r, d, rule = prepare(x)
+        invstd = statistics.invstd
+        scale, b = effective_affine(weight, bias, invstd, r, d)
         # The input and vectors of one entry a channel: what batch normalization keeps.
-        ctx.save_for_backward(x, weight, mean, std, r, d, scale)
+        ctx.save_for_backward(x, weight, statistics.mean, invstd, r, d, scale)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.rule = rule
         return (CUDA if x.is_cuda else CPU).normalize(x, scale, b, statistics)
@@ -55,26 +55,25 @@ class NativeRenorm(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, gamma and beta."""
-        x, weight, mean, std, r, d, scale = ctx.saved_tensors
+        x, weight, mean, invstd, r, d, scale = ctx.saved_tensors
         needs_dx, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        invstd = std.reciprocal()
         twice = torch.is_grad_enabled()
         if twice and ctx.rule is not None:
             raise RuntimeError("moving or synchronized gradient statistics cannot be differentiated twice")
-        if twice or (ctx.rule is None and not x.is_cuda and x.dtype != mean.dtype):
-            # The kernel of batch normalization: it has a derivative, and takes half precision in one pass.
+        if twice or (ctx.rule is None and not x.is_cuda and prefers_whole_kernel(x)):
+            # The kernel of batch normalization: it has a derivative.
             w = r if weight is None else r * weight
-            dx, dw, db = torch.ops.aten.native_batch_norm_backward(
-                dy, x, w, None, None, mean, invstd, True, 0.0, [needs_dx, True, True]
-            )
+            dx, dw, db = _kernel(dy, x, w, None, None, mean, invstd, True, 0.0, [needs_dx, True, True])
         else:
             dx, dw, db = _backward(like(dy, x), x, scale, mean, invstd, ctx.rule, needs_dx)
         d_weight = d_bias = None
         if weight is not None and needs_weight:
-            d_weight = torch.addcmul(d * db, r, dw).to(weight.dtype)
+            d_weight = torch.addcmul(d * db, r, dw)
+            if weight.dtype != d_weight.dtype:
+                d_weight = d_weight.to(weight.dtype)
         if ctx.bias_dtype is not None and needs_bias:
-            d_bias = db.to(ctx.bias_dtype)
-        return (dx if needs_dx else None), d_weight, d_bias, None, None, None, None
+            d_bias = db if ctx.bias_dtype == db.dtype else db.to(ctx.bias_dtype)
+        return (dx if needs_dx else None), d_weight, d_bias, None
 
 
 def _backward(

@@ -6,11 +6,14 @@ batches. With ``gradient_statistics="moving"`` they are, after Yan et al. (arXiv
 moving averages over batches, this one among them.
 """
 
+from math import isfinite
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce
+
+from .statistics import on_host
 
 
 class MovingAverages(NamedTuple):
@@ -33,7 +36,14 @@ class MovingAverages(NamedTuple):
         """Take in a batch's two means, (C,) each; a channel where they are not finite keeps its
         averages.
         """
-        weight = torch.maximum(self.batches.add_(1).reciprocal(), self.momentum)
+        batches = self.batches.add_(1)
+        # One sum of products is finite only if all of both vectors are.
+        if on_host(mean) and isfinite(torch.dot(mean, projection).item()):
+            share = max(1 / batches.item(), self.momentum.item())
+            self.mean.lerp_(mean, share)
+            self.projection.lerp_(projection, share)
+            return
+        weight = torch.maximum(batches.reciprocal(), self.momentum)
         for average, value in ((self.mean, mean), (self.projection, projection)):
             average.addcmul_((value - average).nan_to_num_(0.0, 0.0, 0.0), weight)
 

@@ -1,6 +1,6 @@
 """Batch Renormalization as modules: drop-in replacements of torch's BatchNorm layers."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -77,25 +77,26 @@ class BatchRenorm(RenormState):
         if not self.training or self.frozen:
             return self._evaluate(input)
         self._check_values(input)
-        native = self._native(input, mask)
-        if native:
-            input = as_dense(input)  # noqa: A001
-        remember = not torch.compiler.is_compiling() and may_be_recomputed()
+        compiling = torch.compiler.is_compiling()
+        remember = not compiling and may_be_recomputed()
+        if not compiling and self._native(input, mask):
+
+            def prepare(x: Tensor) -> tuple[Statistics, Tensor, Tensor, GradientRule | None]:
+                batch, count = self._batch_statistics(x, None, True)
+                return batch, *self._correction(batch.mean, batch.std, remember), self._rule(count)
+
+            output: Tensor = NativeRenorm.apply(as_dense(input), self.weight, self.bias, prepare)
+            return output
         with torch.no_grad():
-            batch, count = self._batch_statistics(input, mask)
-            r, d = self._correction(batch.mean, batch.std, remember)
+            (mean, std, *_), count = self._batch_statistics(input, mask, False)
+            r, d = self._correction(mean, std, remember)
         rule = self._rule(count)
-        output: Tensor
-        if native:
-            output = NativeRenorm.apply(input, self.weight, self.bias, batch, r, d, rule)
-        else:
-            mean, std = batch.mean, batch.std
-            output = PlainRenorm.apply(input, mask, count, self.weight, self.bias, mean, std, r, d, rule)
-        return output
+        plain: Tensor = PlainRenorm.apply(input, mask, count, self.weight, self.bias, mean, std, r, d, rule)
+        return plain
 
     def _native(self, x: Tensor, mask: Tensor | None) -> bool:
-        """Whether native kernels do the work: on a CPU or CUDA, without a mask, outside compiled code."""
-        return mask is None and x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling()
+        """Whether there are native kernels for it: on a CPU or CUDA, without a mask."""
+        return mask is None and (x.is_cpu or x.is_cuda)
 
     def _evaluate(self, x: Tensor) -> Tensor:
         weight: Tensor | None = self.weight
@@ -128,12 +129,15 @@ class BatchRenorm(RenormState):
                 "or call eval() or freeze the layer"
             )
 
-    def _batch_statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Statistics, Tensor | None]:
+    def _batch_statistics(
+        self, x: Tensor, mask: Tensor | None, native: bool
+    ) -> tuple[Statistics, Tensor | None]:
         """Mean and deviation and, with a mask, the number of values of each channel."""
-        if self._native(x, mask):
-            return (CUDA if x.is_cuda else CPU).batch_statistics(x, self.eps), None
+        if native:
+            kernels, buffers = CUDA if x.is_cuda else CPU, cast(dict[str, Tensor], self._buffers)
+            return kernels.batch_statistics(x, self.eps, buffers["epsilon"]), None
         mean, std, count = plain_statistics(x, self.eps, mask)
-        return Statistics(mean, std), count
+        return Statistics(mean, std, std.reciprocal()), count
 
     def _correction(self, mean: Tensor, std: Tensor, remember: bool) -> tuple[Tensor, Tensor]:
         """The correction, then one step of the moving averages; a recomputed pass gets its first one's."""

@@ -71,7 +71,7 @@ class PlainRenorm(Function):
         ctx.save_for_backward(x, mask, count, weight, mean, std, r, d)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.rule = rule
-        scale, b = effective_affine(weight, bias, std, r, d)
+        scale, b = effective_affine(weight, bias, std.reciprocal(), r, d)
         n = x.dim()
         centred = x.to(mean.dtype) - _along_channels(mean, n)
         return (centred * _along_channels(scale, n) + _along_channels(b, n)).to(x.dtype)

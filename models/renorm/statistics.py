@@ -1,9 +1,10 @@
 """Per-channel arithmetic of Batch Renormalization: the correction r, d and the moving averages.
 
-Everything here works on vectors with one entry a channel and never asks the device for a value, so a
-training step on an accelerator is not held up.
+Everything here works on vectors with one entry a channel and never asks an accelerator for a value, so a
+training step there is not held up. On a CPU a value costs less than an operation, and saves some.
 """
 
+from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,11 @@ class Running(NamedTuple):
         return (self.var + self.eps).sqrt_()
 
 
+def on_host(x: Tensor) -> bool:
+    """Whether a tensor's values are at hand: on a CPU, and not while a compiler looks on."""
+    return not torch.compiler.is_compiling() and x.is_cpu and type(x) is Tensor
+
+
 def correction(
     shift: Tensor, std: Tensor, running_std: Tensor, rmax: Tensor, dmax: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -45,6 +51,9 @@ def correction(
     Returns:
         r, clipped to [1 / rmax, rmax], and d, clipped to [-dmax, dmax]; both (C,).
     """
+    if on_host(std):
+        high, bound = rmax.item(), dmax.item()
+        return (std / running_std).clamp_(1 / high, high), (shift / running_std).clamp_(-bound, bound)
     r = (std / running_std).clamp_(rmax.reciprocal(), rmax)
     d = (shift / running_std).clamp_(-dmax, dmax)
     if torch.compiler.is_compiling():
@@ -80,11 +89,16 @@ def update_running(
         running_std: what ``running.deviation()`` gave; used up by this call, (C,).
         momentum: weight of the batch, a tensor without dimensions.
     """
-    # 0 * std is not a number where std is infinite or undefined: one operation asks for both.
-    mean_step = torch.add(shift, std, alpha=0).nan_to_num_(0.0, 0.0, 0.0)
-    running.mean.addcmul_(mean_step, momentum)
-    std_step = (std - running_std).nan_to_num_(0.0, 0.0, 0.0)
-    running_std.addcmul_(std_step, momentum)
+    # The sum of squares is finite only if every channel is (should it overflow, the long way serves, too).
+    if on_host(std) and isfinite(torch.dot(std, std).item()):
+        running.mean.addcmul_(shift, momentum)
+        running_std.lerp_(std, momentum)
+    else:
+        # 0 * std is not a number where std is infinite or undefined: one operation asks for both.
+        mean_step = torch.add(shift, std, alpha=0).nan_to_num_(0.0, 0.0, 0.0)
+        running.mean.addcmul_(mean_step, momentum)
+        std_step = (std - running_std).nan_to_num_(0.0, 0.0, 0.0)
+        running_std.addcmul_(std_step, momentum)
     torch.addcmul(-running.eps, running_std, running_std, out=running.var)
 
 

@@ -37,8 +37,10 @@ class SyncBatchRenorm(BatchRenorm):
         if not self._synchronizes():
             super()._check_values(x)
 
-    def _batch_statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Statistics, Tensor | None]:
-        local, count = super()._batch_statistics(x, mask)
+    def _batch_statistics(
+        self, x: Tensor, mask: Tensor | None, native: bool
+    ) -> tuple[Statistics, Tensor | None]:
+        local, count = super()._batch_statistics(x, mask, native)
         if not self._synchronizes():
             return local, count
         values = local.mean.new_full((1,), x.numel() // x.shape[1]) if count is None else count.view(1)
@@ -54,7 +56,7 @@ class SyncBatchRenorm(BatchRenorm):
         mean = (shares * means).sum(0)
         # The squares hold epsilon once each, and so does their mean.
         std = (shares * (seconds + (means - mean).square())).sum(0).sqrt_()
-        return local._replace(mean=mean, std=std), total
+        return local._replace(mean=mean, std=std, invstd=std.reciprocal()), total
 
     def _rule(self, count: Tensor | None) -> GradientRule | None:
         if not self._synchronizes():

@@ -1,15 +1,22 @@
 """Batch Renormalization against torch's BatchNorm: time and memory, a layer and a whole train step.
 
-    python tests/benchmarks/bench_renorm.py [--device cuda] [--smoke] [--compile] [--save]
+    python tests/benchmarks/bench_renorm.py [--device cuda] [--only TEXT ...] [--compile] [--save] [--smoke]
 
 Ratios are paired (A B A B ..., medians): on a CPU one thread by process CPU time and two threads by wall
 clock, forward and backward, on CUDA wall clock around synchronized batches of calls, in float32 and under
-bfloat16 autocast. ``--save`` writes docs/results/bench_renorm/<device>.json with the command, versions
-and device.
+bfloat16 autocast. ``--save`` writes docs/results/bench_renorm/<device>.json with the commands, versions
+and device; rows that are there already and were not measured this time stay, so that a long measurement
+can be made in parts.
+
+On a CPU the C library's allocator is told to keep the memory that it has (``--default-allocator`` leaves it
+alone). Otherwise it gives large buffers back to the system when they are freed, or not, as their neighbours
+happen to lie, and the page faults on the next ones cost more than the arithmetic: ratios then move by a
+fifth between runs.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -33,6 +40,11 @@ from models.renorm import BatchRenorm1d, BatchRenorm2d, convert_to_batch_renorm 
 ROOT = Path(__file__).parents[2]
 SHAPES = [(64, 64, 56, 56), (32, 256, 14, 14), (256, 512, 7, 7), (128, 2048)]
 SMOKE = [(4, 8, 7, 7), (8, 16)]
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
 
 
 class PlainFormula(nn.Module):
@@ -105,9 +117,13 @@ def train_step(network: nn.Module, x: Tensor, autocast: bool) -> Callable[[], No
 class Runner:
     """Measures one pair after another and keeps the rows."""
 
-    def __init__(self, device: str, seconds: float, rounds: int) -> None:
-        self.device, self.seconds, self.rounds = device, seconds, rounds
+    def __init__(self, device: str, seconds: float, rounds: int, only: list[str]) -> None:
+        self.device, self.seconds, self.rounds, self.only = device, seconds, rounds, only
         self.rows: list[dict[str, Any]] = []
+
+    def wants(self, name: str) -> bool:
+        """Whether the case is among those asked for."""
+        return not self.only or any(text in name for text in self.only)
 
     def threads(self) -> tuple[int, ...]:
         return (1, 2) if self.device == "cpu" else (1,)
@@ -119,11 +135,14 @@ class Runner:
         candidate: Callable[[], None],
         baseline: Callable[[], None],
         memory: bool = True,
+        rounds: int | None = None,
     ) -> None:
         row: dict[str, Any] = {"case": name, "what": what}
         for threads in self.threads():
             torch.set_num_threads(threads)
-            pair = compare(candidate, baseline, clock(self.device, threads), self.rounds, self.seconds)
+            pair = compare(
+                candidate, baseline, clock(self.device, threads), rounds or self.rounds, self.seconds
+            )
             row |= {f"ratio_{threads}": pair.ratio, f"batch_norm_us_{threads}": pair.baseline * 1e6}
         if memory:
             row["memory"] = peak_memory(candidate, self.device) / max(peak_memory(baseline, self.device), 1)
@@ -134,48 +153,61 @@ def layers(
     runner: Runner, shape: tuple[int, ...], channels_last: bool, autocast: bool, compiled: bool
 ) -> None:
     channels, flat = shape[1], len(shape) == 2
+    name = "×".join(map(str, shape)) + (" channels_last" if channels_last else "")
+    name += " bf16" if autocast else ""
+    if not runner.wants(name):
+        return
     x = torch.randn(shape, device=runner.device)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    name = "×".join(map(str, shape)) + (" channels_last" if channels_last else "")
-    name += " bf16" if autocast else ""
     norm, renorm = (nn.BatchNorm1d, BatchRenorm1d) if flat else (nn.BatchNorm2d, BatchRenorm2d)
 
     def place(layer: nn.Module) -> nn.Module:
         return layer.to(runner.device)
 
     baseline = training(place(norm(channels)), x, autocast)
-    runner.measure(name, "train", training(place(renorm(channels)), x, autocast), baseline)
-    moving = renorm(channels, gradient_statistics="moving")
-    runner.measure(name, "train, moving", training(place(moving), x, autocast), baseline)
+    ours = training(place(renorm(channels)), x, autocast)
+    runner.measure(name, "train", ours, baseline)
+    moving = training(place(renorm(channels, gradient_statistics="moving")), x, autocast)
+    runner.measure(name, "train, moving", moving, baseline)
+    runner.measure(name, "train, moving / ours", moving, ours, memory=False)
     if not autocast:
         plain = PlainFormula(channels, len(shape))
-        runner.measure(name, "train, plain formula", training(place(plain), x, False), baseline)
+        runner.measure(name, "train, plain formula", training(place(plain), x, False), baseline, rounds=3)
         runner.measure(
             name, "eval", evaluation(place(renorm(channels)), x), evaluation(place(norm(channels)), x)
         )
     if compiled and not flat:
-        ours, theirs = (nn.Sequential(place(layer(channels)), nn.ReLU()) for layer in (renorm, norm))
         torch._dynamo.reset()
-        fused = training(torch.compile(ours), x, autocast)
-        runner.measure(name, "train, + ReLU, compiled", fused, training(theirs, x, autocast), memory=False)
-        both = training(torch.compile(theirs), x, autocast)
-        runner.measure(name, "the same, both compiled", fused, both, memory=False)
+        block, their_block = (nn.Sequential(place(layer(channels)), nn.ReLU()) for layer in (renorm, norm))
+        eager = training(their_block, x, autocast)
+        fused = training(torch.compile(block), x, autocast)
+        runner.measure(name, "train, + ReLU", training(block, x, autocast), eager, memory=False)
+        runner.measure(name, "train, + ReLU, ours compiled", fused, eager)
+        both = training(torch.compile(their_block), x, autocast)
+        runner.measure(name, "train, + ReLU, both compiled", fused, both, memory=False)
 
 
-def networks(runner: Runner, smoke: bool, autocast: bool) -> None:
+def networks(runner: Runner, smoke: bool, autocast: bool, compiled: bool) -> None:
     batch, size = (2, 32) if smoke else ((128, 224) if runner.device == "cuda" else (16, 128))
     for build in (torchvision.models.resnet18, torchvision.models.resnet50):
         if smoke and build is torchvision.models.resnet50:
             continue
         for channels_last in (False, True):
+            name = f"{build.__name__} {batch}×3×{size}²" + (" channels_last" if channels_last else "")
+            name += " bf16" if autocast else ""
+            if not runner.wants(name):
+                continue
             layout = torch.channels_last if channels_last else torch.contiguous_format
             x = torch.randn(batch, 3, size, size, device=runner.device).contiguous(memory_format=layout)
             theirs = build(num_classes=10).to(runner.device, memory_format=layout)
             ours = convert_to_batch_renorm(build(num_classes=10)).to(runner.device, memory_format=layout)
-            name = f"{build.__name__} {batch}×3×{size}²" + (" channels_last" if channels_last else "")
-            name += " bf16" if autocast else ""
-            runner.measure(name, "step", train_step(ours, x, autocast), train_step(theirs, x, autocast))
+            steps = [train_step(network, x, autocast) for network in (ours, theirs)]
+            runner.measure(name, "step", *steps, rounds=9)
+            if compiled:
+                torch._dynamo.reset()
+                steps = [train_step(torch.compile(network), x, autocast) for network in (ours, theirs)]
+                runner.measure(name, "step, both compiled", *steps, memory=False, rounds=9)
 
 
 def show(rows: list[dict[str, Any]], device: str) -> None:
@@ -187,8 +219,36 @@ def show(rows: list[dict[str, Any]], device: str) -> None:
         figures = [row.get(k) for k in (*names[2:], "memory")]
         table.add_row(row["case"], row["what"], *["" if f is None else f"{f:.3f}" for f in figures])
     Console(width=140).print(table)
-    train = [row["ratio_1"] for row in rows if row["what"] == "train"]
-    print(f"layers, train: median {statistics.median(train):.3f}, largest {max(train):.3f}")
+    for threads in (1, 2):
+        train = [
+            row[f"ratio_{threads}"] for row in rows if row["what"] == "train" and f"ratio_{threads}" in row
+        ]
+        if train:
+            middle, largest = statistics.median(train), max(train)
+            print(f"layers, train, {threads} thread(s): median {middle:.3f}, largest {largest:.3f}")
+
+
+def processor() -> str:
+    """The CPU's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or "cpu"
+
+
+def save(path: Path, rows: list[dict[str, Any]], device: str) -> None:
+    """Into the file, over the rows of the same cases."""
+    command = " ".join(["python", "tests/benchmarks/bench_renorm.py", *sys.argv[1:]])
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    measured = {(row["case"], row["what"]) for row in rows}
+    kept = [row for row in old.get("rows", []) if (row["case"], row["what"]) not in measured]
+    record = {
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "device": device,
+        "rows": [*kept, *({**row, "command": command} for row in rows)],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -198,10 +258,19 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--smoke", action="store_true", help="tiny shapes: does it run?")
     parser.add_argument("--compile", action="store_true", help="torch.compile rows, too")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="TEXT", help="cases whose name has one of these"
+    )
     parser.add_argument("--no-networks", action="store_true", help="layers alone")
+    parser.add_argument("--default-allocator", action="store_true", help="with the page faults, on a CPU")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
-    runner = Runner(options.device, 0.001 if options.smoke else 0.1, 3 if options.smoke else 9)
+    if options.device == "cpu" and not options.default_allocator and "MALLOC_MMAP_MAX_" not in os.environ:
+        # The allocator reads its settings when a process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
+    torch.backends.cudnn.benchmark = options.device == "cuda"
+    seconds, rounds = (0.001, 3) if options.smoke else (0.05, 15)
+    runner = Runner(options.device, seconds, rounds, options.only)
     cases = [
         (shape, channels_last, autocast)
         for autocast in ((False, True) if options.device == "cuda" else (False,))
@@ -212,19 +281,14 @@ def main() -> None:
         layers(runner, *case, options.compile)
     if not options.no_networks:
         for autocast in (False, True) if options.device == "cuda" else (False,):
-            networks(runner, options.smoke, autocast)
-    name = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or "cpu"
+            networks(runner, options.smoke, autocast, options.compile)
+    if not runner.rows:
+        parser.error(f"no case has any of these in its name: {', '.join(options.only)}")
+    name = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     show(runner.rows, name)
     if options.save:
-        folder = ROOT / "docs" / "results" / "bench_renorm"
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {
-            "command": " ".join(["python", "tests/benchmarks/bench_renorm.py", *sys.argv[1:]]),
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            "device": name,
-            "rows": runner.rows,
-        }
-        (folder / f"{options.device}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        kind = options.device + ("_default_allocator" if options.default_allocator else "")
+        save(ROOT / "docs" / "results" / "bench_renorm" / f"{kind}.json", runner.rows, name)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.renorm import cpu, gradient, statistics
+
 
 class Twin:
     """Algorithm 1 of arXiv 1702.03275, written as it stands there. Keeps sigma itself."""
@@ -68,3 +70,13 @@ def twin() -> Callable[..., Twin]:
         return Twin(channels, eps, momentum, rmax, dmax)
 
     return make
+
+
+@pytest.fixture(params=["small input", "large input", "arithmetic of a device"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The ways through the layer on a CPU, each for input of any size."""
+    monkeypatch.setattr(cpu, "_SMALL", 1 << 40 if request.param == "small input" else 0)
+    if request.param == "arithmetic of a device":
+        for module in (statistics, gradient):
+            monkeypatch.setattr(module, "on_host", lambda _: False)
+    return str(request.param)

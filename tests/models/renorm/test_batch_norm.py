@@ -32,7 +32,7 @@ def small_network() -> nn.Module:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_without_correction_it_is_batch_norm(dtype, layout) -> None:
+def test_without_correction_it_is_batch_norm(route, dtype, layout) -> None:
     torch.manual_seed(0)
     ours = BatchRenorm2d(5, rmax=1.0, dmax=0.0, dtype=dtype)
     theirs = nn.BatchNorm2d(5, dtype=dtype)
@@ -50,7 +50,7 @@ def test_without_correction_it_is_batch_norm(dtype, layout) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5 if dtype == torch.float32 else 1e-11, atol=1e-6)
 
 
-def test_variance_of_far_off_values_is_as_exact_as_batch_norms() -> None:
+def test_variance_of_far_off_values_is_as_exact_as_batch_norms(route) -> None:
     """The CPU route sums squares about a guess of the mean: values far from zero must not cost digits."""
     torch.manual_seed(1)
     for offset in (0.0, 100.0, 3000.0):

@@ -1,12 +1,15 @@
 """The CUDA route: against the CPU's with its kernels' definitions in their place, and on a device."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.renorm import BatchRenorm2d
+from models.renorm import BatchRenorm2d, functions, gradient, layer, statistics
 from models.renorm.cpu import CPU
 from models.renorm.cuda import CUDA
 
@@ -48,18 +51,24 @@ def backward_elemt(
     return (dx * along(invstd * weight)).to(dy.dtype)
 
 
+KERNELS = {
+    "batch_norm_stats": stats,
+    "batch_norm_elemt": elemt,
+    "batch_norm_backward_reduce": reduce,
+    "batch_norm_backward_elemt": backward_elemt,
+}
+
+
 def test_the_kernels_are_given_what_they_expect(monkeypatch) -> None:
     torch.manual_seed(0)
-    for name, kernel in {
-        "batch_norm_stats": stats,
-        "batch_norm_elemt": elemt,
-        "batch_norm_backward_reduce": reduce,
-        "batch_norm_backward_elemt": backward_elemt,
-    }.items():
+    for name, kernel in KERNELS.items():
         monkeypatch.setattr(torch, name, kernel)
     x, dy = torch.randn(6, 3, 4, 4) + 1, torch.randn(6, 3, 4, 4)
     scale, b = torch.randn(3), torch.randn(3)
-    ours, theirs = CUDA.batch_statistics(x, 1e-3), CPU.batch_statistics(x, 1e-3)
+    ours, theirs = (
+        CUDA.batch_statistics(x, 1e-3, torch.tensor(1e-3)),
+        CPU.batch_statistics(x, 1e-3, torch.tensor(1e-3)),
+    )
     torch.testing.assert_close(ours.mean, theirs.mean)
     torch.testing.assert_close(ours.std, theirs.std)
     mean, invstd = ours.mean, ours.std.reciprocal()
@@ -69,6 +78,66 @@ def test_the_kernels_are_given_what_they_expect(monkeypatch) -> None:
     projection, total = sums
     dx = [k.input_gradient(dy, x, scale, mean, invstd, total, projection, 96) for k in (CUDA, CPU)]
     torch.testing.assert_close(*dx, rtol=1e-4, atol=1e-5)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that would each launch a kernel on a device, a native kernel as one."""
+
+    FREE = ("empty", "view", "detach", "alias")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.inside = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        if not self.inside and not any(word in name for word in self.FREE):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+    def kernel(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            self.names.append(name)
+            self.inside = True
+            try:
+                return work(*args)
+            finally:
+                self.inside = False
+
+        return run
+
+
+@pytest.mark.parametrize(("moving", "forward", "backward"), [("batch", 24, 7), ("moving", 24, 18)])
+def test_a_step_launches_no_more_kernels_than_it_did(monkeypatch, moving, forward, backward) -> None:
+    """Small launches are what the layer costs above BatchNorm on a device; the results stay the CPU's."""
+    torch.manual_seed(2)
+    counter = Launches()
+    for name, kernel in KERNELS.items():
+        monkeypatch.setattr(torch, name, counter.kernel(name, kernel))
+    ours = BatchRenorm2d(3, rmax=1.1, dmax=0.1, gradient_statistics=moving)
+    expected = copy.deepcopy(ours)
+    for _ in range(2):
+        x, dy = torch.randn(6, 3, 4, 4) + 1, torch.randn(6, 3, 4, 4)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        expected(a).backward(dy)
+        with monkeypatch.context() as on_a_device:
+            for module in (layer, functions):
+                on_a_device.setattr(module, "CPU", CUDA)
+            on_a_device.setattr(functions, "prefers_whole_kernel", lambda _: False)
+            for module in (statistics, gradient):
+                on_a_device.setattr(module, "on_host", lambda _: False)
+            counter.names.clear()
+            with counter:
+                y = ours(b)
+            assert len(counter.names) <= forward, counter.names
+            counter.names.clear()
+            with counter:
+                (dx,) = torch.autograd.grad(y, b, dy, retain_graph=True)
+                assert len(counter.names) <= backward, counter.names
+        torch.testing.assert_close(dx, a.grad, rtol=1e-4, atol=1e-5)
+        for p, q in zip(ours.buffers(), expected.buffers(), strict=True):
+            torch.testing.assert_close(p, q)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

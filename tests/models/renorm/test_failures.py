@@ -93,7 +93,7 @@ def test_conversion_reaches_inside_sequential() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
-def test_constant_channels_stay_numbers(value) -> None:
+def test_constant_channels_stay_numbers(route, value) -> None:
     """One divides by a channel mean of 1 less itself; one by a constant feature's deviation."""
     layer = BatchRenorm1d(2)
     x = torch.full((8, 2), value, requires_grad=True)
@@ -151,7 +151,7 @@ def test_settings_out_of_range_are_refused(setting) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("shape", [(8, 3), (8, 3, 4, 4)])
-def test_a_batch_that_is_not_finite_does_not_poison_the_statistics(bad, shape) -> None:
+def test_a_batch_that_is_not_finite_does_not_poison_the_statistics(route, bad, shape) -> None:
     kind = BatchRenorm1d if len(shape) == 2 else BatchRenorm2d
     layer = kind(3, gradient_statistics="moving")
     layer(torch.randn(shape))
@@ -199,7 +199,7 @@ def test_fixed_scale_is_in_the_file_but_does_not_train() -> None:
     nn.BatchNorm2d(3).load_state_dict(layer.state_dict())
 
 
-def test_input_and_gradients_in_any_memory_layout() -> None:
+def test_input_and_gradients_in_any_memory_layout(route) -> None:
     torch.manual_seed(5)
     base = torch.randn(4, 6, 5, 3)
     expanded = torch.ones(1, 1, 1, 1).expand(4, 3, 5, 3)

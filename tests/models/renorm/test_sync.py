@@ -20,6 +20,9 @@ CASES = [
     {"affine": False},
     {"empty": True},
     {"dtype": torch.bfloat16},
+    {"mask": "random"},
+    {"mask": "random", "gradient_statistics": "moving", "gradient_momentum": 0.3},
+    {"mask": "one process has padding alone"},
 ]
 
 
@@ -27,11 +30,13 @@ def share(whole: Tensor, rank: int, sizes: tuple[int, ...]) -> Tensor:
     return whole.split(sizes)[rank]
 
 
-def steps(layer: nn.Module, xs: Tensor, dys: Tensor, half: bool) -> list[list[Tensor]]:
+def steps(
+    layer: nn.Module, xs: Tensor, dys: Tensor, half: bool, masks: Tensor | None = None
+) -> list[list[Tensor]]:
     results = []
-    for x, dy in zip(xs, dys, strict=True):
+    for i, (x, dy) in enumerate(zip(xs, dys, strict=True)):
         a = (x.bfloat16() if half else x).clone().requires_grad_()
-        y = layer(a)
+        y = layer(a, None if masks is None else masks[i])
         y.backward(dy.to(y.dtype))
         gradients = [p.grad.clone() for p in layer.parameters()]
         layer.zero_grad()
@@ -45,8 +50,18 @@ def data() -> tuple[Tensor, Tensor]:
     return torch.randn(shape, generator=generator) * 2 + 1, torch.randn(shape, generator=generator)
 
 
+def padding(case: dict[str, Any], xs: Tensor) -> Tensor | None:
+    """Which positions of each step's whole batch are real."""
+    if "mask" not in case:
+        return None
+    masks = torch.rand(xs[:, :, 0].shape, generator=torch.Generator().manual_seed(1)) < 0.6
+    if case["mask"] != "random":
+        masks[:, SIZES[0] :] = False
+    return masks
+
+
 def build(kind: type[BatchRenorm2d], case: dict[str, Any]) -> nn.Module:
-    settings = {k: v for k, v in case.items() if k not in ("empty", "dtype")}
+    settings = {k: v for k, v in case.items() if k not in ("empty", "dtype", "mask")}
     return kind(3, momentum=0.3, rmax=1.2, dmax=0.4, **settings)
 
 
@@ -62,7 +77,10 @@ def work(rank: int, folder: str, expected: list[Any]) -> None:
             torch.stack([share(x, rank, sizes) for x in xs]),
             torch.stack([share(dy, rank, sizes) for dy in dys]),
         )
-        for ours, theirs in zip(steps(layer, *mine, "dtype" in case), whole, strict=True):
+        masks = padding(case, xs)
+        if masks is not None:
+            masks = torch.stack([share(mask, rank, sizes) for mask in masks])
+        for ours, theirs in zip(steps(layer, *mine, "dtype" in case, masks), whole, strict=True):
             loose = {"rtol": 2e-2, "atol": 2e-2} if "dtype" in case else {"rtol": 1e-4, "atol": 1e-5}
             for a, b in zip(ours[:2], theirs[:2], strict=True):  # of this process's share
                 torch.testing.assert_close(a, share(b, rank, sizes), **loose)
@@ -101,7 +119,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     expected = []
     for case in CASES:
         layer = build(BatchRenorm2d, case)
-        whole = steps(layer, xs, dys, "dtype" in case)
+        whole = steps(layer, xs, dys, "dtype" in case, padding(case, xs))
         expected.append((whole, [b.clone() for b in layer.buffers()]))
     mp.spawn(work, args=(str(tmp_path), expected), nprocs=2)
 

@@ -27,7 +27,7 @@ def error(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("affine", [True, False])
-def test_steps_equal_the_paper(twin, kind, shape, layout, limits, dtype, affine) -> None:
+def test_steps_equal_the_paper(twin, route, kind, shape, layout, limits, dtype, affine) -> None:
     torch.manual_seed(0)
     layer = kind(5, eps=1e-3, momentum=0.1, affine=affine, rmax=limits[0], dmax=limits[1], dtype=dtype)
     reference = twin(5, rmax=limits[0], dmax=limits[1])
@@ -60,7 +60,7 @@ def test_steps_equal_the_paper(twin, kind, shape, layout, limits, dtype, affine)
 
 @pytest.mark.parametrize(("kind", "shape", "layout"), SHAPES, ids=IDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_moving_gradient_statistics_equal_their_twin(twin, kind, shape, layout, dtype) -> None:
+def test_moving_gradient_statistics_equal_their_twin(twin, route, kind, shape, layout, dtype) -> None:
     torch.manual_seed(1)
     settings = {"eps": 1e-3, "momentum": 0.1, "gradient_statistics": "moving", "gradient_momentum": 0.4}
     layer = kind(5, **settings, dtype=dtype)
@@ -130,7 +130,7 @@ def test_function_equals_the_layer() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_gradcheck(layout) -> None:
+def test_gradcheck(route, layout) -> None:
     torch.manual_seed(5)
     layer = BatchRenorm2d(3, momentum=0.0, rmax=1.05, dmax=0.1, dtype=torch.float64)
     x = torch.randn(4, 3, 2, 2, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
