@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +46,8 @@ def applied(model: Model, operation: dict[str, Any]) -> Model:
     return kept | operation["put"]
 
 
-def write(folder: Path, journal: Path, run: int, seed: int, index: str) -> None:
-    """The process that will be killed."""
+def write(folder: Path, journal: Path, run: int, seed: int, index: str, ready: Connection) -> None:
+    """The process that will be killed; says over `ready` when it begins."""
     store = FaissStore.open(folder, dim=DIM, index=index, tuning=TUNING)
     lock = threading.Lock()
     lines = journal.open("a")
@@ -82,7 +80,7 @@ def write(folder: Path, journal: Path, run: int, seed: int, index: str) -> None:
 
     for target, *args in [*((work, thread) for thread in range(THREADS)), (snapshots,)]:
         threading.Thread(target=target, args=args, daemon=True).start()
-    print("ready", flush=True)
+    ready.send("ready")
     threading.Event().wait()
 
 
@@ -148,27 +146,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--index", default="HNSW8")
     parser.add_argument("--longest", type=float, default=1.0, help="seconds that a writer lives at most")
-    parser.add_argument("--write", nargs=3, metavar=("FOLDER", "JOURNAL", "RUN"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.write:
-        write(
-            Path(options.write[0]), Path(options.write[1]), int(options.write[2]), options.seed, options.index
-        )
+    # Writers are forked from a process that has imported everything and done nothing: imports would take
+    # longer than most of them live.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["serve.store.faiss_store"])
     rng = random.Random(options.seed)
     writes = 0
     with tempfile.TemporaryDirectory(prefix="kindred-store-") as name:
         folder, journal, model = Path(name) / "store", Path(name) / "journal", {}
         for run in range(options.kills):
             journal.write_text("")
-            command = [sys.executable, __file__, "--write", str(folder), str(journal), str(run)]
-            command += ["--seed", str(options.seed), "--index", options.index]
-            writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == "ready\n", "the writer died by itself"
+            ready, tell = processes.Pipe(duplex=False)
+            given = (folder, journal, run, options.seed, options.index, tell)
+            writer = processes.Process(target=write, args=given)
+            writer.start()
+            tell.close()
+            assert ready.recv() == "ready", "the writer died by itself"
             time.sleep(rng.random() * options.longest)
-            os.kill(writer.pid, signal.SIGKILL)
-            writer.wait()
-            writer.stdout.close()
+            assert writer.is_alive(), "the writer died by itself"
+            writer.kill()
+            writer.join()
             model, done = check(folder, model, journal, run)
             writes += done
             print(f"kill {run + 1}: {done} acknowledged writes, {len(model)} items", flush=True)
