@@ -87,9 +87,9 @@ class StoreThreads:
         self, store: Store, vector: NDArray[np.float32], k: int, *, with_metadata: bool
     ) -> SearchResult:
         """Search by one vector of shape (dim,) without any condition."""
-        search = PlainSearch(store, k, with_metadata, vector)
         if self._seconds.get(store, 1.0) < _INLINE_SECONDS and k <= 100:
             return self._timed(store, vector, k, with_metadata)
+        search = PlainSearch(store, k, with_metadata, vector)
         return await asyncio.wrap_future(self._plain.submit(search))
 
     async def search(
@@ -144,7 +144,8 @@ class StoreThreads:
         result = store.search(vectors, k, with_metadata=with_metadata)
         took = (time.perf_counter() - started) / len(result.hits)
         known = self._seconds.get(store, took)
-        self._seconds[store] = known + _SMOOTHING * (took - known)
+        # A search that was interrupted says little of the store: it counts as a somewhat slower one.
+        self._seconds[store] = known + _SMOOTHING * (min(took, 2.0 * known) - known)
         return result
 
     def _run_plain(self, searches: list[PlainSearch]) -> Sequence[SearchResult]:

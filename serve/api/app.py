@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.bundle import Bundle
 from serve import recall
@@ -24,6 +25,20 @@ _DESCRIPTION = """Visual search: embed images, store items, find their nearest n
 
 Errors are problem documents (RFC 9457). Ids are strings or integers: in a path, `7` is the integer and `"7"`
 (with its quotes, percent-encoded) the string."""
+
+
+class _Application(FastAPI):
+    """FastAPI behind `front`, which answers some requests itself and passes the others on to `whole`."""
+
+    front: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        await (self.front or self.whole)(scope, receive, send)
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection by FastAPI and all middlewares."""
+        await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> FastAPI:
@@ -49,7 +64,7 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
             watching.cancel()
         await service.aclose()
 
-    app = FastAPI(
+    app = _Application(
         title="Kindred",
         version="1",
         description=_DESCRIPTION,
@@ -88,5 +103,5 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
     app.add_middleware(OverloadGate, admission=service.admission)
     requests = RequestLog(service.metrics)
     app.add_middleware(RequestContext, requests=requests)
-    app.add_middleware(direct.Direct, service=service, requests=requests)
+    app.front = direct.Direct(app.whole, service, requests)
     return app

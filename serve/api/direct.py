@@ -29,7 +29,7 @@ _JSON = (b"content-type", b"application/json")
 
 
 class Direct:
-    """ASGI middleware that answers vector searches which are in order, and passes everything else on.
+    """ASGI application that answers vector searches which are in order, and passes everything else on.
 
     Args:
         app: The whole application, with all its middlewares.

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -91,14 +92,13 @@ class Item:
     thumbnail: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(msgspec.Struct, frozen=True):
     """One neighbour of a query; `similarity` is the cosine in [-1, 1]."""
 
     id: ItemId
     similarity: float
     label: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
 Strategy: TypeAlias = Literal["exact", "exact_subset", "approximate", "approximate_then_exact", "empty"]
