@@ -69,6 +69,12 @@ class Reading:
                 width *= 4
         return found
 
+    def everything(self, condition: str, fields: Sequence[str]) -> list[Row]:
+        """All rows that pass, in any order."""
+        if self._engine.embedded:  # it knows no limit, and reads every row for each window
+            return self._query(condition, [*fields, "id"])
+        return [row for page in self.pages(condition, fields) for row in page]
+
     def pages(self, condition: str, fields: Sequence[str], size: int = 1_000) -> Iterator[list[Row]]:
         """All rows that pass, in pages."""
         rows = self.after(0, size, condition, fields)

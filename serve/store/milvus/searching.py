@@ -26,6 +26,8 @@ from serve.store.protocol import (
 
 # Numbers that an exact search over an approximate index may fetch: 256 MiB of float32.
 _MOST_FETCHED = 2**26
+# Part of all items below which a filter is too selective for milvus-lite's approximate indexes.
+_SELECTIVE = 0.25
 # Hits of one message.
 _MOST_HITS = 200_000
 
@@ -76,14 +78,30 @@ class Searching:
         return SearchResult(hits, self._plan(request, hits, candidates))
 
     def _find(self, request: Request) -> tuple[list[list[Hit]], int | None]:
-        """Hits of each query, and the number of candidates where it is known."""
+        """Hits of each query, and the number of candidates where they were compared here."""
         if not len(request.queries):
             return [], None
-        if request.exact and not self._definition.index.exact:
+        if self._compares_here(request):
             rows = self._fetched(request)
             hits = _compared(request, rows)
             return hits, len(rows)
         return self._asked(request), None
+
+    def _compares_here(self, request: Request) -> bool:
+        """Whether the vectors that pass are fetched and compared, instead of asking the index.
+
+        milvus-lite walks its graph over passing rows only, which finds ever fewer of the right ones the fewer
+        pass: it is asked only where many do. A server has a plan of its own for that.
+        """
+        if self._definition.index.exact:
+            return False
+        if request.exact:
+            return True
+        if not (request.filtered and self._engine.embedded):
+            return False
+        passing = self._reading.count(request.condition)
+        few = passing <= _SELECTIVE * self._reading.count("")
+        return few and passing * self._definition.dim <= _MOST_FETCHED
 
     def _asked(self, request: Request) -> list[list[Hit]]:
         """Asks Milvus."""
@@ -116,14 +134,13 @@ class Searching:
                 f"An exact search over the index {self._definition.index} would fetch {count:,} vectors, "
                 f"more than {most:,}; narrow the filter, or build the collection with the index FLAT"
             )
-        pages = self._reading.pages(request.condition, ["vector", *_fields(request)])
-        return [row for page in pages for row in page]
+        return self._reading.everything(request.condition, ["vector", *_fields(request)])
 
     def _plan(self, request: Request, hits: list[list[Hit]], candidates: int | None) -> SearchPlan:
         strategy: Strategy = "approximate"
         if request.min_similarity is None and not any(hits) and len(request.queries):
             strategy, candidates = "empty", 0
-        elif request.exact or self._definition.index.exact:
+        elif candidates is not None or self._definition.index.exact:
             strategy = "exact_subset" if request.filtered else "exact"
         return SearchPlan(strategy, candidates, 0.0 if candidates == 0 else None, str(self._definition.index))
 
@@ -149,7 +166,7 @@ class Searching:
             unseen = f"(label is null) or (label not in [{listed}])" if labels else ""
             lone = [hit.id for hit in best if hit.label is None]
             condition = excluding(all_of(request.condition, unseen), lone)
-            hits = self._find(replace(request, condition=condition))[0][0]
+            hits = self._find(replace(request, condition=condition, filtered=True))[0][0]
 
 
 def _fields(request: Request) -> list[str]:

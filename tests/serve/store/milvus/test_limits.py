@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serve.store.milvus.engine import Engine
-from serve.store.milvus.records import MOST_THUMBNAIL_BYTES, merged
+from serve.store.milvus.records import MOST_THUMBNAIL_BYTES, checked_rows, merged, messages
 from serve.store.milvus.store import MilvusStore
 from serve.store.protocol import Item, StoreError
 
@@ -45,12 +45,16 @@ def test_just_small_enough(store: MilvusStore) -> None:
         store.search(np.ones(4), 20_000)
 
 
-def test_a_large_call_goes_in_several_messages(store: MilvusStore) -> None:
-    thumbnail = b"x" * 45_000
-    assert store.upsert(Item(n, np.eye(4)[n % 4], thumbnail=thumbnail) for n in range(900)) == 900
-    assert store.count() == 900
-    assert [item.id for item in store.scan()] == list(range(900))
-    assert store.delete(where={"id": {"gte": 10}}) == 890
+def test_a_large_call_goes_in_several_messages(store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.store.milvus.records._MOST_MESSAGE_BYTES", 100_000)
+    monkeypatch.setattr("serve.store.milvus.store._DELETED_AT_ONCE", 7)
+    sizes = [len(run) for run in messages(checked_rows([Item(n, np.ones(4)) for n in range(1000)], 4))]
+    assert sum(sizes) == 1000
+    assert len(sizes) > 1
+    assert store.upsert(Item(n, np.eye(4)[n % 4], thumbnail=b"x" * 10_000) for n in range(90)) == 90
+    assert store.count() == 90
+    assert [item.id for item in store.scan()] == list(range(90))
+    assert store.delete(where={"id": {"gte": 10}}) == 80
     assert store.scroll(None, 5).next is not None
     assert [item.id for item in store.scan()] == list(range(10))
 
