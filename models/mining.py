@@ -9,6 +9,9 @@ from torch import Tensor
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
+# Positives an anchor up to which passes over the distances are faster than to sort them (on a CPU by far).
+SCANS = 24
+
 
 class SemiHardMiner(BaseMiner):  # type: ignore[misc]  # the library ships no types
     """One triplet for each anchor-positive pair: the nearest negative that is farther than the positive.
@@ -65,7 +68,9 @@ class SemiHardMiner(BaseMiner):  # type: ignore[misc]  # the library ships no ty
 def semi_hard_triplets(distances: Tensor, positives: Tensor, negatives: Tensor) -> Triplets:
     """FaceNet's rule on a matrix of distances.
 
-    Sorting each anchor's negatives once makes every positive's answer a binary search in its row.
+    With many positives an anchor's negatives are sorted once, and every positive's answer is a binary search
+    among them. With few, the answers come from as many passes over the matrix, which is less work than to
+    sort it.
 
     Args:
         distances: (B, M), from anchors to references; smaller is nearer.
@@ -75,28 +80,58 @@ def semi_hard_triplets(distances: Tensor, positives: Tensor, negatives: Tensor) 
     Returns:
         As :meth:`SemiHardMiner.mine`.
     """
-    count = negatives.sum(1)
-    anchors, at = torch.nonzero(positives & (count > 0)[:, None], as_tuple=True)
+    possible = negatives.any(1)
+    anchors, at = torch.nonzero(positives & possible[:, None], as_tuple=True)
     if len(anchors) == 0:
         return anchors, at, at.clone()
-    # Stable, so that equal distances stay in the order of their indices. NaN and infinity sort after all
-    # numbers, as the masked entries do; a diverged run is the loss's to report, here the indices only have
-    # to stay negatives.
-    finite = torch.nan_to_num(
-        distances, nan=torch.finfo(distances.dtype).max, posinf=torch.finfo(distances.dtype).max
-    )
-    values, order = finite.masked_fill(~negatives, torch.inf).sort(dim=1, stable=True)
+    # NaN and infinity come after all numbers, and before the masked entries; a diverged run is the loss's to
+    # report, here the indices only have to stay negatives.
+    largest = torch.finfo(distances.dtype).max
+    finite = torch.nan_to_num(distances.detach(), nan=largest, posinf=largest, neginf=-largest / 4)
     # One row of queries an anchor, as wide as the largest number of positives.
-    number = positives.sum(1)[anchors]
-    start = torch.nn.functional.pad(
-        torch.unique_consecutive(anchors, return_counts=True)[1].cumsum(0), (1, 0)
-    )[:-1]
-    row = torch.unique_consecutive(anchors, return_inverse=True)[1]
-    column = torch.arange(len(anchors), device=anchors.device) - start[row]
-    queries = values.new_zeros(len(distances), int(number.max()) + 1)
+    before = positives.sum(1).mul_(possible).cumsum(0)
+    start = torch.nn.functional.pad(before, (1, 0))[:-1]
+    column = torch.arange(len(anchors), device=anchors.device) - start[anchors]
+    queries = finite.new_zeros(len(distances), int(column.max()) + 1)
     queries[anchors, column] = finite[anchors, at]
-    farthest = values.gather(1, (count - 1).clamp_min(0)[:, None])
-    place = torch.searchsorted(values, queries, right=True)[anchors, column]
-    last = torch.searchsorted(values, farthest, right=False)[anchors, 0]
-    place = torch.where(place < count[anchors], place, last)
-    return anchors, at, order[anchors, place]
+    others = finite.masked_fill_(~negatives, torch.inf)
+    search = _by_scanning if queries.shape[1] <= SCANS else _by_sorting
+    return anchors, at, search(others, queries)[anchors, column]
+
+
+def _by_scanning(others: Tensor, queries: Tensor) -> Tensor:
+    """One pass over the distances for each column of queries; see :func:`_by_sorting`."""
+    found = []
+    largest = torch.finfo(others.dtype).max
+    buffer = torch.empty_like(others)
+    for query in queries.T:
+        # What is not farther is moved behind everything else; arithmetic is three times as fast as a mask.
+        moved = torch.le(others, query[:, None], out=buffer).mul_(largest).add_(others)
+        nearest = moved.min(1)
+        found.append(torch.where(nearest.values >= largest / 2, -1, nearest.indices))
+    chosen = torch.stack(found, dim=1)
+    lacking = torch.nonzero((chosen < 0).any(1)).flatten()
+    if len(lacking):
+        rows = others[lacking]
+        farthest = rows.masked_fill_(rows == torch.inf, -torch.inf).max(1).indices
+        chosen[lacking] = torch.where(chosen[lacking] < 0, farthest[:, None], chosen[lacking])
+    return chosen
+
+
+def _by_sorting(others: Tensor, queries: Tensor) -> Tensor:
+    """Reference that answers each query: the nearest that is farther, or else the farthest.
+
+    Args:
+        others: (B, M), distances to negatives, infinite for all other references.
+        queries: (B, P), distances to positives.
+
+    Returns:
+        int64 (B, P), positions along M; of equal distances the smallest. Any, where a row has no negative.
+    """
+    count = (others < torch.inf).sum(1, keepdim=True)
+    # Stable, so that equal distances stay in the order of their indices.
+    values, order = others.sort(dim=1, stable=True)
+    farthest = values.gather(1, (count - 1).clamp_min(0))
+    place = torch.searchsorted(values, queries, right=True)
+    last = torch.searchsorted(values, farthest, right=False)
+    return order.gather(1, torch.where(place < count, place, last).clamp_max(others.shape[1] - 1))

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
 from torch import Tensor
 
+import models.mining as mining
 from models.mining import SemiHardMiner, semi_hard_triplets
 
 
@@ -35,7 +36,14 @@ def masks(labels: Tensor) -> tuple[Tensor, Tensor]:
     return same & ~torch.eye(len(labels), dtype=torch.bool), ~same
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.fixture(params=[0, 1000], ids=["sorting", "scanning"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both searches have to give the same triplets, whatever the number of positives."""
+    monkeypatch.setattr(mining, "SCANS", request.param)
+
+
+@pytest.mark.usefixtures("either_way")
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     size=st.integers(1, 24),
     classes=st.integers(1, 8),
@@ -51,6 +59,7 @@ def test_equals_the_naive_twin_with_many_ties(size: int, classes: int, levels: i
     assert [tuple(row) for row in found] == naive(distances, positives, negatives)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_the_naive_twin_on_embeddings(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
@@ -74,12 +83,14 @@ def test_batches_without_triplets_give_none(labels: list[int]) -> None:
     assert a.dtype == torch.int64
 
 
+@pytest.mark.usefixtures("either_way")
 def test_collapsed_embeddings_still_give_one_triplet_a_pair() -> None:
     labels = torch.tensor([0, 0, 1, 1, 2])
     a, p, n = SemiHardMiner()(torch.ones(5, 4), labels)
     assert torch.stack((a, p, n), 1).tolist() == [[0, 1, 2], [1, 0, 2], [2, 3, 0], [3, 2, 0]]
 
 
+@pytest.mark.usefixtures("either_way")
 def test_references_from_a_memory() -> None:
     """Anchors against other embeddings: nothing is left out as an item's own self."""
     torch.manual_seed(0)
