@@ -1,5 +1,7 @@
 """``/v1/search``: by image, by images, by vectors, by stored item, by examples."""
 
+from typing import Any
+
 import msgspec
 import numpy as np
 from fastapi import APIRouter, Depends
@@ -143,7 +145,7 @@ async def answer_vector(service: Service, _query: bytes, body: bytes) -> bytes:
             store, queries[0] if options.vector is not None else queries, options, options.fingerprint
         )
     if options.vector is not None:
-        found = {"hits": result.hits[0]}
+        found: dict[str, Any] = {"hits": result.hits[0]}
     else:
         found = {"results": [{"hits": hits} for hits in result.hits]}
     return _encoder.encode(

@@ -94,9 +94,8 @@ class IndexState:
             similarities, keys, part_plan = part.search(queries, k, mask, how)
             found.append((similarities, keys))
             plans.append(part_plan)
-        plan = self.plan(plans, index)
-        similarities, keys = exact.merge(found, min(k, plan.candidates))
-        return similarities, keys, plan
+        similarities, keys = exact.merge(found, min(k, sum(plan.candidates for plan in plans)))
+        return similarities, keys, self.plan(plans, index)
 
     def plan(self, plans: Sequence[PartPlan], index: str) -> SearchPlan:
         """The plan of a search from those of all parts."""

@@ -171,7 +171,8 @@ class Searching:
     def _records(self, state: IndexState, keys: Keys, request: Request) -> dict[int, list[Any]]:
         """Of each hit by key: its id and, if they are wanted, label and metadata."""
         if self._commits is None:  # another process writes, and only the database knows what
-            found, others = {}, np.unique(keys[keys >= 0]).tolist()
+            found: dict[int, list[Any]] = {}
+            others: list[int] = np.unique(keys[keys >= 0]).tolist()
         else:
             ids_only = not (request.with_metadata or request.group_by_label)
             found, others = state.records(keys, ids_only=ids_only)
