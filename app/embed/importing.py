@@ -78,7 +78,8 @@ def _unknown(store: Target, batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _items(batch: pa.RecordBatch) -> Iterator[Item]:
-    vectors = np.asarray(batch.column(VECTOR).flatten()).reshape(batch.num_rows, -1)
+    column = batch.column(VECTOR)
+    vectors = np.asarray(column.flatten()).reshape(batch.num_rows, column.type.list_size)
     names = [name for name in batch.schema.names if name not in (ID, LABEL, VECTOR)]
     metadata = batch.select(names).rename_columns([name.removeprefix(PREFIX) for name in names])
     described = metadata.to_pylist() if names else [{}] * batch.num_rows

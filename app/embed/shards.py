@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from app.embed.plan import REJECTS, Plan, write_manifest
+from app.embed.plan import REJECTS, Plan, temporary_file, write_manifest
 from data.table import ImageTable
 from models.errors import InputError
 from serve.store.files import disk_errors, replace_file, sync_folder
@@ -56,8 +55,7 @@ def write_shard(
     content = pa.table(_columns(plan, table, rows, vectors))
     about = {"shard": shard, "plan": asdict(plan), "rejects": list(rejects)}
     content = content.replace_schema_metadata({"kindred": json.dumps(about)})
-    # The process's number, because a killed run may have left a process behind that is still writing.
-    temporary = folder / f"{plan.file(shard)}.{platform.node()}-{os.getpid()}.tmp"
+    temporary = temporary_file(folder / plan.file(shard))
     with disk_errors(temporary):
         try:
             with temporary.open("wb") as file:

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+import app.embed.command  # noqa: F401 - before the forks, so that a run takes no longer than its work
+from app.cli import main as command_line
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
@@ -50,7 +51,7 @@ def prepare(folder: Path, images: int) -> list[str]:
     return [f"--bundle={folder / 'bundle'}", f"--data={folder / 'images'}", "--accelerator=cpu"]
 
 
-def start(options: list[str], devices: int, alone: Any) -> int:
+def start(options: list[str], devices: int) -> int:
     """Starts a run in a process group of its own: forked, or by the command line for several devices."""
     if devices > 1:
         command = [sys.executable, "-m", "app", "embed", *options, f"--devices={devices}"]
@@ -59,7 +60,7 @@ def start(options: list[str], devices: int, alone: Any) -> int:
     if child == 0:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os._exit(alone(["embed", *options]))
+        os._exit(command_line(["embed", *options]))
     return child
 
 
@@ -100,8 +101,6 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    from app.cli import main as alone  # before the fork, so that a run is short
-
     torch.set_num_threads(1)
     rng = random.Random(options.seed)
     kills, midway, half, rounds = 0, 0, 0, 0
@@ -109,7 +108,7 @@ def main() -> None:
         arguments = [*prepare(Path(name), options.images), "--shard-rows=64", "--workers=1"]
         clean = Path(name) / "clean"
         began = time.monotonic()
-        finished(start([*arguments, f"--out={clean}"], 1, alone), None)
+        finished(start([*arguments, f"--out={clean}"], 1), None)
         seconds = time.monotonic() - began
         print(
             f"undisturbed: {seconds:.1f} s, {json.loads((clean / 'embeddings.json').read_text())['complete']}"
@@ -119,7 +118,7 @@ def main() -> None:
             folder = Path(name) / f"round-{rounds}"
             work = [*arguments, f"--out={folder}"]
             while not finished(
-                start(work, options.devices, alone),
+                start(work, options.devices),
                 rng.uniform(0, seconds) if kills < options.kills else None,
             ):
                 kills += 1
