@@ -1,7 +1,7 @@
 """One process of a distributed training run: python distributed_worker.py RANK WORLD_SIZE FOLDER.
 
 Trains five float64 steps on fixed global batches, of which each process takes its part, and writes every
-step's loss and gradients. `test_distributed.py` compares one process with two.
+step's loss, gradients and embeddings. `test_distributed.py` compares one process with two and with four.
 """
 
 import sys
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.gathering import gather_rows
 from models.module import MetricLearner
+from models.normalization import Normalization
 
 STEPS, CLASSES, EACH = 5, 6, 4
+# Classes of each process: uneven parts, and each process's classes are its own, as the sampler deals them.
+PARTS = {1: (6,), 2: (4, 2), 4: (2, 2, 1, 1)}
 
 
 class Loss(nn.Module):
@@ -23,15 +27,18 @@ class Loss(nn.Module):
         super().__init__()
         self.learner = learner
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return self.learner.compute_loss(self.learner.network(images), labels)[0]
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        embeddings = self.learner.network(images)
+        return self.learner.compute_loss(embeddings, labels)[0], embeddings
 
 
-def train(rank: int, world_size: int, memory_size: int = 0) -> list[dict[str, Tensor]]:
+def train(
+    rank: int, world_size: int, memory_size: int = 0, normalization: Normalization = "sync_renorm"
+) -> list[dict[str, Tensor]]:
     torch.manual_seed(0)
     learner = MetricLearner(
         backbone_args={"width": [4, 4, 8, 8]},
-        normalization="sync_renorm",
+        normalization=normalization,
         normalization_args={"momentum": 0.1},
         in_channels=1,
         embedding_dim=8,
@@ -47,27 +54,33 @@ def train(rank: int, world_size: int, memory_size: int = 0) -> list[dict[str, Te
         labels = torch.randperm(2 * CLASSES, generator=generator)[:CLASSES].repeat_interleave(EACH)
         images = torch.randn(CLASSES * EACH, 1, 16, 16, generator=generator, dtype=torch.float64)
         images += labels.double().view(-1, 1, 1, 1) / 6
-        # Uneven parts, and each process's classes are its own, as the sampler deals them.
-        cut = len(labels) * 2 // 3
-        part = slice(None) if world_size == 1 else (slice(0, cut), slice(cut, None))[rank]
+        start = EACH * sum(PARTS[world_size][:rank])
+        part = slice(start, start + EACH * PARTS[world_size][rank])
         optimizer.zero_grad()
-        loss = loss_of(images[part], labels[part])
+        loss, embeddings = loss_of(images[part], labels[part])
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
-        records.append({"loss": loss.detach(), **gradients})
+        whole = gather_rows(embeddings.detach())
+        records.append(
+            {"loss": loss.detach(), "embeddings": whole, "labels": gather_rows(labels[part]), **gradients}
+        )
         optimizer.step()
     statistics = {name: value for name, value in learner.network.state_dict().items() if "running" in name}
     return [*records, statistics]
 
 
-def train_both(rank: int, world_size: int) -> dict[str, list[dict[str, Tensor]]]:
-    """The run without and with a cross-batch memory."""
-    return {"batch": train(rank, world_size), "memory": train(rank, world_size, memory_size=60)}
+def train_all(rank: int, world_size: int) -> dict[str, list[dict[str, Tensor]]]:
+    """The run without and with a cross-batch memory, and with each process's own statistics."""
+    return {
+        "batch": train(rank, world_size),
+        "memory": train(rank, world_size, memory_size=60),
+        "own statistics": train(rank, world_size, normalization="renorm"),
+    }
 
 
 if __name__ == "__main__":
     number, count, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=count)
-    torch.save(train_both(number, count), folder / f"{number}.pt")
+    torch.save(train_all(number, count), folder / f"{number}.pt")
     distributed.destroy_process_group()
