@@ -123,6 +123,8 @@ def draw(rows: Sequence[Row], ahead: Sequence[Row], about: Row, path: Path) -> N
         latency.plot(sizes, [row["p99_ms"] for row in mine], color=colour[name], alpha=0.35)
         if far:
             low, high = ([mine[-1]["p50_ms"], *(row["p50_ms"][end] for row in far)] for end in (0, 1))
+            middle = [math.sqrt(a * b) for a, b in zip(low, high, strict=True)]
+            latency.plot(beyond, middle, **dotted)
             latency.fill_between(beyond, low, high, color=colour[name], alpha=0.12, linewidth=0)
         if not name.endswith("rescored") and name != "Flat":
             build.plot(sizes, [row["build_cpu_s"] for row in mine], **style)
