@@ -37,7 +37,7 @@ _PROBES = 128
 # Lists that an inverted index looks into at least, of which each holds a small part of the rows.
 _PROBED = 8
 # Rows that one neighbour of such an index costs, see `parts.Approximate`.
-_LIST_ROWS = 20
+_LIST_ROWS = 60
 # Hits that a compressed index is asked for per hit wanted, before they are scored anew.
 _RESCORED = 4
 # Rows between two looks at whether the building should stop, and rows for training per list or code.
@@ -99,7 +99,7 @@ class FaissIndex:
     def least(self, k: int, effort: int | None = None) -> int:
         """Neighbours that a search for `k` explores at least."""
         if self.compressed:
-            return _VIEW
+            return max(_VIEW, k)
         view = effort or self.effort or _VIEW
         return max(view, math.ceil(_VIEW_PER_HIT * view * k))
 

@@ -1,6 +1,7 @@
 """The servers that bench_serve compares, each a process: ``python bench_serve_targets.py NAME …``."""
 
 import argparse
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,19 @@ def minimal(folder: Path, kind: str, port: int) -> None:
     uvicorn.run(app, port=port, log_level="warning")
 
 
-def litserve(folder: Path, kind: str, port: int) -> None:
-    """LitServe with its micro-batching, vectors in JSON."""
+if importlib.util.find_spec("litserve"):
     import litserve as ls
 
-    class Api(ls.LitAPI):  # type: ignore[misc]
+    class LitApi(ls.LitAPI):  # type: ignore[misc]
+        """Vectors in JSON, in LitServe's micro-batches; at module level, for its workers are spawned."""
+
+        def __init__(self, folder: Path, kind: str) -> None:
+            super().__init__(max_batch_size=64, batch_timeout=0.001)
+            self.folder, self.kind = folder, kind
+
         def setup(self, device: str) -> None:
             faiss.omp_set_num_threads(1)
-            self.index = plain_index(folder, kind)
+            self.index = plain_index(self.folder, self.kind)
 
         def decode_request(self, request: dict[str, Any]) -> Any:
             return np.asarray(request["vector"], np.float32)
@@ -105,7 +111,10 @@ def litserve(folder: Path, kind: str, port: int) -> None:
             similarities, ids = found
             return {"ids": ids.tolist(), "similarities": similarities.tolist()}
 
-    server = ls.LitServer(Api(max_batch_size=64, batch_timeout=0.001), accelerator="cpu")
+
+def litserve(folder: Path, kind: str, port: int) -> None:
+    """LitServe, where it is installed."""
+    server = ls.LitServer(LitApi(folder, kind), accelerator="cpu")
     server.run(port=port, generate_client_file=False, log_level="warning")
 
 
