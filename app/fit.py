@@ -14,6 +14,7 @@ from rich.console import Console
 from app.quiet import quieten
 from app.run import RunFolder
 from data.datamodule import ImageDataModule
+from data.timing import InputTiming
 from models.errors import InputError
 from models.module import MetricLearner
 
@@ -131,6 +132,8 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit":
             if trainer.logger is None or trainer.logger is True:
                 trainer.logger = self.run.loggers()
+                if not any(isinstance(callback, InputTiming) for callback in trainer.callbacks or []):
+                    extra.append(InputTiming())
             if trainer.enable_checkpointing is not False:
                 extra += self.run.callbacks(self.options.monitor, self.options.save_seconds)
             if trainer.enable_model_summary is not False:

@@ -27,7 +27,7 @@ class InputTiming(Callback):
             self.first = spent
         else:
             self.later = (self.later[0] + spent[0], self.later[1] + spent[1])
-        pl_module.log("input/wait_share", loader.wait_share)
+        pl_module.log("input/wait_share", loader.wait_share, sync_dist=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Print both shares."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from models.errors import InputError
+from models.normalization_timm import take_activations_out
 from models.normalization_virtual import VirtualBatchNorm
 from models.renorm import convert_to_batch_renorm
 
@@ -92,6 +93,8 @@ def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | N
             "set normalization: layer for networks built on layer normalization, or take another backbone"
         )
     try:
+        if kind != "batch":
+            take_activations_out(network)
         return _convert(network, kind, arguments)
     except (TypeError, ValueError) as error:
         raise InputError(f"normalization {kind} with {arguments}: {error}") from error

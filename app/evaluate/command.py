@@ -53,6 +53,7 @@ def evaluate(
     report: bool = True,
     seed: int = 0,
     device: str = "auto",
+    trust_code: bool = False,
 ) -> int:
     """Measure exact recall@k of bundles, checkpoints or saved embeddings, beside untrained baselines.
 
@@ -90,6 +91,7 @@ def evaluate(
         report: Write the HTML report.
         seed: Of samples, bootstrap and the untrained network.
         device: auto, cpu or cuda.
+        trust_code: Allow a backbone class outside the known packages; importing it runs its code.
 
     Returns:
         0, or 1 where a condition is not met.
@@ -98,7 +100,7 @@ def evaluate(
     gates = parse_gates(fail_under)
     protocols = _protocols(n_way, shots, episodes, episode_queries, within)
     options = Options(tuple(ks), max_queries, parse_size(memory), rerank, clustering, protocols, seed)
-    candidates = load_candidates(bundle, checkpoint, device)
+    candidates = load_candidates(bundle, checkpoint, device, trust_code)
     images = notes = None
     if data is not None:
         images = select_images(data, split, query, gallery, split_of(candidates))

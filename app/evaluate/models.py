@@ -52,14 +52,19 @@ class Embedded:
     about: dict[str, Any]
 
 
-def load_candidates(bundles: Sequence[Path], checkpoints: Sequence[Path], device: str) -> list[Candidate]:
+def load_candidates(
+    bundles: Sequence[Path], checkpoints: Sequence[Path], device: str, trust_code: bool = False
+) -> list[Candidate]:
     """Loads every model; names are those of the run's folders, numbered where they repeat.
 
     Raises:
         InputError: a bundle or checkpoint is missing or damaged.
     """
     found = [_candidate(path, device) for path in bundles]
-    found += [Candidate(_run_name(path), bundle_from_checkpoint(path), None) for path in checkpoints]
+    found += [
+        Candidate(_run_name(path), bundle_from_checkpoint(path, trust_code=trust_code), None)
+        for path in checkpoints
+    ]
     seen: dict[str, int] = {}
     named = []
     for candidate in found:

@@ -31,9 +31,11 @@ def build_backbone(
 
     Args:
         name: "conv4", "resnet10", "inception_resnet_v1"; a torchvision classification model ("resnet50", or
-            "torchvision.models.resnet50"); "timm.<model name>" where timm is installed; or the class path of
-            any nn.Module, which needs `trust_code`.
-        args: keyword arguments of its constructor.
+            "torchvision.models.resnet50"); "timm.<model name>" or "timm.models.resnet.resnet18", if timm is
+            installed; or the class path of any nn.Module, or of a function that makes one, which needs
+            `trust_code`.
+        args: keyword arguments of its constructor; of a class of timm's, texts that begin with "timm." stand
+            for what they name (`block: timm.models.resnet.BasicBlock`).
         in_channels: asked of the constructor where it takes it.
         trust_code: build classes outside models.backbones, torchvision.models and timm.
 
@@ -50,6 +52,8 @@ def build_backbone(
             f"backbone {name}: take {forbidden[0]!r} out of backbone_args; weights are a key of their own"
         )
     build = _builder(name, trust_code)
+    if name.startswith("timm.") and trust_code:
+        arguments = {key: _named_in_timm(value) for key, value in arguments.items()}
     if "in_channels" in inspect.signature(build).parameters:
         arguments.setdefault("in_channels", in_channels)
     elif name.startswith("timm."):
@@ -78,8 +82,8 @@ def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
     known = torchvision_name(name)
     if known is not None:
         return _torchvision_builder(known)
-    if name.startswith("timm."):
-        return _timm_builder(name.removeprefix("timm."))
+    if name.startswith("timm.") and (model := _timm_model(name)) is not None:
+        return _timm_builder(model)
     if "." not in name:
         raise InputError(
             f"backbone {name!r} is unknown; one of {', '.join(OWN)}, a torchvision model or a class path"
@@ -108,19 +112,33 @@ def _torchvision_builder(name: str) -> Callable[..., Any]:
     return build
 
 
-def _timm_builder(model: str) -> Callable[..., Any]:
+def _timm_model(name: str) -> str | None:
+    """The timm model that "timm.<model>" or "timm.models.<module>.<model>" means; None for a class path."""
     if importlib.util.find_spec("timm") is None:
-        raise InputError(f"backbone timm.{model} needs the timm package: pip install timm")
+        raise InputError(f"backbone {name} needs the timm package: pip install timm")
     import timm
 
+    model = name.removeprefix("timm.")
+    if model.startswith("models."):
+        model = model.rpartition(".")[2]
+        return model if timm.is_model(model) else None
     if not timm.is_model(model):
         raise InputError(f"timm has no model {model!r}; timm.list_models() names them")
+    return model
+
+
+def _timm_builder(model: str) -> Callable[..., Any]:
+    import timm
 
     def build(**arguments: Any) -> nn.Module:
         module: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **arguments)
         return module
 
     return build
+
+
+def _named_in_timm(value: Any) -> Any:
+    return _import(value) if isinstance(value, str) and value.startswith("timm.") else value
 
 
 def _import(path: str) -> Any:
@@ -134,15 +152,17 @@ def _import(path: str) -> Any:
 def feature_width(backbone: nn.Module, name: str, in_channels: int) -> int:
     """Number of features a headless backbone gives.
 
-    Own and timm networks say it in `num_features`; others are asked with one blank image.
+    Own and timm networks say it in `num_features`, or, where a layer follows the pooling, as in timm's
+    MobileNetV3, in `head_hidden_size`; others are asked with one blank image.
 
     Raises:
         InputError: the backbone says nothing and cannot take a 96-pixel image, or gives no (B, F) or (B, F,
             H, W).
     """
-    said = getattr(backbone, "num_features", None)
-    if isinstance(said, int):
-        return said
+    for attribute in ("head_hidden_size", "num_features"):
+        said = getattr(backbone, attribute, None)
+        if isinstance(said, int):
+            return said
     training = backbone.training
     try:
         with torch.no_grad():

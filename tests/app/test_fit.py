@@ -12,6 +12,7 @@ import torch
 from app.cli import main
 from app.export import bundle_from_checkpoint
 from models.bundle import Bundle
+from models.renorm import BatchRenorm2d
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,8 +26,11 @@ def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return lines[0]
 
 
-def test_fit_leaves_checkpoints_logs_config_and_a_bundle(fit_options: list[str], tmp_path: Path) -> None:
+def test_fit_leaves_checkpoints_logs_config_and_a_bundle(
+    fit_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(fit_options) == 0
+    assert "waiting for data: first epoch" in capsys.readouterr().out
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == ["bundle", "checkpoints", "config.yaml", "logs"]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -161,3 +165,14 @@ def test_bundle_info_is_plain_json(fit_options: list[str], tmp_path: Path) -> No
     assert main(fit_options) == 0
     info = json.loads((tmp_path / "run" / "bundle" / "bundle.json").read_text())["info"]
     assert info["metrics"]["val/recall@1"] >= 0
+
+
+def test_a_network_of_timm_goes_all_the_way(fit_options: list[str], tmp_path: Path) -> None:
+    """Its normalization holds an activation, and its names in the bundle are those after the conversion."""
+    pytest.importorskip("timm")
+    backbone = ["--model.init_args.backbone=timm.mobilenetv3_small_050", "--data.init_args.image_size=32"]
+    assert main([*fit_options, *backbone, "--trainer.max_epochs=1"]) == 0
+    bundle = Bundle.load(tmp_path / "run" / "bundle", device="cpu")
+    assert any(isinstance(module, BatchRenorm2d) for module in bundle.network.modules())
+    image = next((tmp_path / "images").rglob("*.jpg"))
+    assert bundle.embed([image]).shape == (1, 128)
