@@ -126,7 +126,9 @@ def compute(embeddings: Tensor, episodes: Episodes) -> Tensor:
     vectors = as_unit_vectors(embeddings)
     support, query = torch.from_numpy(episodes.support), torch.from_numpy(episodes.query)
     accuracies = []
-    for some, asked in zip(support.split(EPISODES_AT_ONCE), query.split(EPISODES_AT_ONCE), strict=True):
+    for some, asked in zip(
+        torch.split(support, EPISODES_AT_ONCE), torch.split(query, EPISODES_AT_ONCE), strict=True
+    ):
         classes = vectors[some.to(vectors.device)].double().mean(dim=2)
         classes = torch.nn.functional.normalize(classes, dim=2)
         queries = vectors[asked.to(vectors.device)].double()

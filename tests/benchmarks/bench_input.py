@@ -4,13 +4,14 @@ Prints, as JSON: milliseconds a batch of the sampler at 100,000 classes and 10 m
 share of the training step spent waiting for data, for a four-block network at 64 px from JPEG files, in the
 first epoch and after it.
 
-    python tests/benchmarks/bench_input.py [--small] [--workers N]
+    PYTHONPATH=. python tests/benchmarks/bench_input.py [--small] [--workers N] [--out FILE]
 """
 
 import argparse
 import json
 import platform
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -98,9 +99,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--batches", type=int, default=60, help="steps of an epoch")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--photographs", type=Path, help="keep the drawn JPEG files here for the next time")
+    parser.add_argument("--out", type=Path, help="JSON file of the results")
     options = parser.parse_args()
     small = options.small
+    batches, epochs = (2, 2) if small else (options.batches, options.epochs)
     result: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
         "machine": platform.platform(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -108,14 +115,17 @@ def main() -> None:
         "waiting": [],
     }
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "photographs"
-        write_photographs(root, 48 if small else 100, 5 if small else 40, 80 if small else 512)
+        root = options.photographs or Path(folder) / "photographs"
+        if not root.exists():
+            write_photographs(root, 48 if small else 100, 5 if small else 40, 80 if small else 512)
         for workers in options.workers:
             for augmentation in ("none", "products"):
-                result["waiting"].append(
-                    waiting(root, augmentation, workers, 2 if small else 60, 2 if small else 4)
-                )
-    print(json.dumps(result, indent=2))
+                result["waiting"].append(waiting(root, augmentation, workers, batches, epochs))
+                print(result["waiting"][-1], flush=True)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
