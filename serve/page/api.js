@@ -2,14 +2,23 @@
 
 let key = sessionStorage.getItem("kindred-key") || "";
 
+// The collection that is looked at; "" leaves it to the service.
+let collection = "";
+
+export function setCollection(name) {
+  collection = name;
+}
+
+function here(fields = {}) {
+  const given = Object.entries({ ...fields, collection }).filter(([, value]) => value !== "" && value !== null);
+  const query = new URLSearchParams(given).toString();
+  return query ? `?${query}` : "";
+}
+
 export function setKey(value) {
   key = value;
   if (value) sessionStorage.setItem("kindred-key", value);
   else sessionStorage.removeItem("kindred-key");
-}
-
-export function hasKey() {
-  return key !== "";
 }
 
 export class ServiceError extends Error {
@@ -62,12 +71,11 @@ function itemPath(id) {
 }
 
 export function searchImage(image, options, signal) {
-  return json("/v1/search", { method: "POST", body: form({ image, ...options }), signal });
+  return json("/v1/search", { method: "POST", body: form({ image, collection, ...options }), signal });
 }
 
 export function searchSimilar(id, options, signal) {
-  const query = new URLSearchParams(Object.entries(options).filter(([, value]) => value !== "" && value !== null));
-  return json(`${itemPath(id)}/similar?${query}`, { signal });
+  return json(`${itemPath(id)}/similar${here(options)}`, { signal });
 }
 
 export function verify(first, second, rate) {
@@ -75,38 +83,32 @@ export function verify(first, second, rate) {
 }
 
 export function addItem(image, id, label, metadata) {
-  const fields = { image, id, label, metadata: JSON.stringify(metadata) };
+  const fields = { image, id, label, collection, metadata: JSON.stringify(metadata) };
   return json("/v1/items", { method: "POST", body: form(fields) });
 }
 
 export function deleteItem(id) {
-  return json(itemPath(id), { method: "DELETE" });
+  return json(`${itemPath(id)}${here()}`, { method: "DELETE" });
 }
 
-export function getItem(id) {
-  return json(itemPath(id));
+export function listItems(after, limit, options) {
+  return json(`/v1/items${here({ after, limit, ...options })}`);
 }
 
-export function listItems(after, limit, label) {
-  const query = new URLSearchParams({ limit });
-  if (after !== null) query.set("after", after);
-  if (label) query.set("label", label);
-  return json(`/v1/items?${query}`);
-}
-
-export const stats = () => json("/v1/stats");
-export const labels = () => json("/v1/labels");
+export const stats = () => json(`/v1/stats${here()}`);
+export const labels = () => json(`/v1/labels${here()}`);
+export const collections = () => json("/v1/collections");
 export const model = () => json("/v1/model");
 
 export async function thumbnail(id) {
-  return (await request(`${itemPath(id)}/thumbnail`)).blob();
+  return (await request(`${itemPath(id)}/thumbnail${here()}`)).blob();
 }
 
 // Shows an item's thumbnail. With a key the picture has to be fetched: an <img> cannot send headers.
 export async function showThumbnail(img, id) {
   img.addEventListener("error", () => img.classList.add("none"), { once: true });
   if (!key) {
-    img.src = `${itemPath(id)}/thumbnail`;
+    img.src = `${itemPath(id)}/thumbnail${here()}`;
     return;
   }
   try {

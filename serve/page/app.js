@@ -1,7 +1,9 @@
 // The page: tabs, the query and its results, the dialogs.
 
+import { Adding } from "./add.js";
 import * as api from "./api.js";
 import { Compare } from "./compare.js";
+import { filterOf } from "./filter.js";
 import { Picker, imageIn } from "./picker.js";
 import * as results from "./results.js";
 
@@ -63,10 +65,15 @@ const picker = new Picker(document.querySelector('[data-picker="query"]'), (imag
   else browse();
 });
 
+// What both looking around and searching are held to.
+function conditions() {
+  return { label: by("label").value.trim(), filter: filterOf(by("filter").value) };
+}
+
 function options() {
   return {
+    ...conditions(),
     k: by("k").value,
-    label: by("label").value.trim(),
     min_similarity: by("floor").value,
     group_by: by("group").checked ? "label" : "",
   };
@@ -115,14 +122,16 @@ async function showQuery(id) {
 async function browse(after = null) {
   query = null;
   try {
-    const page = await api.listItems(after, PAGE, by("label").value.trim());
+    const page = await api.listItems(after, PAGE, conditions());
     if (query) return; // a search was begun meanwhile
     results.draw(page.items, { onSearch: searchBy, onAbout: about, append: after !== null });
     results.explain(null);
     browsed = page.next;
     by("more").hidden = page.next === null;
-    by("empty").hidden = page.items.length > 0 || after !== null;
-    by("heading").textContent = "Have a look around";
+    const { label, filter } = conditions();
+    const narrowed = Boolean(label || filter);
+    by("empty").hidden = page.items.length > 0 || after !== null || narrowed;
+    by("heading").textContent = narrowed && !page.items.length ? "Nothing passes the filter" : "Have a look around";
     if (after === null) say(`${page.items.length} items shown`);
   } catch (error) {
     trouble(error);
@@ -132,7 +141,7 @@ async function browse(after = null) {
 by("more").addEventListener("click", () => browse(browsed));
 by("options").addEventListener("submit", (event) => event.preventDefault());
 by("options").addEventListener("change", (event) => {
-  if (event.target.type === "file") return;
+  if (event.target.type === "file" || event.target.id === "collection") return;
   if (query) run(query);
   else browse();
 });
@@ -222,46 +231,11 @@ function followAddressAfresh() {
 
 // --- add --------------------------------------------------------------------------------------------------------
 
-const adding = new Picker(document.querySelector('[data-picker="new"]'), () => {
-  by("added").textContent = "";
-});
-
-function metadata() {
-  const fields = {};
-  for (const line of by("add-metadata").value.split("\n")) {
-    const [name, ...rest] = line.split(":");
-    if (name.trim() && rest.length) fields[name.trim()] = plain(rest.join(":").trim());
-  }
-  return fields;
-}
-
-// "3" is the number 3 and "true" is true; what is no JSON is text.
-function plain(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return text;
-  }
-}
-
-by("add").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  if (!adding.image) {
-    trouble(new Error("Choose, drop or paste an image first."));
-    return;
-  }
-  try {
-    const answer = await api.addItem(adding.image, by("add-id").value.trim(), by("add-label").value.trim(), metadata());
-    say("");
-    by("added").textContent = `Added as ${JSON.stringify(answer.ids[0])}. It can be found from now on.`;
-    adding.show(null);
-    by("add-id").value = "";
-    await refresh();
-    if (!query) browse();
-  } catch (error) {
-    trouble(error);
-  }
-});
+const adding = new Adding(async () => {
+  say("");
+  await refresh();
+  if (!query) browse();
+}, trouble);
 
 // --- key, theme -------------------------------------------------------------------------------------------------
 
@@ -303,8 +277,29 @@ async function refresh() {
   by("facts").textContent = `${number.format(figures.items)} images · ${classes} labels`;
 }
 
+// A choice only where there is one. An alias is what people should use, so those come first.
+async function offerCollections() {
+  const known = await api.collections();
+  const names = [...Object.keys(known.aliases), ...known.collections.map((one) => one.name)];
+  by("collection").replaceChildren(...names.map((name) => new Option(name)));
+  by("collection").value = known.default;
+  by("collection-field").hidden = known.collections.length < 2;
+}
+
+by("collection").addEventListener("change", async () => {
+  api.setCollection(by("collection").value);
+  try {
+    await refresh();
+    if (query?.image) run(query);
+    else followAddressAfresh();
+  } catch (error) {
+    trouble(error);
+  }
+});
+
 async function start() {
   try {
+    await offerCollections();
     await Promise.all([refresh(), compare.load()]);
     if (!query) followAddress();
   } catch (error) {

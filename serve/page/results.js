@@ -29,6 +29,9 @@ function drawCard(item, onSearch, onAbout) {
   const name = item.label ?? String(item.id);
   entry.querySelector(".name").textContent = name;
   entry.querySelector(".name").title = `${name} (${item.id})`;
+  const extra = summary(item.metadata);
+  if (extra) entry.querySelector(".extra").textContent = extra;
+  else entry.querySelector(".extra").remove();
   showThumbnail(entry.querySelector("img"), item.id);
   let spoken = `${name}, find similar`;
   if (item.similarity === undefined) {
@@ -43,6 +46,12 @@ function drawCard(item, onSearch, onAbout) {
   button.addEventListener("click", () => onSearch(item));
   about.addEventListener("click", () => onAbout(item));
   return entry;
+}
+
+// What fits under a name: the first values that are short.
+function summary(metadata) {
+  const values = Object.values(metadata ?? {}).filter((value) => value !== null && typeof value !== "object");
+  return values.slice(0, 3).join(" · ");
 }
 
 // The arrow keys walk the grid as the eye does.

@@ -1,0 +1,31 @@
+// "year >= 1900, shop = Ulm" as the API's filter: one condition each, separated by commas, all of which must hold.
+
+const OPERATORS = { "=": "eq", "!=": "ne", "<": "lt", "<=": "lte", ">": "gt", ">=": "gte" };
+const CONDITION = /^([\w-]+(?:\.[\w-]+)*)\s*(!=|<=|>=|=|<|>)\s*(.+)$/s;
+
+// The filter as JSON text, "" for none. Throws an Error whose message can be shown.
+export function filterOf(text) {
+  const conditions = text
+    .split(",")
+    .map((part) => part.trim())
+    .filter(Boolean)
+    .map(condition);
+  return conditions.length ? JSON.stringify({ and: conditions }) : "";
+}
+
+function condition(text) {
+  const match = CONDITION.exec(text);
+  if (!match) throw new Error(`“${text}” is no condition: write for example year >= 1900, shop = Ulm`);
+  const [, name, operator, value] = match;
+  const field = name === "id" || name === "label" ? name : `metadata.${name.replace(/^metadata\./, "")}`;
+  return { [field]: { [OPERATORS[operator]]: plain(value.trim()) } };
+}
+
+// "3" is the number 3 and "true" is true; what is no JSON is text.
+export function plain(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
