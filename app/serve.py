@@ -31,8 +31,8 @@ def serve(
         host: Address to listen on. Anything but loopback wants keys: KINDRED_READ_KEY and KINDRED_WRITE_KEY.
         port: TCP port; 0 takes a free one.
         device: Where the network runs: auto, cpu or cuda.
-        backend: What runs the network: eager, compiled, onnx, or auto (the default): the fastest on this machine,
-            measured when a model is first served.
+        backend: What runs the network: eager, compiled, onnx, or auto (the default): the fastest on this
+            machine, measured when a model is first served.
         collection: Collection to use where a request names none.
         log_level: DEBUG, INFO, WARNING or ERROR.
     """

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
-from serve.store import filters, rows
+from serve.store import rows
 from serve.store.examples import example_query
 from serve.store.milvus.address import parse_address
-from serve.store.milvus.definition import MilvusDefinition, create_collection, open_collection
+from serve.store.milvus.definition import create_collection, open_collection
 from serve.store.milvus.engine import Engine
 from serve.store.milvus.expressions import expression, keys_in
-from serve.store.milvus.facets import NUMBER, TEXT
 from serve.store.milvus.keys import id_of, key_of
-from serve.store.milvus.numbers import WriteNumbers
-from serve.store.milvus.reading import Reading
-from serve.store.milvus.records import checked_rows, item_of, merged, messages, metadata_fields, unpacked
-from serve.store.milvus.searching import Request, Searching, excluding
+from serve.store.milvus.records import checked_rows, merged, messages, metadata_fields
+from serve.store.milvus.searching import Request, excluding
+from serve.store.milvus.stored_items import StoredItems
 from serve.store.protocol import (
     Filter,
     Item,
     ItemId,
     ItemMissing,
-    Page,
     SearchResult,
     StoreError,
     StoreMissing,
-    StoreStats,
     Unsupported,
     Vectors,
 )
@@ -40,11 +34,10 @@ Consistency = Literal["Strong", "Session"]
 
 _CHECKED_AT_ONCE = 20_000
 _DELETED_AT_ONCE = 5_000
-_MOST_LABELLED = 1_000_000
 _EVERYTHING = ("vector", "label", "metadata", "facets", "sequence", "thumbnail")
 
 
-class MilvusStore:
+class MilvusStore(StoredItems):
     """A collection in Milvus; see `serve.store.protocol.Store` for what it does, docs/store.md for what
     differs.
 
@@ -55,16 +48,6 @@ class MilvusStore:
         definition: The collection.
         owned: Whether closing the store ends the connection.
     """
-
-    def __init__(self, engine: Engine, definition: MilvusDefinition, *, owned: bool = False) -> None:
-        self._engine = engine
-        self._definition = definition
-        self._owned = owned
-        self._closed = False
-        self._writing = threading.RLock()
-        self._numbers = WriteNumbers(engine, definition.inside)
-        self._reading = Reading(engine, definition.inside, self._last)
-        self._searching = Searching(engine, definition, self._reading)
 
     @classmethod
     def open(
@@ -151,26 +134,6 @@ class MilvusStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def name(self) -> str:
-        """The collection's own name."""
-        return self._definition.name
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self._definition.dim
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The model that made the vectors, if it was given."""
-        return self._definition.fingerprint
-
-    @property
-    def index(self) -> str:
-        """The index type with its parameters."""
-        return str(self._definition.index)
-
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
         """Stores items; see `Store.upsert`.
 
@@ -247,14 +210,6 @@ class MilvusStore:
             "compact, or copy the rest to a new collection (kindred index copy) and drop the old one"
         )
 
-    def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
-        """Items by id; see `Store.get`."""
-        ids = [rows.check_id(value) for value in ids]
-        self._open()
-        found = self._reading.by_id(ids, _fields(with_vectors))
-        wanted = [found.get(key_of(value)) for value in ids]
-        return [None if row is None else item_of(row) for row in wanted]
-
     def search(
         self,
         vectors: Vectors,
@@ -318,113 +273,11 @@ class MilvusStore:
             effort=effort,
         )
 
-    def count(self, where: Filter | None = None) -> int:
-        """Number of items that pass; see `Store.count`."""
-        condition = expression(where, self._engine.dialect)
-        self._open()
-        return self._reading.count(condition)
-
-    def scroll(
-        self,
-        after: int | None = None,
-        limit: int = 100,
-        *,
-        where: Filter | None = None,
-        with_vectors: bool = False,
-    ) -> Page:
-        """Reads items in the order of their last write; see `Store.scroll`."""
-        if limit < 1:
-            raise StoreError(f"limit is {limit}; ask for at least one item")
-        condition = expression(where, self._engine.dialect)
-        self._open()
-        found = self._reading.after(after or 0, limit, condition, _fields(with_vectors))
-        return Page([item_of(row) for row in found], found[-1]["sequence"] if len(found) >= limit else None)
-
-    def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
-        """All items, by scrolling."""
-        condition = expression(where, self._engine.dialect)
-        self._open()
-        for page in self._reading.pages(condition, _fields(with_vectors)):
-            yield from map(item_of, page)
-
-    def thumbnail(self, item_id: ItemId) -> bytes | None:
-        """The item's thumbnail; see `Store.thumbnail`."""
-        item_id = rows.check_id(item_id)
-        self._open()
-        found = self._reading.by_id([item_id], ["thumbnail"])
-        return unpacked(found[key_of(item_id)]["thumbnail"]) if found else None
-
-    def labels(self, limit: int = 1000) -> dict[str, int]:
-        """Labels with their number of items, most frequent first; every item's label is read for it.
-
-        Raises:
-            Unsupported: There are too many items for that.
-        """
-        self._open()
-        items = self._reading.count("")
-        if items > _MOST_LABELLED:
-            raise Unsupported(
-                f"Milvus does not count labels, and {items:,} items are too many to read them all; "
-                "count the labels you want with a filter"
-            )
-        counts: Counter[str] = Counter()
-        for page in self._reading.pages("label is not null", ["label"], size=10_000):
-            counts.update(row["label"] for row in page)
-        return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:limit])
-
-    def create_payload_index(self, field: str) -> None:
-        """Makes filters on a field fast; see `Store.create_payload_index`.
-
-        Raises:
-            Unsupported: milvus-lite has no index for metadata.
-        """
-        filters.column(field)
-        self._open()
-        if field == "id" or field in self._payload_indexes():
-            return
-        indexes = self._engine.pymilvus.MilvusClient.prepare_index_params()
-        if field == "label":
-            indexes.add_index("label", index_type="INVERTED")
-        elif self._engine.embedded:
-            raise Unsupported("milvus-lite has no index for metadata; filters work without one")
-        else:
-            name = field.partition(".")[2]
-            for kind, cast in ((NUMBER, "double"), (TEXT, "varchar")):
-                indexes.add_index(
-                    "facets",
-                    index_name=f"payload {kind}{name}",
-                    index_type="INVERTED",
-                    params={"json_path": f'facets["{kind}{name}"]', "json_cast_type": cast},
-                )
-        self._engine.call("create_index", self._definition.inside, indexes)
-
     def snapshot(self) -> None:
         """Has milvus-lite write its recent items as a segment; a server does that by itself."""
         self._open()
         if self._engine.embedded:
             self._engine.call("flush", self._definition.inside)
-
-    def stats(self) -> StoreStats:
-        """Figures about the collection; what Milvus does not tell is 0."""
-        self._open()
-        sequence = self._last()
-        folder = self._engine.address.folder
-        place = None if folder is None else folder / "collections" / self._definition.inside
-        return StoreStats(
-            items=self._reading.count(""),
-            dim=self.dim,
-            fingerprint=self.fingerprint,
-            index=self.index,
-            sequence=sequence,
-            segments=0,
-            head=0,
-            dead=0,
-            snapshot_sequence=sequence,
-            disk_bytes=0
-            if place is None
-            else sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
-            payload_indexes=self._payload_indexes(),
-        )
 
     def close(self) -> None:
         """Ends the connection if it is the store's own; a second call does nothing."""
@@ -432,20 +285,3 @@ class MilvusStore:
             self._closed = True
             if self._owned:
                 self._engine.close()
-
-    def _last(self) -> int:
-        with self._writing:
-            return self._numbers.last()
-
-    def _open(self) -> None:
-        if self._closed:
-            raise StoreError(f"The collection {self.name!r} is closed")
-
-    def _payload_indexes(self) -> tuple[str, ...]:
-        names = set(self._engine.call("list_indexes", self._definition.inside))
-        found = {name.partition(":")[2] for name in names if name.startswith("payload ")}
-        return tuple(sorted({f"metadata.{name}" for name in found} | (names & {"label"})))
-
-
-def _fields(with_vectors: bool) -> list[str]:
-    return ["label", "metadata", "vector"] if with_vectors else ["label", "metadata"]
