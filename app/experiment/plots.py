@@ -1,5 +1,6 @@
 """An experiment's curves as a picture."""
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def draw_curves(experiment: Experiment, records: Iterable[dict[str, Any]], path:
             axes.plot(steps, values.mean(0), style, color=colour, label=arm, marker=".")
             if len(values) > 1:
                 axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
-        axes.set(xlabel="steps", ylabel=f"validation {measure}", title=experiment.title)
+        axes.set(xlabel="steps", ylabel=f"validation {measure}")
+        axes.set_title(textwrap.fill(experiment.title, 80), loc="left")
         axes.grid(alpha=0.25)
         axes.set_ylim(bottom=0)
         figure.legend(loc="outside right upper", frameon=False)
