@@ -99,9 +99,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--batches", type=int, default=60, help="steps of an epoch")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--photographs", type=Path, help="keep the drawn JPEG files here for the next time")
+    parser.add_argument("--batches", type=int, default=20, help="steps of an epoch")
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON file of the results")
     options = parser.parse_args()
     small = options.small
@@ -114,10 +113,11 @@ def main() -> None:
         "sampler": sampler(1000 if small else 100_000, 100, 50 if small else 2000),
         "waiting": [],
     }
+    print(result["sampler"], flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        root = options.photographs or Path(folder) / "photographs"
-        if not root.exists():
-            write_photographs(root, 48 if small else 100, 5 if small else 40, 80 if small else 512)
+        root = Path(folder) / "photographs"
+        # Few enough images that the first epoch reads each of them.
+        write_photographs(root, 48 if small else 100, 5 if small else 10, 80 if small else 512)
         for workers in options.workers:
             for augmentation in ("none", "products"):
                 result["waiting"].append(waiting(root, augmentation, workers, batches, epochs))
