@@ -12,7 +12,8 @@ from serve.schemas import SearchOptions
 
 if TYPE_CHECKING:
     from serve.embedding import Embedded, EmbeddingPipeline
-    from serve.service import Service
+    from serve.searching import StoreThreads
+    from serve.store.protocol import Store
 
 
 def canary_image(side: int = 32) -> bytes:
@@ -34,15 +35,14 @@ async def embeds_wrongly(pipeline: EmbeddingPipeline) -> str | None:
     return _wrong(await pipeline.embed(_CANARY))
 
 
-async def sing(service: Service) -> str | None:
-    """Embed the canary and search the default collection by it. Returns what is wrong, or None."""
-    store = service.store()
-    embedded = await service.pipeline.embed(_CANARY)
+async def sing(pipeline: EmbeddingPipeline, threads: StoreThreads, store: Store) -> str | None:
+    """Embed the canary and search the store by it. Returns what is wrong, or None."""
+    embedded = await pipeline.embed(_CANARY)
     wrong = _wrong(embedded)
     if wrong is not None:
         return wrong
-    result = await service.threads.search(store, embedded.vector, SearchOptions(k=1), embedded.fingerprint)
-    if not result.hits[0] and await service.threads.call(store.count) > 0:
+    result = await threads.search(store, embedded.vector, SearchOptions(k=1), embedded.fingerprint)
+    if not result.hits[0] and await threads.call(store.count) > 0:
         return "the store has items but finds none"
     return None
 

@@ -3,7 +3,9 @@
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +14,10 @@ torch.set_num_threads(1)
 
 # A service that a test starts does not measure which backend is fastest.
 os.environ.setdefault("KINDRED_BACKEND", "eager")
+
+# pytorch-metric-learning has faiss replace its search methods, and the replacements drop search parameters:
+# milvus-lite cannot live in one process with that.
+sys.modules["faiss.contrib.torch_utils"] = ModuleType("faiss.contrib.torch_utils")
 
 # Shells start background commands with Ctrl-C ignored, and children inherit that; tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

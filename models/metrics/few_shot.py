@@ -11,7 +11,7 @@ from models.errors import InputError
 from models.metrics.inputs import Labels, as_codes, as_unit_vectors
 
 EPISODES_AT_ONCE = 256
-TIE = 1e-12
+TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def compute(embeddings: Tensor, episodes: Episodes) -> Tensor:
     """Accuracy of each episode: the share of queries whose own class has the most similar examples.
 
     A class is represented by the mean of its examples' unit vectors, scaled to length one (one example: by
-    itself), and compared by cosine similarity. A query tied with another class (within 10⁻¹²) counts as
-    wrong, so that a collapsed network has accuracy 0.
+    itself), and compared by cosine similarity. A query tied with another class
+    (within 10⁻⁶, what float32 vectors can tell) counts as wrong, so that a collapsed network has accuracy 0.
 
     Args:
         embeddings: float (N, dim), scaled to length one here.

@@ -32,7 +32,9 @@ async def healthz() -> Response:
 async def readyz(request: Request) -> Response:
     """Embeds and searches a canary image, so that a dead model or index shows."""
     try:
-        wrong = await asyncio.wait_for(sing(service_of(request)), _CANARY_SECONDS)
+        service = service_of(request)
+        song = sing(service.pipeline, service.threads, service.store())
+        wrong = await asyncio.wait_for(song, _CANARY_SECONDS)
     except TimeoutError:
         wrong = f"the canary took over {_CANARY_SECONDS:.0f} s"
     except Exception as error:  # noqa: BLE001  (whatever it is, the service is not ready)

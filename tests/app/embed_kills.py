@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -59,8 +60,11 @@ def run(options: list[str], folder: Path, kills: int, seed: int) -> dict[str, ob
             left.append(left_behind(folder))
         elif code != 0:
             raise SystemExit(f"a resumed run ended with exit code {code}")
+        elif left:
+            break  # complete before it could be killed again
         else:
-            break  # complete before it could be killed
+            shutil.rmtree(folder)
+            whole /= 2
     code = attempt([*options, f"--out={folder}"], None)
     return {"kills": len(left), "left": left, "whole_seconds": whole, "code": code}
 

@@ -24,7 +24,7 @@ def naive(vectors: np.ndarray, episodes: Episodes) -> list[float]:
                     length = sum(x * x for x in mean) ** 0.5 or 1.0
                     scores.append(sum(a * b for a, b in zip(unit[row], mean, strict=True)) / length)
                 best = max(score for label, score in enumerate(scores) if label != own)
-                right += scores[own] - best > 1e-12
+                right += scores[own] - best > 1e-6
         accuracies.append(right / query.size)
     return accuracies
 
