@@ -38,7 +38,8 @@ def experiment(
 ) -> int:
     """Run an experiment's arms over its seeds and draw the table and the curves.
 
-    A run that is there already, made with the same setting, is skipped: start the command again to continue.
+    A run that is there already, made with the same setting, is skipped: start the command again to continue. One
+    that an experiment in the folder beside has made with the very same setting is taken over.
 
     Args:
         name: of a file in the folder of experiments, without its ending.
@@ -100,6 +101,9 @@ def _run_all(runs: list[Run], results: Results, device: str, console: Console) -
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         for run in runs:
+            if (other := results.take_over(run)) is not None:
+                console.print(f"{run.arm}, seed {run.seed}: as in {other}", highlight=False)
+                continue
             task = progress.add_task(f"{run.arm}, seed {run.seed}")
 
             def shown(done: int, total: int, task: object = task) -> None:

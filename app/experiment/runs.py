@@ -60,20 +60,36 @@ class Results:
         record = self.read(run.arm, run.seed)
         return record is not None and record["setting"] == run.setting.model_dump(mode="json")
 
+    def take_over(self, run: Run) -> str | None:
+        """Copy the record of another experiment beside this one that ran the very same setting and seed.
+
+        Returns:
+            The other experiment's name, which the copy keeps as ``taken_from``; None where there is none.
+        """
+        setting = run.setting.model_dump(mode="json")
+        for path in sorted(self.folder.parent.glob(f"*/runs/*-{run.seed}.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["setting"] == setting and path.parent.parent != self.folder:
+                kept = {key: record[key] for key in record if key not in ("experiment", "arm", "seed")}
+                self._write(run, {"taken_from": record["experiment"], **kept})
+                return str(record["experiment"])
+        return None
+
     def write(self, run: Run, outcome: dict[str, Any]) -> None:
         """Keep what a run gave, with all that is needed to repeat it; the file appears complete or not at
         all.
         """
         record = {
-            "experiment": self.name,
-            "arm": run.arm,
-            "seed": run.seed,
             "command": f"kindred experiment {self.name} --arms {run.arm} --seeds {run.seed}",
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "platform": f"{sys.platform} {platform.machine()}",
             **outcome,
             "setting": run.setting.model_dump(mode="json"),
         }
+        self._write(run, record)
+
+    def _write(self, run: Run, content: dict[str, Any]) -> None:
+        record = {"experiment": self.name, "arm": run.arm, "seed": run.seed, **content}
         path = self.path(run.arm, run.seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")

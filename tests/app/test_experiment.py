@@ -113,6 +113,12 @@ def test_an_experiment_runs_draws_and_skips_what_is_done(
     changed = [p.stem for p, time in before.items() if p.stat().st_mtime_ns != time]
     assert changed == ["group-0"]
 
+    assert main([*command[:-1], str(tmp_path / "beside"), "--arms", "frozen", "--no-draw"]) == 0
+    assert "frozen, seed 0: as in colours" in capsys.readouterr().out
+    taken = json.loads((tmp_path / "beside/runs/frozen-0.json").read_text())
+    assert taken["taken_from"] == "colours"
+    assert taken["figures"] == json.loads((out / "runs/frozen-0.json").read_text())["figures"]
+
 
 def test_the_same_seed_gives_the_same_figures(folder: Path, tmp_path: Path) -> None:
     command = written(tmp_path, described(folder))[:-1]
