@@ -38,8 +38,8 @@ def experiment(
 ) -> int:
     """Run an experiment's arms over its seeds and draw the table and the curves.
 
-    A run that is there already, made with the same setting, is skipped: start the command again to continue. One
-    that an experiment in the folder beside has made with the very same setting is taken over.
+    A run that is there already, made with the same setting, is skipped: start the command again to continue.
+    One that an experiment in a folder beside has made with the very same setting is taken over.
 
     Args:
         name: of a file in the folder of experiments, without its ending.
