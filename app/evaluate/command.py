@@ -63,7 +63,7 @@ def evaluate(
     Args:
         bundle: Folders of models; several are compared side by side.
         checkpoint: Checkpoints of kindred fit.
-        embeddings: Saved embeddings of any origin: .npy, .npz or .parquet.
+        embeddings: Saved embeddings of any origin: .npy, .npz, .parquet, or a folder of kindred embed.
         labels: Labels of the saved embeddings, .npy or one a line, where their file has none.
         data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
         split: Part of the data: test, val, train, or all. The data are split as for the training of the first

@@ -1,4 +1,4 @@
-"""Saved embeddings of any origin: .npy, .npz and Parquet. Nothing in them is run."""
+"""Saved embeddings: .npy, .npz, Parquet, folders of ``kindred embed``. Nothing in them is run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from app.embed.importing import complete_plan
+from app.embed.shards import ID, read_batches
 from models.errors import InputError
 
 VECTOR_NAMES = ("embeddings", "embedding", "vectors", "vector", "features", "X")
+SHARD_BATCH = 65_536
 LABEL_NAMES = ("labels", "label", "targets", "target", "class", "y")
 
 
@@ -31,15 +34,17 @@ class SavedEmbeddings:
 
 
 def load_embeddings(path: Path) -> SavedEmbeddings:
-    """Reads a file of embeddings.
+    """Reads a file of embeddings, or the folder of shards that ``kindred embed`` wrote.
 
     `.npy` holds the matrix alone. `.npz` holds it under one of `embeddings`, `vectors`, `features`, `X` and
     the labels under `labels`, `targets`, `y`. Parquet has a column of lists and one of labels by the same
     names; its other plain columns become slices.
 
     Raises:
-        InputError: missing, unreadable, or without a matrix of embeddings.
+        InputError: missing, unreadable, without a matrix of embeddings, or an incomplete folder.
     """
+    if path.is_dir():
+        return _named(path, _shard_columns(path))
     if not path.is_file():
         raise InputError(f"{path}: no such file of embeddings")
     try:
@@ -56,7 +61,7 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
             raise
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({reason}); save it without Python objects") from error
-    raise InputError(f"{path}: embeddings are read from .npy, .npz and .parquet")
+    raise InputError(f"{path}: embeddings are read from .npy, .npz, .parquet and folders of kindred embed")
 
 
 def load_labels(path: Path) -> NDArray[Any]:
@@ -90,7 +95,16 @@ def _named(path: Path, columns: dict[str, NDArray[Any]]) -> SavedEmbeddings:
 
 
 def _parquet_columns(path: Path) -> dict[str, NDArray[Any]]:
-    table = pq.read_table(path)
+    return _columns(path, pq.read_table(path))
+
+
+def _shard_columns(folder: Path) -> dict[str, NDArray[Any]]:
+    batches = list(read_batches(folder, complete_plan(folder), SHARD_BATCH))
+    # An id is no slice: every image has its own.
+    return _columns(folder, pa.Table.from_batches(batches).drop_columns(ID))
+
+
+def _columns(path: Path, table: pa.Table) -> dict[str, NDArray[Any]]:
     return {name: _column(path, name, table.column(name).combine_chunks()) for name in table.column_names}
 
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,21 @@ def test_a_second_import_changes_nothing_and_a_partial_one_is_completed(
         assert store.stats().sequence == written + 2
     assert main([*command, "--refresh"]) == 0
     assert "16 items imported" in capsys.readouterr().out
+
+
+def test_evaluation_reads_the_folder_as_the_images_themselves(
+    embeddings: Path, bundle_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    data = [f"--bundle={bundle_folder}", f"--data={image_folder / 'list.csv'}", "--split=all"]
+    assert main(["evaluate", f"--embeddings={embeddings}", f"--out={tmp_path / 'saved'}"]) == 0
+    assert main(["evaluate", *data, f"--out={tmp_path / 'direct'}"]) == 0
+    saved, direct = (
+        json.loads((tmp_path / name / "results.json").read_text())["models"][0]["metrics"]
+        for name in ("saved", "direct")
+    )
+    assert saved == pytest.approx(direct)
+    (embeddings / "part-000001.parquet").unlink()
+    assert main(["evaluate", f"--embeddings={embeddings}", f"--out={tmp_path / 'gone'}"]) == 2
 
 
 def test_unfit_folders_are_refused(
