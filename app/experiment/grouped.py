@@ -10,7 +10,6 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from models.renorm import BatchRenorm
@@ -46,6 +45,8 @@ class GroupedNormalization(nn.Module):
         for name, tensor in [*wide.named_parameters(), *wide.named_buffers()]:
             if tensor.dim() == 1 and name != "clipped":
                 tensor.data = tensor.data.repeat(groups)
+        # Each forward pass lends it the repeated parameters of the plain layer.
+        del wide.weight, wide.bias
         object.__setattr__(self, "wide", wide.train())
         self.wide: Normalizer
 
@@ -60,7 +61,9 @@ class GroupedNormalization(nn.Module):
         if self.by_batch:
             y = functional.batch_norm(folded, None, None, weight, bias, True, 0.0, self.plain.eps)
         else:
-            y = functional_call(self.wide, {"weight": weight, "bias": bias}, (folded,))
+            self.wide.weight, self.wide.bias = weight, bias  # type: ignore[assignment]
+            y = self.wide(folded)
+            self.wide.weight = self.wide.bias = None  # type: ignore[assignment]
         return y.reshape(x.shape)
 
     @torch.no_grad()
