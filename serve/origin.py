@@ -17,6 +17,23 @@ _SAFE = {"GET", "HEAD", "OPTIONS"}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", "[::1]", "testserver"}
 
 
+class Hosts:
+    """The names under which this service answers.
+
+    Args:
+        settings: For the allowed hosts.
+        has_keys: Whether keys protect the service already; any name will do then.
+    """
+
+    def __init__(self, settings: Settings, *, has_keys: bool) -> None:
+        self._hosts = {*_LOOPBACK, settings.host, *settings.allowed_hosts}
+        self._any = has_keys or not settings.is_loopback()
+
+    def know(self, header: bytes) -> bool:
+        """Whether a request with this Host header may pass."""
+        return self._any or _host_name(header.decode("latin-1")) in self._hosts
+
+
 class OriginGuard:
     """ASGI middleware: refuses foreign hosts and cross-site changes.
 
@@ -29,8 +46,7 @@ class OriginGuard:
     def __init__(self, app: ASGIApp, settings: Settings, *, has_keys: bool) -> None:
         self._app = app
         self._origins = set(settings.cors_origins)
-        self._hosts = {*_LOOPBACK, settings.host, *settings.allowed_hosts}
-        self._any_host = has_keys or not settings.is_loopback()
+        self._hosts = Hosts(settings, has_keys=has_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -42,21 +58,15 @@ class OriginGuard:
                 return
         await self._app(scope, receive, send)
 
-    def knows(self, host: bytes) -> bool:
-        """Whether a request with this Host header, and none from another site's page, may pass."""
-        return self._any_host or _host_name(host.decode("latin-1")) in self._hosts
-
     def _foreign_host(self, headers: Headers) -> Problem | None:
-        if self._any_host:
-            return None
-        host = _host_name(headers.get("host", ""))
-        if host in self._hosts:
+        host = headers.get("host", "")
+        if self._hosts.know(host.encode("latin-1")):
             return None
         return Problem(
             421,
             "host",
-            f"host {host or 'missing'}: without keys this service answers to this machine's names alone; "
-            "set a key or KINDRED_ALLOWED_HOSTS",
+            f"host {_host_name(host) or 'missing'}: without keys this service answers to this machine's names"
+            " alone; set a key or KINDRED_ALLOWED_HOSTS",
         )
 
     def _cross_site(self, method: str, headers: Headers) -> Problem | None:

@@ -55,6 +55,22 @@ class PlainSearch:
     vector: NDArray[np.float32]
 
 
+class _Pace:
+    """How long a plain search of one store takes, each vector, as measured on those that ran."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def search(self, store: Store, vectors: NDArray[np.float32], k: int, with_metadata: bool) -> SearchResult:
+        started = time.perf_counter()
+        result = store.search(vectors, k, with_metadata=with_metadata)
+        took = (time.perf_counter() - started) / len(result.hits)
+        known = self.seconds or took
+        # A search that was interrupted says little of the store: it counts as a somewhat slower one.
+        self.seconds = known + _SMOOTHING * (min(took, 2.0 * known) - known)
+        return result
+
+
 class StoreThreads:
     """Runs store calls in threads of their own, and plain single searches in micro-batches.
 
@@ -72,7 +88,7 @@ class StoreThreads:
         self._plain: MicroBatcher[PlainSearch, SearchResult] = MicroBatcher(
             self._run_plain, max_batch=64, name="search", initializer=enter_worker, observe=observe
         )
-        self._seconds: WeakKeyDictionary[Store, float] = WeakKeyDictionary()
+        self._paces: WeakKeyDictionary[Store, _Pace] = WeakKeyDictionary()
 
     @property
     def waiting(self) -> dict[str, int]:
@@ -83,12 +99,22 @@ class StoreThreads:
         """Call ``function`` in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
+    def at_once(
+        self, store: Store, vector: NDArray[np.float32], k: int, *, with_metadata: bool
+    ) -> SearchResult | None:
+        """As `plain`, in the event loop itself; None where that would hold it up."""
+        pace = self._paces.get(store)
+        if pace is None or pace.seconds >= _INLINE_SECONDS or k > 100:
+            return None
+        return pace.search(store, vector, k, with_metadata)
+
     async def plain(
         self, store: Store, vector: NDArray[np.float32], k: int, *, with_metadata: bool
     ) -> SearchResult:
         """Search by one vector of shape (dim,) without any condition."""
-        if self._seconds.get(store, 1.0) < _INLINE_SECONDS and k <= 100:
-            return self._timed(store, vector, k, with_metadata)
+        result = self.at_once(store, vector, k, with_metadata=with_metadata)
+        if result is not None:
+            return result
         search = PlainSearch(store, k, with_metadata, vector)
         return await asyncio.wrap_future(self._plain.submit(search))
 
@@ -139,15 +165,6 @@ class StoreThreads:
         self._plain.close()
         self._pool.shutdown()
 
-    def _timed(self, store: Store, vectors: NDArray[np.float32], k: int, with_metadata: bool) -> SearchResult:
-        started = time.perf_counter()
-        result = store.search(vectors, k, with_metadata=with_metadata)
-        took = (time.perf_counter() - started) / len(result.hits)
-        known = self._seconds.get(store, took)
-        # A search that was interrupted says little of the store: it counts as a somewhat slower one.
-        self._seconds[store] = known + _SMOOTHING * (min(took, 2.0 * known) - known)
-        return result
-
     def _run_plain(self, searches: list[PlainSearch]) -> Sequence[SearchResult]:
         alike: dict[tuple[Store, int, bool, int], list[int]] = {}
         for position, search in enumerate(searches):
@@ -156,7 +173,7 @@ class StoreThreads:
         results: list[SearchResult | None] = [None] * len(searches)
         for (store, k, with_metadata, _), positions in alike.items():
             vectors = np.stack([searches[position].vector for position in positions])
-            found = self._timed(store, vectors, k, with_metadata)
+            found = self._paces.setdefault(store, _Pace()).search(store, vectors, k, with_metadata)
             for position, hits in zip(positions, found.hits, strict=True):
                 results[position] = SearchResult([hits], found.plan)
         return [result for result in results if result is not None]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 import uvicorn
+from fastapi import FastAPI
 
 from models.bundle import Bundle
 from models.errors import InputError
@@ -50,17 +51,22 @@ def run(
     except BaseException:
         listener.close()
         raise
-    config = uvicorn.Config(
+    server = _Server(config_of(app, settings), app.state.service)
+    on_start(address_of(listener))
+    server.run(sockets=[listener])
+
+
+def config_of(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
         app,
+        http=app.state.protocol,
         log_config=None,
         access_log=False,
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=round(settings.shutdown_seconds),
     )
-    server = _Server(config, app.state.service)
-    on_start(address_of(listener))
-    server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

@@ -1,6 +1,7 @@
 """Puts the application together."""
 
 import asyncio
+import functools
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from models.bundle import Bundle
 from serve import recall
 from serve.admission import OverloadGate
 from serve.api import collections as collection_routes
-from serve.api import direct, documents, embed, errors, health, imports, items, page, raw, search
+from serve.api import direct, documents, embed, errors, health, imports, items, page, raw, search, wire
 from serve.collections import Collections
 from serve.limits import BodyLimit
 from serve.observability import RequestContext, RequestLog
@@ -103,5 +104,7 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
     app.add_middleware(OverloadGate, admission=service.admission)
     requests = RequestLog(service.metrics)
     app.add_middleware(RequestContext, requests=requests)
-    app.front = direct.Direct(app.whole, service, requests)
+    keeper = direct.Keeper(service)
+    app.front = direct.Direct(app.whole, service, keeper, requests)
+    app.state.protocol = functools.partial(wire.WireProtocol, service, keeper, requests)
     return app

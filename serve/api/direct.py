@@ -4,10 +4,11 @@ A search of a graph takes a quarter of a millisecond; routing, dependency inject
 three times that. So the common request is answered here, and only with success: whatever is unusual about one
 (another site's page, a slow body, a key that does not open, a value that does not fit) goes to the whole
 application, untouched, and gets its answer there: they must agree on what is in order, not on how to refuse.
+
+Raw searches have a way that is shorter still, see `serve.api.wire`; here they come when they need a thread.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.api import raw, search
 from serve.auth import presented_key
 from serve.observability import RequestLog, incoming_id, log, new_request_id
-from serve.origin import OriginGuard
+from serve.origin import Hosts
 from serve.service import Service
 
 _Answer = Callable[[Service, bytes, bytes], Awaitable[bytes]]
@@ -28,22 +29,53 @@ _ROUTES: dict[str, tuple[bytes | None, _Answer]] = {
 _JSON = (b"content-type", b"application/json")
 
 
+class Keeper:
+    """Knows which headers need no look by the whole application.
+
+    Args:
+        service: The service.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._hosts = Hosts(service.settings, has_keys=service.keys.any)
+        self._keys = service.keys
+        self._most = service.settings.max_body_bytes
+
+    def in_order(self, headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
+        """Headers of a POST by name, None unless they open the service and hold nothing unusual.
+
+        Args:
+            headers: Names in lower case, and values.
+        """
+        fields = dict(headers)
+        if len(fields) < len(headers) or b"origin" in fields:  # one twice: which counts?
+            return None
+        length = fields.get(b"content-length", b"")
+        if not length.isdigit() or int(length) > self._most:
+            return None
+        if not self._hosts.know(fields.get(b"host", b"")):
+            return None
+        if self._keys.any and not self._keys.may_read(presented_key(_text(fields))):
+            return None
+        return fields
+
+
 class Direct:
     """ASGI application that answers vector searches which are in order, and passes everything else on.
 
     Args:
         app: The whole application, with all its middlewares.
         service: The service.
-        requests: Counts and logs them.
+        keeper: Decides what is in order.
+        requests: Counts and logs the requests.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, requests: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keeper: Keeper, requests: RequestLog) -> None:
         self._app = app
         self._service = service
-        self._guard = OriginGuard(app, service.settings, has_keys=service.keys.any)
+        self._keeper = keeper
         self._requests = requests
         self._idle = service.settings.body_seconds
-        self._most = service.settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -70,30 +102,20 @@ class Direct:
         await self._app(scope, _replaying(first, receive), send)
 
     def _in_order(self, scope: Scope, kind: bytes | None) -> bool:
-        """Whether the headers hold nothing that the application inside would have to look at."""
+        """Whether the application inside would have nothing to object to."""
         if scope["method"] != "POST":
             return False
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        if len(headers) < len(scope["headers"]) or b"origin" in headers:  # one twice: which counts?
-            return False
-        length = headers.get(b"content-length", b"")
-        if not length.isdigit() or int(length) > self._most:
-            return False
-        if kind is not None and headers.get(b"content-type") != kind:
-            return False
-        if not self._guard.knows(headers.get(b"host", b"")):
-            return False
-        keys = self._service.keys
-        return not keys.any or keys.may_read(presented_key(_text(headers)))
+        fields = self._keeper.in_order(scope["headers"])
+        return fields is not None and kind in (None, fields.get(b"content-type"))
 
     async def _send(self, scope: Scope, send: Send, answer: bytes, started: float) -> None:
-        request_id = incoming_id(scope) or new_request_id()
+        request_id = incoming_id(scope["headers"]) or new_request_id()
         length = str(len(answer)).encode()
         headers = [_JSON, (b"content-length", length), (b"x-request-id", request_id.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
         seconds = time.perf_counter() - started
-        self._requests.account(scope["path"], "POST", 200, seconds, request_id, level=logging.INFO)
+        self._requests.account(scope["path"], "POST", 200, seconds, request_id)
 
 
 def _text(headers: dict[bytes, bytes]) -> dict[str, str]:

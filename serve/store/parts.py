@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,16 +42,17 @@ class Approximate(Protocol):
         """As `exact.scan`, perhaps missing some."""
 
 
-@dataclass(frozen=True, slots=True)
-class How:
+class How(msgspec.Struct, frozen=True):
     """How the caller wants a search done: without approximate indexes, or with these looking so far."""
 
     exact: bool = False
     effort: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PartPlan:
+AS_PLANNED = How()
+
+
+class PartPlan(msgspec.Struct, frozen=True):
     """How one part was searched; see `SearchPlan`."""
 
     strategy: Strategy
@@ -117,14 +119,14 @@ class Part:
         return mask
 
     def search(
-        self, queries: Vectors, k: int, passing: Mask | None, how: How = How()
+        self, queries: Vectors, k: int, passing: Mask | None, how: How = AS_PLANNED
     ) -> tuple[Vectors, Keys, PartPlan]:
         """As `find`, with the rows' keys (−1 where there are fewer hits) instead of their positions."""
         similarities, rows, plan = self.find(queries, k, passing, how)
         return similarities, np.where(rows < 0, -1, self.keys[rows]), plan
 
     def find(
-        self, queries: Vectors, k: int, passing: Mask | None, how: How = How()
+        self, queries: Vectors, k: int, passing: Mask | None, how: How = AS_PLANNED
     ) -> tuple[Vectors, Positions, PartPlan]:
         """The `k` best rows of each query among the live ones that pass.
 

@@ -104,8 +104,7 @@ class Hit(msgspec.Struct, frozen=True):
 Strategy: TypeAlias = Literal["exact", "exact_subset", "approximate", "approximate_then_exact", "empty"]
 
 
-@dataclass(frozen=True, slots=True)
-class SearchPlan:
+class SearchPlan(msgspec.Struct, frozen=True):
     """How a search was carried out.
 
     Attributes:
@@ -125,8 +124,7 @@ class SearchPlan:
     explored: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class SearchResult:
+class SearchResult(msgspec.Struct, frozen=True):
     """Hits of each query, most similar first, and the plan that found them."""
 
     hits: list[list[Hit]]

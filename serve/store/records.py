@@ -67,15 +67,18 @@ class SegmentRecords:
     def __init__(self, folder: Path) -> None:
         self.edited: set[int] = set()
         self._starts: NDArray[np.int64] = np.asarray(np.memmap(folder / STARTS, "<i8", "r"))
+        self._ids = self._starts[:-1].reshape(-1, 2)
         with (folder / TEXT).open("rb") as file:
             self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]]:
         """See `Records.take`."""
-        text, first = self._text, 2 * rows
-        starts = self._starts[first].tolist()
-        ends = self._starts[first + (1 if ids_only else 2)].tolist()
-        pieces = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+        text = self._text
+        if ids_only:
+            pieces = [text[start:end] for start, end in self._ids[rows].tolist()]
+        else:
+            starts, ends = self._starts[2 * rows].tolist(), self._starts[2 * rows + 2].tolist()
+            pieces = [text[start:end] for start, end in zip(starts, ends, strict=True)]
         return _decode(b"[[" + b"],[".join(pieces) + b"]]")
 
 

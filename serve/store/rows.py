@@ -24,6 +24,8 @@ _ROWS_PER_STATEMENT = (240, 30, 5, 1)
 
 NO_KEYS: Keys = np.empty(0, np.int64)
 
+_metadata_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -81,13 +83,14 @@ def check_id(value: Any) -> ItemId:
 
 def check_batch(items: Sequence[Item], dim: int) -> Batch:
     """Checks items before anything of them is written; of equal ids the last one stays."""
-    last = {check_id(item.id): position for position, item in enumerate(items)}
-    if len(last) < len(items):
-        items = [items[position] for position in sorted(last.values())]
+    last: dict[ItemId, Item] = {}
+    for item in reversed(items):
+        last.setdefault(check_id(item.id), item)
+    ids, items = list(reversed(last)), list(reversed(last.values()))
     if any(item.vector is None for item in items):
         raise StoreError("An item has no vector; every item needs one")
     return Batch(
-        ids=[check_id(item.id) for item in items],
+        ids=ids,
         labels=[check_label(item.label) for item in items],
         metadata=[metadata_text(item.metadata) for item in items],
         thumbnails=[check_thumbnail(item.thumbnail) for item in items],
@@ -114,7 +117,7 @@ def metadata_text(value: Mapping[str, Any] | None) -> str | None:
     if not value:
         return None
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _metadata_json(value)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"Metadata is not plain JSON: {error}") from None
@@ -130,10 +133,12 @@ def insert(batch: Batch, connection: sqlite3.Connection, changes: Changes) -> in
     keys = np.arange(first, first + len(batch.ids), dtype=np.int64)
     changes.sequence += len(keys)
     numbers = keys.tolist()
-    rows = batch.vectors.astype("<f4", copy=False)
+    size = 4 * batch.vectors.shape[1]
+    joined = batch.vectors.astype("<f4", copy=False).tobytes()
+    vectors = (joined[start : start + size] for start in range(0, len(joined), size))
     records = list(zip(batch.ids, batch.labels, batch.metadata, strict=True))
     _insert_rows(connection, "items", [(key, *record) for key, record in zip(numbers, records, strict=True)])
-    _insert_rows(connection, "vectors", list(zip(numbers, (row.data for row in rows), strict=True)))
+    _insert_rows(connection, "vectors", list(zip(numbers, vectors, strict=True)))
     images = zip(numbers, batch.thumbnails, strict=True)
     _insert_rows(connection, "thumbnails", [(key, image) for key, image in images if image is not None])
     changes.added.append(Added(keys, batch.vectors, records))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from serve.store import exact, filters
@@ -28,8 +28,7 @@ from serve.store.rows import Keys, keys_of_ids, read_records
 _TRIES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A checked search; the fields are those of `Store.search`."""
 
     queries: Vectors
@@ -47,7 +46,7 @@ class Request:
         """Whether there is one query and nothing else to heed."""
         return (
             len(self.queries) == 1
-            and self.condition == EVERYTHING
+            and self.condition is EVERYTHING
             and self.min_similarity is None
             and not self.exclude
             and not self.group_by_label
@@ -79,8 +78,10 @@ class Searching:
         """Carries out a search."""
         exact.use_threads(self._threads)
         for _ in range(_TRIES):
-            with contextlib.suppress(_StateMoved):
+            try:
                 return self._once(request, self._state())
+            except _StateMoved:
+                continue
         with self._commits.paused() if self._commits else contextlib.nullcontext():
             return self._once(request, self._state())
 
@@ -104,7 +105,7 @@ class Searching:
         The general way goes by keys, through merged arrays and the database; that costs as much as a graph's
         search. None where a hit's record has to be read from the database.
         """
-        found: list[tuple[float, list[Any]]] = []
+        hits: list[Hit] = []
         plans = []
         for part in state.parts:
             if part.live_count == 0:
@@ -120,10 +121,11 @@ class Searching:
             if edited and request.with_metadata and not edited.isdisjoint(part.keys[rows].tolist()):
                 return None
             records = part.records.take(rows, ids_only=not request.with_metadata)
-            found += zip(similarities.tolist(), records, strict=True)
+            hits += map(_hit, similarities.tolist(), records)
         if len(plans) > 1:
-            found.sort(key=lambda hit: -hit[0])
-        return SearchResult([[_hit(*hit) for hit in found[: request.k]]], state.plan(plans, request.index))
+            hits.sort(key=lambda hit: -hit.similarity)
+            del hits[request.k :]
+        return SearchResult([hits], state.plan(plans, request.index))
 
     def _find(
         self,

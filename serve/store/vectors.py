@@ -30,9 +30,8 @@ def unit_rows(vectors: Any, dim: int | None, what: str = "vector") -> Vectors:
         StoreError: One is zero, not finite or not numeric.
     """
     if isinstance(vectors, np.ndarray) and vectors.shape == (dim,) and vectors.dtype == np.float32:
-        with np.errstate(over="ignore", invalid="ignore"):  # beyond the range the slower way below decides
-            square = float(vectors @ vectors)
-        if _TINY < square < _HUGE:  # the common query, in a third of the time
+        square = float(np.vdot(vectors, vectors))  # unlike other products it warns of nothing
+        if _TINY < square < _HUGE:  # the common query, in a third of the time; what is beyond is judged below
             return np.divide(vectors, math.sqrt(square), dtype=np.float32)[np.newaxis]
     try:
         rows = np.asarray(vectors, dtype=np.float32)

@@ -20,7 +20,7 @@ from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import DecodeLimits, Preprocess
 from serve.api.app import create_app
 from serve.client import Client
-from serve.server import address_of, bind, open_collections
+from serve.server import address_of, bind, config_of, open_collections
 from serve.service import Service
 from serve.settings import Settings
 
@@ -79,7 +79,7 @@ def serving(bundle: Bundle, folder: Path, **options: Any) -> Iterator[Running]:
     settings = Settings(**{**places, "recall_seconds": 0, **options})
     listener = bind("127.0.0.1", 0)
     app = create_app(settings, bundle, open_collections(settings, bundle))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
+    server = uvicorn.Server(config_of(app, settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     address = address_of(listener)
     thread.start()
