@@ -10,9 +10,12 @@ where they are installed. Prints a table and writes it as JSON with --out.
 What is compared with what:
 
 - **bare FAISS**: one process, one thread, one query a call through FAISS's own Python wrapper, k = 10 (HNSW
-  with efSearch 64, as the store's).
+  with efSearch 64, as the store's); measured anew before each server.
 - **Vector queries** are bound to one core: bare FAISS, the in-process store and every server (all processes
   of LitServe) run on core 0 alone, the load generator on core 1, so that it takes nothing from them.
+- **echo** is an event loop that answers without a search: what the loopback and the load generator take. A
+  single client waits for both in turn, so no server gives it more than 1 / (1 / FAISS + 1 / echo) a second.
+- **thinnest** is the same loop with FAISS's search in it: no HTTP parser, no checks, no ids, no counters.
 - **Image queries** may use every core, and the load generator lives on them too. The limit is the same work
   in this process: decode, forward pass and search in as many threads as clients, at most one a core.
 - Beside the rate stands the CPU time of the server's processes for a request (user and system). The limit's
@@ -29,6 +32,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -77,14 +81,19 @@ def vector_queries(
     queries = vectors_of(QUERIES, 2)
     bare = faiss.read_index(str(folder / f"{kind}.faiss"))
     turn = itertools.cycle(range(len(queries)))
-    with on_core(SERVER_CORE):
-        limit = in_process(
-            f"bare FAISS {kind}", lambda: bare.search(queries[(at := next(turn)) : at + 1], 10), seconds
-        )
-        with FaissStore.open(folder / kind) as store:
-            store.search(queries[0])
-            figures = in_process(f"store {kind}", lambda: store.search(queries[next(turn)], 10), seconds)
-            ROWS[-1]["share_of_limit"] = figures["per_second"] / limit["per_second"]
+
+    def bare_faiss() -> dict[str, Any]:
+        """Measured anew beside each server: a machine that is shared is not always equally quick."""
+        with on_core(SERVER_CORE):
+            return in_process(
+                f"bare FAISS {kind}", lambda: bare.search(queries[(at := next(turn)) : at + 1], 10), seconds
+            )
+
+    limit = bare_faiss()
+    with on_core(SERVER_CORE), FaissStore.open(folder / kind) as store:
+        store.search(queries[0])
+        figures = in_process(f"store {kind}", lambda: store.search(queries[next(turn)], 10), seconds)
+        ROWS[-1]["share_of_limit"] = figures["per_second"] / limit["per_second"]
     as_json = [json.dumps({"vector": query.tolist(), "k": 10}).encode() for query in queries]
     as_bytes = [request("/v1/raw/search", "application/octet-stream", query.tobytes()) for query in queries]
     rivals = {
@@ -93,11 +102,14 @@ def vector_queries(
             "JSON, labels": [request("/v1/search/vector", "application/json", body) for body in as_json],
         },
         "minimal": {"JSON, labels": [request("/vector", "application/json", body) for body in as_json]},
+        "echo": {"no search": as_bytes},
+        "thinnest": {"raw, ids": as_bytes},
         "litserve": {"JSON, ids": [request("/predict", "application/json", body) for body in as_json]},
     }
     for name in servers:
         if name == "litserve" and not importlib.util.find_spec("litserve"):
             continue
+        limit = bare_faiss()
         with server(name, folder, kind, pinned=True) as target:
             for case, requests in rivals[name].items():
                 for clients in concurrencies:
@@ -187,7 +199,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--only", choices=["build", "flat", "hnsw", "image", "overload", "milvus"])
-    servers = ["kindred", "minimal", "litserve"]
+    servers = ["kindred", "minimal", "litserve", "echo", "thinnest"]
     parser.add_argument("--servers", choices=servers, nargs="+", default=servers)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

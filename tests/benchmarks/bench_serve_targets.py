@@ -1,11 +1,13 @@
 """The servers that bench_serve compares, each a process: ``python bench_serve_targets.py NAME …``."""
 
 import argparse
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import faiss
+import msgspec
 import numpy as np
 import torch
 
@@ -81,6 +83,36 @@ def minimal(folder: Path, kind: str, port: int) -> None:
     uvicorn.run(app, port=port, log_level="warning")
 
 
+def echo(folder: Path, kind: str, port: int, *, searching: bool = False) -> None:
+    """No server at all: an event loop that answers whatever comes at once, in the size of a raw answer.
+
+    Where it is `searching`, it takes the end of what came for a vector, and answers with what FAISS finds.
+    """
+    import asyncio
+
+    import uvloop
+
+    index = plain_index(folder, kind) if searching else None
+    faiss.omp_set_num_threads(1)
+
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            body = bytes(256)
+            if index is not None:
+                similarities, ids = index.search(np.frombuffer(data[-4 * DIM :], np.float32)[np.newaxis], 10)
+                body = msgspec.json.encode([ids[0].tolist(), similarities[0].tolist()])
+            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+
+    async def run() -> None:
+        server = await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", port)
+        await server.serve_forever()
+
+    uvloop.run(run())
+
+
 if importlib.util.find_spec("litserve"):
     import litserve as ls
 
@@ -120,7 +152,7 @@ def litserve(folder: Path, kind: str, port: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=["kindred", "minimal", "litserve"])
+    parser.add_argument("name", choices=["kindred", "minimal", "litserve", "echo", "thinnest"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("kind")
     parser.add_argument("port", type=int)
@@ -129,4 +161,6 @@ if __name__ == "__main__":
     if given.name == "kindred":
         kindred(given.folder, given.kind, given.port, given.budget)
     else:
-        {"minimal": minimal, "litserve": litserve}[given.name](given.folder, given.kind, given.port)
+        thinnest = functools.partial(echo, searching=True)
+        others = {"minimal": minimal, "litserve": litserve, "echo": echo, "thinnest": thinnest}
+        others[given.name](given.folder, given.kind, given.port)

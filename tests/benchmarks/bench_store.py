@@ -41,7 +41,7 @@ def clustered(rng: np.random.Generator, centres: np.ndarray, count: int, spread:
     """(count, dim) float32 unit vectors near random centres."""
     rows = centres[rng.integers(len(centres), size=count)]
     rows = rows + rng.standard_normal(rows.shape, dtype=np.float32) * (spread / np.sqrt(rows.shape[1]))
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def supply(items: int, dim: int, spread: float, block: int = 20_000) -> Iterator[list[Item]]:
@@ -86,9 +86,9 @@ def recall(store: FaissStore, queries: np.ndarray, where: dict[str, Any] | None)
     return same / max(1, sum(len(hits) for hits in right))
 
 
-def build(folder: Path, items: int, dim: int, index: str, spread: float) -> dict[str, Any]:
-    """Imports the items and merges them into one segment; figures of that."""
-    tuning = Tuning(build_threads=os.cpu_count() or 1)
+def build(folder: Path, items: int, dim: int, index: str, spread: float, threads: int) -> dict[str, Any]:
+    """Imports the items and merges them into one segment, which alone gets the index; figures of that."""
+    tuning = Tuning(build_threads=threads, approximate_rows=items)
     with FaissStore.open(folder, dim=dim, index=index, tuning=tuning) as store:
         writing = 0.0
         for block in supply(items, dim, spread):  # drawing the vectors is not the store's work
@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--index", default="Flat")
     parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--spread", type=float, default=0.6)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the build")
     parser.add_argument("--store", type=Path, help="built there and kept; default: a temporary folder")
     parser.add_argument("--build", action="store_true", help="end after building")
     parser.add_argument("--out", type=Path)
@@ -181,7 +182,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kindred-store-") as name:
         folder = options.store or Path(name) / "store"
         if not folder.exists():
-            figures = build(folder, options.items, options.dim, options.index, options.spread)
+            figures = build(
+                folder, options.items, options.dim, options.index, options.spread, options.threads
+            )
         if not options.build:
             figures |= bench(folder, options.items, options.dim, options.spread, options.repeats)
     report = {
