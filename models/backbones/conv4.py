@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from models.errors import InputError
@@ -29,7 +30,9 @@ class Conv4(nn.Module):
         in_channels: channels of the input.
         width: channels of every block, or one number for each block.
         pool: "average" takes the mean over what is left of the image, so that any size from 16 px fits;
-            "flatten" keeps every position and needs `image_size`.
+            "flatten" keeps every position and needs `image_size`; "levels" takes mean and standard deviation
+            of the input and of every block's output, so that colour and texture, which tell products apart,
+            reach the embedding beside the shapes of the last block.
         image_size: side of the square input in pixels; only "flatten" uses it.
 
     Shape: (B, in_channels, H, W) → (B, num_features).
@@ -39,7 +42,7 @@ class Conv4(nn.Module):
         self,
         in_channels: int = 3,
         width: int | list[int] = 64,
-        pool: Literal["average", "flatten"] = "average",
+        pool: Literal["average", "flatten", "levels"] = "average",
         image_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -58,10 +61,26 @@ class Conv4(nn.Module):
                 raise InputError("conv4: pool 'flatten' needs image_size, the side of the input (>= 16)")
             self.pool = nn.Flatten()
             self.num_features = widths[-1] * (image_size // 16) ** 2
+        elif pool == "levels":
+            self.num_features = 2 * sum([in_channels, *widths])
+            # Pixels and blocks differ in scale.
+            self.pool = nn.BatchNorm1d(self.num_features)
         else:
-            raise InputError(f"conv4: pool is 'average' or 'flatten', not {pool!r}")
+            raise InputError(f"conv4: pool is 'average', 'flatten' or 'levels', not {pool!r}")
+        self.levels = pool == "levels"
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images (B, C, H, W) as features (B, num_features)."""
-        features: Tensor = self.pool(self.blocks(images))
-        return features
+        if not self.levels:
+            features: Tensor = self.pool(self.blocks(images))
+            return features
+        outputs = [images]
+        for block in self.blocks:
+            outputs.append(block(outputs[-1]))
+        # Half precision has no room for a variance. ε keeps the root's gradient finite where a map is flat.
+        wide = torch.promote_types(images.dtype, torch.float32)
+        flat = [output.to(wide).flatten(2) for output in outputs]
+        means = [level.mean(2) for level in flat]
+        deviations = [(level.var(2, correction=0) + 1e-6).sqrt() for level in flat]
+        pooled: Tensor = self.pool(torch.cat([*means, *deviations], 1))
+        return pooled

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.backbones import InceptionResnetV1, ResNet10
+from models.backbones import Conv4, InceptionResnetV1, ResNet10
 from models.errors import InputError
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import KINDS
@@ -42,6 +42,7 @@ def test_every_normalization_trains_evaluates_and_is_rebuilt_from_json(kind: str
     [
         ("conv4", {"width": [4, 8, 8, 16], "pool": "flatten", "image_size": 35}, 35),
         ("conv4", {"width": 8}, 28),
+        ("conv4", {"width": [4, 8, 8, 16], "pool": "levels"}, 35),
         ("resnet10", {"width": 4, "stem": "tiny"}, 28),
         ("resnet10", {"width": 4}, 48),
         ("resnet10", {"width": 4, "stem": "imagenet"}, 64),
@@ -57,6 +58,25 @@ def test_backbones(name: str, args: dict[str, object], size: int) -> None:
     assert any(isinstance(m, BatchRenorm2d) for m in network.modules())
     assert not any(type(m) is nn.BatchNorm2d for m in network.modules())
     assert network(torch.randn(2, 1, size, size)).shape == (2, 16)
+
+
+def test_levels_are_means_and_deviations_of_every_block() -> None:
+    network = Conv4(3, [4, 4, 6, 8], "levels").eval()
+    with torch.no_grad():
+        images = torch.rand(2, 3, 32, 32)
+        features = network(images)
+        expected, level = [images], images
+        for block in network.blocks:
+            level = block(level)
+            expected.append(level)
+        means = torch.cat([level.mean((2, 3)) for level in expected], 1)
+        deviations = torch.cat([level.std((2, 3), correction=0) for level in expected], 1)
+        wanted = network.pool(torch.cat([means, deviations], 1))
+    assert features.shape == (2, network.num_features)
+    torch.testing.assert_close(features, wanted, atol=1e-3, rtol=0)
+    assert torch.isfinite(
+        torch.autograd.grad(network(torch.zeros(2, 3, 32, 32)).sum(), network.parameters())[0]
+    ).all()
 
 
 def test_convnext_keeps_its_layer_norm_and_refuses_renorm() -> None:
