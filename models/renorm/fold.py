@@ -11,10 +11,11 @@ from .layer import BatchRenorm
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class _Tracer(fx.Tracer):
+class RenormTracer(fx.Tracer):
     """Takes Batch Renormalization as one operation, as it does torch's own layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a call of the module is one operation."""
         return isinstance(m, BatchRenorm) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -37,7 +38,7 @@ def fold_batch_renorm(module: nn.Module) -> fx.GraphModule:
     if module.training:
         raise ValueError("folding is for inference: call eval() first")
     root = copy.deepcopy(module)
-    traced = fx.GraphModule(root, _Tracer().trace(root))
+    traced = fx.GraphModule(root, RenormTracer().trace(root))
     modules = dict(traced.named_modules(remove_duplicate=False))
     calls: dict[nn.Module, int] = {}
     for node in traced.graph.nodes:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
+from . import fused
 from .cpu import CPU
 from .cuda import CUDA
 from .functions import NativeRenorm
@@ -67,6 +68,14 @@ def batch_renorm(
         return batch, *correct(batch.mean, batch.std), None
 
     output: Tensor
+    if mask is None and not torch.compiler.is_compiling() and fused.takes(input, None, running_mean, weight):
+
+        def work(x: Tensor, *affine_and_residual: Tensor | None) -> tuple[Tensor, Tensor]:
+            settings = (None, rmax, dmax, momentum, eps, False, False, None)
+            return fused.forward(x, *affine_and_residual, running_mean, running_var, *settings)
+
+        output = fused.FusedRenorm.apply(as_dense(input), weight, bias, None, False, None, work)
+        return output
     if mask is None and (input.is_cpu or input.is_cuda) and not torch.compiler.is_compiling():
         output = NativeRenorm.apply(as_dense(input), weight, bias, prepare)
         return output

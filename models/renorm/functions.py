@@ -61,9 +61,7 @@ class NativeRenorm(Function):
         if twice and ctx.rule is not None:
             raise RuntimeError("moving or synchronized gradient statistics cannot be differentiated twice")
         if twice or (ctx.rule is None and not x.is_cuda and prefers_whole_kernel(x)):
-            # The kernel of batch normalization: it has a derivative.
-            w = r if weight is None else r * weight
-            dx, dw, db = _kernel(dy, x, w, None, None, mean, invstd, True, 0.0, [needs_dx, True, True])
+            dx, dw, db = whole_kernel(dy, x, weight, mean, invstd, r, needs_dx)
         else:
             dx, dw, db = _backward(like(dy, x), x, scale, mean, invstd, ctx.rule, needs_dx)
         d_weight = d_bias = None
@@ -74,6 +72,17 @@ class NativeRenorm(Function):
         if ctx.bias_dtype is not None and needs_bias:
             d_bias = db if ctx.bias_dtype == db.dtype else db.to(ctx.bias_dtype)
         return (dx if needs_dx else None), d_weight, d_bias, None
+
+
+def whole_kernel(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, r: Tensor, needs_dx: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch normalization's own backward kernel, which has a derivative: the gradient of x, and the sums of
+    dy * x_hat and of dy.
+    """
+    w = r if weight is None else r * weight
+    dx, dw, db = _kernel(dy, x, w, None, None, mean, invstd, True, 0.0, [needs_dx, True, True])
+    return dx, dw, db
 
 
 def _backward(

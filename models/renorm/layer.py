@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import fused
 from .cpu import CPU
 from .cuda import CUDA
 from .functions import NativeRenorm
@@ -62,23 +63,65 @@ class BatchRenorm(RenormState):
         super().__init__(*args, **settings)
         self._memory = CallMemory()
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: A002 - BatchNorm's name for it
-        """Normalize a batch.
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002 - BatchNorm's name for it
+        mask: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """Normalize a batch, and on request do what usually follows, too; the fused kernels do all in one.
 
         Args:
             input: (N, C, ...), floating point.
             mask: (N, ...) boolean, True where a position is real; padding does not enter the statistics,
                 though it is normalized like the rest. None takes all.
+            residual: added to the normalized batch; the input's shape.
+            relu: cut the result at zero.
 
         Returns:
             The shape, type and memory format of the input.
         """
         self._check_input(input)
         if not self.training or self.frozen:
-            return self._evaluate(input)
+            return _followed(self._evaluate(input), residual, relu)
         self._check_values(input)
         compiling = torch.compiler.is_compiling()
         remember = not compiling and may_be_recomputed()
+        if not compiling and self._fusable(input, mask, residual):
+            return self._fused(as_dense(input), residual, relu, remember)
+        return _followed(self._normalize(input, mask, compiling, remember), residual, relu)
+
+    def _fusable(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> bool:
+        """Whether the fused kernels do it; a recomputed pass takes the other ones."""
+        if mask is not None or not fused.takes(x, residual, self.running_mean, self.weight):
+            return False
+        return not (len(self._memory) and recomputing())
+
+    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool, remember: bool) -> Tensor:
+        at: dict[str, Any] = self._buffers
+
+        def work(x: Tensor, *affine_and_residual: Tensor | None) -> tuple[Tensor, Tensor]:
+            clipped = (
+                x.new_empty(2, self.num_features, dtype=at["running_mean"].dtype) if self.monitor else None
+            )
+            y, saved = fused.forward(
+                *(x, *affine_and_residual, at["running_mean"], at["running_var"]),
+                *(at["num_batches_tracked"], at["rmax"], at["dmax"], at["momentum"]),
+                *(self.eps, self.cumulative, relu, clipped),
+            )
+            if clipped is not None:
+                self.clipped.copy_(clipped.mean(1))
+            if remember:
+                self._memory.remember(fused.record(saved))
+            return y, saved
+
+        moving = self._moving_averages()
+        output: Tensor = fused.FusedRenorm.apply(x, self.weight, self.bias, residual, relu, moving, work)
+        return output
+
+    def _normalize(self, input: Tensor, mask: Tensor | None, compiling: bool, remember: bool) -> Tensor:  # noqa: A002
         if not compiling and self._native(input, mask):
 
             def prepare(x: Tensor) -> tuple[Statistics, Tensor, Tensor, GradientRule | None]:
@@ -162,6 +205,14 @@ class BatchRenorm(RenormState):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry no calls that wait for recomputation."""
         return {**self.__dict__, "_memory": CallMemory()}
+
+
+def _followed(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """What the fused kernels do after normalization, in place as far as that changes nothing."""
+    if residual is not None:
+        alike = residual.dtype == y.dtype and residual.shape == y.shape
+        y = y.add_(residual) if alike else y + residual
+    return y.relu_() if relu else y
 
 
 class BatchRenorm1d(BatchRenorm):

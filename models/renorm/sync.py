@@ -63,6 +63,9 @@ class SyncBatchRenorm(BatchRenorm):
             return super()._rule(count)
         return GradientRule(self._moving_averages(), count, self.process_group)
 
+    def _fusable(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> bool:
+        return not self._synchronizes() and super()._fusable(x, mask, residual)
+
     def _native(self, x: Tensor, mask: Tensor | None) -> bool:
         return x.numel() > 0 and super()._native(x, mask)
 

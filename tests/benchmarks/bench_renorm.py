@@ -1,12 +1,14 @@
 """Batch Renormalization against torch's BatchNorm: time and memory, a layer and a whole train step.
 
-    python tests/benchmarks/bench_renorm.py [--device cuda] [--only TEXT ...] [--compile] [--save] [--smoke]
+    python tests/benchmarks/bench_renorm.py [--device cuda] [--native] [--only TEXT ...] [--compile] [--save]
+        [--smoke]
 
 Ratios are paired (A B A B ..., medians): on a CPU one thread by process CPU time and two threads by wall
 clock, forward and backward, on CUDA wall clock around synchronized batches of calls, in float32 and under
 bfloat16 autocast. ``--save`` writes docs/results/bench_renorm/<device>.json with the commands, versions
 and device; rows that are there already and were not measured this time stay, so that a long measurement
-can be made in parts.
+can be made in parts. ``--native`` measures the fused CPU kernels instead of torch's, as rows of their own,
+and with them the ReLU and the residual sum, in a layer and in whole networks.
 
 On a CPU the C library's allocator is told to keep the memory that it has (``--default-allocator`` leaves it
 alone). Otherwise it gives large buffers back to the system when they are freed, or not, as their neighbours
@@ -35,7 +37,13 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 from paired import clock, compare, peak_memory  # noqa: E402
 
-from models.renorm import BatchRenorm1d, BatchRenorm2d, convert_to_batch_renorm  # noqa: E402
+from models.renorm import (  # noqa: E402
+    BatchRenorm1d,
+    BatchRenorm2d,
+    convert_to_batch_renorm,
+    fuse_batch_renorm,
+    native,
+)
 
 ROOT = Path(__file__).parents[2]
 SHAPES = [(64, 64, 56, 56), (32, 256, 14, 14), (256, 512, 7, 7), (128, 2048)]
@@ -149,6 +157,53 @@ class Runner:
         self.rows.append(row)
 
 
+class WithRelu(nn.Module):
+    """A layer that does the ReLU, too, and the sum with a second input if there is one."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, relu=True)
+
+
+class Residual(nn.Module):
+    """What ends a residual block: the layer, the sum, the ReLU."""
+
+    def __init__(self, layer: nn.Module, together: bool) -> None:
+        super().__init__()
+        self.layer, self.together = layer, together
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.together:
+            return self.layer(x, residual=x, relu=True)
+        y = self.layer(x)
+        y += x
+        return y.relu_()
+
+
+def native_layers(runner: Runner, shape: tuple[int, ...], channels_last: bool) -> None:
+    """The fused kernels, alone and with what follows a layer."""
+    channels, flat = shape[1], len(shape) == 2
+    name = "×".join(map(str, shape)) + (" channels_last" if channels_last else "")
+    if not runner.wants(name):
+        return
+    x = torch.randn(shape)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    norm, renorm = (nn.BatchNorm1d, BatchRenorm1d) if flat else (nn.BatchNorm2d, BatchRenorm2d)
+    baseline = training(norm(channels), x, False)
+    runner.measure(name, "native train", training(renorm(channels), x, False), baseline)
+    moving = training(renorm(channels, gradient_statistics="moving"), x, False)
+    runner.measure(name, "native train, moving", moving, baseline)
+    theirs = training(nn.Sequential(norm(channels), nn.ReLU(inplace=True)), x, False)
+    runner.measure(name, "native train, + ReLU", training(WithRelu(renorm(channels)), x, False), theirs)
+    theirs = training(Residual(norm(channels), together=False), x, False)
+    ours = training(Residual(renorm(channels), together=True), x, False)
+    runner.measure(name, "native train, + sum + ReLU", ours, theirs)
+
+
 def layers(
     runner: Runner, shape: tuple[int, ...], channels_last: bool, autocast: bool, compiled: bool
 ) -> None:
@@ -188,7 +243,7 @@ def layers(
         runner.measure(name, "train, + ReLU, both compiled", fused, both, memory=False)
 
 
-def networks(runner: Runner, smoke: bool, autocast: bool, compiled: bool) -> None:
+def networks(runner: Runner, smoke: bool, autocast: bool, compiled: bool, fused: bool) -> None:
     batch, size = (2, 32) if smoke else ((128, 224) if runner.device == "cuda" else (16, 128))
     for build in (torchvision.models.resnet18, torchvision.models.resnet50):
         if smoke and build is torchvision.models.resnet50:
@@ -203,7 +258,14 @@ def networks(runner: Runner, smoke: bool, autocast: bool, compiled: bool) -> Non
             theirs = build(num_classes=10).to(runner.device, memory_format=layout)
             ours = convert_to_batch_renorm(build(num_classes=10)).to(runner.device, memory_format=layout)
             steps = [train_step(network, x, autocast) for network in (ours, theirs)]
-            runner.measure(name, "step", *steps, rounds=9)
+            runner.measure(name, "native step" if fused else "step", *steps, rounds=9)
+            if fused:
+                together = fuse_batch_renorm(
+                    convert_to_batch_renorm(build(num_classes=10)).to(memory_format=layout)
+                )
+                runner.measure(
+                    name, "native step, fused", train_step(together, x, autocast), steps[1], rounds=9
+                )
             if compiled:
                 torch._dynamo.reset()
                 steps = [train_step(torch.compile(network), x, autocast) for network in (ours, theirs)]
@@ -221,7 +283,9 @@ def show(rows: list[dict[str, Any]], device: str) -> None:
     Console(width=140).print(table)
     for threads in (1, 2):
         train = [
-            row[f"ratio_{threads}"] for row in rows if row["what"] == "train" and f"ratio_{threads}" in row
+            row[f"ratio_{threads}"]
+            for row in rows
+            if row["what"].removeprefix("native ") == "train" and f"ratio_{threads}" in row
         ]
         if train:
             middle, largest = statistics.median(train), max(train)
@@ -256,6 +320,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--native", action="store_true", help="the fused CPU kernels, compiled if need be")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes: does it run?")
     parser.add_argument("--compile", action="store_true", help="torch.compile rows, too")
     parser.add_argument(
@@ -268,6 +333,10 @@ def main() -> None:
     if options.device == "cpu" and not options.default_allocator and "MALLOC_MMAP_MAX_" not in os.environ:
         # The allocator reads its settings when a process starts.
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
+    if options.native:
+        if options.device != "cpu":
+            parser.error("--native is for CPUs")
+        native.build()
     torch.backends.cudnn.benchmark = options.device == "cuda"
     seconds, rounds = (0.001, 3) if options.smoke else (0.05, 15)
     runner = Runner(options.device, seconds, rounds, options.only)
@@ -278,10 +347,13 @@ def main() -> None:
         for channels_last in ((False, True) if len(shape) == 4 else (False,))
     ]
     for case in track(cases, description="layers"):
-        layers(runner, *case, options.compile)
+        if options.native:
+            native_layers(runner, *case[:2])
+        else:
+            layers(runner, *case, options.compile)
     if not options.no_networks:
         for autocast in (False, True) if options.device == "cuda" else (False,):
-            networks(runner, options.smoke, autocast, options.compile)
+            networks(runner, options.smoke, autocast, options.compile, options.native)
     if not runner.rows:
         parser.error(f"no case has any of these in its name: {', '.join(options.only)}")
     name = torch.cuda.get_device_name() if options.device == "cuda" else processor()

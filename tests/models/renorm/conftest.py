@@ -1,12 +1,13 @@
 """The naive twin of the paper's algorithm, in float64, differentiated by autograd."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.renorm import cpu, gradient, statistics
+from models.renorm import cpu, gradient, native, statistics
 
 
 class Twin:
@@ -72,9 +73,30 @@ def twin() -> Callable[..., Twin]:
     return make
 
 
-@pytest.fixture(params=["small input", "large input", "arithmetic of a device"])
+TORCH_ROUTES = ["small input", "large input", "arithmetic of a device"]
+
+
+@pytest.fixture(scope="session")
+def compiled() -> None:
+    """The fused kernels, compiled once and kept in the user's cache."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("the fused kernels need a C++ compiler")
+    native.compile_library()
+
+
+@pytest.fixture
+def fused(compiled: None) -> Iterator[None]:
+    """Layers take the fused kernels."""
+    native.build()
+    yield
+    native.disable()
+
+
+@pytest.fixture(params=[*TORCH_ROUTES, "fused"])
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The ways through the layer on a CPU, each for input of any size."""
+    if request.param == "fused":
+        request.getfixturevalue("fused")
     monkeypatch.setattr(cpu, "_SMALL", 1 << 40 if request.param == "small input" else 0)
     if request.param == "arithmetic of a device":
         for module in (statistics, gradient):

@@ -50,12 +50,14 @@ def test_without_correction_it_is_batch_norm(route, dtype, layout) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5 if dtype == torch.float32 else 1e-11, atol=1e-6)
 
 
-def test_variance_of_far_off_values_is_as_exact_as_batch_norms(route) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_variance_of_far_off_values_is_as_exact_as_batch_norms(route, layout) -> None:
     """The CPU route sums squares about a guess of the mean: values far from zero must not cost digits."""
     torch.manual_seed(1)
     for offset in (0.0, 100.0, 3000.0):
         x = torch.randn(32, 4, 8, 8) + offset
         x[0] += 50  # the first example, which the guess is made from, among the odd ones
+        x = x.contiguous(memory_format=layout)
         dy = torch.randn(32, 4, 8, 8)
         wide = nn.BatchNorm2d(4, dtype=torch.float64)
         exact = x.double().requires_grad_()

@@ -114,7 +114,7 @@ def test_padding_stays_out_of_the_statistics(twin, moving) -> None:
     assert torch.isfinite(again.running_var).all()
 
 
-def test_function_equals_the_layer() -> None:
+def test_function_equals_the_layer(route) -> None:
     torch.manual_seed(4)
     x = torch.randn(8, 3, 4, 4)
     layer = BatchRenorm2d(3, rmax=1.1, dmax=0.1)
@@ -130,6 +130,7 @@ def test_function_equals_the_layer() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("route", ["small input", "large input", "arithmetic of a device"], indirect=True)
 def test_gradcheck(route, layout) -> None:
     torch.manual_seed(5)
     layer = BatchRenorm2d(3, momentum=0.0, rmax=1.05, dmax=0.1, dtype=torch.float64)
