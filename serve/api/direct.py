@@ -5,7 +5,8 @@ three times that. So the common request is answered here, and only with success:
 (another site's page, a slow body, a key that does not open, a value that does not fit) goes to the whole
 application, untouched, and gets its answer there: they must agree on what is in order, not on how to refuse.
 
-Raw searches have a way that is shorter still, see `serve.api.wire`; here they come when they need a thread.
+Those that come in one piece have a way that is shorter still, see `serve.api.wire`; here they come when they
+need a thread.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The shortest way of raw vector searches: from the socket's bytes to the answer's, without scope or task.
+"""The shortest way of vector searches: from the socket's bytes to the answer's, without scope or task.
 
 uvicorn makes of each request a scope, a cycle, a task and several messages; that takes half as long as the
 search of a graph. A request that came whole, in one piece, on a connection where nothing else is under way,
@@ -10,20 +10,25 @@ a small part of HTTP, and nothing is ever refused for being outside it.
 import hmac
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serve.api import raw
+from serve.api import raw, search
 from serve.api.direct import Keeper
 from serve.observability import RequestLog, incoming_id, log, new_request_id
 from serve.service import Service
 
-_START = b"POST " + raw.PATH.encode()
-_HEAD = re.compile(
-    re.escape(_START) + rb"(?:\?([\w=&.%-]*))? HTTP/1\.1\r\n((?:[\w-]+:[\t -~]*\r\n)+)\r\n", re.ASCII
-)
+_Answer = Callable[[Service, bytes, bytes], bytes | None]
+# By path: the content type that a request must have (None: any), and what answers, or says None.
+_ROUTES: dict[str, tuple[bytes | None, _Answer]] = {
+    raw.PATH: (None, raw.answer_at_once),
+    search.VECTOR_PATH: (b"application/json", search.answer_vector_at_once),
+}
+_STARTS = tuple(f"POST {path}".encode() for path in _ROUTES)
+_HEAD = re.compile(rb"POST ([\w/]+)(?:\?([\w=&.%-]*))? HTTP/1\.1\r\n((?:[\w-]+:[\t -~]*\r\n)+)\r\n", re.ASCII)
 _ANSWER = (
     b"HTTP/1.1 200 OK\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\n\r\n%s"
 )
@@ -37,19 +42,23 @@ class _Head:
 
     Attributes:
         text: They themselves, with the empty line that ends them.
+        path: What is asked.
+        answer: What answers.
         length: Bytes of the whole request.
         query: The query string.
         request_id: The caller's id for the request, if there is a usable one.
     """
 
     text: bytes
+    path: str
+    answer: _Answer
     length: int
     query: bytes
     request_id: str | None
 
 
 class WireProtocol(HttpToolsProtocol):
-    """One connection: answers raw searches that are in order, and leaves everything else to uvicorn.
+    """One connection: answers vector searches that are in order, and leaves everything else to uvicorn.
 
     Args:
         service: The service.
@@ -79,7 +88,7 @@ class WireProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: a whole request, a part of one, or several."""
-        if not (data.startswith(_START) and self._is_idle() and self._answers(data)):
+        if not (data.startswith(_STARTS) and self._is_idle() and self._answers(data)):
             super().data_received(data)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -106,9 +115,9 @@ class WireProtocol(HttpToolsProtocol):
         if head is None:
             return False
         try:
-            body = raw.answer_at_once(self._service, head.query, data[len(head.text) :])
+            body = head.answer(self._service, head.query, data[len(head.text) :])
         except Exception as error:  # noqa: BLE001  (the application meets it again, and words it)
-            log.debug("%s goes the long way: %s", raw.PATH, error)
+            log.debug("%s goes the long way: %s", head.path, error)
             return False
         if body is None:
             return False
@@ -119,24 +128,28 @@ class WireProtocol(HttpToolsProtocol):
         self._answered_at = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_handler()
-        self._requests.account(raw.PATH, "POST", 200, time.perf_counter() - started, request_id)
+        self._requests.account(head.path, "POST", 200, time.perf_counter() - started, request_id)
         return True
 
     def _read_head(self, data: bytes) -> _Head | None:
         """The head of a whole request in order, None for all others."""
         match = _HEAD.match(data)
-        if match is None:
+        path = match[1].decode() if match else ""
+        if match is None or path not in _ROUTES:
             return None
         headers = []
-        for line in match[2].split(b"\r\n")[:-1]:
+        for line in match[3].split(b"\r\n")[:-1]:
             name, _, value = line.partition(b":")
             headers.append((name.lower(), value.strip(b" \t")))
         fields = self._keeper.in_order(headers)
+        kind, answer = _ROUTES[path]
         if fields is None or not _UNUSUAL.isdisjoint(fields):
+            return None
+        if kind is not None and fields.get(b"content-type") != kind:
             return None
         if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
             return None
         length = match.end() + int(fields[b"content-length"])
         if len(data) != length:
             return None
-        return _Head(match[0], length, match[1] or b"", incoming_id(headers))
+        return _Head(match[0], path, answer, length, match[2] or b"", incoming_id(headers))

@@ -78,9 +78,11 @@ def timed(work: Callable[[int], Any], repeats: int) -> dict[str, float]:
     return {"p50_ms": float(np.percentile(taken, 50)), "p99_ms": float(np.percentile(taken, 99))}
 
 
-def recall(store: FaissStore, queries: np.ndarray, where: dict[str, Any] | None) -> float:
+def recall(
+    store: FaissStore, queries: np.ndarray, where: dict[str, Any] | None, effort: int | None = None
+) -> float:
     """recall@10 against the exact search under the same filter."""
-    found = store.search(queries, 10, where=where, with_metadata=False).hits
+    found = store.search(queries, 10, where=where, with_metadata=False, effort=effort).hits
     right = store.search(queries, 10, where=where, exact=True, with_metadata=False).hits
     same = sum(len({a.id for a in x} & {b.id for b in y}) for x, y in zip(found, right, strict=True))
     return same / max(1, sum(len(hits) for hits in right))
@@ -119,6 +121,7 @@ def bench(folder: Path, items: int, dim: int, spread: float, repeats: int) -> di
     store.search(queries[0])
     figures["ready_s"] = time.perf_counter() - start
     figures["segments"] = store.stats().segments
+    largest = max(store._live.state.parts, key=len)
     for number in range(64):
         store.search(queries[number])
     figures["memory_over_vectors"] = (resident() - empty) / (items * dim * 4)
@@ -127,6 +130,11 @@ def bench(folder: Path, items: int, dim: int, spread: float, repeats: int) -> di
         return lambda number: store.search(queries[number % 256], 10, where=where, **options)
 
     figures["search"] = timed(one(), repeats) | {"recall@10": recall(store, queries, None)}
+    figures["effort"] = getattr(largest.approximate, "effort", None)
+    for effort in (64, 256) if largest.approximate else ():
+        figures[f"search_effort_{effort}"] = timed(one(effort=effort), repeats) | {
+            "recall@10": recall(store, queries, None, effort)
+        }
     figures["search_ids_only"] = timed(one(with_metadata=False), repeats)
     figures["search_grouped"] = timed(one(group_by="label"), repeats // 4)
     batch = timed(lambda number: store.search(queries[64 * (number % 4) :][:64], 10), max(5, repeats // 20))

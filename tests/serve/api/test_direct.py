@@ -1,4 +1,4 @@
-"""The short way of vector searches and the long way through the application give the same answers."""
+"""The short ways of vector searches and the long way through the application give the same answers."""
 
 import json
 
@@ -6,47 +6,29 @@ import httpx
 import numpy as np
 import pytest
 
-from serve.api.direct import Direct
-from serve.schemas import NewItem
-
 RAW, JSON = "/v1/raw/search", "/v1/search/vector"
 
 
-@pytest.fixture(scope="module")
-def stored(running):
-    rng = np.random.default_rng(0)
-    items = [
-        NewItem(id=n if n % 2 else f"item {n}", vector=rng.standard_normal(32).tolist(), label="ab"[n % 2])
-        for n in range(50)
-    ]
-    with running.client() as client:
-        assert client.upsert_vectors(items) == 50
-    return running
-
-
 @pytest.fixture
-def ways(stored, monkeypatch):
-    """Asks on both ways; the long one gets what browsers add, and the short one must not be taken by it."""
-    taken = []
-    original = Direct._send
-
-    async def noting(self, scope, *rest):
-        taken.append(scope["path"])
-        await original(self, scope, *rest)
-
-    monkeypatch.setattr(Direct, "_send", noting)
+def ways(stored, connect, taken):
+    """Asks on each way: in one piece, in two, and with what browsers add, which no short way may take."""
 
     def ask(path, content, headers=None, query=""):
-        url = f"{stored.address}{path}{query}"
-        before = len(taken)
-        short = httpx.post(url, content=content, headers=headers or {})
-        went = len(taken) - before
-        host = {"origin": stored.address}
-        long = httpx.post(url, content=content, headers={**(headers or {}), **host})
-        assert len(taken) - before == went, "a page's request took the short way"
-        assert short.status_code == long.status_code
-        assert bool(went) == (short.status_code == 200)
-        return short, long
+        taken.clear()
+        wire = connect()
+        content = content.encode() if isinstance(content, str) else content
+        request = wire.request(f"{path}{query}", content, headers)
+        whole = wire.ask(request)
+        pieces = wire.ask(request[:20], request[20:])
+        went = list(taken)
+        long = wire.ask(
+            wire.request(f"{path}{query}", content, {**(headers or {}), "origin": stored.address})
+        )
+        assert taken == went, "a page's request took a short way"
+        assert whole.status_code == pieces.status_code == long.status_code
+        assert len(went) == (2 if long.status_code == 200 else 0)
+        same(whole, pieces)
+        return whole, long
 
     return ask
 
