@@ -17,6 +17,7 @@ def serve(
     device: str | None = None,
     backend: str | None = None,
     collection: str | None = None,
+    trust_code: bool | None = None,
     log_level: str | None = None,
 ) -> None:
     """Serve a bundle and its store: REST under /v1, a search page at /, the API's description at /docs.
@@ -34,6 +35,7 @@ def serve(
         backend: What runs the network: eager, compiled, onnx, or auto (the default): the fastest on this
             machine, measured when a model is first served.
         collection: Collection to use where a request names none.
+        trust_code: Allow a backbone class outside the known packages; importing it runs its code.
         log_level: DEBUG, INFO, WARNING or ERROR.
     """
     settings = Settings.read(
@@ -44,6 +46,7 @@ def serve(
         device=device,
         backend=backend,
         collection=collection,
+        trust_code=trust_code,
         log_level=log_level,
     )
     run(settings, on_start=announce)

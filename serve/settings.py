@@ -56,6 +56,8 @@ class Settings(BaseSettings):
         device: Where the network runs: "auto", "cpu", "cuda", "cuda:1", …
         backend: What runs the network: "eager" (torch), "compiled" (torch's Inductor), "onnx" (ONNX Runtime),
             or "auto", the fastest on this machine; the first start with a model measures it, later ones know.
+        trust_code: Allow a bundle whose backbone is a class outside the known packages; importing it runs its
+            code.
         index: FAISS index of new collections: "Flat" (exact, the default) or any ``index_factory`` string.
         thumbnails: Side of stored thumbnails in pixels; 0 stores none.
         max_body_bytes: Largest request body.
@@ -92,6 +94,7 @@ class Settings(BaseSettings):
     cors_origins: tuple[str, ...] = ()
     device: str = "auto"
     backend: Literal["auto", "eager", "compiled", "onnx"] = "auto"
+    trust_code: bool = False
     index: str | None = None
     thumbnails: int = Field(160, ge=0, le=1024)
     max_body_bytes: int = Field(64 * 2**20, ge=1024)

@@ -64,6 +64,7 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
         if watching is not None:
             watching.cancel()
         await service.aclose()
+        gc.unfreeze()  # or libraries find their objects never freed, and complain on standard error
 
     app = _Application(
         title="Kindred",

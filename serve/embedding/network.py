@@ -25,7 +25,7 @@ def load_bundle(settings: Settings, backend: str | None = None) -> Bundle:
         InputError: There is no such bundle, or the backend cannot run it.
     """
     set_policy(settings.threads_of_network())
-    bundle = Bundle.load(settings.bundle, settings.device)
+    bundle = Bundle.load(settings.bundle, settings.device, trust_code=settings.trust_code)
     chosen = backend if backend is not None and settings.backend == "auto" else settings.backend
     return bundle if chosen == "plain" else bundle.optimize(chosen, workers=settings.network_workers)
 

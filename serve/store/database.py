@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve.store.protocol import DiskFull, ReadOnly, StoreError
+from serve.store.protocol import DiskFull, ReadOnly, StoreDamaged, StoreError
 
 # Format 1 had no table of edits.
 FORMAT = 2
@@ -47,7 +47,8 @@ class Database:
         self._writer: sqlite3.Connection | None = None
         if not read_only:
             self._writer = self._connect()
-            self._prepare(self._writer)
+            with _translated(path):
+                self._prepare(self._writer)
         with self.read() as connection:
             properties = dict(connection.execute("SELECT name, value FROM properties").fetchall())
         if properties.get("format") not in _READABLE:
@@ -115,6 +116,8 @@ class Database:
             connection = self._connect(query_only=True)
         try:
             yield connection
+        except sqlite3.DatabaseError as error:
+            raise _damage(error, self.path) or error from None
         finally:
             if self._closing.is_set():
                 connection.close()
@@ -165,3 +168,13 @@ def _translated(path: Path) -> Iterator[None]:
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
             raise OSError(errno.EIO, "The disk failed; nothing was acknowledged", str(path)) from error
         raise
+    except sqlite3.DatabaseError as error:
+        raise _damage(error, path) or error from None
+
+
+def _damage(error: sqlite3.DatabaseError, path: Path) -> StoreDamaged | None:
+    """What to say where SQLite found the file not to be what it wrote."""
+    code = getattr(error, "sqlite_errorcode", 0)  # SQLite's own; mistakes in using the module have none
+    if code & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return None
+    return StoreDamaged(f"{path} is damaged ({error}); put a backup in its place, without its -wal and -shm")

@@ -63,6 +63,10 @@ class DiskFull(StoreError):
     """The disk took no more; nothing of the refused write was stored (HTTP 507)."""
 
 
+class StoreDamaged(StoreError):
+    """The disk gave back something else than was written (HTTP 500)."""
+
+
 class FilterError(StoreError):
     """A filter expression says something outside the language."""
 

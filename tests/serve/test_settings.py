@@ -4,7 +4,11 @@ import socket
 
 import pytest
 
+from models.bundle import Bundle
 from models.errors import InputError
+from models.network import Architecture, EmbeddingNetwork
+from models.preprocess import Preprocess
+from serve.embedding.network import load_bundle
 from serve.server import bind, open_collections, run
 from serve.settings import Settings
 
@@ -80,3 +84,14 @@ def test_a_new_name_is_an_alias_of_the_models_collection(tmp_path, make_model):
     assert other.aliases() == {"live": "default"}
     assert other.names() == ["default", "other", "second"]
     other.close()
+
+
+def test_a_backbone_of_ones_own_is_loaded_when_trusted(tmp_path):
+    architecture = Architecture(
+        "torchvision.models.resnet.resnet18", {"num_classes": 8}, embedding_dim=4, normalization="batch"
+    )
+    network = EmbeddingNetwork(architecture, trust_code=True)
+    Bundle(network, architecture, Preprocess(size=32)).save(tmp_path)
+    with pytest.raises(InputError, match="trust_code"):
+        load_bundle(Settings(bundle=tmp_path, backend="eager"))
+    assert load_bundle(Settings(bundle=tmp_path, backend="eager", trust_code=True)).dim == 4
