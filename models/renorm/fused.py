@@ -11,7 +11,6 @@ from . import native
 from .functions import whole_kernel
 from .gradient import MovingAverages
 from .memory_format import like
-from .recompute import Record
 
 _TYPES = {
     torch.float32: torch.float32,
@@ -30,7 +29,8 @@ def takes(x: Tensor, residual: Tensor | None, running_mean: Tensor, weight: Tens
         and type(x) is Tensor
         and x.is_cpu
         and _TYPES.get(x.dtype) == running_mean.dtype
-        and (weight is None or weight.dtype == running_mean.dtype)
+        and running_mean.is_contiguous()
+        and (weight is None or (weight.dtype == running_mean.dtype and weight.is_contiguous()))
         and x.numel() > 0
         and (
             residual is None
@@ -47,12 +47,6 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         x, weight, bias, residual, *rest
     )
     return result
-
-
-def record(saved: Tensor) -> Record:
-    """What recomputation asks for, of the vectors that the forward pass saved."""
-    mean, invstd, r, d, *_ = saved.unbind()
-    return Record(mean, invstd.reciprocal(), r, d)
 
 
 class FusedRenorm(Function):

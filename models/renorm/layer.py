@@ -89,17 +89,17 @@ class BatchRenorm(RenormState):
         self._check_values(input)
         compiling = torch.compiler.is_compiling()
         remember = not compiling and may_be_recomputed()
-        if not compiling and self._fusable(input, mask, residual):
-            return self._fused(as_dense(input), residual, relu, remember)
+        if not (compiling or remember) and self._fusable(input, mask, residual):
+            return self._fused(as_dense(input), residual, relu)
         return _followed(self._normalize(input, mask, compiling, remember), residual, relu)
 
     def _fusable(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> bool:
-        """Whether the fused kernels do it; a recomputed pass takes the other ones."""
+        """Whether the fused kernels do it; what is recomputed takes the others, in both passes."""
         if mask is not None or not fused.takes(x, residual, self.running_mean, self.weight):
             return False
         return not (len(self._memory) and recomputing())
 
-    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool, remember: bool) -> Tensor:
+    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         at: dict[str, Any] = self._buffers
 
         def work(x: Tensor, *affine_and_residual: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -113,8 +113,6 @@ class BatchRenorm(RenormState):
             )
             if clipped is not None:
                 self.clipped.copy_(clipped.mean(1))
-            if remember:
-                self._memory.remember(fused.record(saved))
             return y, saved
 
         moving = self._moving_averages()

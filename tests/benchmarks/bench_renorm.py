@@ -59,13 +59,14 @@ KEEP_MEMORY = {
 class Runner:
     """Measures one pair after another and keeps the rows."""
 
-    def __init__(self, device: str, seconds: float, rounds: int, only: list[str]) -> None:
-        self.device, self.seconds, self.rounds, self.only = device, seconds, rounds, only
+    def __init__(self, device: str, seconds: float, rounds: int, only: list[str], skip: list[str]) -> None:
+        self.device, self.seconds, self.rounds, self.only, self.skip = device, seconds, rounds, only, skip
         self.rows: list[dict[str, Any]] = []
 
     def wants(self, name: str) -> bool:
         """Whether the case is among those asked for."""
-        return not self.only or any(text in name for text in self.only)
+        asked = not self.only or any(text in name for text in self.only)
+        return asked and not any(text in name for text in self.skip)
 
     def threads(self) -> tuple[int, ...]:
         return (1, 2) if self.device == "cpu" else (1,)
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TEXT", help="cases whose name has one of these"
     )
+    parser.add_argument("--skip", nargs="+", default=[], metavar="TEXT", help="cases to leave out, likewise")
     parser.add_argument("--no-networks", action="store_true", help="layers alone")
     parser.add_argument("--default-allocator", action="store_true", help="with the page faults, on a CPU")
     parser.add_argument("--save", action="store_true")
@@ -247,7 +249,7 @@ def main() -> None:
         native.build()
     torch.backends.cudnn.benchmark = options.device == "cuda"
     seconds, rounds = (0.001, 3) if options.smoke else (0.05, 15)
-    runner = Runner(options.device, seconds, rounds, options.only)
+    runner = Runner(options.device, seconds, rounds, options.only, options.skip)
     cases = [
         (shape, channels_last, autocast)
         for autocast in ((False, True) if options.device == "cuda" else (False,))

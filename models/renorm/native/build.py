@@ -1,6 +1,5 @@
 """Compiles and loads the fused kernels, when asked to."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -47,11 +46,13 @@ def compile_library() -> Path:
     library = library_path()
     if library.exists():
         return library
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise RuntimeError(
-            "no C++ compiler found: install g++ or clang++, or name one in CXX (layers work without, too)"
+            "no C++ compiler found: install g++, or name one in CXX (the layers work without it, too)"
         )
+    import fcntl  # not on Windows, where there is no g++ either
+
     library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
     with (library.parent / "lock").open("w") as lock:

@@ -13,14 +13,24 @@ namespace {
 using at::Tensor;
 using Maybe = const std::optional<Tensor>&;
 
-template <class T>
-const T* values(Maybe t) {
-  return t ? t->const_data_ptr<T>() : nullptr;
+void check_vector(const Tensor& t, int64_t numbers) {
+  TORCH_CHECK(t.is_contiguous() && t.numel() == numbers, "a vector of ", numbers, " neighbours expected");
 }
 
 template <class T>
-T* changed(Maybe t) {
-  return t ? t->data_ptr<T>() : nullptr;
+const T* vector(Maybe t, int64_t numbers) {
+  if (!t) return nullptr;
+  check_vector(*t, numbers);
+  return t->const_data_ptr<T>();
+}
+
+// For tensors that the call changes: autograd must hear of it.
+template <class T>
+T* changed(Maybe t, int64_t numbers) {
+  if (!t) return nullptr;
+  check_vector(*t, numbers);
+  t->unsafeGetTensorImpl()->bump_version();
+  return t->data_ptr<T>();
 }
 
 // One number, whatever its type.
@@ -62,17 +72,18 @@ std::tuple<Tensor, Tensor> forward(
     bool cumulative, bool relu, Maybe clipped) {
   if (added) check_alike(x, *added, "what is added");
   Tensor y = at::empty_like(x), saved = per_channel(running_mean, Saved<float>::rows);
-  int64_t step = batches ? ++*batches->data_ptr<int64_t>() : 1, channels = x.size(1);
+  int64_t step = batches ? ++*changed<int64_t>(batches, 1) : 1, channels = x.size(1);
   with_types(x, running_mean, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
     A high = number<A>(rmax);
-    A* beyond = changed<A>(clipped);
+    A* beyond = changed<A>(clipped, 2 * channels);
     Correction<A> layer{
-        values<A>(weight), values<A>(bias), running_mean.data_ptr<A>(), running_var.data_ptr<A>(), 1 / high, high,
+        vector<A>(weight, channels), vector<A>(bias, channels), changed<A>(running_mean, channels),
+        changed<A>(running_var, channels), 1 / high, high,
         number<A>(dmax), cumulative ? A(1) / A(step) : number<A>(momentum), static_cast<A>(eps), beyond,
         beyond ? beyond + channels : nullptr, Saved<A>(saved.data_ptr<A>(), channels)};
-    const T *from = x.const_data_ptr<T>(), *plus = values<T>(added);
+    const T *from = x.const_data_ptr<T>(), *plus = added ? added->const_data_ptr<T>() : nullptr;
     T* to = y.data_ptr<T>();
     if (!in_planes(x)) return row_forward<A>(from, plus, to, Rows(x.numel() / channels, channels), relu, layer);
     Planes s{x.size(0), channels, x.numel() / x.size(0) / channels};
@@ -87,6 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& dy, const Tensor& x, Maybe y, const Tensor& saved, bool relu, bool needs_dx, Maybe moving_mean,
     Maybe moving_projection, Maybe moving_batches, Maybe moving_momentum) {
   check_alike(x, dy, "the gradient");
+  if (y) check_alike(x, *y, "the output");
   Tensor d_weight = per_channel(saved[0]), d_bias = per_channel(saved[0]), line = per_channel(saved[0], 2);
   Tensor dx, d_added;
   if (needs_dx) dx = at::empty_like(x);
@@ -97,10 +109,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     using A = decltype(a);
     A* coefficients = line.data_ptr<A>();
     Gradient<A> layer{
-        Saved<A>(saved.data_ptr<A>(), channels), changed<A>(moving_mean), changed<A>(moving_projection),
-        moving_mean ? std::max(A(1) / ++*moving_batches->data_ptr<A>(), number<A>(*moving_momentum)) : A(1), A(x.numel() / channels),
+        Saved<A>(saved.data_ptr<A>(), channels), changed<A>(moving_mean, channels), changed<A>(moving_projection, channels),
+        moving_mean ? std::max(A(1) / ++*changed<A>(moving_batches, 1), number<A>(*moving_momentum)) : A(1), A(x.numel() / channels),
         d_weight.data_ptr<A>(), d_bias.data_ptr<A>(), coefficients, coefficients + channels};
-    const T *g = dy.const_data_ptr<T>(), *from = x.const_data_ptr<T>(), *out = values<T>(y);
+    const T *g = dy.const_data_ptr<T>(), *from = x.const_data_ptr<T>(), *out = y ? y->const_data_ptr<T>() : nullptr;
     T *to = needs_dx ? dx.data_ptr<T>() : nullptr, *to_added = y ? d_added.data_ptr<T>() : nullptr;
     auto run = [&](auto kind) {
       constexpr Mask mask = decltype(kind)::value;

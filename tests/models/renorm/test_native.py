@@ -1,12 +1,14 @@
 """What the fused kernels do beyond the other routes, and how they are turned on."""
 
 import copy
+import importlib
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from models.renorm import BatchRenorm1d, BatchRenorm2d, native
+from models.renorm import BatchRenorm1d, BatchRenorm2d, batch_renorm, native
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -145,8 +147,66 @@ def test_monitor_counts_the_same(fused) -> None:
     assert 0 < shares[0][0] < 1
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(fused, reentrant) -> None:
+    torch.manual_seed(5)
+    plain = nn.Sequential(nn.Conv2d(3, 3, 1), BatchRenorm2d(3, momentum=0.5), nn.Sigmoid())
+    again = copy.deepcopy(plain)
+    x = torch.randn(8, 3, 6, 6)
+    for _ in range(2):
+        plain(x.requires_grad_()).square().sum().backward()
+        checkpoint(again, x, use_reentrant=reentrant).square().sum().backward()
+    for p, q in zip(plain.parameters(), again.parameters(), strict=True):
+        close(p.grad, q.grad)
+    for p, q in zip(plain.buffers(), again.buffers(), strict=True):
+        close(p, q)
+
+
+def test_autograd_hears_of_changed_statistics(fused) -> None:
+    layer = BatchRenorm2d(3)
+    layer.frozen = True
+    x = torch.randn(4, 3, 2, 2, requires_grad=True)
+    y = layer(x)
+    layer.frozen = False
+    layer(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_code_takes_its_own_way(fused) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]):
+        graphs.append(graph.graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    torch.compile(BatchRenorm2d(3), backend=backend, fullgraph=True)(torch.randn(2, 3, 4, 4), relu=True)
+    assert len(graphs) == 1
+    assert not [n for n in graphs[0].nodes if "batch_renorm_native" in str(n.target)]
+
+
+def test_vectors_of_another_length_are_refused(fused) -> None:
+    x, three, four = torch.randn(5, 4), torch.zeros(3), torch.zeros(4)
+    with pytest.raises(RuntimeError, match="vector of 4"):
+        batch_renorm(x, three, three, training=True)
+    with pytest.raises(RuntimeError, match="vector of 4"):
+        batch_renorm(x, four, four + 1, weight=three, bias=three, training=True)
+
+
+def test_nothing_is_turned_on_unasked(compiled, monkeypatch) -> None:
+    for asked in (True, False):
+        if asked:
+            monkeypatch.setenv("KINDRED_RENORM_NATIVE", "1")
+        else:
+            monkeypatch.delenv("KINDRED_RENORM_NATIVE")
+        assert importlib.reload(native).enabled() is asked
+
+
 def test_no_compiler_is_one_line(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"no C\+\+ compiler found[^\n]*$"):
         native.compile_library()
