@@ -27,6 +27,8 @@ _ROUTES: dict[str, tuple[bytes | None, _Answer]] = {
     raw.PATH: (None, raw.answer),
     search.VECTOR_PATH: (b"application/json", search.answer_vector),
 }
+# Of a length that anybody means; Python refuses to read a number of thousands.
+_DIGITS = 15
 _JSON = (b"content-type", b"application/json")
 
 
@@ -52,7 +54,7 @@ class Keeper:
         if len(fields) < len(headers) or b"origin" in fields:  # one twice: which counts?
             return None
         length = fields.get(b"content-length", b"")
-        if not length.isdigit() or int(length) > self._most:
+        if not length.isdigit() or len(length) > _DIGITS or int(length) > self._most:
             return None
         if not self._hosts.know(fields.get(b"host", b"")):
             return None

@@ -6,13 +6,14 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def server(name: str, folder: Path, kind: str, *arguments: str, pinned: bool = F
         ],
         cwd=HERE.parents[1],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 120
@@ -111,6 +113,8 @@ def server(name: str, folder: Path, kind: str, *arguments: str, pinned: bool = F
     finally:
         process.terminate()
         process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # workers that LitServe leaves behind
 
 
 def _bound(core: int | None) -> list[str]:

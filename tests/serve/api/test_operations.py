@@ -15,8 +15,7 @@ from serve.schemas import NewItem
 from serve.store.catalogue import Catalogue
 
 
-def test_ready_means_that_the_canary_sings(start, monkeypatch):
-    running = start()
+def test_ready_means_that_the_canary_sings(running, monkeypatch):
     assert httpx.get(f"{running.address}/readyz").json() == {"status": "ok"}
     monkeypatch.setattr(
         running.service.bundle, "embed_tensor", lambda batch: batch.new_full((len(batch), 32), float("nan"))
@@ -80,9 +79,7 @@ def test_logs_are_json_lines_with_the_request_id(running, caplog):
     assert (line["route"], line["status"], line["request_id"]) == ("/v1/stats", 200, "find-me")
 
 
-def test_an_error_of_ours_is_a_500_that_tells_nothing(start, monkeypatch, caplog):
-    running = start()
-
+def test_an_error_of_ours_is_a_500_that_tells_nothing(running, monkeypatch, caplog):
     def broken():
         raise RuntimeError("secret")
 
@@ -134,8 +131,7 @@ def test_collections_live_side_by_side(start, picture):
             client.create_collection("other")
 
 
-def test_a_collection_in_use_is_not_deleted(start):
-    running = start()
+def test_a_collection_in_use_is_not_deleted(running):
     with running.client() as client:
         client.create_collection("spare")
     assert httpx.delete(f"{running.address}/v1/collections/default").status_code == 409

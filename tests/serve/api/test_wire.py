@@ -63,6 +63,7 @@ def test_a_body_that_looks_like_a_request_is_a_body(connect, taken):
         (b"content-length: 128\r\ntransfer-encoding: chunked\r\n", 400),
         (b"content-length: +128\r\n", 400),
         (b"content-length : 128\r\n", 400),
+        (b"content-length: " + 5000 * b"1" + b"\r\n", 400),
         (b"content-length: 128\r\nexpect: 100-continue\r\n", 100),
         (b"content-length: 128\r\nx-long: a\r\n b\r\n", None),
         (b"content-length: 128\r\nx-odd: \xff\r\n", 200),
