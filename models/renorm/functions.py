@@ -76,13 +76,14 @@ class NativeRenorm(Function):
 
 def whole_kernel(
     dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, r: Tensor, needs_dx: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """Batch normalization's own backward kernel, which has a derivative: the gradient of x, and the sums of
     dy * x_hat and of dy.
     """
     w = r if weight is None else r * weight
-    dx, dw, db = _kernel(dy, x, w, None, None, mean, invstd, True, 0.0, [needs_dx, True, True])
-    return dx, dw, db
+    result: tuple[Tensor | None, Tensor, Tensor]
+    result = _kernel(dy, x, w, None, None, mean, invstd, True, 0.0, [needs_dx, True, True])
+    return result
 
 
 def _backward(

@@ -61,6 +61,7 @@ class Runner:
 
     def __init__(self, device: str, seconds: float, rounds: int, only: list[str], skip: list[str]) -> None:
         self.device, self.seconds, self.rounds, self.only, self.skip = device, seconds, rounds, only, skip
+        self.network_rounds = min(rounds, 9)
         self.rows: list[dict[str, Any]] = []
 
     def wants(self, name: str) -> bool:
@@ -167,18 +168,24 @@ def networks(runner: Runner, smoke: bool, autocast: bool, compiled: bool, fused:
             theirs = build(num_classes=10).to(runner.device, memory_format=layout)
             ours = convert_to_batch_renorm(build(num_classes=10)).to(runner.device, memory_format=layout)
             steps = [train_step(network, x, autocast) for network in (ours, theirs)]
-            runner.measure(name, "native step" if fused else "step", *steps, rounds=9)
+            runner.measure(name, "native step" if fused else "step", *steps, rounds=runner.network_rounds)
             if fused:
                 together = fuse_batch_renorm(
                     convert_to_batch_renorm(build(num_classes=10)).to(memory_format=layout)
                 )
                 runner.measure(
-                    name, "native step, fused", train_step(together, x, autocast), steps[1], rounds=9
+                    name,
+                    "native step, fused",
+                    train_step(together, x, autocast),
+                    steps[1],
+                    rounds=runner.network_rounds,
                 )
             if compiled:
                 torch._dynamo.reset()
                 steps = [train_step(torch.compile(network), x, autocast) for network in (ours, theirs)]
-                runner.measure(name, "step, both compiled", *steps, memory=False, rounds=9)
+                runner.measure(
+                    name, "step, both compiled", *steps, memory=False, rounds=runner.network_rounds
+                )
 
 
 def show(rows: list[dict[str, Any]], device: str) -> None:
@@ -236,6 +243,9 @@ def main() -> None:
         "--only", nargs="+", default=[], metavar="TEXT", help="cases whose name has one of these"
     )
     parser.add_argument("--skip", nargs="+", default=[], metavar="TEXT", help="cases to leave out, likewise")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="pairs a figure is the median of (networks: up to 9)"
+    )
     parser.add_argument("--no-networks", action="store_true", help="layers alone")
     parser.add_argument("--default-allocator", action="store_true", help="with the page faults, on a CPU")
     parser.add_argument("--save", action="store_true")
@@ -248,7 +258,7 @@ def main() -> None:
             parser.error("--native is for CPUs")
         native.build()
     torch.backends.cudnn.benchmark = options.device == "cuda"
-    seconds, rounds = (0.001, 3) if options.smoke else (0.05, 15)
+    seconds, rounds = (0.001, 3) if options.smoke else (0.05, options.rounds)
     runner = Runner(options.device, seconds, rounds, options.only, options.skip)
     cases = [
         (shape, channels_last, autocast)

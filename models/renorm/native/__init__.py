@@ -22,7 +22,7 @@ def build() -> None:
         RuntimeError: one line, when there is no compiler or it fails.
     """
     if not _state["loaded"]:
-        torch.ops.load_library(str(compile_library()))
+        torch.ops.load_library(str(compile_library()))  # type: ignore[no-untyped-call]
         _state["loaded"] = True
     _state["enabled"] = True
 
