@@ -42,10 +42,10 @@ PRESETS: dict[Preset, BatchAugmentation | None] = {
         Geometry(degrees=12, scale=(0.8, 1.2), stretch=0.2, shear=12, shift=0.08, elastic=0.04),
         Color(weight=0.8),
     ),
-    # Things lie any way in the picture and are cropped by shelves and hands.
+    # Things lie any way in the picture and are cropped by shelves and hands; their colours tell them apart.
     "products": BatchAugmentation(
-        Geometry(degrees=10, scale=(0.9, 1.6), stretch=0.25, shift=0.12, flip=0.5, reflect=True),
-        Color(brightness=0.3, contrast=0.3, saturation=0.3, blur=0.1, noise=0.03, erase=0.25),
+        Geometry(degrees=12, scale=(0.7, 2.0), stretch=0.3, shift=0.2, flip=0.5, reflect=True),
+        Color(brightness=0.2, contrast=0.2, saturation=0.1, blur=0.2, noise=0.02, erase=0.25),
     ),
     # Aligned faces vary little in pose; light and the camera vary much.
     "faces": BatchAugmentation(
