@@ -1,4 +1,4 @@
-// Arithmetic on 64 bytes at a time, with what is left done one by one by the same code.
+// Arithmetic on as many bytes at a time as the processor has, with what is left done one by one by the same code.
 #pragma once
 
 #include <cstdint>
@@ -10,20 +10,18 @@
 #define KERNEL inline __attribute__((always_inline))
 #define KERNEL_LAMBDA __attribute__((always_inline))
 
-// What statistics of T are kept in.
-template <class T>
-struct Exact {
-  using type = T;
-};
-template <>
-struct Exact<c10::BFloat16> {
-  using type = float;
-};
+#if defined(__AVX512F__)
+constexpr int64_t kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int64_t kBytes = 32;
+#else
+constexpr int64_t kBytes = 16;
+#endif
 
 template <class A>
 struct Lanes {
-  typedef A V __attribute__((vector_size(64)));
-  static constexpr int64_t width = 64 / sizeof(A);
+  typedef A V __attribute__((vector_size(kBytes)));
+  static constexpr int64_t width = kBytes / sizeof(A);
 
   static KERNEL V load(const A* p) {
     V v;
@@ -35,8 +33,8 @@ struct Lanes {
 
   // bfloat16 is the upper half of float32; rounding is to the nearest, ties to even, and keeps NaN.
   static KERNEL V load(const c10::BFloat16* p) {
-    typedef uint16_t Half __attribute__((vector_size(32)));
-    typedef uint32_t Bits __attribute__((vector_size(64)));
+    typedef uint16_t Half __attribute__((vector_size(kBytes / 2)));
+    typedef uint32_t Bits __attribute__((vector_size(kBytes)));
     Half half;
     std::memcpy(&half, p, sizeof(Half));
     Bits bits = __builtin_convertvector(half, Bits) << 16;
@@ -45,8 +43,8 @@ struct Lanes {
     return v;
   }
   static KERNEL void store(c10::BFloat16* p, V v) {
-    typedef uint16_t Half __attribute__((vector_size(32)));
-    typedef uint32_t Bits __attribute__((vector_size(64)));
+    typedef uint16_t Half __attribute__((vector_size(kBytes / 2)));
+    typedef uint32_t Bits __attribute__((vector_size(kBytes)));
     Bits bits;
     std::memcpy(&bits, &v, sizeof(V));
     Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
