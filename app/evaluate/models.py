@@ -60,7 +60,7 @@ def load_candidates(
     Raises:
         InputError: a bundle or checkpoint is missing or damaged.
     """
-    found = [_candidate(path, device) for path in bundles]
+    found = [_candidate(path, device, trust_code) for path in bundles]
     found += [
         Candidate(_run_name(path), bundle_from_checkpoint(path, trust_code=trust_code), None)
         for path in checkpoints
@@ -75,9 +75,10 @@ def load_candidates(
     return named
 
 
-def _candidate(path: Path, device: str) -> Candidate:
+def _candidate(path: Path, device: str, trust_code: bool) -> Candidate:
     """Of a bundle, or of an ONNX file in one: figures of the file are not the bundle's own."""
-    return Candidate(_run_name(path), Bundle.load(path, device), path if path.is_dir() else None)
+    bundle = Bundle.load(path, device, trust_code=trust_code)
+    return Candidate(_run_name(path), bundle, path if path.is_dir() else None)
 
 
 def _run_name(path: Path) -> str:

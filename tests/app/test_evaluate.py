@@ -106,6 +106,18 @@ def test_thresholds_reach_the_bundle(images: Path, bundle: Path, tmp_path: Path)
     assert low <= model.thresholds["0.1"] <= high
 
 
+def test_a_bundle_of_foreign_code_is_measured_when_trusted(images: Path, tmp_path: Path) -> None:
+    architecture = Architecture(
+        "torchvision.models.resnet.resnet18", {"num_classes": 8}, embedding_dim=4, normalization="batch"
+    )
+    network = EmbeddingNetwork(architecture, trust_code=True)
+    Bundle(network, architecture, Preprocess(size=24)).save(tmp_path / "bundle")
+    arguments: dict[str, Any] = {"bundle": [tmp_path / "bundle"], "data": str(images), "split": "all"}
+    with pytest.raises(InputError, match="trust_code"):
+        evaluate(**arguments, out=tmp_path / "out")
+    assert evaluate(**arguments, out=tmp_path / "out", calibrate=False, trust_code=True) == 0
+
+
 def test_another_split_than_in_training_is_reported(
     images: Path, bundle: Path, tmp_path: Path, capsys: Any
 ) -> None:
