@@ -49,6 +49,21 @@ struct Rows {
       }
     });
   }
+
+  // Collects from every part, settles the channels, and writes every part; a tile at once where there is one chunk.
+  template <class Collect, class Settle, class Write>
+  void passes(Collect collect, Settle settle, Write write) const {
+    if (chunks() == 1) {
+      return parts([&](const Part& part) {
+        collect(part);
+        settle(part.channel, part.channel + part.channels);
+        write(part);
+      });
+    }
+    parts(collect);
+    settle(0, channels);
+    parts(write, true);
+  }
 };
 
 // What a chunk gives for each channel, two vectors.
@@ -155,16 +170,7 @@ void row_forward(const T* x, const T* added, T* y, const Rows& s, bool relu, con
     normalize<A>(
         x + at, added ? added + at : nullptr, y + at, part.rows, stride, part.channels, relu, mean, scale, shift);
   };
-  if (s.chunks() == 1) {
-    return s.parts([&](const Part& part) {
-      collect(part);
-      settle(part.channel, part.channel + part.channels);
-      write(part);
-    });
-  }
-  s.parts(collect);
-  settle(0, s.channels);
-  s.parts(write, true);
+  s.passes(collect, settle, write);
 }
 
 // dx and d_added may be null.
@@ -223,14 +229,5 @@ void row_backward(const T* dy, const T* x, const T* y, T* dx, T* d_added, const 
         Each<A>{layer.saved.scale + c}, Each<A>{layer.saved.shift + c}, Each<A>{layer.slope + c},
         Each<A>{layer.shift + c});
   };
-  if (s.chunks() == 1) {
-    return s.parts([&](const Part& part) {
-      collect(part);
-      settle(part.channel, part.channel + part.channels);
-      write(part);
-    });
-  }
-  s.parts(collect);
-  settle(0, s.channels);
-  s.parts(write, true);
+  s.passes(collect, settle, write);
 }
