@@ -14,8 +14,8 @@ from app.embed.shards import ID, read_batches
 from models.errors import InputError
 
 VECTOR_NAMES = ("embeddings", "embedding", "vectors", "vector", "features", "X")
-SHARD_BATCH = 65_536
 LABEL_NAMES = ("labels", "label", "targets", "target", "class", "y")
+SHARD_BATCH = 65_536  # rows read at a time
 
 
 @dataclass(frozen=True)
