@@ -23,7 +23,7 @@ from data.sources import Source, open_source
 from data.splits import Part, Split, SplitSettings
 from data.table import ImageTable
 from models.errors import InputError
-from models.preprocess import Preprocess
+from models.preprocess import Fit, Preprocess
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class ImageDataModule(LightningDataModule):
         source: A folder of class folders, a zip of them, a CSV or Parquet table, or the name of a set.
         image_size: Side of the square that images are resized to, in pixels.
         mode: RGB, or L for grey.
-        fit: How a rectangle becomes a square: crop the centre, pad with white, or squash.
+        fit: How a rectangle becomes a square: crop the centre, pad with white, squash, or cut out the content
+            of a plain background.
         mean: Per channel, of values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
         std: Per channel.
         split: "classes" keeps the classes of training, validation and test apart (the set's own split
@@ -69,7 +70,7 @@ class ImageDataModule(LightningDataModule):
         source: str | Source = "glyphs",
         image_size: int = 64,
         mode: Literal["RGB", "L"] = "RGB",
-        fit: Literal["crop", "pad", "squash"] = "crop",
+        fit: Fit = "crop",
         mean: list[float] | None = None,
         std: list[float] | None = None,
         split: Literal["classes", "per_image"] = "classes",

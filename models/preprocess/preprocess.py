@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -11,7 +11,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from models.errors import InputError
+from models.preprocess.content import content_square
 from models.preprocess.decode import ColorMode, DecodeLimits, decode_image, flatten
+
+Fit = Literal["crop", "pad", "squash", "content"]
 
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     # ImageNet's, so that pretrained backbones see what they were trained on.
@@ -27,7 +30,8 @@ class Preprocess:
     Attributes:
         size: Side of the square input, in pixels.
         mode: "RGB" (3 channels) or "L" (grey, 1 channel).
-        fit: How a rectangle becomes a square: "crop" the centre, "pad" with white, or "squash".
+        fit: How a rectangle becomes a square: "crop" the centre, "pad" with white, "squash", or "content",
+            which cuts out what stands on a plain background (:func:`content_square`).
         mean: Per channel, subtracted from values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
         std: Per channel, divided by.
         limits: What is refused before decoding.
@@ -35,7 +39,7 @@ class Preprocess:
 
     size: int = 64
     mode: ColorMode = "RGB"
-    fit: Literal["crop", "pad", "squash"] = "crop"
+    fit: Fit = "crop"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     limits: DecodeLimits = field(default_factory=DecodeLimits)
@@ -43,8 +47,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.mode not in _STATISTICS:
             raise InputError(f"preprocess: mode {self.mode!r} is neither RGB nor L")
-        if self.fit not in ("crop", "pad", "squash"):
-            raise InputError(f"preprocess: fit {self.fit!r} is none of crop, pad, squash")
+        if self.fit not in get_args(Fit):
+            raise InputError(f"preprocess: fit {self.fit!r} is none of {', '.join(get_args(Fit))}")
         if not 1 <= self.size <= 4096:
             raise InputError(f"preprocess: size {self.size} is outside 1…4096")
         mean, std = _STATISTICS[self.mode]
@@ -69,8 +73,12 @@ class Preprocess:
         if isinstance(source, Image.Image):
             image = flatten(ImageOps.exif_transpose(source), self.mode)
         else:
-            image = decode_image(source, self.mode, self.limits, at_least=self.size)
+            # How much of the image its content fills is not known before it is decoded.
+            at_least = None if self.fit == "content" else self.size
+            image = decode_image(source, self.mode, self.limits, at_least=at_least)
         target = (self.size, self.size)
+        if self.fit == "content":
+            image = content_square(image)
         if image.size == target:
             return image
         if self.fit == "crop":

@@ -16,7 +16,7 @@ from models.preprocess import Preprocess
     st.integers(1, 90),
     st.integers(1, 40),
     st.sampled_from(["RGB", "L"]),
-    st.sampled_from(["crop", "pad", "squash"]),
+    st.sampled_from(["crop", "pad", "squash", "content"]),
 )
 def test_any_rectangle_becomes_the_square(width: int, height: int, size: int, mode: str, fit: str) -> None:
     tensor = Preprocess(size=size, mode=mode, fit=fit)(Image.new("RGB", (width, height), "red"))
@@ -25,7 +25,7 @@ def test_any_rectangle_becomes_the_square(width: int, height: int, size: int, mo
 
 
 def test_extreme_aspect_ratio() -> None:
-    for fit in ("crop", "pad", "squash"):
+    for fit in ("crop", "pad", "squash", "content"):
         assert Preprocess(size=8, fit=fit)(Image.new("RGB", (1, 5000))).shape == (3, 8, 8)
 
 

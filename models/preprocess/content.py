@@ -1,0 +1,46 @@
+"""The square around what an image shows, for characters and products on a plain background."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+# Room around the content, so that augmentation and the first convolution do not cut it.
+_MARGIN = 0.15
+# Content smaller than this share of the image's short side is not enlarged further: it may be a speck.
+_SMALLEST = 0.1
+# Longest side at which content is looked for, in pixels; larger images are shrunk to less than twice that.
+_SEARCHED = 1024
+
+
+def content_square(image: Image.Image) -> Image.Image:
+    """Cut out the square around an image's content, filled with the background where the square sticks out.
+
+    The background is the median colour of the image's outermost pixels; content is what differs from it, in
+    any channel, by more than half of the largest difference. So position and size on the page no longer
+    matter, on white paper as on a black board. An image of one colour has no content and is kept whole.
+
+    Args:
+        image: of mode "L" or "RGB".
+    """
+    shrunk = max(1, max(image.size) // _SEARCHED)
+    pixels = np.asarray(image.reduce(shrunk))
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    outermost = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    background = np.median(outermost, axis=0).astype(np.uint8)
+    darker, lighter = np.minimum(pixels, background), np.maximum(pixels, background)
+    difference = (lighter - darker).max(axis=2)
+    content = difference > difference.max() / 2
+    rows, columns = np.flatnonzero(content.any(axis=1)), np.flatnonzero(content.any(axis=0))
+    if rows.size:
+        top, bottom = shrunk * rows[0], shrunk * (rows[-1] + 1)
+        left, right = shrunk * columns[0], shrunk * (columns[-1] + 1)
+        longest = max(bottom - top, right - left, _SMALLEST * min(image.size))
+        side = math.ceil(longest * (1 + _MARGIN))
+    else:
+        top, bottom, left, right = 0, image.height, 0, image.width
+        side = max(image.size)
+    fill = tuple(int(value) for value in background)
+    canvas = Image.new(image.mode, (side, side), fill if len(fill) > 1 else fill[0])
+    canvas.paste(image, (-round((left + right - side) / 2), -round((top + bottom - side) / 2)))
+    return canvas

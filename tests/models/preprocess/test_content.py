@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.preprocess import Preprocess
+from models.preprocess.content import content_square
+
+
+def drawn(left: int, top: int, side: int, paper: int = 255, ink: int = 0, page: int = 100) -> Image.Image:
+    """A square ring of ink on a page."""
+    pixels = np.full((page, page), paper, np.uint8)
+    pixels[top : top + side, left : left + side] = ink
+    pixels[top + side // 4 : top + side // 2, left + side // 4 : left + side // 2] = paper
+    return Image.fromarray(pixels)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([16, 32, 64]))
+def test_position_and_size_on_the_page_do_not_matter(left: int, top: int, side: int) -> None:
+    ink = np.asarray(Preprocess(size=46, mode="L", fit="content").open(drawn(left, top, side))) < 128
+    for axis in (0, 1):
+        places = np.flatnonzero(ink.any(axis))
+        assert abs(places[0] - 3) <= 2
+        assert abs(places[-1] - 42) <= 2
+
+
+def test_white_on_black_is_found_as_black_on_white_is() -> None:
+    black = np.asarray(content_square(drawn(5, 40, 20)))
+    white = np.asarray(content_square(drawn(5, 40, 20, paper=0, ink=255)))
+    np.testing.assert_array_equal(255 - black, white)
+    assert black.shape == (23, 23)
+
+
+def test_colour_that_grey_does_not_show() -> None:
+    image = Image.new("RGB", (60, 40), (200, 0, 0))
+    image.paste((0, 102, 0), (30, 10, 40, 20))
+    assert content_square(image).size == (12, 12)
+
+
+def test_a_large_scan_is_searched_at_a_smaller_scale() -> None:
+    scan = drawn(1200, 300, 900, page=3000)
+    assert abs(content_square(scan).width - 1035) <= 4
+    small, large = (
+        np.asarray(Preprocess(size=32, mode="L", fit="content").open(image), float)
+        for image in (drawn(120, 30, 90, page=300), scan)
+    )
+    assert np.abs(small - large).mean() < 8
+
+
+def test_a_page_without_content_and_a_speck() -> None:
+    assert content_square(Image.new("L", (30, 10), 7)).size == (30, 30)
+    speck = Image.new("L", (100, 100), 255)
+    speck.putpixel((50, 50), 0)
+    assert content_square(speck).size == (12, 12)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_what_sticks_out_is_filled_with_the_background(mode: str) -> None:
+    image = Image.new(mode, (40, 40), "white")
+    image.paste(0 if mode == "L" else (0, 0, 0), (0, 30, 40, 38))
+    square = np.asarray(content_square(image))
+    assert square.shape[:2] == (46, 46)
+    assert square[:3].min() == 255
+    assert square[-3:].min() == 255
