@@ -6,12 +6,11 @@ means, the budget of nearly every request; so it is also measured by how much th
 what was predicted for them, and predictions are raised by that.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.problems import Problem
 
@@ -32,7 +31,7 @@ class Place:
         self._admission = admission
         self.images = 1
         self.started = False
-        self.promised = admission.predicted_seconds()
+        self.promised = admission.predicted_seconds(admission.inside)
         self._began = 0.0
 
     def start(self, images: int = 1) -> None:
@@ -73,20 +72,35 @@ class Admission:
         self.excess = 1.0
         self.inside = 0
         self.working = 0
+        self._expected = 0
 
-    def predicted_seconds(self) -> float:
-        """Time within which one more image would nearly surely be done."""
-        return (self.inside + 1) * self.seconds_per_image * self.excess
+    def predicted_seconds(self, before: int) -> float:
+        """Time within which an image behind so many others would nearly surely be done."""
+        return (before + 1) * self.seconds_per_image * self.excess
 
-    def refusal(self) -> Problem | None:
-        """What a newcomer would hear now: nothing, or 429 with Retry-After."""
-        wait = self.predicted_seconds()
-        if self.inside < self._always or wait <= self._budget:
+    def expect(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Say that a request was let through whose endpoint will ask in the loop's next turn.
+
+        Of many requests that come in one turn, all would else be let through for the one free place.
+        """
+        self._expected += 1
+        loop.call_soon(self._arrived)
+
+    def _arrived(self) -> None:
+        self._expected -= 1
+
+    def refusal_of_arrival(self) -> Problem | None:
+        """What a request would hear whose headers have just come, behind those that are expected."""
+        return self._refusal(self.inside + self._expected)
+
+    def _refusal(self, before: int) -> Problem | None:
+        wait = self.predicted_seconds(before)
+        if before < self._always or wait <= self._budget:
             return None
         return Problem(
             429,
             "overloaded",
-            f"overloaded: {self.inside} images wait, one more would take {wait:.1f} s; try again later",
+            f"overloaded: {before} images wait, one more would take {wait:.1f} s; try again later",
             {"Retry-After": str(max(1, math.ceil(wait)))},
         )
 
@@ -97,7 +111,7 @@ class Admission:
         Raises:
             Problem: 429 with Retry-After, when the newcomer would wait beyond the budget.
         """
-        refusal = self.refusal()
+        refusal = self._refusal(self.inside)
         if refusal is not None:
             raise refusal
         place = Place(self)
@@ -124,33 +138,3 @@ class Admission:
             self.seconds_per_image = each
         else:
             self.seconds_per_image += _SMOOTHING * (each - self.seconds_per_image)
-
-
-# Requests that carry images, by path.
-_WITH_IMAGES = {"/v1/search", "/v1/search/batch", "/v1/embed", "/v1/verify", "/v1/items"}
-
-
-class OverloadGate:
-    """ASGI middleware that refuses images before anything else is done for them.
-
-    Under overload most requests end here, so what they cost decides how much is left for the admitted ones.
-    The endpoints ask :meth:`Admission.admit` all the same: this only spares the way to them.
-
-    Args:
-        app: The application inside.
-        admission: Who decides.
-    """
-
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
-        self._app = app
-        self._admission = admission
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _WITH_IMAGES:
-            refusal = self._admission.refusal()
-            if refusal is not None:
-                scope["kindred_route"] = scope["path"]
-                await refusal.response(scope.get("state", {}).get("request_id"))(scope, receive, send)
-                return
-        await self._app(scope, receive, send)

@@ -12,9 +12,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.bundle import Bundle
 from serve import recall
-from serve.admission import OverloadGate
 from serve.api import collections as collection_routes
-from serve.api import direct, documents, embed, errors, health, imports, items, page, raw, search, wire
+from serve.api import (
+    direct,
+    documents,
+    embed,
+    errors,
+    health,
+    imports,
+    items,
+    page,
+    raw,
+    refusing,
+    search,
+    wire,
+)
 from serve.collections import Collections
 from serve.limits import BodyLimit
 from serve.observability import RequestContext, RequestLog
@@ -102,10 +114,10 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
         )
     app.add_middleware(OriginGuard, settings=settings, has_keys=service.keys.any)
     app.add_middleware(errors.LastResort)
-    app.add_middleware(OverloadGate, admission=service.admission)
     requests = RequestLog(service.metrics)
     app.add_middleware(RequestContext, requests=requests)
     keeper = direct.Keeper(service)
     app.front = direct.Direct(app.whole, service, keeper, requests)
-    app.state.protocol = functools.partial(wire.WireProtocol, service, keeper, requests)
+    refusals = refusing.Refusals(service.admission, requests, settings)
+    app.state.protocol = functools.partial(wire.WireProtocol, service, keeper, requests, refusals=refusals)
     return app

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from serve.api import raw, search
 from serve.api.direct import Keeper
+from serve.api.refusing import RefusingProtocol
 from serve.observability import RequestLog, incoming_id, log, new_request_id
 from serve.service import Service
 
@@ -57,18 +56,18 @@ class _Head:
     request_id: str | None
 
 
-class WireProtocol(HttpToolsProtocol):
-    """One connection: answers vector searches that are in order, and leaves everything else to uvicorn.
+class WireProtocol(RefusingProtocol):
+    """One connection: answers vector searches that are in order, and leaves everything else to the parser.
 
     Args:
         service: The service.
         keeper: Decides what is in order.
         requests: Counts and logs the requests.
-        **uvicorn: What uvicorn gives to a protocol.
+        **others: What uvicorn gives to a protocol, and what refusing takes.
     """
 
-    def __init__(self, service: Service, keeper: Keeper, requests: RequestLog, **uvicorn: Any) -> None:
-        super().__init__(**uvicorn)
+    def __init__(self, service: Service, keeper: Keeper, requests: RequestLog, **others: Any) -> None:
+        super().__init__(**others)
         self._service = service
         self._keeper = keeper
         self._requests = requests
@@ -88,7 +87,7 @@ class WireProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: a whole request, a part of one, or several."""
-        if not (data.startswith(_STARTS) and self._is_idle() and self._answers(data)):
+        if not (data.startswith(_STARTS) and self._between and self.is_idle() and self._answers(data)):
             super().data_received(data)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -98,11 +97,6 @@ class WireProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
         else:
             super().timeout_keep_alive_handler()
-
-    def _is_idle(self) -> bool:
-        """Whether nothing is being received, worked on or waiting to be sent."""
-        cycle_ended = self.cycle is None or self.cycle.response_complete
-        return self._between and cycle_ended and not self.flow.write_paused
 
     def _answers(self, data: bytes) -> bool:
         """Answer if ``data`` is a request in order."""

@@ -9,6 +9,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from serve.api.direct import Keeper
+from serve.api.refusing import Refusals
 from serve.api.wire import WireProtocol
 from serve.observability import RequestLog
 
@@ -111,7 +112,13 @@ def test_an_idle_connection_ends(stored):
 
         def protocol():
             return WireProtocol(
-                service, Keeper(service), requests, config=config, server_state=ServerState(), app_state={}
+                service,
+                Keeper(service),
+                requests,
+                refusals=Refusals(service.admission, requests, service.settings),
+                config=config,
+                server_state=ServerState(),
+                app_state={},
             )
 
         server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
