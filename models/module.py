@@ -27,8 +27,8 @@ class MetricLearner(LightningModule):
 
     Batches are mappings: "image" float32 (B, C, H, W), "label" int64 (B,), "index" int64 (B,), the image's
     number in its data set. The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared
-    distance; Batch Renormalization follows the paper's schedule unless the Trainer has a
-    RenormScheduleCallback of its own.
+    distance; Batch Renormalization follows the schedule of RenormScheduleCallback unless the Trainer has one
+    of its own; a momentum among its arguments stays.
 
     Args:
         backbone: conv4, resnet10, inception_resnet_v1, a torchvision model such as resnet50, timm.<name>, or
@@ -232,8 +232,10 @@ class MetricLearner(LightningModule):
             isinstance(callback, RenormScheduleCallback)
             for callback in getattr(self.trainer, "callbacks", [])
         )
-        needed = self.architecture.normalization in ("renorm", "sync_renorm") and not own
-        return [RandomState(), *([RenormScheduleCallback()] if needed else [])]
+        if own or self.architecture.normalization not in ("renorm", "sync_renorm"):
+            return [RandomState()]
+        given = "momentum" in self.architecture.normalization_args
+        return [RandomState(), RenormScheduleCallback(momentum=None if given else "falling")]
 
     def configure_optimizers(self) -> Any:
         """Optimizer over all parameters that train (a loss's proxies included), and the schedule in steps."""

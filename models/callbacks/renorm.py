@@ -1,7 +1,7 @@
 """Lightning callback of Batch Renormalization: its schedule and what it logs."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,6 +14,7 @@ from models.renorm import (
     Ramp,
     RenormSchedule,
     average_statistics_across_ranks,
+    falling_momentum,
 )
 from models.renorm.schedule import Unit
 
@@ -29,7 +30,8 @@ class RenormScheduleCallback(Callback):
     Args:
         rmax: largest r over the run; the paper's by default.
         dmax: largest absolute d over the run; the paper's by default.
-        momentum: weight of a batch in the running statistics; None leaves the layers' own.
+        momentum: weight of a batch in the running statistics; "falling" as ``falling_momentum`` has it, None
+            leaves the layers' own.
         unit: of the ramps' begin and finish: "fraction" of the run's optimizer steps, or "steps".
         log_layers: also log each layer.
         average_across_ranks: average the plain layers' statistics over the processes.
@@ -42,14 +44,14 @@ class RenormScheduleCallback(Callback):
         self,
         rmax: Ramp = PAPER_RMAX,
         dmax: Ramp = PAPER_DMAX,
-        momentum: Ramp | None = None,
+        momentum: Ramp | Literal["falling"] | None = "falling",
         unit: Unit = "fraction",
         log_layers: bool = True,
         average_across_ranks: bool = True,
     ) -> None:
         self.rmax = rmax
         self.dmax = dmax
-        self.momentum = momentum
+        self.momentum: Ramp | Literal["falling"] | None = momentum
         self.unit: Unit = unit
         self.log_layers = log_layers
         self.average_across_ranks = average_across_ranks
@@ -69,7 +71,7 @@ class RenormScheduleCallback(Callback):
             pl_module,
             rmax=self.rmax,
             dmax=self.dmax,
-            momentum=self.momentum,
+            momentum=falling_momentum(total, self.unit) if self.momentum == "falling" else self.momentum,
             unit=self.unit,
             total_steps=None if total == float("inf") else int(total),
         )

@@ -5,10 +5,6 @@ import math
 import numpy as np
 from PIL import Image
 
-# Room around the content, so that augmentation and the first convolution do not cut it.
-_MARGIN = 0.15
-# Content smaller than this share of the image's short side is not enlarged further: it may be a speck.
-_SMALLEST = 0.1
 # Longest side at which content is looked for, in pixels; larger images are shrunk to less than twice that.
 _SEARCHED = 1024
 
@@ -17,8 +13,11 @@ def content_square(image: Image.Image) -> Image.Image:
     """Cut out the square around an image's content, filled with the background where the square sticks out.
 
     The background is the median colour of the image's outermost pixels; content is what differs from it, in
-    any channel, by more than half of the largest difference. So position and size on the page no longer
-    matter, on white paper as on a black board. An image of one colour has no content and is kept whole.
+    any channel, by more than half of the largest difference: it is found on white paper as on a black board.
+    The square is centred on it, so that position on the page no longer matters. Its side is the geometric
+    mean of the content's and the image's longest sides, so that differences in size shrink to their root:
+    they come mostly from the hand or the camera, but tell some classes apart. An image of one colour has no
+    content and is kept whole.
 
     Args:
         image: of mode "L" or "RGB".
@@ -35,11 +34,9 @@ def content_square(image: Image.Image) -> Image.Image:
     if rows.size:
         top, bottom = shrunk * rows[0], shrunk * (rows[-1] + 1)
         left, right = shrunk * columns[0], shrunk * (columns[-1] + 1)
-        longest = max(bottom - top, right - left, _SMALLEST * min(image.size))
-        side = math.ceil(longest * (1 + _MARGIN))
     else:
         top, bottom, left, right = 0, image.height, 0, image.width
-        side = max(image.size)
+    side = math.ceil(math.sqrt(max(bottom - top, right - left) * max(image.size)))
     fill = tuple(int(value) for value in background)
     canvas = Image.new(image.mode, (side, side), fill if len(fill) > 1 else fill[0])
     canvas.paste(image, (-round((left + right - side) / 2), -round((top + bottom - side) / 2)))

@@ -6,7 +6,7 @@ from .fold import fold_batch_renorm
 from .functional import batch_renorm
 from .fuse import fuse_batch_renorm
 from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
-from .schedule import PAPER_DMAX, PAPER_RMAX, Ramp, RenormSchedule
+from .schedule import PAPER_DMAX, PAPER_RMAX, Ramp, RenormSchedule, falling_momentum
 from .sync import SyncBatchRenorm, average_statistics_across_ranks
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "averaging_deviations",
     "batch_renorm",
     "convert_to_batch_renorm",
+    "falling_momentum",
     "fold_batch_renorm",
     "fuse_batch_renorm",
     "revert_to_batch_norm",

@@ -56,6 +56,20 @@ PAPER_RMAX = Ramp(1.0, 3.0, begin=5 / 130, finish=40 / 130)
 PAPER_DMAX = Ramp(0.0, 5.0, begin=5 / 130, finish=25 / 130)
 
 
+def falling_momentum(total_steps: float, unit: Unit = "fraction") -> Ramp:
+    """From 0.1 to the paper's 0.01 over the first 500 steps, or the first half of a run shorter than 1,000.
+
+    Averages with a weight of 0.01 lag by 100 steps, which is much of a short run and of the start of any,
+    and little of the rest of a long one.
+
+    Args:
+        total_steps: the run's length; infinity where it is unknown, with ``unit`` "steps".
+        unit: of the ramp.
+    """
+    finish = min(500.0, total_steps / 2)
+    return Ramp(0.1, 0.01, begin=0, finish=finish / total_steps if unit == "fraction" else finish)
+
+
 class RenormSchedule:
     """Drives the limits of every Batch Renormalization layer inside a module.
 

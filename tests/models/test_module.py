@@ -15,6 +15,7 @@ from models.errors import InputError
 from models.losses import ResumableMemory
 from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
+from models.renorm import BatchRenorm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -180,3 +181,14 @@ def test_a_memory_of_another_size_is_refused() -> None:
 def test_an_endless_run_needs_a_schedule_of_its_own(tmp_path: Path, patterns: Any) -> None:
     with pytest.raises(InputError, match="max_steps"):
         trainer(tmp_path, max_epochs=-1).fit(MetricLearner(**TINY), patterns())
+
+
+@pytest.mark.parametrize(("given", "used"), [({"momentum": 0.03}, 0.03), ({}, 0.055)])
+def test_renorms_momentum_falls_unless_it_was_given(tmp_path: Path, patterns: Any, given, used) -> None:
+    model = MetricLearner(**TINY, normalization_args=given)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=4, limit_val_batches=0)
+    seen: list[float] = []
+    layer = next(m for m in model.modules() if isinstance(m, BatchRenorm))
+    layer.register_forward_pre_hook(lambda *_: seen.append(float(layer.momentum)))
+    run.fit(model, patterns())
+    assert seen[1] == pytest.approx(used)

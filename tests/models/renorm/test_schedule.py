@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from models.callbacks.renorm import RenormScheduleCallback
 from models.errors import InputError
-from models.renorm import BatchRenorm1d, Ramp, RenormSchedule
+from models.renorm import BatchRenorm1d, Ramp, RenormSchedule, falling_momentum
 
 
 def test_the_papers_ramps() -> None:
@@ -161,3 +161,28 @@ def test_a_fraction_of_an_endless_run_is_refused() -> None:
 
     with pytest.raises(InputError, match="known length"):
         RenormScheduleCallback().on_train_start(Endless(), Module())
+
+
+@pytest.mark.parametrize(("total", "finish"), [(400, 200), (1000, 500), (20_000, 500)])
+def test_the_falling_momentum_reaches_the_papers_within_500_steps_or_half_the_run(total, finish) -> None:
+    layer = BatchRenorm1d(2)
+    schedule = RenormSchedule(layer, momentum=falling_momentum(total), total_steps=total)
+    assert float(layer.momentum) == pytest.approx(0.1)
+    schedule.go_to(finish // 2)
+    assert float(layer.momentum) == pytest.approx(0.055)
+    schedule.go_to(finish)
+    assert float(layer.momentum) == pytest.approx(0.01)
+
+
+def test_the_falling_momentum_in_steps_needs_no_length() -> None:
+    assert falling_momentum(float("inf"), "steps") == Ramp(0.1, 0.01, 0, 500)
+
+
+@pytest.mark.parametrize(("momentum", "used"), [("falling", 0.1), (None, 0.03), (Ramp(0.5, 0.1, 0, 1), 0.5)])
+def test_the_callback_sets_the_momentum_it_is_given(momentum, used) -> None:
+    class Hundred:
+        estimated_stepping_batches, global_step = 100, 0
+
+    layer = BatchRenorm1d(2, momentum=0.03)
+    RenormScheduleCallback(momentum=momentum).on_train_start(Hundred(), layer)
+    assert float(layer.momentum) == pytest.approx(used)
