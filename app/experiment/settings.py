@@ -88,7 +88,7 @@ class Setting(_Strict):
         backbone_args: likewise.
         normalization: likewise.
         normalization_args: likewise.
-        ramps: of rmax, dmax and momentum, for renorm; what is not named is the product's default.
+        ramps: of rmax, dmax and momentum, for renorm; what is not named is the paper's.
         classes_per_step: classes in a gradient batch.
         images_per_class: images of each.
         groups: the normalization groups; None normalizes the whole batch.
