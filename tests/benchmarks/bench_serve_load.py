@@ -150,6 +150,7 @@ def main() -> None:
             "per_second": len(values) / given.seconds,
             "p50_ms": float(np.percentile(values, 50)) * 1000,
             "p99_ms": float(np.percentile(values, 99)) * 1000,
+            "max_ms": max(values) * 1000,
         }
         for status, values in outcome.latencies.items()
     }
