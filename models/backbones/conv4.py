@@ -1,6 +1,5 @@
 """Conv-4: the four-block network of few-shot learning (Vinyals et al. 2016), for images from 16 px."""
 
-import itertools
 from typing import Literal
 
 import torch
@@ -24,19 +23,6 @@ class ConvBlock(nn.Sequential):
         )
 
 
-class StridedBlock(nn.Sequential):
-    """5×5 convolution with stride 2, batch normalization, ReLU: halves an image before anything is computed
-    at its full size, for a quarter of the time and memory of a ConvBlock.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, 5, stride=2, padding=2, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
-
-
 class Conv4(nn.Module):
     """Four blocks of convolution, normalization, pooling and ReLU; each halves the image.
 
@@ -48,7 +34,6 @@ class Conv4(nn.Module):
             of the input and of every block's output, so that colour and texture, which tell products apart,
             reach the embedding beside the shapes of the last block.
         image_size: side of the square input in pixels; only "flatten" uses it.
-        stem: the first block: "pooled" like the others, or "strided", which leaves time for a wider network.
 
     Shape: (B, in_channels, H, W) → (B, num_features).
     """
@@ -59,18 +44,13 @@ class Conv4(nn.Module):
         width: int | list[int] = 64,
         pool: Literal["average", "flatten", "levels"] = "average",
         image_size: int | None = None,
-        stem: Literal["pooled", "strided"] = "pooled",
     ) -> None:
         super().__init__()
         widths = [width] * 4 if isinstance(width, int) else list(width)
         if len(widths) != 4:
             raise InputError(f"conv4: width takes one number or four, not {len(widths)}")
-        if stem not in ("pooled", "strided"):
-            raise InputError(f"conv4: stem is 'pooled' or 'strided', not {stem!r}")
-        first = StridedBlock if stem == "strided" else ConvBlock
         self.blocks = nn.Sequential(
-            first(in_channels, widths[0]),
-            *(ConvBlock(before, after) for before, after in itertools.pairwise(widths)),
+            *(ConvBlock(before, after) for before, after in zip([in_channels, *widths], widths, strict=False))
         )
         self.pool: nn.Module
         if pool == "average":
@@ -80,9 +60,7 @@ class Conv4(nn.Module):
             if image_size is None or image_size < 16:
                 raise InputError("conv4: pool 'flatten' needs image_size, the side of the input (>= 16)")
             self.pool = nn.Flatten()
-            # A strided convolution rounds an odd side up, pooling rounds it down.
-            halved = (image_size + 1) // 2 if stem == "strided" else image_size // 2
-            self.num_features = widths[-1] * (halved // 8) ** 2
+            self.num_features = widths[-1] * (image_size // 16) ** 2
         elif pool == "levels":
             self.num_features = 2 * sum([in_channels, *widths])
             # Pixels and blocks differ in scale.
