@@ -103,6 +103,19 @@ struct Sum {
   }
 };
 
+// Bytes from what is worked on to what is asked of memory meanwhile, where that lies in one piece: the processor's own
+// guess comes late, and later for what is only written.
+constexpr int64_t kAhead = 4096;
+
+template <class T>
+KERNEL void will_read(const T* p) {
+  __builtin_prefetch(p + kAhead / sizeof(T), 0);
+}
+template <class T>
+KERNEL void will_write(T* p) {
+  __builtin_prefetch(p + kAhead / sizeof(T), 1);
+}
+
 // Calls f(index, lane type, slot) over n values.
 template <class A, class F>
 KERNEL void sweep(int64_t n, F f) {

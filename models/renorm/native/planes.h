@@ -73,7 +73,7 @@ void plane_forward(
   layer.settle(c, mean, var);
   Same<A> m{mean}, scale{layer.saved.scale[c]}, shift{layer.saved.shift[c]};
   int64_t at = c * s.length;
-  normalize<A>(
+  normalize<false, A>(
       x + at, added ? added + at : nullptr, y + at, s.examples, s.stride(), s.length, relu, m, scale, shift);
 }
 
@@ -107,7 +107,7 @@ void plane_backward(
   constexpr Mask again = mask == Mask::input ? Mask::input : Mask::none;
   const T* g = mask == Mask::output ? d_added : dy;
   int64_t at = c * s.length;
-  input_gradient<again, A>(
+  input_gradient<false, again, A>(
       g + at, x + at, dx + at, s.examples, s.stride(), s.length, Same<A>{m}, Same<A>{a}, Same<A>{b},
       Same<A>{layer.slope[c]}, Same<A>{layer.shift[c]});
 }

@@ -104,6 +104,7 @@ constexpr int64_t kBlock = 32;
 template <class A, class T>
 void row_moments(const T* x, const Part& part, int64_t stride, A* mean, A* squares) {
   int64_t n = part.channels;
+  bool in_one_piece = n == stride;
   std::vector<A> sums(2 * n);
   A *sum = sums.data(), *square = sum + n;
   int64_t step = std::max<int64_t>(1, part.rows / 8);  // a guess of the mean from rows far apart
@@ -116,6 +117,7 @@ void row_moments(const T* x, const Part& part, int64_t stride, A* mean, A* squar
     std::fill(sums.begin(), sums.end(), A(0));
     add_rows<A>(part, rows, stride, sum, square, [&](int64_t at, int64_t c, auto lane, auto& u, auto& v) KERNEL_LAMBDA {
       using L = decltype(lane);
+      if (in_one_piece) will_read(x + row * stride + at);
       auto d = L::load(x + row * stride + at) - L::load(mean + c);
       u += d;
       v += d * d;
@@ -167,8 +169,11 @@ void row_forward(const T* x, const T* added, T* y, const Rows& s, bool relu, con
   auto write = [&](const Part& part) {
     int64_t at = part.row * stride + part.channel, c = part.channel;
     Each<A> mean{layer.saved.mean + c}, scale{layer.saved.scale + c}, shift{layer.saved.shift + c};
-    normalize<A>(
-        x + at, added ? added + at : nullptr, y + at, part.rows, stride, part.channels, relu, mean, scale, shift);
+    auto run = [&](auto in_one_piece) {
+      normalize<in_one_piece, A>(
+          x + at, added ? added + at : nullptr, y + at, part.rows, stride, part.channels, relu, mean, scale, shift);
+    };
+    part.channels == stride ? run(std::true_type{}) : run(std::false_type{});
   };
   s.passes(collect, settle, write);
 }
@@ -179,6 +184,7 @@ void row_backward(const T* dy, const T* x, const T* y, T* dx, T* d_added, const 
   int64_t stride = s.channels;
   Pair<A> parts(s.chunks(), s.channels);
   auto collect = [&](const Part& part) {
+    bool in_one_piece = part.channels == stride;
     std::vector<A> both(2 * part.channels);
     A *sum = both.data(), *product = sum + part.channels;
     A *total = parts.first(part.chunk) + part.channel, *products = parts.second(part.chunk) + part.channel;
@@ -192,6 +198,10 @@ void row_backward(const T* dy, const T* x, const T* y, T* dx, T* d_added, const 
           [&](int64_t at, int64_t c, auto lane, auto& u, auto& v) KERNEL_LAMBDA {
             using L = decltype(lane);
             at += start;
+            if (in_one_piece) {
+              will_read(x + at);
+              will_read(dy + at);
+            }
             auto value = L::load(x + at), g = L::load(dy + at), m = L::load(mean + c);
             if constexpr (mask == Mask::input) {
               g = let_through(affine(value, m, L::load(scale + c), L::load(shift + c)), g);
@@ -224,10 +234,13 @@ void row_backward(const T* dy, const T* x, const T* y, T* dx, T* d_added, const 
     constexpr Mask again = mask == Mask::input ? Mask::input : Mask::none;
     int64_t at = part.row * stride + part.channel, c = part.channel;
     const T* g = mask == Mask::output ? d_added : dy;
-    input_gradient<again, A>(
-        g + at, x + at, dx + at, part.rows, stride, part.channels, Each<A>{layer.saved.mean + c},
-        Each<A>{layer.saved.scale + c}, Each<A>{layer.saved.shift + c}, Each<A>{layer.slope + c},
-        Each<A>{layer.shift + c});
+    auto run = [&](auto in_one_piece) {
+      input_gradient<in_one_piece, again, A>(
+          g + at, x + at, dx + at, part.rows, stride, part.channels, Each<A>{layer.saved.mean + c},
+          Each<A>{layer.saved.scale + c}, Each<A>{layer.saved.shift + c}, Each<A>{layer.slope + c},
+          Each<A>{layer.shift + c});
+    };
+    part.channels == stride ? run(std::true_type{}) : run(std::false_type{});
   };
   s.passes(collect, settle, write);
 }
