@@ -23,8 +23,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 SMALL = (
-    " --model.init_args.backbone=conv4 --data.init_args.classes_per_batch=4 --data.init_args.batches_per_epoch=2"
-    " --data.init_args.num_workers=0 --trainer.max_steps=-1 --trainer.accelerator=cpu"
+    " --model.init_args.backbone=conv4 --data.init_args.classes_per_batch=4"
+    " --data.init_args.batches_per_epoch=2 --data.init_args.num_workers=0"
+    " --trainer.max_steps=-1 --trainer.accelerator=cpu"
 )
 # What a command becomes here, and why: training is shortened, serving takes a free port.
 REDUCED = (
