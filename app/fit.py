@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Callback, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
 from rich.console import Console
 
+from app.memory import keep_freed_memory
 from app.quiet import quieten
 from app.run import RunFolder
 from data.datamodule import ImageDataModule
@@ -168,6 +170,8 @@ def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -
         KeyboardInterrupt: Ctrl-C; a checkpoint and a bundle of what was learnt so far are on the disk.
     """
     quieten()
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     # LightningCLI warns when arguments are given both here and in sys.argv; ours come from one place.
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:

@@ -12,13 +12,19 @@ class ConvBlock(nn.Sequential):
     """3×3 convolution, batch normalization, 2×2 max-pooling, ReLU.
 
     Pooling comes before the ReLU: the two commute, and the ReLU then touches a quarter of the elements.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        pool_first: pool before normalizing, too. That is another network, whose statistics are those of the
+            maxima; its normalization costs a quarter.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, pool_first: bool = False) -> None:
+        norm, pool = nn.BatchNorm2d(out_channels), nn.MaxPool2d(2)
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.MaxPool2d(2),
+            *((pool, norm) if pool_first else (norm, pool)),
             nn.ReLU(inplace=True),
         )
 
@@ -34,6 +40,8 @@ class Conv4(nn.Module):
             of the input and of every block's output, so that colour and texture, which tell products apart,
             reach the embedding beside the shapes of the last block.
         image_size: side of the square input in pixels; only "flatten" uses it.
+        pool_first: blocks pool before they normalize: a third less time in a step, and no worse where it was
+            tried (characters).
 
     Shape: (B, in_channels, H, W) → (B, num_features).
     """
@@ -44,13 +52,17 @@ class Conv4(nn.Module):
         width: int | list[int] = 64,
         pool: Literal["average", "flatten", "levels"] = "average",
         image_size: int | None = None,
+        pool_first: bool = False,
     ) -> None:
         super().__init__()
         widths = [width] * 4 if isinstance(width, int) else list(width)
         if len(widths) != 4:
             raise InputError(f"conv4: width takes one number or four, not {len(widths)}")
         self.blocks = nn.Sequential(
-            *(ConvBlock(before, after) for before, after in zip([in_channels, *widths], widths, strict=False))
+            *(
+                ConvBlock(before, after, pool_first=pool_first)
+                for before, after in zip([in_channels, *widths], widths, strict=False)
+            )
         )
         self.pool: nn.Module
         if pool == "average":

@@ -42,6 +42,7 @@ def test_every_normalization_trains_evaluates_and_is_rebuilt_from_json(kind: str
     [
         ("conv4", {"width": [4, 8, 8, 16], "pool": "flatten", "image_size": 35}, 35),
         ("conv4", {"width": 8}, 28),
+        ("conv4", {"width": 8, "pool_first": True}, 28),
         ("conv4", {"width": [4, 8, 8, 16], "pool": "levels"}, 35),
         ("resnet10", {"width": 4, "stem": "tiny"}, 28),
         ("resnet10", {"width": 4}, 48),

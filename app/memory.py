@@ -1,0 +1,30 @@
+"""What the C library does with memory that a training step frees."""
+
+import ctypes
+import os
+import sys
+
+# mallopt's parameters, from glibc's malloc.h, and the largest value that its int takes.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST = 2**31 - 1
+_CHOSEN_BY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+
+
+def keep_freed_memory() -> bool:
+    """Keep what a training step frees for the next one, instead of giving it back to the system.
+
+    glibc maps blocks above 32 MiB (as far as its threshold grows by itself) anew each time and unmaps them
+    when they are freed, so that the kernel clears the pages of every large activation in every step. The
+    price is that the process stays as large as its largest step. `tests/benchmarks/bench_memory.py` measures
+    both.
+
+    Returns:
+        Whether it was set: not with other C libraries, and not where the environment chooses an allocator or
+        its settings (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES or LD_PRELOAD).
+    """
+    if not sys.platform.startswith("linux") or any(os.environ.get(name) for name in _CHOSEN_BY):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    return all(library.mallopt(parameter, _LARGEST) for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
