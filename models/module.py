@@ -18,6 +18,7 @@ from models.mining import SemiHardMiner
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import Normalization
 from models.schedules import WarmupCosine
+from models.views import View, as_views
 
 Batch = dict[str, Tensor]
 
@@ -39,6 +40,8 @@ class MetricLearner(LightningModule):
         in_channels: Channels of the images, 1 or 3; the command line links it from the data.
         embedding_dim: Length of an embedding.
         head: "linear", or "none" where the backbone's output is the embedding.
+        views: In evaluation an embedding is the mean over the image and these views of it, for example
+            [{degrees: 12}, {degrees: -12}] or, for faces, [{mirror: true}].
         weights: Pretrained weights of the backbone: a local file, or torchvision's name for them (DEFAULT).
         trust_code: Allow a backbone whose class lies outside models.backbones, torchvision.models and timm.
         num_classes: Training classes; the command line links it from the data. Only proxy and classification
@@ -72,6 +75,7 @@ class MetricLearner(LightningModule):
         in_channels: int = 3,
         embedding_dim: int = 128,
         head: Literal["linear", "none"] = "linear",
+        views: list[View] | None = None,
         weights: str | None = None,
         trust_code: bool = False,
         num_classes: int | None = None,
@@ -92,6 +96,7 @@ class MetricLearner(LightningModule):
             in_channels=in_channels,
             embedding_dim=embedding_dim,
             head=head,
+            views=as_views(views or ()),
         )
         # Plain values only: a checkpoint then loads without running code, and without fetching weights again.
         self.save_hyperparameters(

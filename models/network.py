@@ -13,6 +13,7 @@ from models.backbones.registry import build_backbone, feature_width, torchvision
 from models.errors import InputError
 from models.normalization import set_normalization
 from models.normalization_virtual import ReferenceBatch, VirtualBatchNorm
+from models.views import View, as_views
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Architecture:
         embedding_dim: length of an embedding.
         head: "linear" puts a linear layer after the backbone; "none" takes the backbone's output as it is,
             whose width must then be `embedding_dim`.
+        views: in evaluation mode an embedding is the mean over the image and these views of it, scaled to
+            unit length again (test-time augmentation); each costs as much as the image itself.
     """
 
     backbone: str = "conv4"
@@ -38,24 +41,28 @@ class Architecture:
     in_channels: int = 3
     embedding_dim: int = 128
     head: Literal["linear", "none"] = "linear"
+    views: tuple[View, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        # Left out where there are none: the fingerprints of bundles made before there were views stay valid.
+        views = values.pop("views")
+        return {**values, "views": list(views)} if views else values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            InputError: a key is unknown.
+            InputError: a key is unknown, or a view is unusable.
         """
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise InputError(
                 f"architecture: unknown key {sorted(unknown)[0]!r}; was it made by a newer version?"
             )
-        return cls(**values)
+        return cls(**{**values, "views": as_views(values.get("views", ()))})
 
 
 class EmbeddingNetwork(nn.Module):
@@ -109,6 +116,15 @@ class EmbeddingNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed preprocessed images (B, C, H, W) as unit vectors (B, embedding_dim)."""
+        vectors = self.single_view(images)
+        if self.training or not self.architecture.views:
+            return vectors
+        for view in self.architecture.views:
+            vectors = vectors + self.single_view(view(images))
+        return functional.normalize(vectors, dim=1)
+
+    def single_view(self, images: Tensor) -> Tensor:
+        """The same without the architecture's views, as in training."""
         with_reference = self.training and self.reference is not None
         if with_reference and self.reference is not None:
             images = self.reference.extend(images)

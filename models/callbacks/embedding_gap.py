@@ -1,5 +1,7 @@
 """How far a batch's training-mode embeddings are from its inference-mode ones."""
 
+from collections.abc import Callable
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -29,23 +31,32 @@ class EmbeddingGap(Callback):
             return
         if trainer.global_step % self.every == 0:
             images, embeddings = pl_module.last_batch
-            pl_module.log("train/embedding_gap", embedding_gap(pl_module.network, images, embeddings))
+            network = pl_module.network
+            gap = embedding_gap(network, images, embeddings, embed=network.single_view)
+            pl_module.log("train/embedding_gap", gap)
 
 
 @torch.no_grad()
-def embedding_gap(network: torch.nn.Module, images: Tensor, embeddings: Tensor) -> Tensor:
+def embedding_gap(
+    network: torch.nn.Module,
+    images: Tensor,
+    embeddings: Tensor,
+    embed: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Mean of 1 − cosine between given embeddings and the network's in evaluation mode.
 
     Args:
         network: left in the mode it was in.
         images: (B, C, H, W).
         embeddings: (B, D), of length 1, of the same images in training mode.
+        embed: what gives the network's embeddings; by default its call.
 
     Returns:
         A scalar from 0 (the same) to 2.
     """
     training = network.training
-    inference: Tensor = network.eval()(images)
+    network.eval()
+    inference: Tensor = (embed or network)(images)
     network.train(training)
     cosine: Tensor = (inference * embeddings).sum(1)
     return 1 - cosine.mean()
