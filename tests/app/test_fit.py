@@ -132,6 +132,8 @@ def test_broken_images_are_named_and_skipped(
         (["--data.init_args.sise=3"], "sise"),
         (["--model.init_args.normalization=nothing"], "normalization"),
         (["--model.init_args.backbone=resnet19"], "resnet19"),
+        (['--model.init_args.backbone_args={"pools": 9}'], "pools is 0 to 4"),
+        (['--model.init_args.views=[{"degrees": 400}]'], "degrees"),
         (["--trainer.max_epochs=many"], "max_epochs"),
         (["--ckpt_path=last"], "no such checkpoint"),
         (["--monitor=test/recall@1"], "leak"),
