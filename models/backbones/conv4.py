@@ -32,6 +32,23 @@ class ConvBlock(nn.Sequential):
         )
 
 
+class ResidualBlock(nn.Module):
+    """x + ReLU(norm(3×3 convolution of x)): more depth at the size that a pooled block leaves.
+
+    Args:
+        channels: of the input and of the output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.change = ConvBlock(channels, channels, pool=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps (B, C, H, W) → (B, C, H, W)."""
+        changed: Tensor = self.change(images)
+        return images + changed
+
+
 class Conv4(nn.Module):
     """Four blocks of convolution, normalization, pooling and ReLU; each that pools halves the image.
 
@@ -46,6 +63,8 @@ class Conv4(nn.Module):
         pools: how many blocks pool, the first ones. With 3, "flatten" keeps four times as many positions,
             which costs the head alone.
         pool_first: blocks pool before they normalize.
+        residuals: how many residual convolutions follow each block, one number or four. As in ResNet-9 (Page
+            2018), depth costs little where the maps are already pooled.
 
     Shape: (B, in_channels, H, W) → (B, num_features).
     """
@@ -58,19 +77,21 @@ class Conv4(nn.Module):
         image_size: int | None = None,
         pools: int = 4,
         pool_first: bool = False,
+        residuals: int | list[int] = 0,
     ) -> None:
         super().__init__()
-        widths = [width] * 4 if isinstance(width, int) else list(width)
-        if len(widths) != 4:
-            raise InputError(f"conv4: width takes one number or four, not {len(widths)}")
+        widths, depths = _for_each_block("width", width), _for_each_block("residuals", residuals)
         if not 0 <= pools <= 4:
             raise InputError(f"conv4: pools is 0 to 4, not {pools}")
-        self.blocks = nn.Sequential(
-            *(
-                ConvBlock(before, after, pool=number < pools, pool_first=pool_first)
-                for number, (before, after) in enumerate(zip([in_channels, *widths], widths, strict=False))
-            )
-        )
+        blocks: list[nn.Module] = []
+        for number, (before, after, depth) in enumerate(
+            zip([in_channels, *widths], widths, depths, strict=False)
+        ):
+            block = ConvBlock(before, after, pool=number < pools, pool_first=pool_first)
+            # Without residuals the block stands by itself: names of weights saved before there were any hold.
+            refined = nn.Sequential(block, *(ResidualBlock(after) for _ in range(depth)))
+            blocks.append(refined if depth else block)
+        self.blocks = nn.Sequential(*blocks)
         self.pool: nn.Module
         if pool == "average":
             self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -103,3 +124,10 @@ class Conv4(nn.Module):
         deviations = [(level.var(2, correction=0) + 1e-6).sqrt() for level in flat]
         pooled: Tensor = self.pool(torch.cat([*means, *deviations], 1))
         return pooled
+
+
+def _for_each_block(name: str, value: int | list[int]) -> list[int]:
+    values = [value] * 4 if isinstance(value, int) else list(value)
+    if len(values) != 4 or min(values) < 0:
+        raise InputError(f"conv4: {name} takes one number or four, none below zero, not {value}")
+    return values

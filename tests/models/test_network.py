@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.backbones import Conv4, InceptionResnetV1, ResNet10
+from models.backbones.conv4 import ConvBlock, ResidualBlock
 from models.errors import InputError
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import KINDS
@@ -43,6 +44,7 @@ def test_every_normalization_trains_evaluates_and_is_rebuilt_from_json(kind: str
         ("conv4", {"width": [4, 8, 8, 16], "pool": "flatten", "image_size": 35}, 35),
         ("conv4", {"width": 8}, 28),
         ("conv4", {"width": 8, "pool_first": True}, 28),
+        ("conv4", {"width": 8, "pools": 3, "residuals": [0, 1, 2, 1]}, 28),
         ("conv4", {"width": [4, 8, 8, 16], "pool": "levels"}, 35),
         ("resnet10", {"width": 4, "stem": "tiny"}, 28),
         ("resnet10", {"width": 4}, 48),
@@ -59,6 +61,25 @@ def test_backbones(name: str, args: dict[str, object], size: int) -> None:
     assert any(isinstance(m, BatchRenorm2d) for m in network.modules())
     assert not any(type(m) is nn.BatchNorm2d for m in network.modules())
     assert network(torch.randn(2, 1, size, size)).shape == (2, 16)
+
+
+def test_residuals_change_nothing_where_their_normalization_scales_by_zero() -> None:
+    torch.manual_seed(0)
+    plain, deep = Conv4(1, 8).eval(), Conv4(1, 8, residuals=[1, 0, 2, 0]).eval()
+    convolutions = [m for m in plain.modules() if isinstance(m, nn.Conv2d)]
+    first = [m for m in deep.modules() if isinstance(m, ConvBlock)]
+    refining = {id(m.change) for m in deep.modules() if isinstance(m, ResidualBlock)}
+    assert len(refining) == 3
+    images = torch.rand(2, 1, 32, 32)
+    kept = [m[0] for m in first if id(m) not in refining]
+    for one, other in zip(convolutions, kept, strict=True):
+        assert isinstance(other, nn.Conv2d)
+        other.load_state_dict(one.state_dict())
+    assert not torch.allclose(deep(images), plain(images))
+    for m in deep.modules():
+        if isinstance(m, ResidualBlock):
+            nn.init.zeros_(m.change[1].weight)
+    assert torch.allclose(deep(images), plain(images))
 
 
 def test_levels_are_means_and_deviations_of_every_block() -> None:
