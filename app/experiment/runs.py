@@ -12,6 +12,7 @@ from typing import Any
 
 from app.experiment.settings import Experiment, Setting
 from models.errors import InputError
+from models.renorm import native
 
 PACKAGES = ("kindred", "torch", "torchvision", "numpy")
 
@@ -79,8 +80,9 @@ class Results:
         """Keep what a run gave, with all that is needed to repeat it; the file appears complete or not at
         all.
         """
+        kernels = "KINDRED_RENORM_NATIVE=1 " if native.enabled() else ""
         record = {
-            "command": f"kindred experiment {self.name} --arms {run.arm} --seeds {run.seed}",
+            "command": f"{kernels}kindred experiment {self.name} --arms {run.arm} --seeds {run.seed}",
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "platform": f"{sys.platform} {platform.machine()}",
             **outcome,

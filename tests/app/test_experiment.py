@@ -13,6 +13,7 @@ from app.experiment.runs import Results, planned
 from app.experiment.settings import Experiment, Setting, load_experiment, merge
 from app.experiment.tables import compare, draw_table, holds
 from models.errors import InputError
+from models.renorm import native
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +79,16 @@ def described(folder: Path) -> dict[str, object]:
 def written(tmp_path: Path, content: dict[str, object]) -> list[str]:
     (tmp_path / "colours.yaml").write_text(yaml.safe_dump(content))
     return ["experiment", "colours", "--configs", str(tmp_path), "--out", str(tmp_path / "out")]
+
+
+def test_a_record_says_whether_the_fused_kernels_were_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*written(tmp_path, described(folder)), "--arms", "group", "--seeds", "0", "--no-draw"]
+    monkeypatch.setattr(native, "enabled", lambda: True)
+    assert main(command) == 0
+    record = json.loads((tmp_path / "out/runs/group-0.json").read_text())
+    assert record["command"] == "KINDRED_RENORM_NATIVE=1 kindred experiment colours --arms group --seeds 0"
 
 
 def test_an_experiment_runs_draws_and_skips_what_is_done(
