@@ -210,6 +210,11 @@ class ImageDataModule(LightningDataModule):
         """Every image of the source once, with the table's labels."""
         return self._evaluation(np.arange(len(self.table)))
 
+    def training_images(self, count: int) -> ImageLoader:
+        """Up to ``count`` training images, spread evenly, each once and as evaluation sees images."""
+        rows = self.parts.rows("train")
+        return self._evaluation(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)])
+
     def rows(self, part: Part) -> NDArray[np.int64]:
         """Rows of :attr:`table` in a part."""
         return self.parts.rows(part)

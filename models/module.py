@@ -1,5 +1,6 @@
 """The LightningModule: triplets (or any metric-learning loss) on an embedding network."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from models.metrics import gather_by_index, retrieval_metrics
 from models.mining import SemiHardMiner
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import Normalization
+from models.renorm import NARROW_RMAX, PAPER_DMAX
 from models.schedules import WarmupCosine
 from models.views import View, as_views
 
@@ -29,14 +31,14 @@ class MetricLearner(LightningModule):
     Batches are mappings: "image" float32 (B, C, H, W), "label" int64 (B,), "index" int64 (B,), the image's
     number in its data set. The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared
     distance; Batch Renormalization follows the schedule of RenormScheduleCallback unless the Trainer has one
-    of its own; a momentum among its arguments stays.
+    of its own, with limits that end at an rmax or dmax among its arguments, and a momentum there stays.
 
     Args:
         backbone: conv4, resnet10, inception_resnet_v1, a torchvision model such as resnet50, timm.<name>, or
             the class path of any nn.Module (with trust_code).
         backbone_args: Keyword arguments of the backbone's constructor.
         normalization: What takes the place of the backbone's batch normalization.
-        normalization_args: Its arguments, for example {rmax: 3, dmax: 5}.
+        normalization_args: Its arguments, for example {rmax: 3}, which gives the paper's limits.
         in_channels: Channels of the images, 1 or 3; the command line links it from the data.
         embedding_dim: Length of an embedding.
         head: "linear", or "none" where the backbone's output is the embedding.
@@ -239,8 +241,13 @@ class MetricLearner(LightningModule):
         )
         if own or self.architecture.normalization not in ("renorm", "sync_renorm"):
             return [RandomState()]
-        given = "momentum" in self.architecture.normalization_args
-        return [RandomState(), RenormScheduleCallback(momentum=None if given else "falling")]
+        given = self.architecture.normalization_args
+        schedule = RenormScheduleCallback(
+            rmax=replace(NARROW_RMAX, end=given.get("rmax", NARROW_RMAX.end)),
+            dmax=replace(PAPER_DMAX, end=given.get("dmax", PAPER_DMAX.end)),
+            momentum=None if "momentum" in given else "falling",
+        )
+        return [RandomState(), schedule]
 
     def configure_optimizers(self) -> Any:
         """Optimizer over all parameters that train (a loss's proxies included), and the schedule in steps."""

@@ -78,6 +78,11 @@ class EmbeddingNetwork(nn.Module):
     Shape: float (B, in_channels, H, W) → (B, embedding_dim), each row of length 1; float32 (or wider) under
         autocast.
 
+    Attributes:
+        projection: (embedding_dim, features) or None; what takes the place of the head in evaluation mode,
+            set by :class:`models.callbacks.principal_head.PrincipalHead` during training. It is not part of
+            the state; :meth:`adopt` makes it the head.
+
     Raises:
         InputError: names are unknown or do not go together.
     """
@@ -109,6 +114,7 @@ class EmbeddingNetwork(nn.Module):
             raise InputError(f"head: none needs embedding_dim {width}, the width of {a.backbone}")
         else:
             self.head = nn.Identity()
+        self.projection: Tensor | None = None
         virtual = [m.reference_size for m in self.backbone.modules() if isinstance(m, VirtualBatchNorm)]
         self.reference = ReferenceBatch(virtual[0]) if virtual else None
         # Convolutions and their statistics run faster in this layout, on a CPU by a third and more.
@@ -116,23 +122,50 @@ class EmbeddingNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed preprocessed images (B, C, H, W) as unit vectors (B, embedding_dim)."""
-        vectors = self.single_view(images)
-        if self.training or not self.architecture.views:
+        if self.training:
+            return self.single_view(images)
+        vectors = self._evaluate(images)
+        if not self.architecture.views:
             return vectors
         for view in self.architecture.views:
-            vectors = vectors + self.single_view(view(images))
+            vectors = vectors + self._evaluate(view(images))
         return functional.normalize(vectors, dim=1)
 
     def single_view(self, images: Tensor) -> Tensor:
-        """The same without the architecture's views, as in training."""
+        """The same by the trained head and without the architecture's views, as in training."""
+        return _unit(self.head(self.features(images)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head is given, (B, features)."""
         with_reference = self.training and self.reference is not None
         if with_reference and self.reference is not None:
             images = self.reference.extend(images)
-        features = self.backbone(images)
+        features: Tensor = self.backbone(images)
         if with_reference and self.reference is not None:
             features = features[self.reference.size :]
-        if features.ndim == 4:
-            features = features.mean((2, 3))
-        vectors = self.head(features)
-        wide = torch.promote_types(vectors.dtype, torch.float32)
-        return functional.normalize(vectors.to(wide), dim=1)
+        return features.mean((2, 3)) if features.ndim == 4 else features
+
+    @torch.no_grad()
+    def adopt(self, projection: Tensor) -> None:
+        """Make a projection (embedding_dim, features) the head, for training too.
+
+        Raises:
+            InputError: there is no linear head, or it has another shape.
+        """
+        if not isinstance(self.head, nn.Linear) or self.head.weight.shape != projection.shape:
+            raise InputError(
+                f"a projection of shape {tuple(projection.shape)} does not fit the network's head"
+            )
+        self.head.weight.copy_(projection)
+        self.head.bias.zero_()
+        self.projection = None
+
+    def _evaluate(self, images: Tensor) -> Tensor:
+        if self.projection is None:
+            return self.single_view(images)
+        return _unit(functional.linear(self.features(images), self.projection))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    wide = torch.promote_types(vectors.dtype, torch.float32)
+    return functional.normalize(vectors.to(wide), dim=1)

@@ -1,5 +1,6 @@
 """From a checkpoint, or a module trained in this process, to a bundle."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from data.datamodule import ImageDataModule
 from models.bundle import Bundle
+from models.callbacks.principal_head import directions_in
 from models.errors import InputError
 from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
@@ -19,7 +21,8 @@ NETWORK = "network."
 def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bundle:
     """Rebuild the trained network from a Lightning checkpoint, without running anything in it.
 
-    Where the run kept a moving average of the weights, the checkpoint's weights are the averaged ones.
+    Where the run kept a moving average of the weights, the checkpoint's weights are the averaged ones; where
+    it had a :class:`~models.callbacks.principal_head.PrincipalHead`, the head is the one fitted last.
 
     Args:
         path: A ``.ckpt`` file that ``kindred fit`` wrote.
@@ -42,6 +45,8 @@ def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bun
         raise InputError(f"{path}: no checkpoint of kindred fit (it lacks {error})") from error
     network = EmbeddingNetwork(architecture, trust_code=trust_code)
     network.load_state_dict(weights)
+    if (directions := directions_in(checkpoint)) is not None:
+        network.adopt(directions)
     apart = ("architecture", "preprocess", "training_classes")
     info = {key: value for key, value in described.items() if key not in apart}
     info |= {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
@@ -57,7 +62,11 @@ def bundle_from_module(model: MetricLearner, data: ImageDataModule) -> Bundle:
         "num_classes": data.num_classes,
     }
     seen = data.training_classes
-    return Bundle(model.network, model.architecture, data.preprocess, info=info, training_classes=seen)
+    network = model.network
+    if (projection := network.projection) is not None:
+        network = copy.deepcopy(network)  # the one in training keeps its own head
+        network.adopt(projection)
+    return Bundle(network, model.architecture, data.preprocess, info=info, training_classes=seen)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import Callback
 
 from models.errors import InputError
 from models.renorm import (
+    NARROW_RMAX,
     PAPER_DMAX,
-    PAPER_RMAX,
     Ramp,
     RenormSchedule,
     average_statistics_across_ranks,
@@ -28,7 +28,7 @@ class RenormScheduleCallback(Callback):
     processes the running statistics of plain layers are averaged over them after each step.
 
     Args:
-        rmax: largest r over the run; the paper's by default.
+        rmax: largest r over the run; by default the paper's schedule up to half its value, 1.5.
         dmax: largest absolute d over the run; the paper's by default.
         momentum: weight of a batch in the running statistics; "falling" as ``falling_momentum`` has it, None
             leaves the layers' own.
@@ -42,7 +42,7 @@ class RenormScheduleCallback(Callback):
 
     def __init__(
         self,
-        rmax: Ramp = PAPER_RMAX,
+        rmax: Ramp = NARROW_RMAX,
         dmax: Ramp = PAPER_DMAX,
         momentum: Ramp | Literal["falling"] | None = "falling",
         unit: Unit = "fraction",

@@ -6,10 +6,11 @@ from .fold import fold_batch_renorm
 from .functional import batch_renorm
 from .fuse import fuse_batch_renorm
 from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
-from .schedule import PAPER_DMAX, PAPER_RMAX, Ramp, RenormSchedule, falling_momentum
+from .schedule import NARROW_RMAX, PAPER_DMAX, PAPER_RMAX, Ramp, RenormSchedule, falling_momentum
 from .sync import SyncBatchRenorm, average_statistics_across_ranks
 
 __all__ = [
+    "NARROW_RMAX",
     "PAPER_DMAX",
     "PAPER_RMAX",
     "BatchRenorm",

@@ -66,6 +66,29 @@ def test_test_and_validate_measure_the_best_checkpoint(
     assert "val/recall@1" in capsys.readouterr().out
 
 
+def test_the_bundle_has_the_fitted_head(
+    fit_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = "--trainer.callbacks+=models.callbacks.principal_head.PrincipalHead"
+    assert "128 exceeds the backbone's 64 features" in error_of(capsys, [*fit_options, callback])
+    wide = [*fit_options, callback, "--model.init_args.embedding_dim=64"]
+    assert "embedding_dim 64 needs as many training images, not 32" in error_of(capsys, wide)
+    options = [*fit_options, callback, "--model.init_args.embedding_dim=8", "--overwrite=true"]
+    assert main(options) == 0
+    run = tmp_path / "run"
+    trained = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    directions = trained["callbacks"]["PrincipalHead"]["directions"]
+    head = Bundle.load(run / "bundle", device="cpu").network.head
+    assert torch.equal(head.weight, directions)
+    assert not torch.equal(head.weight, trained["state_dict"]["network.head.weight"])
+    capsys.readouterr()
+    validate = ["validate", *options[1:-1], f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]
+    assert main(validate) == 0
+    variance = trained["kindred"]["metrics"]["val/embedding_variance"]
+    assert f"{variance:.6f}"[:7] in capsys.readouterr().out
+    assert main([*options[:-1], "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
+
+
 def run_in_process(options: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "app", *options],

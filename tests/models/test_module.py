@@ -192,3 +192,11 @@ def test_renorms_momentum_falls_unless_it_was_given(tmp_path: Path, patterns: An
     layer.register_forward_pre_hook(lambda *_: seen.append(float(layer.momentum)))
     run.fit(model, patterns())
     assert seen[1] == pytest.approx(used)
+
+
+@pytest.mark.parametrize(("given", "ends"), [({}, (1.5, 5)), ({"rmax": 3}, (3, 5)), ({"dmax": 2}, (1.5, 2))])
+def test_renorms_limits_end_at_those_given(tmp_path: Path, patterns: Any, given, ends) -> None:
+    model = MetricLearner(**TINY, normalization_args=given)
+    layer = next(m for m in model.modules() if isinstance(m, BatchRenorm))
+    trainer(tmp_path, max_epochs=1, limit_train_batches=4, limit_val_batches=0).fit(model, patterns())
+    assert (float(layer.rmax), float(layer.dmax)) == ends

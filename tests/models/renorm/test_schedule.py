@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from models.callbacks.renorm import RenormScheduleCallback
 from models.errors import InputError
-from models.renorm import BatchRenorm1d, Ramp, RenormSchedule, falling_momentum
+from models.renorm import NARROW_RMAX, BatchRenorm1d, Ramp, RenormSchedule, falling_momentum
 
 
 def test_the_papers_ramps() -> None:
@@ -25,6 +25,11 @@ def test_the_papers_ramps() -> None:
         schedule.go_to(steps)
         assert float(layer.rmax) == pytest.approx(rmax, abs=1e-5)
         assert float(layer.dmax) == pytest.approx(dmax, abs=1e-5)
+
+
+def test_the_narrow_limit_is_the_papers_schedule_to_half_its_value() -> None:
+    assert [NARROW_RMAX.at(time) for time in (0, 5 / 130, 40 / 130, 1)] == [1, 1, 1.5, 1.5]
+    assert RenormScheduleCallback().rmax == NARROW_RMAX
 
 
 @given(

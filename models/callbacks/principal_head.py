@@ -1,0 +1,157 @@
+"""Embed by principal components of the backbone's features, instead of by the layer the loss has shaped."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from models.errors import InputError
+from models.gathering import gather_rows
+from models.module import MetricLearner
+from models.network import EmbeddingNetwork
+
+
+class PrincipalHead(Callback):
+    """Before each validation, and where there is none after each epoch, fit the head that evaluation uses.
+
+    A loss on training classes makes its last layer forget what only other classes need; the features before
+    it still hold that (Chen et al., SimCLR, ICML 2020, section 4.2, of a head that is thrown away after
+    training). The features of a sample of training images are projected on their first ``embedding_dim``
+    principal directions (not centred, not whitened: cosines stay close to those of the features). Training
+    goes on with its own head. Validation, checkpoints and bundles have the fitted one.
+
+    Needs a data module with ``training_images``, as ImageDataModule has, and a linear head.
+
+    Args:
+        images: size of the sample, over all processes.
+
+    Raises:
+        InputError: the head is not linear, the features are fewer than the embedding is long, there are fewer
+            training images than that, or the data module is another.
+    """
+
+    def __init__(self, images: int = 4096) -> None:
+        self.images = images
+        self.directions: Tensor | None = None
+        self._loader: Any = None
+        self._fitted_at: int | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a network that it cannot serve; take up a resumed run's directions."""
+        if not hasattr(getattr(trainer, "datamodule", None), "training_images"):
+            raise InputError(
+                "PrincipalHead needs a data module with training_images, such as ImageDataModule"
+            )
+        network, head = _network_and_head(pl_module)
+        if self.directions is not None:
+            network.projection = self.directions.to(head.weight)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Fit with the weights that will be validated: a moving average has taken its place by now."""
+        del batch
+        if not trainer.sanity_checking and batch_idx == dataloader_idx == 0:
+            self._fit(trainer, pl_module)
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As in validation."""
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As in validation."""
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit where this epoch had no validation."""
+        if self._fitted_at != trainer.global_step:
+            self._fit(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The latest directions, (embedding_dim, features)."""
+        return {"directions": self.directions}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with those of a checkpoint."""
+        self.directions = state_dict["directions"]
+
+    def _fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        network, head = _network_and_head(pl_module)
+        if self._loader is None:
+            self._loader = trainer.datamodule.training_images(self.images)  # type: ignore[attr-defined]
+        modes = [(part, part.training) for part in network.modules()]
+        network.eval()
+        # Lightning evaluates in inference mode, whose tensors could not be used outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            with trainer.precision_plugin.val_step_context():
+                found = [
+                    network.features(batch["image"].to(pl_module.device)).float() for batch in self._loader
+                ]
+            everyone = gather_rows(torch.cat(found))
+            self.directions = principal_directions(everyone, head.out_features).cpu()
+            network.projection = self.directions.to(head.weight)
+        for part, training in modes:
+            part.training = training
+        self._fitted_at = trainer.global_step
+
+
+def principal_directions(features: Tensor, count: int) -> Tensor:
+    """The directions along which features have the largest mean square, largest first.
+
+    Args:
+        features: float (N, D).
+        count: how many, at most N and D.
+
+    Returns:
+        (count, D), orthonormal rows; by randomized iteration (Halko et al. 2011), the same for the same
+        features.
+
+    Raises:
+        InputError: there are too few images.
+    """
+    images, width = features.shape
+    if count > images:
+        raise InputError(f"PrincipalHead: embedding_dim {count} needs as many training images, not {images}")
+    devices = [features.device] if features.is_cuda else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        _, _, directions = torch.svd_lowrank(features, q=min(count + 32, images, width), niter=4)
+    return directions[:, :count].T.contiguous()
+
+
+def directions_in(checkpoint: Mapping[str, Any]) -> Tensor | None:
+    """What a PrincipalHead left in a Lightning checkpoint, if there was one."""
+    state = checkpoint.get("callbacks", {}).get(PrincipalHead.__qualname__, {})
+    directions: Tensor | None = state.get("directions")
+    return directions
+
+
+def _network_and_head(module: LightningModule) -> tuple[EmbeddingNetwork, nn.Linear]:
+    network = module.network if isinstance(module, MetricLearner) else None
+    if network is None or not isinstance(network.head, nn.Linear):
+        raise InputError("PrincipalHead needs a MetricLearner with head: linear")
+    count, width = network.head.weight.shape
+    if count > width:
+        raise InputError(f"PrincipalHead: embedding_dim {count} exceeds the backbone's {width} features")
+    return network, network.head

@@ -1,0 +1,107 @@
+"""The fitted head against a full decomposition; who sees it, and that training does not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import Tensor
+from torch.nn.functional import linear, normalize
+
+from models.callbacks.averaging import MovingAverage
+from models.callbacks.principal_head import PrincipalHead, principal_directions
+from models.errors import InputError
+from models.module import MetricLearner
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
+    pytest.mark.filterwarnings("ignore:.*`weights_only` was not set"),
+]
+TINY: dict[str, Any] = {"backbone_args": {"width": 6}, "in_channels": 1, "embedding_dim": 4}
+VIEWS = [{"degrees": 10}, {"mirror": True}]
+
+
+@pytest.fixture
+def data(patterns: Any) -> Any:
+    class WithTrainingImages(patterns):
+        def training_images(self, count: int) -> list[dict[str, Tensor]]:
+            whole = self.draw(torch.arange(count) % self.classes, 5)
+            return [{key: value[i : i + 16] for key, value in whole.items()} for i in range(0, count, 16)]
+
+    return WithTrainingImages()
+
+
+def train(
+    folder: Path, data: Any, *callbacks: Callback, model: MetricLearner | None = None, **values: Any
+) -> MetricLearner:
+    options: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "logger": False}
+    options |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    seed_everything(0)
+    model = model or MetricLearner(**TINY, views=VIEWS)
+    Trainer(default_root_dir=folder, callbacks=[*callbacks], **(options | values)).fit(model, data)
+    return model
+
+
+@given(images=st.integers(3, 60), width=st.integers(3, 40), count=st.integers(1, 3), seed=st.integers(0, 99))
+def test_directions_hold_as_much_as_a_full_decomposition(images, width, count, seed) -> None:
+    features = torch.randn(images, width, generator=torch.Generator().manual_seed(seed)).relu()
+    state = torch.get_rng_state()
+    found = principal_directions(features, count)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found, principal_directions(features, count))
+    assert torch.allclose(found @ found.T, torch.eye(count), atol=1e-4)
+    best = torch.linalg.svdvals(features)[:count].square().sum()
+    assert float((features @ found.T).square().sum()) == pytest.approx(float(best), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("average_first", [True, False])
+def test_validation_has_the_fitted_head_over_the_averaged_weights(
+    tmp_path: Path, data: Any, average_first: bool
+) -> None:
+    head = PrincipalHead(images=40)
+    average = MovingAverage(decay=0.9)
+    model = train(tmp_path, data, *((average, head) if average_first else (head, average)))
+    # At the end of training the model has the averaged weights, those of the last validation.
+    network = model.network.eval()
+    with torch.no_grad():
+        sample = torch.cat([network.features(batch["image"]) for batch in data.training_images(40)])
+        images = torch.cat([batch["image"] for batch in data.val_dataloader()])
+        expected = 0
+        for view in (images, *(view(images) for view in model.architecture.views)):
+            expected = expected + normalize(linear(network.features(view), principal_directions(sample, 4)))
+    assert model.validated is not None
+    assert torch.allclose(model.validated[0], normalize(expected), atol=1e-4)
+    assert torch.equal(head.state_dict()["directions"], network.projection)
+
+
+def test_training_does_not_notice(tmp_path: Path, data: Any) -> None:
+    plain = train(tmp_path, data).network.state_dict()
+    fitted = train(tmp_path, data, PrincipalHead(images=40)).network.state_dict()
+    assert plain.keys() == fitted.keys()
+    assert all(torch.equal(plain[name], fitted[name]) for name in plain)
+
+
+def test_without_validation_it_is_fitted_after_the_epoch(tmp_path: Path, data: Any) -> None:
+    head = PrincipalHead(images=40)
+    network = train(tmp_path, data, head, limit_val_batches=0).network.eval()
+    with torch.no_grad():
+        sample = torch.cat([network.features(batch["image"]) for batch in data.training_images(40)])
+    assert torch.allclose(head.state_dict()["directions"], principal_directions(sample, 4), atol=1e-5)
+
+
+def test_what_it_cannot_serve_is_refused(tmp_path: Path, data: Any, patterns: Any) -> None:
+    headless = MetricLearner(**TINY | {"head": "none", "embedding_dim": 6})
+    with pytest.raises(InputError, match="head: linear"):
+        train(tmp_path, data, PrincipalHead(), model=headless)
+    with pytest.raises(InputError, match="training_images"):
+        train(tmp_path, patterns(), PrincipalHead())
+    with pytest.raises(InputError, match="7 exceeds the backbone's 6 features"):
+        train(tmp_path, data, PrincipalHead(), model=MetricLearner(**TINY | {"embedding_dim": 7}))
+    with pytest.raises(InputError, match="as many training images, not 5"):
+        principal_directions(torch.randn(5, 6), 6)
+    with pytest.raises(InputError, match=r"shape \(3, 6\) does not fit"):
+        MetricLearner(**TINY).network.adopt(torch.zeros(3, 6))
