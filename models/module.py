@@ -18,7 +18,7 @@ from models.metrics import gather_by_index, retrieval_metrics
 from models.mining import SemiHardMiner
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import Normalization
-from models.renorm import NARROW_RMAX, PAPER_DMAX
+from models.renorm import PAPER_DMAX, PAPER_RMAX
 from models.schedules import WarmupCosine
 from models.views import View, as_views
 
@@ -243,7 +243,7 @@ class MetricLearner(LightningModule):
             return [RandomState()]
         given = self.architecture.normalization_args
         schedule = RenormScheduleCallback(
-            rmax=replace(NARROW_RMAX, end=given.get("rmax", NARROW_RMAX.end)),
+            rmax=replace(PAPER_RMAX, end=given["rmax"]) if "rmax" in given else "narrowed",
             dmax=replace(PAPER_DMAX, end=given.get("dmax", PAPER_DMAX.end)),
             momentum=None if "momentum" in given else "falling",
         )

@@ -9,12 +9,12 @@ from lightning.pytorch.callbacks import Callback
 
 from models.errors import InputError
 from models.renorm import (
-    NARROW_RMAX,
     PAPER_DMAX,
     Ramp,
     RenormSchedule,
     average_statistics_across_ranks,
     falling_momentum,
+    narrowed_rmax,
 )
 from models.renorm.schedule import Unit
 
@@ -28,7 +28,7 @@ class RenormScheduleCallback(Callback):
     processes the running statistics of plain layers are averaged over them after each step.
 
     Args:
-        rmax: largest r over the run; by default the paper's schedule up to half its value, 1.5.
+        rmax: largest r over the run; "narrowed" as ``narrowed_rmax`` has it.
         dmax: largest absolute d over the run; the paper's by default.
         momentum: weight of a batch in the running statistics; "falling" as ``falling_momentum`` has it, None
             leaves the layers' own.
@@ -42,14 +42,14 @@ class RenormScheduleCallback(Callback):
 
     def __init__(
         self,
-        rmax: Ramp = NARROW_RMAX,
+        rmax: Ramp | Literal["narrowed"] = "narrowed",
         dmax: Ramp = PAPER_DMAX,
         momentum: Ramp | Literal["falling"] | None = "falling",
         unit: Unit = "fraction",
         log_layers: bool = True,
         average_across_ranks: bool = True,
     ) -> None:
-        self.rmax = rmax
+        self.rmax: Ramp | Literal["narrowed"] = rmax
         self.dmax = dmax
         self.momentum: Ramp | Literal["falling"] | None = momentum
         self.unit: Unit = unit
@@ -69,7 +69,7 @@ class RenormScheduleCallback(Callback):
             )
         self.schedule = RenormSchedule(
             pl_module,
-            rmax=self.rmax,
+            rmax=narrowed_rmax(total) if self.rmax == "narrowed" else self.rmax,
             dmax=self.dmax,
             momentum=falling_momentum(total, self.unit) if self.momentum == "falling" else self.momentum,
             unit=self.unit,

@@ -6,11 +6,10 @@ from .fold import fold_batch_renorm
 from .functional import batch_renorm
 from .fuse import fuse_batch_renorm
 from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
-from .schedule import NARROW_RMAX, PAPER_DMAX, PAPER_RMAX, Ramp, RenormSchedule, falling_momentum
+from .schedule import PAPER_DMAX, PAPER_RMAX, Ramp, RenormSchedule, falling_momentum, narrowed_rmax
 from .sync import SyncBatchRenorm, average_statistics_across_ranks
 
 __all__ = [
-    "NARROW_RMAX",
     "PAPER_DMAX",
     "PAPER_RMAX",
     "BatchRenorm",
@@ -28,5 +27,6 @@ __all__ = [
     "falling_momentum",
     "fold_batch_renorm",
     "fuse_batch_renorm",
+    "narrowed_rmax",
     "revert_to_batch_norm",
 ]

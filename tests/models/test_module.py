@@ -194,7 +194,7 @@ def test_renorms_momentum_falls_unless_it_was_given(tmp_path: Path, patterns: An
     assert seen[1] == pytest.approx(used)
 
 
-@pytest.mark.parametrize(("given", "ends"), [({}, (1.5, 5)), ({"rmax": 3}, (3, 5)), ({"dmax": 2}, (1.5, 2))])
+@pytest.mark.parametrize(("given", "ends"), [({}, (3, 5)), ({"rmax": 2}, (2, 5)), ({"dmax": 2}, (3, 2))])
 def test_renorms_limits_end_at_those_given(tmp_path: Path, patterns: Any, given, ends) -> None:
     model = MetricLearner(**TINY, normalization_args=given)
     layer = next(m for m in model.modules() if isinstance(m, BatchRenorm))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from models.callbacks.renorm import RenormScheduleCallback
 from models.errors import InputError
-from models.renorm import NARROW_RMAX, BatchRenorm1d, Ramp, RenormSchedule, falling_momentum
+from models.renorm import BatchRenorm1d, Ramp, RenormSchedule, falling_momentum, narrowed_rmax
 
 
 def test_the_papers_ramps() -> None:
@@ -27,9 +27,12 @@ def test_the_papers_ramps() -> None:
         assert float(layer.dmax) == pytest.approx(dmax, abs=1e-5)
 
 
-def test_the_narrow_limit_is_the_papers_schedule_to_half_its_value() -> None:
-    assert [NARROW_RMAX.at(time) for time in (0, 5 / 130, 40 / 130, 1)] == [1, 1, 1.5, 1.5]
-    assert RenormScheduleCallback().rmax == NARROW_RMAX
+@pytest.mark.parametrize(
+    ("steps", "end"), [(10, 3), (1000, 3), (1500, 2.25), (2000, 1.5), (float("inf"), 1.5)]
+)
+def test_long_runs_have_the_narrower_limit(steps: float, end: float) -> None:
+    ramp = narrowed_rmax(steps)
+    assert [ramp.at(time) for time in (0, 5 / 130, 40 / 130, 1)] == [1, 1, end, end]
 
 
 @given(
@@ -181,6 +184,17 @@ def test_the_falling_momentum_reaches_the_papers_within_500_steps_or_half_the_ru
 
 def test_the_falling_momentum_in_steps_needs_no_length() -> None:
     assert falling_momentum(float("inf"), "steps") == Ramp(0.1, 0.01, 0, 500)
+
+
+@pytest.mark.parametrize(("rmax", "now"), [("narrowed", 1.5), (Ramp(1, 2, 0, 1), 1.8)])
+def test_the_callback_narrows_r_unless_told_otherwise(rmax, now) -> None:
+    class Long:
+        estimated_stepping_batches = 5000
+        global_step = 4000
+
+    module = Module()
+    RenormScheduleCallback(rmax=rmax).on_train_start(Long(), module)
+    assert float(module.network[1].rmax) == pytest.approx(now)
 
 
 @pytest.mark.parametrize(("momentum", "used"), [("falling", 0.1), (None, 0.03), (Ramp(0.5, 0.1, 0, 1), 0.5)])
