@@ -28,8 +28,8 @@ class PrincipalHead(Callback):
         images: size of the sample, over all processes.
 
     Raises:
-        InputError: the head is not linear, the features are fewer than the embedding is long, there are fewer
-            training images than that, or the data module is another.
+        InputError: the head is not linear, the features are fewer than the embedding is long, or the data
+            module is another.
     """
 
     def __init__(self, images: int = 4096) -> None:
@@ -121,23 +121,19 @@ def principal_directions(features: Tensor, count: int) -> Tensor:
 
     Args:
         features: float (N, D).
-        count: how many, at most N and D.
+        count: how many, at most D.
 
     Returns:
-        (count, D), orthonormal rows; by randomized iteration (Halko et al. 2011), the same for the same
-        features.
-
-    Raises:
-        InputError: there are too few images.
+        (count, D), orthonormal rows, zeros beyond the N that so few images can have; by randomized
+        iteration (Halko et al. 2011), the same for the same features.
     """
     images, width = features.shape
-    if count > images:
-        raise InputError(f"PrincipalHead: embedding_dim {count} needs as many training images, not {images}")
     devices = [features.device] if features.is_cuda else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         _, _, directions = torch.svd_lowrank(features, q=min(count + 32, images, width), niter=4)
-    return directions[:, :count].T.contiguous()
+    found = directions[:, :count].T
+    return torch.cat([found, found.new_zeros(count - len(found), width)])
 
 
 def directions_in(checkpoint: Mapping[str, Any]) -> Tensor | None:
