@@ -66,6 +66,17 @@ class TrainingCLI(LightningCLI):
             self.after_fit()
             raise KeyboardInterrupt from None
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; LightningCLI warns of arguments that are given here and in sys.argv, so hide the latter.
+
+        Only here: the processes of a distributed run are started by it.
+        """
+        argv, sys.argv = sys.argv, sys.argv[:1]
+        try:
+            super().parse_arguments(parser, args)
+        finally:
+            sys.argv = argv
+
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: the config decides, as it does with ``--ckpt_path last``."""
 
@@ -172,8 +183,6 @@ def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -
     quieten()
     if not torch.cuda.is_available():
         keep_freed_memory()
-    # LightningCLI warns when arguments are given both here and in sys.argv; ours come from one place.
-    argv, sys.argv = sys.argv, sys.argv[:1]
     try:
         return TrainingCLI(arguments, callbacks)
     except ValueError as error:
@@ -185,5 +194,3 @@ def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -
         if ours is None:
             raise
         raise ours from error
-    finally:
-        sys.argv = argv

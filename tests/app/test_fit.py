@@ -87,6 +87,25 @@ def test_the_bundle_has_the_fitted_head(
     assert main([*options[:-1], "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
 
 
+def test_two_processes_train_one_model(fit_options: list[str], tmp_path: Path) -> None:
+    """Lightning starts the second one, with the command line of the first."""
+    several = [
+        "--config=configs/trainer/ddp.yaml",
+        "--trainer.devices=2",
+        "--model.init_args.normalization=sync_renorm",
+        "--model.init_args.embedding_dim=8",
+        "--data.init_args.classes_per_batch=2",
+        "--trainer.callbacks+=models.callbacks.principal_head.PrincipalHead",
+    ]
+    process = run_in_process([*fit_options, *several])
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    trained = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert trained["global_step"] == 6
+    assert trained["kindred"]["metrics"]["val/queries"] == 16
+    assert Bundle.load(tmp_path / "run" / "bundle", device="cpu").dim == 8
+
+
 def run_in_process(options: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "app", *options],
