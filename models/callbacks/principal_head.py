@@ -61,27 +61,8 @@ class PrincipalHead(Callback):
         if not trainer.sanity_checking and batch_idx == dataloader_idx == 0:
             self._fit(trainer, pl_module)
 
-    def on_test_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """As in validation."""
-        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
-
-    def on_predict_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """As in validation."""
-        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+    on_test_batch_start = on_validation_batch_start
+    on_predict_batch_start = on_validation_batch_start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit where this epoch had no validation."""
