@@ -29,7 +29,8 @@ def draw_curves(experiment: Experiment, records: Iterable[dict[str, Any]], path:
         curves.setdefault(record["arm"], []).append(record["curve"])
     measure = next((key for runs in curves.values() for key in runs[0][0] if key != "step"), "accuracy")
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 4.6), layout="constrained")
+        # High enough for the legend, a line for each arm.
+        figure = Figure(figsize=(9, max(4.6, 0.2 * len(curves))), layout="constrained")
         axes = figure.subplots()
         for number, arm in enumerate(a for a in experiment.arms if a in curves):
             length = min(map(len, curves[arm]))
