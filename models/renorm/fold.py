@@ -1,7 +1,9 @@
 """Fold Batch Renormalization into the layer before it: inference without normalization."""
 
 import copy
-from typing import cast
+import threading
+from collections.abc import Callable
+from typing import Any, cast
 
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -11,8 +13,31 @@ from .layer import BatchRenorm
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
+# torch.fx replaces nn.Module.__call__ for the whole process while it traces.
+_tracing = threading.RLock()
+
+
 class RenormTracer(fx.Tracer):
-    """Takes Batch Renormalization as one operation, as it does torch's own layers."""
+    """Takes Batch Renormalization as one operation, as it does torch's own layers.
+
+    Other threads may run networks meanwhile, as a server does while it loads another model.
+    """
+
+    def trace(
+        self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
+    ) -> fx.Graph:
+        """One trace at a time: of two that overlap, the one that ends last would leave its patch behind."""
+        with _tracing:
+            self._thread = threading.get_ident()
+            return super().trace(root, concrete_args)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record a call of this thread; let others' through."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a call of the module is one operation."""

@@ -1,10 +1,11 @@
 """Averages of weights take the deviation, and inference can do without the layer."""
 
 import copy
+import threading
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.renorm import (
@@ -93,3 +94,26 @@ def test_folding_into_other_convolutions() -> None:
         folded = fold_batch_renorm(network)
         assert len(list(folded.children())) == 1
         torch.testing.assert_close(folded(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_folding_leaves_the_networks_of_other_threads_alone() -> None:
+    """torch.fx patches every module's call while it traces; a server embeds while it loads another model."""
+    served, image = nn.Sequential(nn.Linear(3, 4), BatchRenorm1d(4)).eval(), torch.randn(2, 3)
+    answers: list[Tensor] = []
+
+    class Traced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(3, 3), BatchRenorm1d(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            request = threading.Thread(target=lambda: answers.append(served(image)))
+            request.start()
+            request.join()
+            return self.layers(x)
+
+    network = Traced().eval()
+    folded = fold_batch_renorm(network)
+    assert torch.allclose(folded(image), network.layers(image), atol=1e-6)
+    assert len(answers) == 1
+    assert torch.equal(answers[0], served(image))
