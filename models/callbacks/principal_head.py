@@ -18,22 +18,27 @@ class PrincipalHead(Callback):
 
     A loss on training classes makes its last layer forget what only other classes need; the features before
     it still hold that (Chen et al., SimCLR, ICML 2020, section 4.2, of a head that is thrown away after
-    training). The features of a sample of training images are projected on their first ``embedding_dim``
-    principal directions (not centred, not whitened: cosines stay close to those of the features). Training
-    goes on with its own head. Validation, checkpoints and bundles have the fitted one.
+    training). The features of a sample of training images, and beside them what the trained head makes of
+    them, are projected on their first ``embedding_dim`` principal directions (not centred, not whitened:
+    cosines stay close to those before). Training goes on with its own head. Validation, checkpoints and
+    bundles have the fitted one.
 
     Needs a data module with ``training_images``, as ImageDataModule has, and a linear head.
 
     Args:
         images: size of the sample, over all processes.
+        trained: share of the trained head, without its bias, in the mean square of what is projected: 0
+            leaves the features alone, 1 the trained head.
 
     Raises:
-        InputError: the head is not linear, the features are fewer than the embedding is long, or the data
-            module is another.
+        InputError: the head is not linear, the features are fewer than the embedding is long, the share is
+            none, or the data module is another.
     """
 
-    def __init__(self, images: int = 4096) -> None:
-        self.images = images
+    def __init__(self, images: int = 4096, trained: float = 0.5) -> None:
+        if not 0 <= trained <= 1:
+            raise InputError(f"PrincipalHead: trained is a share between 0 and 1, not {trained}")
+        self.images, self.trained = images, trained
         self.directions: Tensor | None = None
         self._loader: Any = None
         self._fitted_at: int | None = None
@@ -90,7 +95,7 @@ class PrincipalHead(Callback):
                     network.features(batch["image"].to(pl_module.device)).float() for batch in self._loader
                 ]
             everyone = gather_rows(torch.cat(found))
-            self.directions = principal_directions(everyone, head.out_features).cpu()
+            self.directions = fitted_projection(everyone, head.weight.float(), self.trained).cpu()
             network.projection = self.directions.to(head.weight)
         for part, training in modes:
             part.training = training
@@ -115,6 +120,30 @@ def principal_directions(features: Tensor, count: int) -> Tensor:
         _, _, directions = torch.svd_lowrank(features, q=min(count + 32, images, width), niter=4)
     found = directions[:, :count].T
     return torch.cat([found, found.new_zeros(count - len(found), width)])
+
+
+def fitted_projection(features: Tensor, head: Tensor, trained: float) -> Tensor:
+    """Principal components of features and of what a trained head makes of them, as one projection.
+
+    Args:
+        features: float (N, D).
+        head: the head's weight, (count, D).
+        trained: the head's share in the mean square, in [0, 1].
+
+    Returns:
+        (count, D); applied to ``features`` it gives the first ``count`` principal components of (N, D +
+        count), features and head outputs side by side.
+    """
+    found = features @ head.T
+    of_head = (trained / _mean_square(found)) ** 0.5
+    of_features = ((1 - trained) / _mean_square(features)) ** 0.5
+    beside = torch.cat([of_features * features, of_head * found], dim=1)
+    on_features, on_head = principal_directions(beside, len(head)).split([features.shape[1], len(head)], 1)
+    return of_features * on_features + of_head * on_head @ head
+
+
+def _mean_square(vectors: Tensor) -> float:
+    return max(float(vectors.square().sum(1).mean()), torch.finfo(torch.float32).tiny)
 
 
 def directions_in(checkpoint: Mapping[str, Any]) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from models.callbacks.averaging import MovingAverage
-from models.callbacks.principal_head import PrincipalHead, principal_directions
+from models.callbacks.principal_head import PrincipalHead, fitted_projection, principal_directions
 from models.errors import InputError
 from models.module import MetricLearner
 
@@ -63,6 +63,30 @@ def test_fewer_images_than_directions_leave_zeros() -> None:
     assert torch.allclose(found @ found.T, torch.diag(torch.tensor([1.0, 1, 1, 0, 0])), atol=1e-5)
 
 
+@given(share=st.floats(0.01, 0.99), width=st.integers(1, 12), seed=st.integers(0, 99))
+def test_inner_products_are_those_of_features_and_head_outputs_weighed(share, width, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(30, width, generator=generator, dtype=torch.float64)
+    head = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    expected = torch.zeros(30, 30, dtype=torch.float64)
+    for weight, part in ((1 - share, features), (share, features @ head.T)):
+        expected += weight * part @ part.T / part.square().sum(1).mean()
+    found = features @ fitted_projection(features, head, share).T
+    assert torch.allclose(found @ found.T, expected, atol=1e-6)
+
+
+def test_shares_of_nothing_and_of_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, head = torch.randn(50, 9, generator=generator), torch.randn(4, 9, generator=generator)
+    alone = features @ fitted_projection(features, head, 0).T
+    first = features @ principal_directions(features, 4).T
+    trained = features @ fitted_projection(features, head, 1).T
+    for found, expected in ((alone, first), (trained, features @ head.T)):
+        found, expected = normalize(found), normalize(expected)
+        assert torch.allclose(found @ found.T, expected @ expected.T, atol=1e-5)
+    assert fitted_projection(torch.zeros(5, 9), head, 0.5).isfinite().all()
+
+
 @pytest.mark.parametrize("average_first", [True, False])
 def test_validation_has_the_fitted_head_over_the_averaged_weights(
     tmp_path: Path, data: Any, average_first: bool
@@ -75,9 +99,10 @@ def test_validation_has_the_fitted_head_over_the_averaged_weights(
     with torch.no_grad():
         sample = torch.cat([network.features(batch["image"]) for batch in data.training_images(40)])
         images = torch.cat([batch["image"] for batch in data.val_dataloader()])
+        projection = fitted_projection(sample, network.head.weight, 0.5)
         expected = 0
         for view in (images, *(view(images) for view in model.architecture.views)):
-            expected = expected + normalize(linear(network.features(view), principal_directions(sample, 4)))
+            expected = expected + normalize(linear(network.features(view), projection))
     assert model.validated is not None
     assert torch.allclose(model.validated[0], normalize(expected), atol=1e-4)
     assert torch.equal(head.state_dict()["directions"], network.projection)
@@ -91,17 +116,20 @@ def test_training_does_not_notice(tmp_path: Path, data: Any) -> None:
 
 
 def test_without_validation_it_is_fitted_after_the_epoch(tmp_path: Path, data: Any) -> None:
-    head = PrincipalHead(images=40)
+    head = PrincipalHead(images=40, trained=0)
     network = train(tmp_path, data, head, limit_val_batches=0).network.eval()
     with torch.no_grad():
         sample = torch.cat([network.features(batch["image"]) for batch in data.training_images(40)])
-    assert torch.allclose(head.state_dict()["directions"], principal_directions(sample, 4), atol=1e-5)
+    found, expected = head.state_dict()["directions"], principal_directions(sample, 4)
+    assert torch.allclose(normalize(found), normalize(expected), atol=1e-5)
 
 
 def test_what_it_cannot_serve_is_refused(tmp_path: Path, data: Any, patterns: Any) -> None:
     headless = MetricLearner(**TINY | {"head": "none", "embedding_dim": 6})
     with pytest.raises(InputError, match="head: linear"):
         train(tmp_path, data, PrincipalHead(), model=headless)
+    with pytest.raises(InputError, match=r"share between 0 and 1, not 1\.5"):
+        PrincipalHead(trained=1.5)
     with pytest.raises(InputError, match="training_images"):
         train(tmp_path, patterns(), PrincipalHead())
     with pytest.raises(InputError, match="7 exceeds the backbone's 6 features"):
