@@ -55,6 +55,7 @@ class ImageDataModule(LightningDataModule):
         small_classes: What becomes of classes with fewer than K images.
         group_by: Column of the table that says which classes are confusable, such as "coarse" or
             "alphabet"; classes of a group then come one after another.
+        group_from_epoch: Until this epoch classes come in any order.
         regroup: Whether groups of classes change during training (the hard-class curriculum sets them).
         augmentation: A preset (none, characters, products, faces) or a list of torchvision v2 transforms.
         rotations_as_classes: Whether training images turned by 90°, 180° and 270° form new classes.
@@ -84,6 +85,7 @@ class ImageDataModule(LightningDataModule):
         batches_per_epoch: int | None = None,
         small_classes: SmallClasses = "repeat",
         group_by: str | None = None,
+        group_from_epoch: int = 0,
         regroup: bool = False,
         augmentation: Preset | list[nn.Module] = "none",
         rotations_as_classes: bool = False,
@@ -100,7 +102,7 @@ class ImageDataModule(LightningDataModule):
         self.split_settings = SplitSettings(split, val_fraction, test_fraction, split_seed, folds, fold)
         self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
         self.batches_per_epoch, self.small_classes = batches_per_epoch, small_classes
-        self.group_by, self.regroup = group_by, regroup
+        self.group_by, self.group_from_epoch, self.regroup = group_by, group_from_epoch, regroup
         self.rotations_as_classes, self.eval_batch_size = rotations_as_classes, eval_batch_size
         cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
         self.num_workers = min(8, (cores or 1) - 1) if num_workers is None else num_workers
@@ -179,6 +181,7 @@ class ImageDataModule(LightningDataModule):
             self.seed,
             small_classes=self.small_classes,
             groups=self._groups(),
+            group_from_epoch=self.group_from_epoch,
             regroup=self.regroup,
             rank=rank,
             world_size=world_size,

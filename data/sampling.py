@@ -43,6 +43,7 @@ class PKBatchSampler(Sampler[list[int]]):
             batch, "skip" the class, or "error".
         groups: Group of each class, one integer for each of 0 … max(labels). Classes of a group are
             visited one after another, so that confusable classes meet in a batch.
+        group_from_epoch: Passes over the classes that begin before this epoch are not grouped.
         regroup: Whether :meth:`set_groups` will be called during the run; each epoch then starts its own pass
             over the classes, since a pass under changed groups could not be continued.
         rank: Of this process.
@@ -63,6 +64,7 @@ class PKBatchSampler(Sampler[list[int]]):
         *,
         small_classes: SmallClasses = "repeat",
         groups: ArrayLike | None = None,
+        group_from_epoch: int = 0,
         regroup: bool = False,
         rank: int = 0,
         world_size: int = 1,
@@ -82,7 +84,7 @@ class PKBatchSampler(Sampler[list[int]]):
         self._classes = _eligible(self._counts, samples_per_class, small_classes, class_names)
         self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.regroup, self.epoch = regroup, 0
+        self.group_from_epoch, self.regroup, self.epoch = group_from_epoch, regroup, 0
         self._groups = None if groups is None else np.asarray(groups, dtype=np.int64)
         if self._groups is not None and len(self._groups) < len(counts):
             raise InputError(
@@ -188,11 +190,19 @@ class PKBatchSampler(Sampler[list[int]]):
     def _shuffled(self, stream: int, index: int) -> NDArray[np.int64]:
         rng = np.random.default_rng((self.seed, _CLASSES, stream, index))
         order = rng.permutation(len(self._classes))
-        if self._groups is None:
+        if self._groups is None or self._epoch_of(stream, index) < self.group_from_epoch:
             return order
         of_class = self._groups[self._classes[order]]
         _, group = np.unique(of_class, return_inverse=True)
         return order[np.argsort(rng.permutation(group.max() + 1)[group], kind="stable")]
+
+    def _epoch_of(self, stream: int, index: int) -> int:
+        """The epoch in which the index-th pass over the classes begins."""
+        if self.regroup:
+            return stream - 1
+        return (
+            index * len(self._classes) // (self.classes_per_batch * self.world_size * self.batches_per_epoch)
+        )
 
     def _images(
         self, classes: NDArray[np.int64], visits: NDArray[np.int64], stream: int

@@ -4,8 +4,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -30,6 +32,13 @@ def _logs_reach_caplog() -> None:
     for name in ("kindred", "uvicorn"):
         logging.getLogger(name).propagate = True
         logging.getLogger(name).handlers = []
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_restored() -> Iterator[None]:
+    """A distributed run leaves LOCAL_RANK there, with which a later one would wait for others forever."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

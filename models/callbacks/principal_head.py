@@ -35,7 +35,7 @@ class PrincipalHead(Callback):
             none, or the data module is another.
     """
 
-    def __init__(self, images: int = 4096, trained: float = 0.5) -> None:
+    def __init__(self, images: int = 4096, trained: float = 0.25) -> None:
         if not 0 <= trained <= 1:
             raise InputError(f"PrincipalHead: trained is a share between 0 and 1, not {trained}")
         self.images, self.trained = images, trained
@@ -138,8 +138,9 @@ def fitted_projection(features: Tensor, head: Tensor, trained: float) -> Tensor:
     of_head = (trained / _mean_square(found)) ** 0.5
     of_features = ((1 - trained) / _mean_square(features)) ** 0.5
     beside = torch.cat([of_features * features, of_head * found], dim=1)
-    on_features, on_head = principal_directions(beside, len(head)).split([features.shape[1], len(head)], 1)
-    return of_features * on_features + of_head * on_head @ head
+    directions, width = principal_directions(beside, len(head)), features.shape[1]
+    projection: Tensor = of_features * directions[:, :width] + of_head * directions[:, width:] @ head
+    return projection
 
 
 def _mean_square(vectors: Tensor) -> float:

@@ -140,6 +140,26 @@ def test_groups_come_together() -> None:
         PKBatchSampler(labels, 8, 2, groups=[0, 1, 2])
 
 
+@pytest.mark.parametrize("batches", [3, 4, 5])
+@pytest.mark.parametrize("regroup", [False, True])
+def test_grouped_from_an_epoch_on(batches: int, regroup: bool) -> None:
+    labels, groups = np.repeat(np.arange(32), 4), np.arange(32) // 4
+    plain = PKBatchSampler(labels, 8, 2, batches, regroup=regroup)
+    later = PKBatchSampler(labels, 8, 2, batches, groups=groups, group_from_epoch=3, regroup=regroup)
+    number = batches * 3
+    for at in range(number):
+        epoch, batch = divmod(at, batches)
+        assert np.array_equal(later.batch(epoch, batch), plain.batch(epoch, batch))
+    # The first pass that begins in epoch 3 or later; a pass is four batches, or what is left of an epoch.
+    first = number if regroup else -(-number // 4) * 4
+    for at in range(first, first + 8):
+        epoch, batch = divmod(at, batches)
+        if not regroup or batch < 4:
+            classes = labels[later.batch(epoch, batch)]
+            assert len(set(groups[classes].tolist())) == 2
+            assert len(set(classes.tolist())) == 8
+
+
 def test_groups_that_change_resume() -> None:
     labels = labels_of([2] * 32)
     sampler = PKBatchSampler(labels, 8, 2, 3, regroup=True)
