@@ -1,4 +1,4 @@
-"""Embed by principal components of the backbone's features, instead of by the layer the loss has shaped."""
+"""Embed by principal components of the backbone's features and of the trained head's outputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,8 +31,8 @@ class PrincipalHead(Callback):
             leaves the features alone, 1 the trained head.
 
     Raises:
-        InputError: the head is not linear, the features are fewer than the embedding is long, the share is
-            none, or the data module is another.
+        InputError: the head is not linear, the features are fewer than the embedding is long, ``trained``
+            is no share, or the data module is another.
     """
 
     def __init__(self, images: int = 4096, trained: float = 0.25) -> None:
@@ -75,7 +75,7 @@ class PrincipalHead(Callback):
             self._fit(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The latest directions, (embedding_dim, features)."""
+        """The latest projection, (embedding_dim, features)."""
         return {"directions": self.directions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
