@@ -122,10 +122,12 @@ class HardClassCurriculum(Callback):
         sums: torch.Tensor | None = None
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
+        # Views refine an embedding at as much again each: too much for a mean over images.
+        embed = getattr(module, "single_view", module)
         with torch.no_grad():
             for start in range(0, len(chosen), self.batch_size):
                 images, kept = _images(dataset, chosen[start : start + self.batch_size])
-                embedded = module(images.to(module.device)).float().cpu()
+                embedded = embed(images.to(module.device)).float().cpu()
                 if sums is None:
                     sums = torch.zeros(int(dataset.labels.max()) + 1, embedded.shape[1])
                 sums.index_add_(0, kept, embedded)

@@ -90,6 +90,10 @@ class PKBatchSampler(Sampler[list[int]]):
             raise InputError(
                 f"sampler: {len(self._groups)} groups for {len(counts)} classes; give one for each"
             )
+        if group_from_epoch and self._groups is None and not regroup:
+            raise InputError(
+                "sampler: group_from_epoch without groups has no effect; set group_by or regroup"
+            )
         total = classes_per_batch * world_size
         if len(self._classes) < total:
             raise InputError(

@@ -136,6 +136,10 @@ class MetricLearner(LightningModule):
         embeddings: Tensor = self.network(images)
         return embeddings
 
+    def single_view(self, images: Tensor) -> Tensor:
+        """The same by the trained head and without views, as in training."""
+        return self.network.single_view(images)
+
     def compute_loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss over the global batch, in float32 (or wider) even under autocast.
 

@@ -41,6 +41,17 @@ class Probe(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class ProbeWithViews(Probe):
+    """Its evaluation would cost more than an image's own embedding."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert self.training
+        return super().forward(images)
+
+    def single_view(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)
+
+
 class SaveEveryBatch(lightning.Callback):
     """What a kill leaves behind: the checkpoint of the last finished batch, whatever workers prefetched."""
 
@@ -131,11 +142,12 @@ def test_resuming_on_another_split_is_refused(module: Callable[..., ImageDataMod
         again.fit(Probe(), module(split_seed=1), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
 
 
+@pytest.mark.parametrize("kind", [Probe, ProbeWithViews])
 def test_the_curriculum_groups_similar_classes(
-    module: Callable[..., ImageDataModule], tmp_path: Path
+    module: Callable[..., ImageDataModule], tmp_path: Path, kind: type[Probe]
 ) -> None:
     curriculum = HardClassCurriculum(group_size=2, start_epoch=1, images_per_class=2)
-    data, probe = module(regroup=True), Probe()
+    data, probe = module(regroup=True), kind()
     trainer(tmp_path, max_epochs=2, callbacks=[curriculum, InputTiming()]).fit(probe, data)
     assert data._train_loader is not None
     state = data._train_loader.state_dict()

@@ -138,6 +138,8 @@ def test_groups_come_together() -> None:
     assert len({tuple(sorted(set(groups[batch].tolist()))) for batch in visited}) > 4
     with pytest.raises(InputError, match="3 groups for 32 classes"):
         PKBatchSampler(labels, 8, 2, groups=[0, 1, 2])
+    with pytest.raises(InputError, match="set group_by or regroup"):
+        PKBatchSampler(labels, 8, 2, group_from_epoch=1)
 
 
 @pytest.mark.parametrize("batches", [3, 4, 5])
