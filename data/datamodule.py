@@ -55,7 +55,7 @@ class ImageDataModule(LightningDataModule):
         small_classes: What becomes of classes with fewer than K images.
         group_by: Column of the table that says which classes are confusable, such as "coarse" or
             "alphabet"; classes of a group then come one after another.
-        group_from_epoch: Until this epoch classes come in any order.
+        group_from_epoch: Until this epoch classes come in any order; needs ``group_by`` or ``regroup``.
         regroup: Whether groups of classes change during training (the hard-class curriculum sets them).
         augmentation: A preset (none, characters, products, faces) or a list of torchvision v2 transforms.
         rotations_as_classes: Whether training images turned by 90°, 180° and 270° form new classes.

@@ -122,7 +122,7 @@ class HardClassCurriculum(Callback):
         sums: torch.Tensor | None = None
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
-        # Views refine an embedding at as much again each: too much for a mean over images.
+        # Each view would cost as much again, for embeddings of which only the mean is taken.
         embed = getattr(module, "single_view", module)
         with torch.no_grad():
             for start in range(0, len(chosen), self.batch_size):

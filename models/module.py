@@ -137,7 +137,7 @@ class MetricLearner(LightningModule):
         return embeddings
 
     def single_view(self, images: Tensor) -> Tensor:
-        """The same by the trained head and without views, as in training."""
+        """Embed images (B, C, H, W) as in training, (B, embedding_dim): no views, the trained head."""
         return self.network.single_view(images)
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
