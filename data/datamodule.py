@@ -3,6 +3,7 @@
 import logging
 import os
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -68,7 +69,8 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: str | Source = "glyphs",
+        # Without Path, jsonargparse would take the text of a file of that name in its place.
+        source: str | Path | Source = "glyphs",
         image_size: int = 64,
         mode: Literal["RGB", "L"] = "RGB",
         fit: Fit = "crop",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from app.cli import main
 from app.export import bundle_from_checkpoint
@@ -194,6 +195,19 @@ def test_one_class_is_refused(
     only.mkdir()
     (image_folder / "ring").rename(only / "ring")
     assert "class" in error_of(capsys, [*fit_options, f"--data.init_args.source={only}"])
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet", "images.zip"])
+def test_a_file_as_source_is_named_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Its text would pass for a YAML value."""
+    source = tmp_path / name
+    source.write_text("path,label\na.png,a\n")
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config=configs/folder.yaml", f"--data.init_args.source={source}", "--print_config"])
+    assert end.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["source"] == str(source)
 
 
 def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
