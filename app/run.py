@@ -84,14 +84,7 @@ class RunFolder:
         """
         callbacks: list[lightning.Callback] = [LastCheckpoint(self.last, save_seconds)]
         if monitor is not None:
-            best = ModelCheckpoint(
-                dirpath=self.best.parent,
-                filename=self.best.stem,
-                monitor=monitor,
-                mode="max",
-                enable_version_counter=False,
-            )
-            callbacks.append(best)
+            callbacks.append(BestCheckpoint(self.best, monitor))
         return callbacks
 
     def write_bundle(self) -> Path | None:
@@ -100,6 +93,45 @@ class RunFolder:
             if checkpoint.is_file():
                 return bundle_from_checkpoint(checkpoint, trust_code=True).save(self.bundle)
         return None
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the checkpoint with the best validation figure, the weights before the first step among them.
+
+    Args:
+        path: The file.
+        monitor: The figure; higher is better.
+
+    Attributes:
+        before: All validation figures before the first step; empty where nothing was validated.
+    """
+
+    def __init__(self, path: Path, monitor: str) -> None:
+        super().__init__(
+            dirpath=path.parent, filename=path.stem, monitor=monitor, mode="max", enable_version_counter=False
+        )
+        self.before: dict[str, float] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Validate a fresh run before its first step, as Lightning does between two steps."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step:
+            return
+        self._last_global_step_saved = -1  # else it would not save before the first step
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+        figures = trainer.callback_metrics.items()
+        self.before = {name: float(value) for name, value in figures if name.startswith("val/")}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, with the figures before the first step."""
+        return {**super().state_dict(), "before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with those of a checkpoint."""
+        self.before = dict(state_dict.pop("before", {}))
+        super().load_state_dict(state_dict)
 
 
 class LastCheckpoint(Checkpoint):

@@ -52,7 +52,7 @@ class ImageDataModule(LightningDataModule):
         fold: Which fold is tested, from 0.
         classes_per_batch: P, classes in a training batch of each process.
         samples_per_class: K, images of each class in a training batch.
-        batches_per_epoch: By default as many as visit every class once.
+        batches_per_epoch: By default as many as make a pass over the training images.
         small_classes: What becomes of classes with fewer than K images.
         group_by: Column of the table that says which classes are confusable, such as "coarse" or
             "alphabet"; classes of a group then come one after another.

@@ -37,7 +37,8 @@ class PKBatchSampler(Sampler[list[int]]):
         labels: Class of each image, N integers.
         classes_per_batch: P, classes in a batch of one process.
         samples_per_class: K, images of each class; at least 2, or there are no positive pairs.
-        batches_per_epoch: By default as many as visit every class once.
+        batches_per_epoch: By default an epoch is a pass over the images: their number divided by the images of
+            a batch (of all processes), rounded up.
         seed: Of every choice.
         small_classes: What becomes of classes with fewer than K images: "repeat" their images within the
             batch, "skip" the class, or "error".
@@ -100,7 +101,8 @@ class PKBatchSampler(Sampler[list[int]]):
                 f"sampler: batches of {total} classes from {len(self._classes)} usable ones; "
                 "lower classes_per_batch or add classes"
             )
-        self.batches_per_epoch = batches_per_epoch or math.ceil(len(self._classes) / total)
+        images = int(self._counts[self._classes].sum())
+        self.batches_per_epoch = batches_per_epoch or math.ceil(images / (total * samples_per_class))
         self._passes: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._block: tuple[tuple[int, int], NDArray[np.int64]] | None = None
 

@@ -17,7 +17,7 @@ from models.losses import FaceNetTripletLoss, ResumableMemory, build, embedding_
 from models.metrics import gather_by_index, retrieval_metrics
 from models.mining import SemiHardMiner
 from models.network import Architecture, EmbeddingNetwork
-from models.normalization import Normalization
+from models.normalization import Normalization, freeze_layers
 from models.renorm import PAPER_DMAX, PAPER_RMAX
 from models.schedules import WarmupCosine
 from models.views import View, as_views
@@ -55,7 +55,12 @@ class MetricLearner(LightningModule):
             losses and none for others.
         memory_size: Embeddings of earlier batches that the loss also sees (cross-batch memory); 0 for none.
         gather: Let triplets span the processes of a distributed run.
-        optimizer: Called with the parameters.
+        optimizer: Called with the parameters, in groups where they have learning rates of their own.
+        backbone_lr: Peak learning rate of the backbone; by default the optimizer's, which is the head's too.
+        proxy_lr: Peak learning rate of the loss's own parameters (proxies, class weights); likewise.
+        freeze_backbone_steps: In the first so many steps only head and proxies train.
+        frozen_layers: Parts of the backbone that do not train at all, for example [conv_stem, blocks.0]: the
+            first layers are the most expensive ones and the most general.
         scheduler: Called with the optimizer, stepped after every optimizer step; by default a warm-up over
             the first 5% of the run, then a cosine down to 1% of the learning rate.
         ks: Depths k of the validation's recall@k.
@@ -86,6 +91,10 @@ class MetricLearner(LightningModule):
         memory_size: int = 0,
         gather: bool = True,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-4),
+        backbone_lr: float | None = None,
+        proxy_lr: float | None = None,
+        freeze_backbone_steps: int = 0,
+        frozen_layers: list[str] | None = None,
         scheduler: LRSchedulerCallable = WarmupCosine,
         ks: list[int] | None = None,
     ) -> None:
@@ -117,6 +126,9 @@ class MetricLearner(LightningModule):
         self.num_classes = num_classes
         self.gather = gather
         self.make_optimizer = optimizer
+        self.backbone_lr, self.proxy_lr = backbone_lr, proxy_lr
+        self.freeze_backbone_steps = freeze_backbone_steps
+        freeze_layers(self.network.backbone, frozen_layers or ())
         self.make_scheduler = scheduler
         self.ks = tuple(ks or (1, 2, 4, 8))
         sizes = {"num_classes": num_classes, "embedding_size": embedding_dim}
@@ -255,7 +267,7 @@ class MetricLearner(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer over all parameters that train (a loss's proxies included), and the schedule in steps."""
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer(self._parameter_groups())
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             steps = self.trainer.estimated_stepping_batches
@@ -265,6 +277,28 @@ class MetricLearner(LightningModule):
                 )
             scheduler.set_total_steps(int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _parameter_groups(self) -> Any:
+        """The parameters that train, in groups where backbone or proxies have a learning rate of their own."""
+        if self.backbone_lr is None and self.proxy_lr is None:
+            return [p for p in self.parameters() if p.requires_grad]
+        loss = [p for p in self.loss.parameters() if p.requires_grad]
+        backbone = [p for p in self.network.backbone.parameters() if p.requires_grad]
+        apart = {id(p) for p in (*loss, *backbone)}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
+        groups = [(backbone, self.backbone_lr), (rest, None), (loss, self.proxy_lr)]
+        return [
+            {"params": parameters} | ({} if rate is None else {"lr": rate})
+            for parameters, rate in groups
+            if parameters
+        ]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the backbone as it is in the first steps: the optimizer passes over what has no gradient."""
+        del optimizer
+        if self.global_step < self.freeze_backbone_steps:
+            for parameter in self.network.backbone.parameters():
+                parameter.grad = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add, under "kindred", all that a bundle needs besides the weights, as plain JSON values."""

@@ -1,6 +1,6 @@
 """One word picks the normalization of a whole network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import gcd
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from models.errors import InputError
 from models.normalization_timm import take_activations_out
 from models.normalization_virtual import VirtualBatchNorm
-from models.renorm import convert_to_batch_renorm
+from models.renorm import BatchRenorm, convert_to_batch_renorm
 
 Normalization = Literal[
     "renorm",
@@ -98,6 +98,28 @@ def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | N
         return _convert(network, kind, arguments)
     except (TypeError, ValueError) as error:
         raise InputError(f"normalization {kind} with {arguments}: {error}") from error
+
+
+def freeze_layers(backbone: nn.Module, parts: Sequence[str]) -> None:
+    """Take parts of a backbone out of the training, in place: parameters, and renorm's statistics.
+
+    Args:
+        backbone: the network.
+        parts: names of modules in it, such as "blocks.1".
+
+    Raises:
+        InputError: a name is none of its modules.
+    """
+    for name in parts:
+        try:
+            part = backbone.get_submodule(name)
+        except AttributeError as error:
+            known = ", ".join(child for child, _ in backbone.named_children())
+            raise InputError(f"frozen_layers: {name!r} is no part of the backbone ({known})") from error
+        part.requires_grad_(False)
+        for module in part.modules():
+            if isinstance(module, BatchRenorm):
+                module.frozen = True
 
 
 def _convert(network: nn.Module, kind: str, args: dict[str, Any]) -> nn.Module:
