@@ -1,5 +1,6 @@
 """``kindred fit | validate | test | predict``: LightningCLI with our run folder, checkpoints and bundle."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -7,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse.typing import Path_fr
 from lightning.pytorch.callbacks import Callback, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from app.memory import keep_freed_memory
+from app.outcome import show_outcome
 from app.quiet import quieten
+from app.recipes import choose_recipe, chosen_recipe, with_recipe
 from app.run import RunFolder
 from data.datamodule import ImageDataModule
 from data.timing import InputTiming
@@ -44,7 +49,7 @@ class TrainingCLI(LightningCLI):
     """Everything in YAML, everything overridable on the command line."""
 
     def __init__(self, arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> None:
-        self.extra_callbacks = list(callbacks)
+        self.arguments, self.extra_callbacks = list(arguments), list(callbacks)
         try:
             super().__init__(
                 MetricLearner,
@@ -81,9 +86,13 @@ class TrainingCLI(LightningCLI):
         """Take no settings from a checkpoint: the config decides, as it does with ``--ckpt_path last``."""
 
     def after_fit(self) -> None:
-        """Write the bundle and say where it is."""
-        if self.trainer.is_global_zero and (bundle := self.run.write_bundle()) is not None:
-            Console().print(f"bundle written to {bundle}; checkpoints and logs are beside it")
+        """Write the bundle, say where it is, and what training was good for."""
+        if not self.trainer.is_global_zero or (bundle := self.run.write_bundle()) is None:
+            return
+        console = Console()
+        if self.trainer.state.status == TrainerStatus.FINISHED and self.options.compare:
+            show_outcome(self.run, bundle, self.datamodule, console)
+        console.print(f"bundle written to {self.run.bundle}; checkpoints and logs are beside it")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder, and what the model takes from the data."""
@@ -109,6 +118,26 @@ class TrainingCLI(LightningCLI):
             default=60.0,
             help="Time between two writes of checkpoints/last.ckpt.",
         )
+        parser.add_argument(
+            "--recipes",
+            type=list[Path_fr] | None,
+            default=None,
+            help="Configs to choose from: each is tried for a part of its steps, and the one with the best "
+            "validation figure is trained.",
+        )
+        parser.add_argument(
+            "--trial_share",
+            type=float,
+            default=0.15,
+            help="Share of its steps for which a recipe is tried.",
+        )
+        parser.add_argument(
+            "--compare",
+            type=bool,
+            default=True,
+            help="End with a table on the validation classes: raw pixels, colour histogram, before training, "
+            "best.",
+        )
         parser.link_arguments("run", "trainer.default_root_dir", compute_fn=str)
         for target, source in (("in_channels", _channels), ("num_classes", _num_classes)):
             parser.link_arguments(
@@ -123,6 +152,8 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint to resume from before anything slow happens."""
         self.run = RunFolder(Path(self.options.run))
+        if self.subcommand == "fit" and self.options.recipes:
+            self._take_recipe()
         if self.options.monitor and self.options.monitor.startswith("test"):
             raise InputError(
                 f"monitor {self.options.monitor!r}: choosing a checkpoint by test figures is a leak"
@@ -136,6 +167,30 @@ class TrainingCLI(LightningCLI):
                 self.run.refuse_to_mix()
         elif self.run.best.is_file():
             self.options.ckpt_path = str(self.run.best)
+
+    def _take_recipe(self) -> None:
+        """Parse anew with the recipe that this run has chosen, or that its trials choose now."""
+        goes_on = self.options.ckpt_path is not None or rank_zero_only.rank > 0
+        if not goes_on and not self.options.overwrite:
+            self.run.refuse_to_mix()
+        recipe = chosen_recipe(self.run.path) if goes_on else None
+        if recipe is None:
+            if rank_zero_only.rank > 0 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise InputError(
+                    "recipes are tried on one process: start there, or name one with --config RECIPE "
+                    "--recipes null"
+                )
+            recipe = choose_recipe(
+                self.arguments,
+                [str(path) for path in self.options.recipes],
+                self.options.trial_share,
+                self.run.path,
+                lambda arguments: int(self.parser.parse_args(arguments).fit.trainer.max_steps),
+                lambda arguments: TrainingCLI(arguments).trainer,
+            )
+        self.parse_arguments(self.parser, with_recipe(self.arguments, recipe))
+        self.options.recipes = None  # the saved config is whole
+        self._set_seed()  # the trials have drawn random numbers
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add loggers, progress bar and checkpoints to what the config asks for."""

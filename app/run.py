@@ -1,5 +1,6 @@
 """The folder of a training run: what lies where, and the callbacks that keep it up to date."""
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from app.export import bundle_from_checkpoint
+from models.bundle import Bundle
 from models.errors import InputError
 
 
@@ -18,6 +20,7 @@ class RunFolder:
     """Where a run keeps its things.
 
     ``checkpoints/last.ckpt`` to resume from, ``checkpoints/best.ckpt`` by the monitored validation figure,
+    ``checkpoints/first.ckpt`` of the weights before the first step,
     ``bundle/`` made of the best one (the last one where nothing was monitored), ``config.yaml``, ``logs/``.
     """
 
@@ -32,6 +35,11 @@ class RunFolder:
     def best(self) -> Path:
         """The checkpoint with the best validation figure."""
         return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def first(self) -> Path:
+        """The checkpoint of the weights before the first step."""
+        return self.path / "checkpoints" / "first.ckpt"
 
     @property
     def bundle(self) -> Path:
@@ -65,8 +73,8 @@ class RunFolder:
 
     def discard_checkpoints(self) -> None:
         """Forget an earlier run, so that its best checkpoint is not taken for one of this run's."""
-        self.last.unlink(missing_ok=True)
-        self.best.unlink(missing_ok=True)
+        for checkpoint in (self.last, self.best, self.first):
+            checkpoint.unlink(missing_ok=True)
 
     def loggers(self) -> list[Logger]:
         """TensorBoard and CSV; a resumed run continues the one and starts a new file of the other."""
@@ -84,14 +92,16 @@ class RunFolder:
         """
         callbacks: list[lightning.Callback] = [LastCheckpoint(self.last, save_seconds)]
         if monitor is not None:
-            callbacks.append(BestCheckpoint(self.best, monitor))
+            callbacks.append(BestCheckpoint(self.best, self.first, monitor))
         return callbacks
 
-    def write_bundle(self) -> Path | None:
+    def write_bundle(self) -> Bundle | None:
         """Make the bundle from the best checkpoint, or from the last one; None where there is neither."""
         for checkpoint in (self.best, self.last):
             if checkpoint.is_file():
-                return bundle_from_checkpoint(checkpoint, trust_code=True).save(self.bundle)
+                bundle = bundle_from_checkpoint(checkpoint, trust_code=True)
+                bundle.save(self.bundle)
+                return bundle
         return None
 
 
@@ -100,17 +110,15 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         path: The file.
+        first: Another file, which keeps the weights before the first step.
         monitor: The figure; higher is better.
-
-    Attributes:
-        before: All validation figures before the first step; empty where nothing was validated.
     """
 
-    def __init__(self, path: Path, monitor: str) -> None:
+    def __init__(self, path: Path, first: Path, monitor: str) -> None:
+        self.first = first
         super().__init__(
             dirpath=path.parent, filename=path.stem, monitor=monitor, mode="max", enable_version_counter=False
         )
-        self.before: dict[str, float] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Validate a fresh run before its first step, as Lightning does between two steps."""
@@ -121,17 +129,8 @@ class BestCheckpoint(ModelCheckpoint):
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
-        figures = trainer.callback_metrics.items()
-        self.before = {name: float(value) for name, value in figures if name.startswith("val/")}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Lightning's, with the figures before the first step."""
-        return {**super().state_dict(), "before": self.before}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with those of a checkpoint."""
-        self.before = dict(state_dict.pop("before", {}))
-        super().load_state_dict(state_dict)
+        if trainer.is_global_zero and self.best_model_path:
+            shutil.copyfile(self.best_model_path, self.first)
 
 
 class LastCheckpoint(Checkpoint):

@@ -58,7 +58,7 @@ class ImageDataModule(LightningDataModule):
             "alphabet"; classes of a group then come one after another.
         group_from_epoch: Until this epoch classes come in any order; needs ``group_by`` or ``regroup``.
         regroup: Whether groups of classes change during training (the hard-class curriculum sets them).
-        augmentation: A preset (none, characters, products, faces) or a list of torchvision v2 transforms.
+        augmentation: A preset (none, photos, characters, products, faces) or a list of torchvision v2 transforms.
         rotations_as_classes: Whether training images turned by 90°, 180° and 270° form new classes.
         eval_batch_size: Images in a batch of validation, test and prediction.
         num_workers: Processes that read images; by default one less than there are cores, 8 at most.

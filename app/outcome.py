@@ -1,0 +1,83 @@
+"""What a training run ends with: its figures beside those that need no training, and what they mean."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from app.evaluate.images import ImageSet
+from app.evaluate.measure import Measured, Options
+from app.evaluate.models import Candidate
+from app.evaluate.run import run_evaluation
+from app.export import bundle_from_checkpoint
+from app.run import RunFolder
+from data.datamodule import ImageDataModule
+from models.bundle import Bundle
+
+FIGURES = ("recall@1", "map@r")
+TRAINED, BEFORE, RANDOM = "best weights of this run", "before training", "untrained"
+
+ADVICE = """\
+What usually helps: a lower learning rate; pretrained weights (configs/recipe/pretrained.yaml), or others;
+larger images (--data.init_args.image_size); more classes; a look at the labels. docs/training.md says more."""
+
+
+def show_outcome(run: RunFolder, bundle: Bundle, data: ImageDataModule, console: Console) -> None:
+    """Measure the bundle and all that needs no training on the validation classes, and say which is ahead.
+
+    Args:
+        run: whose first checkpoint, if there is one, is measured too.
+        bundle: made of the run's best weights.
+        data: whose validation images are embedded; without any, nothing is shown.
+        console: to print on.
+    """
+    rows = data.rows("val")
+    if not len(rows):
+        console.print("no validation classes: nothing says whether training helped; see val_fraction")
+        return
+    images = ImageSet(data.table.take(rows), str(data.source), "val", data.split_hash)
+    candidates = [Candidate(TRAINED, bundle, None)]
+    if run.first.is_file():
+        candidates.append(Candidate(BEFORE, bundle_from_checkpoint(run.first, trust_code=True), None))
+    evaluation = run_evaluation(
+        candidates, images=images, options=Options(ks=(1,)), calibrated=False, console=console
+    )
+    trained = next(model for model in evaluation.models if model.name == TRAINED)
+    # An untrained network is what a run from random weights began with.
+    others = [
+        model for model in evaluation.models if model is not trained and not model.name.startswith(RANDOM)
+    ]
+    ordered = sorted([*others, trained], key=lambda model: model.metrics["map@r"])
+    console.print(_table(ordered, trained))
+    best = max(others, key=lambda model: model.metrics["map@r"])
+    if trained.metrics["map@r"] > best.metrics["map@r"]:
+        console.print(f"Training helped: {_difference(trained, best)}.", highlight=False)
+        return
+    console.print(f"[bold yellow]Training did not help: {_difference(trained, best)}.[/]", highlight=False)
+    step = bundle.info.get("step")
+    held = "the weights before the first step" if step == 0 else f"those of step {step}, the best of the run"
+    console.print(f"The bundle holds {held}.\n{ADVICE}", highlight=False)
+
+
+def _difference(trained: Measured, best: Measured) -> str:
+    return (
+        f"MAP@R {trained.metrics['map@r']:.3f} on the validation classes beside "
+        f"{best.metrics['map@r']:.3f} of {best.name}"
+    )
+
+
+def _table(models: list[Measured], trained: Measured) -> Table:
+    queries = trained.metrics["queries"]
+    table = Table(
+        title=f"{queries:.0f} images of the validation classes; intervals are 95% bootstrap over classes",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("")
+    for name in FIGURES:
+        table.add_column(name, justify="right", no_wrap=True)
+    for model in models:
+        cells = [
+            f"{model.metrics[name]:.3f} ({model.intervals[name][0]:.3f}–{model.intervals[name][1]:.3f})"
+            for name in FIGURES
+        ]
+        table.add_row(model.name, *cells, style="bold" if model is trained else None)
+    return table
