@@ -29,7 +29,7 @@ app.command("app.embed.command:embed", help="Embed images into Parquet files, on
 app.command("app.index:app", name="index", help="Embed images into a store; index tune picks the index type")
 app.command("app.serve:serve", help="Serve a bundle and its store over HTTP, with a search page")
 app.command("app.search:search", help="Search a running service by image and print the neighbours")
-app.command("app.export:export", help="Turn a checkpoint into a bundle")
+app.command("app.export:export", help="Turn a checkpoint or a pretrained network into a bundle")
 app.command("app.experiment.command:experiment", help="Repeat an experiment of the documentation's evidence")
 
 

@@ -22,6 +22,7 @@ from app.recipes import choose_recipe, chosen_recipe, with_recipe
 from app.run import RunFolder
 from data.datamodule import ImageDataModule
 from data.timing import InputTiming
+from models.backbones import input_settings
 from models.errors import InputError
 from models.module import MetricLearner
 
@@ -150,10 +151,11 @@ class TrainingCLI(LightningCLI):
         return self.config[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint to resume from before anything slow happens."""
+        """Find the checkpoint to resume from before anything slow happens; complete the data's settings."""
         self.run = RunFolder(Path(self.options.run))
         if self.subcommand == "fit" and self.options.recipes:
             self._take_recipe()
+        self._prepare_images_as_weights_want()
         if self.options.monitor and self.options.monitor.startswith("test"):
             raise InputError(
                 f"monitor {self.options.monitor!r}: choosing a checkpoint by test figures is a leak"
@@ -191,6 +193,22 @@ class TrainingCLI(LightningCLI):
         self.parse_arguments(self.parser, with_recipe(self.arguments, recipe))
         self.options.recipes = None  # the saved config is whole
         self._set_seed()  # the trials have drawn random numbers
+
+    def _prepare_images_as_weights_want(self) -> None:
+        """Size, normalization and interpolation of pretrained weights, where the config leaves them open."""
+        model, data = (self.options[part].get("init_args", {}) for part in ("model", "data"))
+        settings = input_settings(model.get("backbone", ""), model.get("weights"))
+        if settings is None or data.get("mode") is None:
+            return
+        fitting = settings.for_channels(len(data["mode"]))
+        for key, value in (
+            ("image_size", fitting.size),
+            ("mean", list(fitting.mean)),
+            ("std", list(fitting.std)),
+            ("interpolation", fitting.interpolation),
+        ):
+            if key in data and data[key] is None:
+                data[key] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add loggers, progress bar and checkpoints to what the config asks for."""

@@ -24,7 +24,7 @@ from data.sources import Source, open_source
 from data.splits import Part, Split, SplitSettings
 from data.table import ImageTable
 from models.errors import InputError
-from models.preprocess import Fit, Preprocess
+from models.preprocess import Fit, Interpolation, Preprocess
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +37,15 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         source: A folder of class folders, a zip of them, a CSV or Parquet table, or the name of a set.
-        image_size: Side of the square that images are resized to, in pixels.
+        image_size: Side of the square that images are resized to, in pixels; by default 64. Where the model
+            starts from pretrained weights, the command line takes size, mean, std and interpolation from
+            them.
         mode: RGB, or L for grey.
         fit: How a rectangle becomes a square: crop the centre, pad with white, squash, or cut out the content
             of a plain background.
         mean: Per channel, of values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
         std: Per channel.
+        interpolation: Of the resize; by default bilinear.
         split: "classes" keeps the classes of training, validation and test apart (the set's own split
             where it has one); "per_image" splits each class's images, for closed sets of classes only.
         val_fraction: Share of the training classes carved out for validation.
@@ -71,11 +74,12 @@ class ImageDataModule(LightningDataModule):
         self,
         # Without Path, jsonargparse would take the text of a file of that name in its place.
         source: str | Path | Source = "glyphs",
-        image_size: int = 64,
+        image_size: int | None = None,
         mode: Literal["RGB", "L"] = "RGB",
         fit: Fit = "crop",
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        interpolation: Interpolation | None = None,
         split: Literal["classes", "per_image"] = "classes",
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
@@ -99,7 +103,14 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.source = open_source(source)
-        self.preprocess = Preprocess(image_size, mode, fit, tuple(mean or ()), tuple(std or ()))
+        self.preprocess = Preprocess(
+            image_size or 64,
+            mode,
+            fit,
+            tuple(mean or ()),
+            tuple(std or ()),
+            interpolation=interpolation or "bilinear",
+        )
         self.augment = make_augmentation(augmentation)
         self.split_settings = SplitSettings(split, val_fraction, test_fraction, split_seed, folds, fold)
         self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class

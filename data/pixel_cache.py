@@ -124,5 +124,7 @@ def cache_key(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess
     """What decoded pixels on disk depend on: which images, in which order, and how they were preprocessed."""
     digest = hashlib.sha256(table.fingerprint.encode())
     digest.update(np.ascontiguousarray(rows).tobytes())
-    digest.update(json.dumps([preprocess.size, preprocess.mode, preprocess.fit]).encode())
+    settings = preprocess.to_dict()  # without the interpolation where it is the usual one
+    used = [settings[key] for key in ("size", "mode", "fit", "interpolation") if key in settings]
+    digest.update(json.dumps(used).encode())
     return digest.hexdigest()[:32]

@@ -106,8 +106,9 @@ takes float32 (B, {channels}, {size}, {size}).
 def _input_and_output(manifest: Mapping[str, Any]) -> str:
     given = manifest["preprocess"]
     mode = {"L": "grey", "RGB": "RGB"}[given["mode"]]
+    resize = given.get("interpolation", "bilinear")
     rows = [
-        ("image", f"{mode}, {given['fit']} to {given['size']}×{given['size']} pixels, bilinear"),
+        ("image", f"{mode}, {given['fit']} to {given['size']}×{given['size']} pixels, {resize}"),
         (
             "normalization",
             f"pixel / 255, less {_numbers(given['mean'])}, divided by {_numbers(given['std'])}",
@@ -120,6 +121,8 @@ def _input_and_output(manifest: Mapping[str, Any]) -> str:
 
 def _training(architecture: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     rows = [("backbone", f"{architecture['backbone']}, normalization: {architecture['normalization']}")]
+    if info.get("weights"):
+        rows.append(("began from the weights", Path(str(info["weights"])).name))
     for key, shown in (
         ("source", "data"),
         ("num_classes", "training classes"),

@@ -1,5 +1,6 @@
 """The LightningModule: triplets (or any metric-learning loss) on an embedding network."""
 
+import logging
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
 
+from models.backbones import input_settings
 from models.callbacks.random_state import RandomState
 from models.callbacks.renorm import RenormScheduleCallback
 from models.errors import InputError
@@ -23,6 +25,8 @@ from models.schedules import WarmupCosine
 from models.views import View, as_views
 
 Batch = dict[str, Tensor]
+
+_log = logging.getLogger(__name__)
 
 
 class MetricLearner(LightningModule):
@@ -44,7 +48,8 @@ class MetricLearner(LightningModule):
         head: "linear", or "none" where the backbone's output is the embedding.
         views: In evaluation an embedding is the mean over the image and these views of it, for example
             [{degrees: 12}, {degrees: -12}] or, for faces, [{mirror: true}].
-        weights: Pretrained weights of the backbone: a local file, or torchvision's name for them (DEFAULT).
+        weights: Pretrained weights of the backbone: packaged (of timm.tf_efficientnet_lite0), a local file as
+            its owners publish it, DEFAULT, or a name that timm or torchvision know for the backbone.
         trust_code: Allow a backbone whose class lies outside models.backbones, torchvision.models and timm.
         num_classes: Training classes; the command line links it from the data. Only proxy and classification
             losses need it.
@@ -123,6 +128,7 @@ class MetricLearner(LightningModule):
             }
         )
         self.network = EmbeddingNetwork(self.architecture, weights, trust_code=trust_code)
+        self.weights = weights
         self.num_classes = num_classes
         self.gather = gather
         self.make_optimizer = optimizer
@@ -248,6 +254,18 @@ class MetricLearner(LightningModule):
                 f"the data gives images of {size} px and the backbone was built for {expected}: "
                 f"set backbone_args.image_size to {size}"
             )
+        wanted = input_settings(self.architecture.backbone, self.weights)
+        if wanted is not None and preprocess is not None:
+            wanted = wanted.for_channels(channels)
+            given, trained = (preprocess.mean, preprocess.std), (wanted.mean, wanted.std)
+            if given != trained:
+                _log.warning(
+                    "the images are normalized by mean and std %s, and the weights %s were trained with %s: "
+                    "set the data's mean and std to these",
+                    given,
+                    self.weights,
+                    trained,
+                )
 
     def configure_callbacks(self) -> list[Callback]:
         """Random states in checkpoints; Batch Renormalization's schedule where there is no other."""
@@ -279,7 +297,7 @@ class MetricLearner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _parameter_groups(self) -> Any:
-        """The parameters that train, in groups where backbone or proxies have a learning rate of their own."""
+        """What trains, in groups where backbone or proxies have a learning rate of their own."""
         if self.backbone_lr is None and self.proxy_lr is None:
             return [p for p in self.parameters() if p.requires_grad]
         loss = [p for p in self.loss.parameters() if p.requires_grad]
@@ -308,6 +326,7 @@ class MetricLearner(LightningModule):
         checkpoint["kindred"] = {
             "architecture": self.architecture.to_dict(),
             "preprocess": preprocess.to_dict() if preprocess is not None else None,
+            "weights": self.weights,
             "split_hash": getattr(data, "split_hash", None),
             "split": settings.to_dict() if settings is not None else None,
             "training_classes": getattr(data, "training_classes", None),

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.backbones.adapt import load_weights, read_weights, remove_classifier, set_input_channels
+from models.backbones.adapt import remove_classifier, set_input_channels
 from models.backbones.registry import build_backbone, feature_width, torchvision_name
+from models.backbones.weights import load_weights
 from models.errors import InputError
 from models.normalization import set_normalization
 from models.normalization_virtual import ReferenceBatch, VirtualBatchNorm
@@ -70,9 +71,9 @@ class EmbeddingNetwork(nn.Module):
 
     Args:
         architecture: what to build.
-        weights: of the backbone: a local file (state dict, .safetensors or torch) or the name of
-            torchvision's weights. They are loaded before the normalization is chosen, so BatchNorm
-            statistics convert along.
+        weights: of the backbone: "packaged" (timm.tf_efficientnet_lite0 alone), a local file as its owners
+            publish it, "DEFAULT", or a name that timm or torchvision know for the backbone. They are loaded
+            before the normalization is chosen, so BatchNorm statistics convert along.
         trust_code: allow a backbone's class path outside models.backbones, torchvision.models and timm.
 
     Shape: float (B, in_channels, H, W) → (B, embedding_dim), each row of length 1; float32 (or wider) under
@@ -94,15 +95,9 @@ class EmbeddingNetwork(nn.Module):
         self.architecture = architecture
         a = architecture
         backbone = build_backbone(a.backbone, a.backbone_args, a.in_channels, trust_code)
-        width = None
-        dropped: tuple[str, ...] = ("logits.", "AuxLogits.", "aux1.", "aux2.")
-        if torchvision_name(a.backbone) is not None:
-            width, removed = remove_classifier(backbone)
-            dropped = (*dropped, removed) if removed else dropped
+        width = remove_classifier(backbone) if torchvision_name(a.backbone) is not None else None
         if weights is not None:
-            if torchvision_name(a.backbone) is None:
-                set_input_channels(backbone, a.in_channels)
-            load_weights(backbone, read_weights(a.backbone, weights), dropped, f"weights {weights}")
+            backbone = load_weights(backbone, a.backbone, weights, a.backbone_args, a.in_channels)
         set_input_channels(backbone, a.in_channels)
         width = width or feature_width(backbone, a.backbone, a.in_channels)
         self.backbone = set_normalization(backbone, a.normalization, a.normalization_args)

@@ -16,6 +16,7 @@ from models.bundle import Bundle
 from models.errors import InputError
 from models.network import Architecture
 from models.preprocess import ImageError, Preprocess
+from models.pretrained import pretrained_bundle
 
 Advance = Callable[[int], None]
 
@@ -154,3 +155,37 @@ def untrained_twins(candidates: Sequence[Candidate], seed: int) -> list[Candidat
             name = "untrained" if not twins else f"untrained ({architecture.backbone})"
             twins.append(Candidate(name, twin, None))
     return twins
+
+
+def pretrained_twins(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[str]]:
+    """The networks that the candidates began from, as they are; none of a candidate that is one itself.
+
+    Returns:
+        The networks, and a note for each whose weights cannot be had any more.
+    """
+    twins: list[Candidate] = []
+    notes: dict[str, None] = {}
+    known = {candidate.model.fingerprint for candidate in candidates}
+    for candidate in candidates:
+        model = candidate.model
+        weights, architecture = model.info.get("weights"), model.architecture
+        if weights is None:
+            continue
+        try:
+            twin = pretrained_bundle(
+                architecture.backbone,
+                weights,
+                backbone_args=architecture.backbone_args,
+                preprocess=model.preprocess,
+                trust_code=True,  # the candidate's own backbone, which has been built already
+            )
+        except InputError as error:
+            notes[f"No baseline of the pretrained network: {error}."] = None
+            continue
+        if twin.fingerprint in known:
+            continue
+        known.add(twin.fingerprint)
+        twin.network.to(model.device)
+        name = "pretrained, not trained"
+        twins.append(Candidate(f"{name} ({architecture.backbone})" if twins else name, twin, None))
+    return twins, list(notes)

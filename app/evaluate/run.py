@@ -13,7 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.evaluate.embedding_files import SavedEmbeddings, load_embeddings, load_labels
 from app.evaluate.images import ImageSet
 from app.evaluate.measure import Measured, Options, Subject, measure
-from app.evaluate.models import Candidate, Embedded, embed_candidate, image_baselines, untrained_twins
+from app.evaluate.models import (
+    Candidate,
+    Embedded,
+    embed_candidate,
+    image_baselines,
+    pretrained_twins,
+    untrained_twins,
+)
 from models.errors import InputError
 
 BATCH_SIZE = 64
@@ -76,6 +83,7 @@ def run_evaluation(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console or Console(stderr=True)) as progress:
         broken: list[str] = []
+        lacking: list[str] = []
         baselines: list[Embedded] = []
         good: NDArray[np.bool_] | None = None
         if images is not None:
@@ -86,7 +94,8 @@ def run_evaluation(
         embedded = [_embed(candidate, images, progress) for candidate in candidates if images is not None]
         embedded += [_from_file(path, file, good) for path, file in files]
         if images is not None:
-            twins = untrained_twins(candidates, options.seed)
+            pretrained, lacking = pretrained_twins(candidates)
+            twins = [*untrained_twins(candidates, options.seed), *pretrained]
             baselines += [_as_baseline(_embed(twin, images, progress)) for twin in twins]
         subject = _subject(images, files, labels, relevance)
         models = []
@@ -98,7 +107,7 @@ def run_evaluation(
                 progress.update(task, completed=done, total=total)
 
             models.append(measure(item, subject, options, calibrated=first, progress=moved))
-    found = [*notes, *_notes(images, broken, models[0])]
+    found = [*notes, *lacking, *_notes(images, broken, models[0])]
     return Evaluation(models, subject, images, broken, options, found)
 
 

@@ -60,6 +60,7 @@ def bundle_from_module(model: MetricLearner, data: ImageDataModule) -> Bundle:
         "split_hash": data.split_hash,
         "split": data.split_settings.to_dict(),
         "num_classes": data.num_classes,
+        "weights": model.weights,
     }
     seen = data.training_classes
     network = model.network

@@ -14,11 +14,15 @@ from app.export.images import Pixels, pixels_of
 from app.export.quantize import Method, quantized
 from models.bundle import Bundle
 from models.errors import InputError
+from models.pretrained import pretrained_bundle
 
 
 def export(
-    model: Path,
+    model: Path | None = None,
     *,
+    backbone: str | None = None,
+    weights: str | None = None,
+    image_size: int | None = None,
     out: Path | None = None,
     onnx: bool = False,
     with_preprocessing: bool = False,
@@ -32,13 +36,17 @@ def export(
     seed: int = 0,
     trust_code: bool = False,
 ) -> None:
-    """Turn a checkpoint into a bundle, and a bundle into ONNX or torch.export.
+    """Turn a checkpoint or a pretrained network into a bundle, and a bundle into ONNX or torch.export.
 
     A bundle is a folder of safetensors and JSON with a model card. What is written beside them is compared
     with the original on images, and the differences go into bundle.json.
 
     Args:
-        model: A file under RUN/checkpoints, or a bundle.
+        model: A file under RUN/checkpoints, or a bundle; left out where --backbone names a network.
+        backbone: A pretrained network as it is, without training: timm.<name>, or a name of torchvision's.
+        weights: Of the backbone: packaged (timm.tf_efficientnet_lite0 alone), a local file as its owners
+            publish it, DEFAULT, or a name that timm or torchvision know.
+        image_size: Side of the backbone's images, in pixels; by default that of its weights.
         out: Folder of the bundle; an existing bundle is replaced. A bundle is by default added to.
         onnx: Write model.onnx, for any batch size.
         with_preprocessing: Let the exported graphs take uint8 pixels and normalize them. Decoding and
@@ -59,7 +67,7 @@ def export(
         raise InputError("--images and --calibration-images must be at least 1")
     if "static" in quantize and data is None:
         raise InputError("--quantize static calibrates on training images: name them with --data")
-    bundle, folder = _bundle(model, out, trust_code)
+    bundle, folder = _model(model, backbone, weights, image_size, out, trust_code)
     if licence is not None:
         bundle.update(folder, info={"license": licence})
     console = Console()
@@ -84,6 +92,27 @@ def export(
             name = f"model.int8-{method}.onnx"
             written[name] = write_onnx(bundle, folder, name, small, f"int8 {method}", pixels)
     console.print(_table(written))
+
+
+def _model(
+    model: Path | None,
+    backbone: str | None,
+    weights: str | None,
+    image_size: int | None,
+    out: Path | None,
+    trust_code: bool,
+) -> tuple[Bundle, Path]:
+    """What is named, trained or pretrained, and the folder where it lies now."""
+    if model is not None and backbone is None:
+        if weights is not None or image_size is not None:
+            raise InputError("--weights and --image-size go with --backbone: leave them out")
+        return _bundle(model, out, trust_code)
+    if model is not None or backbone is None:
+        raise InputError("name a checkpoint or a bundle, or else a pretrained network with --backbone")
+    if weights is None or out is None:
+        raise InputError(f"--backbone {backbone}: name its weights with --weights and the bundle with --out")
+    bundle = pretrained_bundle(backbone, weights, image_size, trust_code=trust_code)
+    return bundle, bundle.save(out)
 
 
 def _bundle(model: Path, out: Path | None, trust_code: bool) -> tuple[Bundle, Path]:

@@ -1,7 +1,6 @@
 """From a backbone's name to a network; which names may be built without trusting their code."""
 
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,9 +30,8 @@ def build_backbone(
 
     Args:
         name: "conv4", "resnet10", "inception_resnet_v1"; a torchvision classification model ("resnet50", or
-            "torchvision.models.resnet50"); "timm.<model name>" or "timm.models.resnet.resnet18", if timm is
-            installed; or the class path of any nn.Module, or of a function that makes one, which needs
-            `trust_code`.
+            "torchvision.models.resnet50"); "timm.<model name>" or "timm.models.resnet.resnet18"; or the class
+            path of any nn.Module, or of a function that makes one, which needs `trust_code`.
         args: keyword arguments of its constructor; of a class of timm's, texts that begin with "timm." stand
             for what they name (`block: timm.models.resnet.BasicBlock`).
         in_channels: asked of the constructor where it takes it.
@@ -75,6 +73,25 @@ def torchvision_name(name: str) -> str | None:
     return short if short in torchvision.models.list_models(module=torchvision.models) else None
 
 
+def timm_name(name: str) -> str | None:
+    """The timm model that "timm.<model>" or "timm.models.<module>.<model>" means; None for other backbones.
+
+    Raises:
+        InputError: timm has no model of that name.
+    """
+    if not name.startswith("timm."):
+        return None
+    import timm
+
+    model = name.removeprefix("timm.")
+    if model.startswith("models."):
+        model = model.rpartition(".")[2]
+        return model if timm.is_model(model) else None
+    if not timm.is_model(model):
+        raise InputError(f"timm has no model {model!r}; timm.list_models() names them")
+    return model
+
+
 def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
     if name in OWN or name in OWN.values():
         builder: Callable[..., Any] = _import(OWN.get(name, name))
@@ -82,7 +99,7 @@ def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
     known = torchvision_name(name)
     if known is not None:
         return _torchvision_builder(known)
-    if name.startswith("timm.") and (model := _timm_model(name)) is not None:
+    if (model := timm_name(name)) is not None:
         return _timm_builder(model)
     if "." not in name:
         raise InputError(
@@ -110,21 +127,6 @@ def _torchvision_builder(name: str) -> Callable[..., Any]:
         return model
 
     return build
-
-
-def _timm_model(name: str) -> str | None:
-    """The timm model that "timm.<model>" or "timm.models.<module>.<model>" means; None for a class path."""
-    if importlib.util.find_spec("timm") is None:
-        raise InputError(f"backbone {name} needs the timm package: pip install timm")
-    import timm
-
-    model = name.removeprefix("timm.")
-    if model.startswith("models."):
-        model = model.rpartition(".")[2]
-        return model if timm.is_model(model) else None
-    if not timm.is_model(model):
-        raise InputError(f"timm has no model {model!r}; timm.list_models() names them")
-    return model
 
 
 def _timm_builder(model: str) -> Callable[..., Any]:

@@ -4,6 +4,6 @@ The settings travel inside the bundle, so evaluation and the server see exactly 
 """
 
 from models.preprocess.decode import DecodeLimits, ImageError, decode_image, read_limited
-from models.preprocess.preprocess import Fit, Preprocess
+from models.preprocess.preprocess import Fit, Interpolation, Preprocess
 
-__all__ = ["DecodeLimits", "Fit", "ImageError", "Preprocess", "decode_image", "read_limited"]
+__all__ = ["DecodeLimits", "Fit", "ImageError", "Interpolation", "Preprocess", "decode_image", "read_limited"]

@@ -225,7 +225,6 @@ def test_bundle_info_is_plain_json(fit_options: list[str], tmp_path: Path) -> No
 
 def test_a_network_of_timm_goes_all_the_way(fit_options: list[str], tmp_path: Path) -> None:
     """Its normalization holds an activation, and its names in the bundle are those after the conversion."""
-    pytest.importorskip("timm")
     backbone = ["--model.init_args.backbone=timm.mobilenetv3_small_050", "--data.init_args.image_size=32"]
     assert main([*fit_options, *backbone, "--trainer.max_epochs=1"]) == 0
     bundle = Bundle.load(tmp_path / "run" / "bundle", device="cpu")

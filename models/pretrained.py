@@ -1,0 +1,74 @@
+"""A pretrained network as it is, made a bundle: what training must beat, and a search before any training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from models.backbones import build_backbone, input_settings
+from models.backbones.adapt import remove_classifier
+from models.backbones.registry import feature_width, timm_name, torchvision_name
+from models.bundle import Bundle
+from models.network import Architecture, EmbeddingNetwork
+from models.normalization import BatchNorm
+from models.preprocess import Preprocess
+
+
+def pretrained_bundle(
+    backbone: str,
+    weights: str,
+    image_size: int | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    preprocess: Preprocess | None = None,
+    *,
+    trust_code: bool = False,
+) -> Bundle:
+    """The bundle whose embeddings are a pretrained network's features, scaled to unit length.
+
+    Args:
+        backbone: its name, as :func:`build_backbone` takes it.
+        weights: as :class:`EmbeddingNetwork` takes them; they are noted in the bundle's `info`.
+        image_size: in pixels; by default that of the weights, or 64 where it is not known. A transformer of
+            timm's that is built for one size is built for this one.
+        backbone_args: keyword arguments of the backbone's constructor.
+        preprocess: in place of the one that the weights ask for.
+        trust_code: see :func:`build_backbone`.
+
+    Raises:
+        InputError: there are no such weights, or they do not fit.
+    """
+    settings = input_settings(backbone, weights)
+    if preprocess is None and settings is not None:
+        size = image_size or settings.size
+        preprocess = Preprocess(
+            size, mean=settings.mean, std=settings.std, interpolation=settings.interpolation
+        )
+    preprocess = preprocess or Preprocess(image_size or 64)
+    args = _sized(backbone, preprocess.size) | dict(backbone_args or {})
+    plain = build_backbone(backbone, args, preprocess.channels, trust_code)
+    width = remove_classifier(plain) if torchvision_name(backbone) is not None else None
+    architecture = Architecture(
+        backbone,
+        args,
+        normalization="batch" if _holds(plain, BatchNorm) else "layer",
+        in_channels=preprocess.channels,
+        embedding_dim=width or feature_width(plain, backbone, preprocess.channels),
+        head="none",
+    )
+    network = EmbeddingNetwork(architecture, weights, trust_code=trust_code)
+    return Bundle(network, architecture, preprocess, info={"weights": weights})
+
+
+def _sized(backbone: str, size: int) -> dict[str, Any]:
+    """What a transformer of timm's must be told where images have another size than its own."""
+    if (model := timm_name(backbone)) is None:
+        return {}
+    import timm
+
+    given = timm.get_pretrained_cfg(model)
+    fixed = given is not None and given.fixed_input_size and given.input_size[-1] != size
+    return {"img_size": size} if fixed else {}
+
+
+def _holds(network: nn.Module, kind: Any) -> bool:
+    return any(isinstance(module, kind) for module in network.modules())
