@@ -12,7 +12,6 @@ from jsonargparse.typing import Path_fr
 from lightning.pytorch.callbacks import Callback, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from app.memory import keep_freed_memory
@@ -153,7 +152,7 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint to resume from before anything slow happens; complete the data's settings."""
         self.run = RunFolder(Path(self.options.run))
-        if self.subcommand == "fit" and self.options.recipes:
+        if self.options.recipes:
             self._take_recipe()
         self._prepare_images_as_weights_want()
         if self.options.monitor and self.options.monitor.startswith("test"):
@@ -172,19 +171,23 @@ class TrainingCLI(LightningCLI):
 
     def _take_recipe(self) -> None:
         """Parse anew with the recipe that this run has chosen, or that its trials choose now."""
-        goes_on = self.options.ckpt_path is not None or rank_zero_only.rank > 0
-        if not goes_on and not self.options.overwrite:
+        fresh = self.subcommand == "fit" and self.options.ckpt_path is None and _first_process()
+        if fresh and not self.options.overwrite:
             self.run.refuse_to_mix()
-        recipe = chosen_recipe(self.run.path) if goes_on else None
+        recipe = None if fresh else chosen_recipe(self.run.path)
         if recipe is None:
-            if rank_zero_only.rank > 0 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if self.subcommand != "fit":
+                raise InputError(
+                    f"{self.run.path}: no run that has chosen a recipe; start it with kindred fit"
+                )
+            if not _first_process() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise InputError(
                     "recipes are tried on one process: start there, or name one with --config RECIPE "
                     "--recipes null"
                 )
             recipe = choose_recipe(
                 self.arguments,
-                [str(path) for path in self.options.recipes],
+                [path.absolute for path in self.options.recipes],
                 self.options.trial_share,
                 self.run.path,
                 lambda arguments: int(self.parser.parse_args(arguments).fit.trainer.max_steps),
@@ -229,6 +232,11 @@ class TrainingCLI(LightningCLI):
             trainer.logger = False
         trainer.callbacks = [*(trainer.callbacks or []), *extra]
         return super().instantiate_trainer(**kwargs)
+
+
+def _first_process() -> bool:
+    """Whether this is not one of those that Lightning starts for further devices."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def _channels(data: ImageDataModule) -> int:

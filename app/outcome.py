@@ -18,7 +18,8 @@ TRAINED, BEFORE, RANDOM = "best weights of this run", "before training", "untrai
 
 ADVICE = """\
 What usually helps: a lower learning rate; pretrained weights (configs/recipe/pretrained.yaml), or others;
-larger images (--data.init_args.image_size); more classes; a look at the labels. docs/training.md says more."""
+larger images (--data.init_args.image_size); more classes; a look at the labels.
+docs/training.md says more."""
 
 
 def show_outcome(run: RunFolder, bundle: Bundle, data: ImageDataModule, console: Console) -> None:

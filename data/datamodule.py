@@ -53,7 +53,7 @@ class ImageDataModule(LightningDataModule):
         split_seed: Of the split; the same seed gives the same split on any machine.
         folds: Class-disjoint cross-validation with that many folds, instead of the set's own split.
         fold: Which fold is tested, from 0.
-        classes_per_batch: P, classes in a training batch of each process.
+        classes_per_batch: P, classes in a training batch of each process; fewer where there are fewer.
         samples_per_class: K, images of each class in a training batch.
         batches_per_epoch: By default as many as make a pass over the training images.
         small_classes: What becomes of classes with fewer than K images.
@@ -61,7 +61,8 @@ class ImageDataModule(LightningDataModule):
             "alphabet"; classes of a group then come one after another.
         group_from_epoch: Until this epoch classes come in any order; needs ``group_by`` or ``regroup``.
         regroup: Whether groups of classes change during training (the hard-class curriculum sets them).
-        augmentation: A preset (none, photos, characters, products, faces) or a list of torchvision v2 transforms.
+        augmentation: A preset (none, photos, characters, products, faces), or a list of torchvision v2
+            transforms.
         rotations_as_classes: Whether training images turned by 90°, 180° and 270° form new classes.
         eval_batch_size: Images in a batch of validation, test and prediction.
         num_workers: Processes that read images; by default one less than there are cores, 8 at most.

@@ -1,5 +1,6 @@
 """P×K batches: P classes with K images each, the setting that triplets need."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from torch.utils.data import Sampler
 
 from data.counter_rng import derive, permuted
 from models.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 SmallClasses = Literal["repeat", "skip", "error"]
 
@@ -35,10 +38,11 @@ class PKBatchSampler(Sampler[list[int]]):
 
     Args:
         labels: Class of each image, N integers.
-        classes_per_batch: P, classes in a batch of one process.
+        classes_per_batch: P, classes in a batch of one process; all of them, with a warning, where there are
+            fewer.
         samples_per_class: K, images of each class; at least 2, or there are no positive pairs.
-        batches_per_epoch: By default an epoch is a pass over the images: their number divided by the images of
-            a batch (of all processes), rounded up.
+        batches_per_epoch: By default an epoch is a pass over the images: their number divided by those of a
+            batch (of all processes), rounded up.
         seed: Of every choice.
         small_classes: What becomes of classes with fewer than K images: "repeat" their images within the
             batch, "skip" the class, or "error".
@@ -95,12 +99,19 @@ class PKBatchSampler(Sampler[list[int]]):
             raise InputError(
                 "sampler: group_from_epoch without groups has no effect; set group_by or regroup"
             )
-        total = classes_per_batch * world_size
-        if len(self._classes) < total:
+        if len(self._classes) < 2 * world_size:
             raise InputError(
-                f"sampler: batches of {total} classes from {len(self._classes)} usable ones; "
-                "lower classes_per_batch or add classes"
+                f"sampler: {len(self._classes)} usable classes for {world_size} processes; "
+                "batches need two classes each: add classes or images"
             )
+        if len(self._classes) < classes_per_batch * world_size:
+            self.classes_per_batch = len(self._classes) // world_size
+            _log.warning(
+                "batches of %d classes instead of %d: there are no more to train on",
+                self.classes_per_batch,
+                classes_per_batch,
+            )
+        total = self.classes_per_batch * world_size
         images = int(self._counts[self._classes].sum())
         self.batches_per_epoch = batches_per_epoch or math.ceil(images / (total * samples_per_class))
         self._passes: dict[tuple[int, int], NDArray[np.int64]] = {}
