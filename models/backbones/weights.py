@@ -6,7 +6,7 @@ A file may be what its owners publish or what a training left behind. Reading ru
 import argparse
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ _OTHER_PARTS = re.compile(
     r"|projection|projection_head|projector|prediction_head|predictor|prototypes|dino_head|ibot_head|decoder\w*"
     r"|queue|queue_ptr|mask_token|masked_embed|criterion|loss|n_averaged)(\.|$)"
 )
+# "bn1.norm.weight" of our networks is "bn1.weight" of timm's.
+_DEEPER = re.compile(r"\.norm(?=\.\w+$)")
 
 
 def load_weights(
@@ -65,16 +67,8 @@ def load_weights(
     timm_args = {"in_chans": in_channels, **args}
     if file is None and model is not None:
         return _timm_published(model, weights, timm_args)
-    own = backbone.state_dict().keys()
     state = _torchvision_state(name, weights) if file is None else read_weights(file)
-    while (prefix := _prefix(state, own)) is not None:
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    # timm recognizes DINOv2's layout by its mask token.
-    needed = {*own, "mask_token"} if model is not None and "cls_token" in state else own
-    state = {key: value for key, value in state.items() if key in needed or not _OTHER_PARTS.match(key)}
-    if "_conv_stem.weight" in state and len(state) == len(own):
-        # EfficientNet-PyTorch's names: timm's and torchvision's networks have the same layers in that order.
-        state = dict(zip(own, state.values(), strict=True))
+    state = _backbones_part(state, list(backbone.state_dict()), of_timm=model is not None)
     if model is not None:
         return _timm_with(model, state, weights, timm_args)
     _load(backbone, state, f"weights {weights}")
@@ -168,10 +162,25 @@ def _state_in(content: Any) -> dict[str, Tensor]:
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def _prefix(state: Mapping[str, Tensor], own: Any) -> str | None:
+def _backbones_part(state: dict[str, Tensor], own: Sequence[str], *, of_timm: bool) -> dict[str, Tensor]:
+    """What of a state dict is a backbone's, by the backbone's own names as far as they can be told here."""
+    while (prefix := _prefix(state, own)) is not None:
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    # timm recognizes DINOv2's layout by its mask token.
+    needed = {*own, "mask_token"} if of_timm and "cls_token" in state else set(own)
+    state = {key: value for key, value in state.items() if key in needed or not _OTHER_PARTS.match(key)}
+    if "_conv_stem.weight" in state and len(state) == len(own):
+        # EfficientNet-PyTorch's names: timm's and torchvision's networks have the same layers in that order.
+        return dict(zip(own, state.values(), strict=True))
+    # Networks of ours have timm's normalization one level deeper, beside its activation.
+    shorter = {key: _DEEPER.sub("", key) for key in state}
+    return {shorter[key] if shorter[key] in needed else key: value for key, value in state.items()}
+
+
+def _prefix(state: Mapping[str, Tensor], own: Sequence[str]) -> str | None:
     """One that names of a state dict begin with and names of the backbone do not."""
 
-    def begins(names: Any, prefix: str) -> bool:
+    def begins(names: Iterable[str], prefix: str) -> bool:
         return any(name.startswith(prefix) for name in names)
 
     return next((p for p in _PREFIXES if begins(state, p) and not begins(own, p)), None)

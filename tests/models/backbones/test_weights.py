@@ -206,6 +206,19 @@ def test_a_grey_network_sums_the_colours_of_its_weights(backbone: str, tmp_path:
     torch.testing.assert_close(network.eval()(image), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("backbone", ["timm.test_efficientnet", "resnet10"])
+@pytest.mark.parametrize("normalization", ["renorm", "batch", "frozen_batch"])
+def test_a_network_trained_here_is_a_start_too(backbone: str, normalization: str, tmp_path: Path) -> None:
+    """Whatever took the place of its batch normalization, as long as that has running statistics."""
+    torch.manual_seed(0)
+    first = EmbeddingNetwork(Architecture(backbone, normalization=normalization, embedding_dim=8))
+    randomized(first)
+    torch.save(first.state_dict(), tmp_path / "last.pt")
+    second = EmbeddingNetwork(Architecture(backbone), str(tmp_path / "last.pt")).eval()
+    images = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(second.features(images), first.features(images), rtol=1e-3, atol=1e-4)
+
+
 def test_a_transformer_takes_weights_of_another_image_size(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "a.pth")
     architecture = Architecture("timm.test_vit", {"img_size": 64}, normalization="layer", embedding_dim=16)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from models.errors import InputError
 from models.preprocess import Preprocess
+from models.preprocess.content import content_square
 
 
 @given(
@@ -53,12 +54,31 @@ def test_round_trip_through_json() -> None:
     assert Preprocess.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash", "content"])
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos"])
+def test_interpolation_is_that_of_the_resize(method: str, fit: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    settings = Preprocess(size=24, fit=fit, interpolation=method)
+    source = content_square(image) if fit == "content" else image
+    expected = source.resize((24, 24), Image.Resampling[method.upper()])
+    np.testing.assert_array_equal(np.asarray(settings.open(image)), np.asarray(expected))
+    assert Preprocess.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+def test_the_usual_interpolation_leaves_older_descriptions_as_they_were() -> None:
+    """Bundles made before there was a choice keep their fingerprints."""
+    assert list(Preprocess().to_dict()) == ["size", "mode", "fit", "mean", "std", "limits"]
+    assert Preprocess(interpolation="bicubic").to_dict()["interpolation"] == "bicubic"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"mode": "CMYK"}, "neither RGB nor L"),
         ({"fit": "stretch"}, "none of crop"),
         ({"size": 0}, "outside"),
+        ({"interpolation": "spline"}, "none of bilinear"),
         ({"mean": (0.5,)}, "3 values"),
         ({"std": (0.0, 1.0, 1.0)}, "positive"),
         ({"sise": 3}, "sise"),
