@@ -1,6 +1,5 @@
 """``kindred fit | validate | test | predict``: LightningCLI with our run folder, checkpoints and bundle."""
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse.typing import Path_fr
 from lightning.pytorch.callbacks import Callback, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -17,7 +15,6 @@ from rich.console import Console
 from app.memory import keep_freed_memory
 from app.outcome import show_outcome
 from app.quiet import quieten
-from app.recipes import choose_recipe, chosen_recipe, with_recipe
 from app.run import RunFolder
 from data.datamodule import ImageDataModule
 from data.timing import InputTiming
@@ -49,7 +46,7 @@ class TrainingCLI(LightningCLI):
     """Everything in YAML, everything overridable on the command line."""
 
     def __init__(self, arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> None:
-        self.arguments, self.extra_callbacks = list(arguments), list(callbacks)
+        self.extra_callbacks = list(callbacks)
         try:
             super().__init__(
                 MetricLearner,
@@ -119,19 +116,6 @@ class TrainingCLI(LightningCLI):
             help="Time between two writes of checkpoints/last.ckpt.",
         )
         parser.add_argument(
-            "--recipes",
-            type=list[Path_fr] | None,
-            default=None,
-            help="Configs to choose from: each is tried for a part of its steps, and the one with the best "
-            "validation figure is trained.",
-        )
-        parser.add_argument(
-            "--trial_share",
-            type=float,
-            default=0.15,
-            help="Share of its steps for which a recipe is tried.",
-        )
-        parser.add_argument(
             "--compare",
             type=bool,
             default=True,
@@ -152,8 +136,6 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint to resume from before anything slow happens; complete the data's settings."""
         self.run = RunFolder(Path(self.options.run))
-        if self.options.recipes:
-            self._take_recipe()
         self._prepare_images_as_weights_want()
         if self.options.monitor and self.options.monitor.startswith("test"):
             raise InputError(
@@ -168,34 +150,6 @@ class TrainingCLI(LightningCLI):
                 self.run.refuse_to_mix()
         elif self.run.best.is_file():
             self.options.ckpt_path = str(self.run.best)
-
-    def _take_recipe(self) -> None:
-        """Parse anew with the recipe that this run has chosen, or that its trials choose now."""
-        fresh = self.subcommand == "fit" and self.options.ckpt_path is None and _first_process()
-        if fresh and not self.options.overwrite:
-            self.run.refuse_to_mix()
-        recipe = None if fresh else chosen_recipe(self.run.path)
-        if recipe is None:
-            if self.subcommand != "fit":
-                raise InputError(
-                    f"{self.run.path}: no run that has chosen a recipe; start it with kindred fit"
-                )
-            if not _first_process() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                raise InputError(
-                    "recipes are tried on one process: start there, or name one with --config RECIPE "
-                    "--recipes null"
-                )
-            recipe = choose_recipe(
-                self.arguments,
-                [path.absolute for path in self.options.recipes],
-                self.options.trial_share,
-                self.run.path,
-                lambda arguments: int(self.parser.parse_args(arguments).fit.trainer.max_steps),
-                lambda arguments: TrainingCLI(arguments).trainer,
-            )
-        self.parse_arguments(self.parser, with_recipe(self.arguments, recipe))
-        self.options.recipes = None  # the saved config is whole
-        self._set_seed()  # the trials have drawn random numbers
 
     def _prepare_images_as_weights_want(self) -> None:
         """Size, normalization and interpolation of pretrained weights, where the config leaves them open."""
@@ -232,11 +186,6 @@ class TrainingCLI(LightningCLI):
             trainer.logger = False
         trainer.callbacks = [*(trainer.callbacks or []), *extra]
         return super().instantiate_trainer(**kwargs)
-
-
-def _first_process() -> bool:
-    """Whether this is not one of those that Lightning starts for further devices."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def _channels(data: ImageDataModule) -> int:

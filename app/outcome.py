@@ -6,7 +6,7 @@ from rich.table import Table
 
 from app.evaluate.images import ImageSet
 from app.evaluate.measure import Measured, Options
-from app.evaluate.models import Candidate
+from app.evaluate.models import PRETRAINED, UNTRAINED, Candidate
 from app.evaluate.run import run_evaluation
 from app.export import bundle_from_checkpoint
 from app.run import RunFolder
@@ -14,10 +14,10 @@ from data.datamodule import ImageDataModule
 from models.bundle import Bundle
 
 FIGURES = ("recall@1", "map@r")
-TRAINED, BEFORE, RANDOM = "best weights of this run", "before training", "untrained"
+TRAINED, BEFORE = "best weights of this run", "before training"
 
 ADVICE = """\
-What usually helps: a lower learning rate; pretrained weights (configs/recipe/pretrained.yaml), or others;
+What usually helps: a lower learning rate; pretrained weights (as configs/folder.yaml has), or others;
 larger images (--data.init_args.image_size); more classes; a look at the labels.
 docs/training.md says more."""
 
@@ -45,25 +45,28 @@ def show_outcome(run: RunFolder, bundle: Bundle, data: ImageDataModule, console:
     trained = next(model for model in evaluation.models if model.name == TRAINED)
     # An untrained network is what a run from random weights began with.
     others = [
-        model for model in evaluation.models if model is not trained and not model.name.startswith(RANDOM)
+        model for model in evaluation.models if model is not trained and not model.name.startswith(UNTRAINED)
     ]
     ordered = sorted([*others, trained], key=lambda model: model.metrics["map@r"])
     console.print(_table(ordered, trained))
+    console.print(_verdict(trained, others, bundle), highlight=False)
+
+
+def _verdict(trained: Measured, others: list[Measured], bundle: Bundle) -> str:
+    """What the table says, and what usually helps where that is not good."""
+    figure = trained.metrics["map@r"]
     best = max(others, key=lambda model: model.metrics["map@r"])
-    if trained.metrics["map@r"] > best.metrics["map@r"]:
-        console.print(f"Training helped: {_difference(trained, best)}.", highlight=False)
-        return
-    console.print(f"[bold yellow]Training did not help: {_difference(trained, best)}.[/]", highlight=False)
+    ahead = f"MAP@R {best.metrics['map@r']:.3f} of {best.name} beside {figure:.3f} of the trained network"
+    if figure > best.metrics["map@r"]:
+        return (
+            f"Training helped: MAP@R {figure:.3f}, at best {best.metrics['map@r']:.3f} without ({best.name})."
+        )
     step = bundle.info.get("step")
     held = "the weights before the first step" if step == 0 else f"those of step {step}, the best of the run"
-    console.print(f"The bundle holds {held}.\n{ADVICE}", highlight=False)
-
-
-def _difference(trained: Measured, best: Measured) -> str:
-    return (
-        f"MAP@R {trained.metrics['map@r']:.3f} on the validation classes beside "
-        f"{best.metrics['map@r']:.3f} of {best.name}"
-    )
+    without = [model for model in others if model.name in (BEFORE, PRETRAINED)]
+    helped = all(figure > model.metrics["map@r"] for model in without)
+    found = "Training helped, but not enough" if helped else "Training did not help"
+    return f"[bold yellow]{found}: {ahead}.[/]\nThe bundle holds {held}.\n{ADVICE}"
 
 
 def _table(models: list[Measured], trained: Measured) -> Table:

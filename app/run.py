@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerStatus
 
 from app.export import bundle_from_checkpoint
 from models.bundle import Bundle
@@ -115,22 +116,38 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, path: Path, first: Path, monitor: str) -> None:
-        self.first = first
+        self.first, self._validated_at = first, -1
         super().__init__(
             dirpath=path.parent, filename=path.stem, monitor=monitor, mode="max", enable_version_counter=False
         )
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Validate a fresh run before its first step, as Lightning does between two steps."""
+        """Validate a fresh run before its first step."""
         super().on_train_start(trainer, pl_module)
         if trainer.global_step:
             return
         self._last_global_step_saved = -1  # else it would not save before the first step
-        trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.run()
-        trainer.training = True
+        _validate(trainer)
         if trainer.is_global_zero and self.best_model_path:
             shutil.copyfile(self.best_model_path, self.first)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save if it is the best so far."""
+        super().on_validation_end(trainer, pl_module)
+        self._validated_at = trainer.global_step
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Validate the last weights where the run has ended between two validations."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.state.status == TrainerStatus.RUNNING and self._validated_at != trainer.global_step:
+            _validate(trainer)
+
+
+def _validate(trainer: lightning.Trainer) -> None:
+    """As Lightning does between two steps."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
 
 
 class LastCheckpoint(Checkpoint):

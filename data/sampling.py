@@ -99,10 +99,10 @@ class PKBatchSampler(Sampler[list[int]]):
             raise InputError(
                 "sampler: group_from_epoch without groups has no effect; set group_by or regroup"
             )
-        if len(self._classes) < 2 * world_size:
+        if len(self._classes) < world_size:
             raise InputError(
                 f"sampler: {len(self._classes)} usable classes for {world_size} processes; "
-                "batches need two classes each: add classes or images"
+                "add classes or images"
             )
         if len(self._classes) < classes_per_batch * world_size:
             self.classes_per_batch = len(self._classes) // world_size

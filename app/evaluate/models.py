@@ -20,6 +20,9 @@ from models.pretrained import pretrained_bundle
 
 Advance = Callable[[int], None]
 
+# Rows of every evaluation beside the models.
+UNTRAINED, PRETRAINED = "untrained", "pretrained, not trained"
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -145,14 +148,14 @@ def untrained_twins(candidates: Sequence[Candidate], seed: int) -> list[Candidat
     """A network with random weights for each architecture among the candidates; a default one without any."""
     if not candidates:
         plain = Architecture()
-        return [Candidate("untrained", untrained(plain, Preprocess(), seed), None)]
+        return [Candidate(UNTRAINED, untrained(plain, Preprocess(), seed), None)]
     twins: list[Candidate] = []
     for architecture, group in itertools.groupby(candidates, key=lambda c: c.model.architecture):
         first = next(group).model
         if all(architecture != twin.model.architecture for twin in twins):
             twin = untrained(architecture, first.preprocess, seed)
             twin.network.to(first.device)
-            name = "untrained" if not twins else f"untrained ({architecture.backbone})"
+            name = UNTRAINED if not twins else f"{UNTRAINED} ({architecture.backbone})"
             twins.append(Candidate(name, twin, None))
     return twins
 
@@ -186,6 +189,6 @@ def pretrained_twins(candidates: Sequence[Candidate]) -> tuple[list[Candidate], 
             continue
         known.add(twin.fingerprint)
         twin.network.to(model.device)
-        name = "pretrained, not trained"
+        name = PRETRAINED
         twins.append(Candidate(f"{name} ({architecture.backbone})" if twins else name, twin, None))
     return twins, list(notes)

@@ -40,11 +40,8 @@ problems = st.fixed_dictionaries(
 def test_the_promises(problem: dict[str, object]) -> None:
     counts, p, k = problem["counts"], problem["p"], problem["k"]
     labels = labels_of(counts)
-    if p > len(counts):
-        with pytest.raises(InputError, match=f"batches of {p} classes from {len(counts)}"):
-            PKBatchSampler(labels, p, k)
-        return
     sampler = PKBatchSampler(labels, p, k, problem["batches"], problem["seed"])
+    p = min(p, len(counts))
     drawn = stream(sampler, epochs=12)
     classes = labels[drawn]
     assert (classes == classes[:, :, :1]).all(), "an image of another class in a class's place"
@@ -102,9 +99,19 @@ def test_the_global_generators_play_no_part() -> None:
     assert not np.array_equal(stream(PKBatchSampler(labels, 4, 2, 5, seed=1), 2), first)
 
 
-def test_default_length_visits_every_class() -> None:
-    sampler = PKBatchSampler(labels_of([2] * 10), 4, 2)
-    assert len(sampler) == len(list(sampler)) == 3
+def test_an_epoch_is_a_pass_over_the_images() -> None:
+    sampler = PKBatchSampler(labels_of([5] * 10), 4, 2)
+    assert len(sampler) == len(list(sampler)) == 7  # 50 images in batches of 8
+    assert len(PKBatchSampler(labels_of([5] * 10), 2, 2, world_size=2)) == 7
+    assert len(PKBatchSampler(labels_of([2, 2, 1]), 2, 2, small_classes="skip")) == 1
+
+
+def test_batches_take_all_classes_where_there_are_fewer(caplog: pytest.LogCaptureFixture) -> None:
+    sampler = PKBatchSampler(labels_of([4] * 5), 16, 2, 3)
+    assert stream(sampler, 1).shape == (3, 5, 2)
+    assert "batches of 5 classes instead of 16" in caplog.text
+    with pytest.raises(InputError, match="1 usable classes for 2 processes"):
+        PKBatchSampler(labels_of([4]), 16, 2, world_size=2)
 
 
 def test_small_classes() -> None:
@@ -119,7 +126,7 @@ def test_small_classes() -> None:
         InputError, match=r"2 classes have fewer than samples_per_class=4 images \(one, two\)"
     ):
         PKBatchSampler(labels, 2, 4, small_classes="error", class_names=names)
-    with pytest.raises(InputError, match="batches of 2 classes from 0 usable"):
+    with pytest.raises(InputError, match="0 usable classes for 1 processes"):
         PKBatchSampler(labels, 2, 6, small_classes="skip")
 
 

@@ -200,3 +200,51 @@ def test_renorms_limits_end_at_those_given(tmp_path: Path, patterns: Any, given,
     layer = next(m for m in model.modules() if isinstance(m, BatchRenorm))
     trainer(tmp_path, max_epochs=1, limit_train_batches=4, limit_val_batches=0).fit(model, patterns())
     assert (float(layer.rmax), float(layer.dmax)) == ends
+
+
+def test_backbone_head_and_proxies_have_learning_rates_of_their_own(tmp_path: Path, patterns: Any) -> None:
+    loss = {"class_path": "ProxyAnchorLoss"}
+    model = MetricLearner(**TINY, loss=loss, num_classes=12, backbone_lr=1e-5, proxy_lr=0.1)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+    run.fit(model, patterns())
+    rates = {
+        id(parameter): group["initial_lr"]
+        for group in run.optimizers[0].param_groups
+        for parameter in group["params"]
+    }
+    assert {rates[id(p)] for p in model.network.backbone.parameters()} == {1e-5}
+    assert {rates[id(p)] for p in model.network.head.parameters()} == {1e-3}
+    assert {rates[id(p)] for p in model.loss.parameters()} == {0.1}
+    assert len(rates) == len(list(model.parameters()))
+
+
+def test_the_backbone_waits_while_the_head_trains(tmp_path: Path, patterns: Any) -> None:
+    model = MetricLearner(**TINY, freeze_backbone_steps=2)
+    data = patterns()
+
+    def after(steps: int) -> tuple[Tensor, Tensor]:
+        trainer(tmp_path, max_epochs=-1, max_steps=steps).fit(model, data)
+        return (
+            next(model.network.backbone.parameters()).detach().clone(),
+            model.network.head.weight.detach().clone(),  # type: ignore[union-attr]
+        )
+
+    start = next(model.network.backbone.parameters()).detach().clone()
+    backbone, head = after(2)
+    assert torch.equal(backbone, start)
+    later, moved = after(3)
+    assert not torch.equal(later, start)
+    assert not torch.equal(moved, head)
+
+
+def test_frozen_layers_do_not_train(tmp_path: Path, patterns: Any) -> None:
+    model = MetricLearner(**TINY, frozen_layers=["blocks.0"])
+    before = {name: value.clone() for name, value in model.network.backbone.state_dict().items()}
+    trainer(tmp_path, max_epochs=1).fit(model, patterns())
+    for name, value in model.network.backbone.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, before[name]) == name.startswith("blocks.0."), name
+    with pytest.raises(
+        InputError, match=r"frozen_layers: 'blocks.9' is no part of the backbone \(blocks, pool\)"
+    ):
+        MetricLearner(**TINY, frozen_layers=["blocks.9"])
