@@ -16,6 +16,7 @@ _WARNINGS = (
         r"The number of training batches .* is smaller than the logging interval",
         "epochs here are often short",
     ),
+    (r"Total length of `list` across ranks is zero", "without validation classes, which is said at the end"),
     (r"Found \d+ module\(s\) in eval mode at the start", "frozen normalization is meant to be in it"),
     (r"Checkpoint directory .* exists and is not empty", "a resumed run continues in its folder"),
     (r"Experiment logs directory .* exists and is not empty", "likewise"),

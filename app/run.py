@@ -118,7 +118,12 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, path: Path, first: Path, monitor: str) -> None:
         self.first, self._validated_at = first, -1
         super().__init__(
-            dirpath=path.parent, filename=path.stem, monitor=monitor, mode="max", enable_version_counter=False
+            dirpath=path.parent,
+            filename=path.stem,
+            monitor=monitor,
+            mode="max",
+            save_on_train_epoch_end=False,  # after each validation, the one before the first step too
+            enable_version_counter=False,
         )
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

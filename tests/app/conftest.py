@@ -55,8 +55,9 @@ def truncated_jpeg() -> bytes:
 
 FIT = (
     "fit",
-    "--config=configs/folder.yaml",
-    "--model.init_args.backbone=conv4",
+    "--config=configs/model/conv4.yaml",
+    "--config=configs/data/folder.yaml",
+    "--model.init_args.backbone_args=null",
     "--data.init_args.image_size=28",
     "--data.init_args.classes_per_batch=4",
     "--data.init_args.batches_per_epoch=3",

@@ -34,7 +34,11 @@ def test_fit_leaves_checkpoints_logs_config_and_a_bundle(
     assert "waiting for data: first epoch" in capsys.readouterr().out
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == ["bundle", "checkpoints", "config.yaml", "logs"]
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "first.ckpt",
+        "last.ckpt",
+    ]
     assert "val/recall@1" in next(run.glob("logs/csv/*/metrics.csv")).read_text()
     bundle = Bundle.load(run / "bundle", device="cpu")
     assert bundle.preprocess.size == 28
@@ -214,7 +218,7 @@ def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["fit", "--config=configs/folder.yaml", "--print_config"])
     assert end.value.code == 0
-    assert "backbone: resnet10" in capsys.readouterr().out
+    assert "backbone: timm.tf_efficientnet_lite0" in capsys.readouterr().out
 
 
 def test_bundle_info_is_plain_json(fit_options: list[str], tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ def options_of(images: Path, run: Path, workers: int) -> list[str]:
     """All that keeps a state: averaging, memory, renorm's schedule, a miner that draws at random."""
     return [
         "fit",
-        "--config=configs/folder.yaml",
-        "--model.init_args.backbone=conv4",
+        "--config=configs/model/conv4.yaml",
+        "--config=configs/data/folder.yaml",
         "--model.init_args.memory_size=24",
         "--model.init_args.miner={class_path: pytorch_metric_learning.miners.DistanceWeightedMiner}",
         "--data.init_args.image_size=28",
