@@ -22,14 +22,14 @@ from serve.server import bind, run
 from serve.settings import Settings
 from serve.store.faiss_store import FaissStore
 
-CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 # Steps that measure this machine's speed before the length of the run is decided; the first ones, in which
 # memory is allocated and kernels are chosen, do not count.
 WARM_STEPS, TIMED_STEPS = 4, 12
 
 # How often training stops to measure itself on the validation classes.
-EPOCHS = 6
+VALIDATIONS = 6
 
 
 def demo(
@@ -44,7 +44,7 @@ def demo(
 
     Args:
         data: Your own images instead of the drawn characters: a folder with a folder for each class, or a ZIP
-            file of one.
+            file of one. They are trained on as configs/folder.yaml says.
         minutes: How long to train.
         out: Folder for everything that is made: checkpoints, logs, bundle, evaluation, store.
         port: Where the search page listens; 0 takes a free port.
@@ -67,7 +67,7 @@ def demo(
 
     console.rule("2 · training")
     folder = RunFolder(out)
-    train(data, out, minutes, classes=len(trained_on))
+    train(data, out, minutes)
 
     console.rule("3 · retrieval among unseen classes")
     evaluate(bundle=[folder.bundle], data=data, split="test", out=out / "evaluation")
@@ -105,14 +105,10 @@ class StepTimer(lightning.Callback):
         return float(np.median(np.diff(self._ends[WARM_STEPS - 1 :])))
 
 
-def train(data: str, out: Path, minutes: float, classes: int) -> None:
+def train(data: str, out: Path, minutes: float) -> None:
     """Train for about ``minutes``: the learning-rate schedule needs the number of steps, so measure first."""
-    config = [
-        "fit",
-        f"--config={CONFIG}",
-        f"--data.init_args.source={data}",
-        f"--data.init_args.classes_per_batch={min(32, classes)}",
-    ]
+    config = CONFIGS / ("demo.yaml" if data == "glyphs" else "folder.yaml")
+    task = ["fit", f"--config={config}", f"--data.init_args.source={data}"]
     quiet = [
         "--trainer.enable_checkpointing=false",
         "--trainer.enable_model_summary=false",
@@ -122,13 +118,13 @@ def train(data: str, out: Path, minutes: float, classes: int) -> None:
     ]
     steps = WARM_STEPS + TIMED_STEPS
     timer = StepTimer()
-    run_training([*config, f"--run={out / 'probe'}", *quiet, f"--trainer.max_steps={steps}"], [timer])
+    run_training([*task, f"--run={out / 'probe'}", *quiet, f"--trainer.max_steps={steps}"], [timer])
     shutil.rmtree(out / "probe", ignore_errors=True)
     steps = max(steps, round(minutes * 60 / timer.seconds))
     Console().print(f"{timer.seconds * 1000:.0f} ms a step: {steps} steps in {minutes:g} minutes")
     length = [
-        f"--data.init_args.batches_per_epoch={-(-steps // EPOCHS)}",
-        f"--trainer.max_epochs={EPOCHS}",
-        "--trainer.max_steps=-1",
+        f"--trainer.max_steps={steps}",
+        f"--trainer.val_check_interval={-(-steps // VALIDATIONS)}",
+        "--trainer.check_val_every_n_epoch=null",
     ]
-    run_training([*config, *length, f"--run={out}", "--overwrite=true"])
+    run_training([*task, *length, f"--run={out}", "--overwrite=true"])

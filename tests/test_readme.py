@@ -22,19 +22,19 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
-SMALL = (
-    " --model.init_args.backbone=conv4 --data.init_args.classes_per_batch=4"
-    " --data.init_args.batches_per_epoch=2 --data.init_args.num_workers=0"
-    " --trainer.max_steps=-1 --trainer.accelerator=cpu"
-)
+SMALL = " --data.init_args.classes_per_batch=4 --data.init_args.num_workers=0 --trainer.accelerator=cpu"
+FEW_STEPS = f"{SMALL} --data.init_args.image_size=32 --trainer.max_steps="
 # What a command becomes here, and why: training is shortened, serving takes a free port.
 REDUCED = (
-    (r"^(kindred fit .*--ckpt_path last)$", rf"\1{SMALL} --trainer.max_epochs=2"),
-    (r"^(kindred fit .*(?<!last))$", rf"\1{SMALL} --trainer.max_epochs=1"),
+    (r"^(kindred fit .*--ckpt_path last)$", rf"\1{FEW_STEPS}3"),
+    (r"^(kindred fit .*folder.yaml .*)$", rf"\1{FEW_STEPS}2"),
+    (
+        r"^(kindred fit .*)$",
+        rf"\1{SMALL} --data.init_args.batches_per_epoch=2 --trainer.max_steps=-1 --trainer.max_epochs=1",
+    ),
     (r"^(kindred evaluate .*)$", r"\1 --device cpu"),
     (r"max_epochs=20\)", "max_epochs=1, accelerator='cpu', logger=False, enable_checkpointing=False)"),
-    (r"image_size=64\)", "image_size=28, classes_per_batch=4, batches_per_epoch=2, num_workers=0)"),
-    (r'backbone="resnet10"', 'backbone="conv4"'),
+    (r"image_size=112,", "image_size=32, classes_per_batch=4, batches_per_epoch=2, num_workers=0,"),
 )
 
 
@@ -152,6 +152,7 @@ def test_blocks_run_in_order(workplace: Path) -> None:
                 if command.startswith("make "):
                     continue
                 if command.startswith("kindred serve"):
+                    running.close()
                     running.enter_context(_serving(command, port, workplace, env))
                 else:
                     outputs[piece] = _run(kind, command, workplace, env)
