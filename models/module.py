@@ -35,7 +35,8 @@ class MetricLearner(LightningModule):
     Batches are mappings: "image" float32 (B, C, H, W), "label" int64 (B,), "index" int64 (B,), the image's
     number in its data set. The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared
     distance; Batch Renormalization follows the schedule of RenormScheduleCallback unless the Trainer has one
-    of its own, with limits that end at an rmax or dmax among its arguments, and a momentum there stays.
+    of its own, with limits that end at an rmax or dmax among its arguments, and a momentum there stays. With
+    pretrained weights its statistics stay as they are, unless it is given arguments of its own.
 
     Args:
         backbone: conv4, resnet10, inception_resnet_v1, a torchvision model such as resnet50, timm.<name>, or
@@ -104,6 +105,9 @@ class MetricLearner(LightningModule):
         ks: list[int] | None = None,
     ) -> None:
         super().__init__()
+        if weights is not None and normalization in ("renorm", "sync_renorm") and not normalization_args:
+            # New statistics cost a pretrained backbone more than training gives (docs/evidence.md).
+            normalization_args = {"frozen": True}
         self.architecture = Architecture(
             backbone=backbone,
             backbone_args=dict(backbone_args or {}),
@@ -273,9 +277,10 @@ class MetricLearner(LightningModule):
             isinstance(callback, RenormScheduleCallback)
             for callback in getattr(self.trainer, "callbacks", [])
         )
-        if own or self.architecture.normalization not in ("renorm", "sync_renorm"):
-            return [RandomState()]
         given = self.architecture.normalization_args
+        renorm = self.architecture.normalization in ("renorm", "sync_renorm")
+        if own or not renorm or given.get("frozen"):
+            return [RandomState()]
         schedule = RenormScheduleCallback(
             rmax=replace(PAPER_RMAX, end=given["rmax"]) if "rmax" in given else "narrowed",
             dmax=replace(PAPER_DMAX, end=given.get("dmax", PAPER_DMAX.end)),

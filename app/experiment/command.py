@@ -15,6 +15,7 @@ from app.experiment.runs import Results, Run, planned
 from app.experiment.settings import Experiment, load_experiment
 from app.experiment.tables import by_arm, draw_table, holds
 from app.experiment.triplets import run_triplets
+from app.memory import keep_freed_memory
 from models.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,7 @@ def experiment(
         f"{described.title}\n{len(runs)} runs, {len(runs) - len(missing)} done already", highlight=False
     )
     torch.set_num_threads(threads)
+    keep_freed_memory()
     _run_all(missing, results, device, console)
     if draw:
         records = list(results.records(described))

@@ -17,7 +17,7 @@ from data.dataset import ImageDataset
 from data.locations import data_root
 from data.pixel_cache import CacheKind, cache_key, open_cache
 from data.sources import open_source
-from data.splits import Split, split_classes, split_images
+from data.splits import Split, class_folds, split_classes, split_images
 from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import Preprocess
@@ -72,8 +72,8 @@ def load_images(data: Data) -> Loaded:
         InputError: the data are missing, or cannot be split as asked.
     """
     table = _table(data)
-    split = split_classes(table, val_fraction=0) if data.unseen else _quiet_split(table)
-    preprocess = Preprocess(data.image_size, data.mode)
+    split = _split(table, data)
+    preprocess = Preprocess(data.image_size, data.mode, mean=tuple(data.mean), std=tuple(data.std))
     train = _images(table, split.rows("train"), preprocess, data)
     val = _images(table, split.rows("test" if data.unseen else "val"), preprocess, data)
     pretrain = None
@@ -85,6 +85,14 @@ def load_images(data: Data) -> Loaded:
 def _every_second(images: Images, first: int) -> Images:
     chosen = np.flatnonzero(images.labels % 2 == first)
     return images.subset(chosen, images.labels[chosen] // 2)
+
+
+def _split(table: ImageTable, data: Data) -> Split:
+    if not data.unseen:
+        return _quiet_split(table)
+    if data.folds is not None:
+        return next(class_folds(table, data.folds, val_fraction=0))
+    return split_classes(table, val_fraction=0)
 
 
 def _quiet_split(table: ImageTable) -> Split:
@@ -104,12 +112,12 @@ def _table(data: Data) -> ImageTable:
     below = data_root() / data.source
     is_path = "/" in data.source or Path(data.source).suffix != ""
     table = open_source(below if is_path and below.exists() else data.source).table()
-    if data.unseen:
-        return table if data.classes is None else _keep(table, np.flatnonzero(table.labels < data.classes))
     if data.only is not None:
         table = _keep(table, np.flatnonzero(table.split == data.only))
     if data.classes is not None:
         table = _keep(table, np.flatnonzero(table.labels < data.classes))
+    if data.unseen:
+        return table
     if data.train_images is not None:
         return table.with_column("split", _first_images(table, data.train_images))
     if "part" not in table.metadata:

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from app.experiment.settings import Experiment, Setting
 from models.errors import InputError
 from models.renorm import native
@@ -59,7 +61,7 @@ class Results:
     def is_done(self, run: Run) -> bool:
         """Whether the run's record is there and was made with the very same setting."""
         record = self.read(run.arm, run.seed)
-        return record is not None and record["setting"] == run.setting.model_dump(mode="json")
+        return record is not None and _made_with(run.setting, record)
 
     def take_over(self, run: Run) -> str | None:
         """Copy the record of another experiment beside this one that ran the very same setting and seed.
@@ -67,10 +69,9 @@ class Results:
         Returns:
             The other experiment's name, which the copy keeps as ``taken_from``; None where there is none.
         """
-        setting = run.setting.model_dump(mode="json")
         for path in sorted(self.folder.parent.glob(f"*/runs/*-{run.seed}.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
-            if record["setting"] == setting and path.parent.parent != self.folder:
+            if _made_with(run.setting, record) and path.parent.parent != self.folder:
                 kept = {key: record[key] for key in record if key not in ("experiment", "arm", "seed")}
                 self._write(run, {"taken_from": record["experiment"], **kept})
                 return str(record["experiment"])
@@ -108,6 +109,15 @@ class Results:
     def _seeds(self, arm: str) -> list[int]:
         endings = [path.stem.removeprefix(f"{arm}-") for path in self.folder.glob(f"runs/{arm}-*.json")]
         return [int(ending) for ending in endings if ending.isdecimal()]
+
+
+def _made_with(setting: Setting, record: dict[str, Any]) -> bool:
+    """Whether a record is of this setting; what has been added to settings since had its default then."""
+    try:
+        recorded = Setting.model_validate(record["setting"])
+    except ValidationError:
+        return False
+    return recorded.model_dump(mode="json") == setting.model_dump(mode="json")
 
 
 def planned(

@@ -30,8 +30,12 @@ class Data(_Strict):
             and the rest for validation; None takes the set's folders "train" and "val".
         only: take this part of the set's own split ("train", say) and leave the rest out.
         classes: how many classes to keep, the first by name; None keeps all.
+        mean: what is subtracted from each channel; none takes ``Preprocess``'s own.
+        std: what each channel is divided by; likewise.
         unseen: validate on classes that training never sees: those of the set's own test split, or of one
             made by a hash.
+        folds: with ``unseen``, divide the classes into so many parts by a hash and validate on the first;
+            with ``only: train`` the set's own test classes stay untouched.
         pretraining: set every second training class apart for pretraining; only with ``unseen``.
         decode: all images once, into memory, or each when it is needed (large sets).
     """
@@ -42,7 +46,10 @@ class Data(_Strict):
     train_images: Positive | None = None
     only: Literal["train", "val", "test"] | None = None
     classes: Positive | None = None
+    mean: list[float] = []
+    std: list[float] = []
     unseen: bool = False
+    folds: Annotated[int, Field(ge=2)] | None = None
     pretraining: bool = False
     decode: Literal["once", "when needed"] = "once"
 
@@ -81,7 +88,8 @@ class Setting(_Strict):
 
     Attributes:
         task: "classification": a linear classifier of the training classes, tested on further images of
-            them; "triplets": an embedding, tested by recall on classes unseen in training.
+            them; "triplets": an embedding, by triplets or another loss, tested by recall on classes unseen
+            in training.
         data: which images.
         augmentation: arguments of ``data.augment.geometry.Geometry``; None leaves images as they are.
         backbone: as in ``kindred fit``.
@@ -95,15 +103,21 @@ class Setting(_Strict):
         passes: a step's groups are gone through in so many passes, whose gradients are summed: the same step
             in less memory.
         steps: gradient steps.
-        optimizer: sgd has momentum 0.9; rmsprop the paper's decay of 0.9 and no momentum.
+        optimizer: sgd has momentum 0.9; rmsprop the paper's decay of 0.9 and no momentum; adamw torch's
+            constants.
         learning_rate: its peak.
+        head_learning_rate: the peak of what starts from random numbers in metric learning, the head and a
+            loss's proxies; None takes ``learning_rate``.
         warmup: fraction of the run.
         weight_decay: of all parameters.
         average: decay of the moving average of weights and statistics that is tested; None tests the last
             weights.
         curve_points: how many times validation accuracy is measured on the way.
+        loss: of "triplets", as in ``kindred fit``; None is FaceNet's on semi-hard triplets. Another one sees
+            the whole batch at once and mines nothing.
         mining: of triplets: inside each normalization group, or across the whole batch.
         embedding_dim: of triplets' embeddings.
+        weights: of the backbone before triplets, as in ``kindred fit``.
         pretraining: start triplets from a classifier's backbone.
     """
 
@@ -120,14 +134,17 @@ class Setting(_Strict):
     groups: Groups | None = None
     passes: Positive = 1
     steps: Positive
-    optimizer: Literal["sgd", "rmsprop"] = "sgd"
+    optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0)] = 0.2
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     warmup: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     curve_points: Positive = 5
+    loss: dict[str, Any] | None = None
     mining: Literal["groups", "batch"] = "groups"
     embedding_dim: Positive = 64
+    weights: str | None = None
     pretraining: Pretraining | None = None
 
 

@@ -5,7 +5,7 @@ workers would be a good part, and it must hand the layers one batch in interleav
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from app.experiment.batches import Batch, GradientBatches
 from app.experiment.grouped import GroupedNormalization, grouped_layers, wide_layers
 from app.experiment.settings import Setting
+from models.network import EmbeddingNetwork
 from models.renorm import (
     PAPER_DMAX,
     PAPER_RMAX,
@@ -57,6 +58,7 @@ def train(
     objective: Objective,
     measure: Measure,
     progress: Progress,
+    proxies: Iterable[nn.Parameter] = (),
 ) -> Trained:
     """Train a network in place.
 
@@ -67,10 +69,11 @@ def train(
         objective: what to minimize.
         measure: called a few times on the way; it may change the network's mode.
         progress: told (steps done, steps in all).
+        proxies: parameters of the loss, trained along.
     """
     average = averaged(network, setting.average)
     trained = Trained(network if average is None else average.module)
-    optimizer = make_optimizer(setting, network)
+    optimizer = make_optimizer(setting, network, proxies)
     rate = WarmupCosine(optimizer, warmup=setting.warmup, total_steps=setting.steps)
     schedule = schedule_of(setting, network)
     layers = list(grouped_layers(network))
@@ -125,9 +128,18 @@ def averaged(network: nn.Module, decay: float | None) -> RenormAveragedModel | N
     return RenormAveragedModel(network, multi_avg_fn=moving, use_buffers=True)
 
 
-def make_optimizer(setting: Setting, network: nn.Module) -> torch.optim.Optimizer:
-    """Over all parameters that train."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
+def make_optimizer(
+    setting: Setting, network: nn.Module, proxies: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Over all parameters that train, a loss's proxies included."""
+    parameters: list[Any] = [p for p in network.parameters() if p.requires_grad]
+    if isinstance(network, EmbeddingNetwork):
+        head: dict[str, Any] = {"params": [*network.head.parameters(), *proxies]}
+        if setting.head_learning_rate is not None:
+            head["lr"] = setting.head_learning_rate
+        parameters = [{"params": [p for p in network.backbone.parameters() if p.requires_grad]}, head]
+    if setting.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, setting.learning_rate, weight_decay=setting.weight_decay)
     if setting.optimizer == "rmsprop":
         return torch.optim.RMSprop(
             parameters, setting.learning_rate, alpha=0.9, eps=1.0, weight_decay=setting.weight_decay

@@ -1,4 +1,4 @@
-"""One run of metric learning: triplets from groups of few classes, tested on classes unseen in training."""
+"""One run of metric learning: normalized in groups of few classes, tested on classes unseen in training."""
 
 import hashlib
 import json
@@ -18,10 +18,11 @@ from app.experiment.partition import Partition
 from app.experiment.settings import Setting
 from app.experiment.testing import predictions
 from app.experiment.training import Objective, Progress, rounded, train
+from app.experiment.weights import packaged_weights
 from data.locations import cache_root
 from models.callbacks.embedding_gap import embedding_gap
 from models.errors import InputError
-from models.losses import FaceNetTripletLoss
+from models.losses import FaceNetTripletLoss, build
 from models.metrics import retrieval_metrics
 from models.mining import semi_hard_triplets
 from models.network import Architecture, EmbeddingNetwork
@@ -50,17 +51,29 @@ def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = 
         raise InputError("mining across the batch needs it in one pass")
     data = load_images(setting.data)
     batches = GradientBatches(setting, data.train, data.preprocess, seed, partition_of(setting), device)
-    weights = None if setting.pretraining is None else _pretrained(setting, data, seed, progress, device)
+    weights = setting.weights
+    if weights == "packaged":
+        weights = packaged_weights()
+    if setting.pretraining is not None:
+        weights = _pretrained(setting, data, seed, progress, device)
     torch.manual_seed(seed)
     network = EmbeddingNetwork(_architecture(setting, data.preprocess), weights)
-    # Channels innermost, its own choice, would make every view in groups a copy.
-    network.to(memory_format=torch.contiguous_format).to(device)
+    network.to(device)
+    if batches.groups > 1:
+        # Channels innermost, its own choice, would make every view in groups a copy.
+        network.to(memory_format=torch.contiguous_format)
     group_normalization(network, batches.groups)
 
     def measure(network: nn.Module) -> dict[str, float]:
         return {"recall@1": _retrieval(network, data.val, data.preprocess)["recall@1"]}
 
-    trained = train(setting, network, batches, triplet_objective(setting, batches.groups), measure, progress)
+    loss = build(setting.loss, {"num_classes": data.classes, "embedding_size": setting.embedding_dim})
+    if loss is None:
+        objective = triplet_objective(setting, batches.groups)
+        trained = train(setting, network, batches, objective, measure, progress)
+    else:
+        loss.to(device)
+        trained = train(setting, network, batches, whole(loss), measure, progress, loss.parameters())
     tested = trained.network.train()
     last = batches[setting.steps - 1][0].images
     with torch.no_grad():
@@ -85,6 +98,15 @@ def triplet_objective(setting: Setting, groups: int) -> Objective:
         active = float(len(mined[0]) > 0)
         loss: Tensor = loss_of(embeddings, batch.labels, mined)
         return loss, {"triplets/any": active}
+
+    return objective
+
+
+def whole(loss: nn.Module) -> Objective:
+    """A loss of pytorch-metric-learning on the whole batch."""
+
+    def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
+        return loss(network(batch.images), batch.labels), {}
 
     return objective
 
@@ -134,6 +156,9 @@ def _pretrained(setting: Setting, data: Loaded, seed: int, progress: Progress, d
         "mining": "groups",
         "passes": 1,
         "average": None,
+        "head_learning_rate": None,
+        "loss": None,
+        "weights": None,
         "pretraining": None,
         "steps": setting.pretraining.steps,
         "learning_rate": setting.pretraining.learning_rate,

@@ -33,6 +33,7 @@ def convert_to_batch_renorm(
     scale: bool = True,
     gradient_statistics: GradientKind = "batch",
     gradient_momentum: float = 0.05,
+    frozen: bool = False,
     sync: bool = False,
     skip: Collection[str] = (),
 ) -> nn.Module:
@@ -51,6 +52,8 @@ def convert_to_batch_renorm(
         scale: False stops gamma from training and keeps its present value.
         gradient_statistics: see ``BatchRenorm``.
         gradient_momentum: see ``BatchRenorm``.
+        frozen: normalize by the running statistics in training, too, and leave them alone; gamma and beta
+            train.
         sync: turn plain layers, too, into ``SyncBatchRenorm``; a ``SyncBatchNorm`` always is.
         skip: names of layers to leave alone, as ``named_modules`` gives them.
 
@@ -88,6 +91,7 @@ def convert_to_batch_renorm(
             dtype=old.running_mean.dtype,
         )
         new.affine = old.affine
+        new.frozen = frozen
         if isinstance(new, SyncBatchRenorm) and isinstance(old, nn.SyncBatchNorm):
             new.process_group = old.process_group
         if old.weight is not None and not scale:

@@ -3,16 +3,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from app.cli import main
 from app.experiment.batches import GradientBatches, partition_of
 from app.experiment.images import load_images
-from app.experiment.runs import Results, planned
+from app.experiment.runs import Results, Run, planned
 from app.experiment.settings import Experiment, Setting, load_experiment, merge
 from app.experiment.tables import compare, draw_table, holds
+from app.experiment.training import make_optimizer
 from models.errors import InputError
+from models.network import Architecture, EmbeddingNetwork
 from models.renorm import native
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +162,69 @@ def test_triplets_are_tested_on_unseen_classes_after_pretraining(tmp_path: Path)
     assert 0 <= figures["recall@1"] <= 1
     assert 0 <= figures["gap/training"] <= 2
     assert len(list((tmp_path / "cache/experiments").glob("*.pt"))) == 1
+
+
+def test_another_loss_learns_with_proxies_on_folds_of_the_training_classes(tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    draw(folder, ["."] * 4)
+    (folder / "split.csv").write_text(
+        "class,split\n" + "".join(f"c{label},{'train' if label < 6 else 'test'}\n" for label in range(8))
+    )
+    content = described(folder)
+    content["base"] |= {  # type: ignore[operator]
+        "task": "triplets",
+        "data": {
+            "source": str(folder),
+            "image_size": 16,
+            "only": "train",
+            "unseen": True,
+            "folds": 3,
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+        },
+        "optimizer": "adamw",
+        "learning_rate": 0.001,
+        "head_learning_rate": 0.01,
+    }
+    proxies = {"class_path": "NormalizedSoftmaxLoss"}
+    content["arms"] = {
+        "whole": {"groups": None, "loss": proxies},
+        "frozen": {"normalization": "renorm", "normalization_args": {"frozen": True}, "loss": proxies},
+    }
+    content |= {"decisive": [], "comparisons": [], "figure": "map@r"}
+    assert main(written(tmp_path, content)) == 0
+    for arm in ("whole", "frozen"):
+        figures = json.loads((tmp_path / f"out/runs/{arm}-0.json").read_text())["figures"]
+        assert 0 <= figures["map@r"] <= 1
+        assert "triplets/any" not in figures
+    data = load_images(Experiment.model_validate(content).setting("whole").data)
+    assert (data.classes, len(data.val.labels), data.preprocess.std) == (4, 8, (0.5, 0.5, 0.5))
+
+
+def test_a_head_has_a_rate_of_its_own(folder: Path) -> None:
+    setting = Setting.model_validate(
+        described(folder)["base"] | {"learning_rate": 0.1, "head_learning_rate": 0.3}  # type: ignore[operator]
+    )
+    network = EmbeddingNetwork(Architecture("conv4", {"width": 4}, "batch", embedding_dim=8))
+    proxies = [torch.nn.Parameter(torch.zeros(2, 8))]
+    backbone, head = make_optimizer(setting, network, proxies).param_groups
+    assert (backbone["lr"], head["lr"]) == (0.1, 0.3)
+    assert sum(p.numel() for p in head["params"]) == sum(p.numel() for p in network.head.parameters()) + 16
+
+
+def test_a_record_made_before_a_setting_was_added_still_counts(folder: Path, tmp_path: Path) -> None:
+    command = [*written(tmp_path, described(folder)), "--arms", "group", "--seeds", "0", "--no-draw"]
+    assert main(command) == 0
+    path = tmp_path / "out/runs/group-0.json"
+    record = json.loads(path.read_text())
+    run = Run("group", 0, Experiment.model_validate(described(folder)).setting("group"))
+    results = Results(tmp_path / "out", "colours")
+    del record["setting"]["head_learning_rate"]
+    path.write_text(json.dumps(record))
+    assert results.is_done(run)
+    record["setting"]["unknown"] = 1
+    path.write_text(json.dumps(record))
+    assert not results.is_done(run)
 
 
 def test_arms_of_a_seed_see_the_same_images_in_another_order(folder: Path) -> None:

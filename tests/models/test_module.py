@@ -194,6 +194,36 @@ def test_renorms_momentum_falls_unless_it_was_given(tmp_path: Path, patterns: An
     assert seen[1] == pytest.approx(used)
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "frozen"),
+    [
+        ("renorm", None, True),
+        ("sync_renorm", {}, True),
+        ("renorm", {"frozen": False}, False),
+        ("renorm", {"rmax": 2}, False),
+    ],
+)
+def test_renorm_keeps_pretrained_statistics_unless_told_otherwise(
+    tmp_path: Path, patterns: Any, kind: Any, given: Any, frozen: bool
+) -> None:
+    torch.save(MetricLearner(**TINY).network.backbone.state_dict(), tmp_path / "weights.pt")
+    model = MetricLearner(
+        **TINY, normalization=kind, normalization_args=given, weights=str(tmp_path / "weights.pt")
+    )
+    layers = [m for m in model.modules() if isinstance(m, BatchRenorm)]
+    before = [layer.running_var.clone() for layer in layers]
+    trainer(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=0).fit(model, patterns())
+    same = [torch.equal(old, layer.running_var) for old, layer in zip(before, layers, strict=True)]
+    assert layers
+    assert all(same) if frozen else not any(same)
+    assert all(layer.weight.grad is not None for layer in layers)
+    assert model.architecture.normalization_args == ({"frozen": True} if frozen else given)
+
+
+def test_renorm_without_pretrained_weights_is_not_frozen() -> None:
+    assert not any(m.frozen for m in MetricLearner(**TINY).modules() if isinstance(m, BatchRenorm))
+
+
 @pytest.mark.parametrize(("given", "ends"), [({}, (3, 5)), ({"rmax": 2}, (2, 5)), ({"dmax": 2}, (3, 2))])
 def test_renorms_limits_end_at_those_given(tmp_path: Path, patterns: Any, given, ends) -> None:
     model = MetricLearner(**TINY, normalization_args=given)

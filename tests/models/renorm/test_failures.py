@@ -181,6 +181,17 @@ def test_a_frozen_layer_leaves_its_statistics_alone() -> None:
     assert torch.equal(y, layer.eval()(x))
 
 
+def test_a_conversion_may_freeze_the_statistics_alone() -> None:
+    network = convert_to_batch_renorm(nn.Sequential(nn.BatchNorm2d(3)), frozen=True)
+    before = network[0].running_mean.clone()
+    x = torch.randn(4, 3, 2, 2) + 1
+    y = network(x)
+    y.sum().backward()
+    assert torch.equal(y, network.eval()(x))
+    assert torch.equal(network[0].running_mean, before)
+    assert network[0].weight.grad is not None
+
+
 def test_momentum_none_averages_over_all_batches() -> None:
     layer = BatchRenorm1d(2, momentum=None, eps=0.0)
     batches = [torch.randn(16, 2) + i for i in range(4)]
