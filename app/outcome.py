@@ -31,7 +31,7 @@ def show_outcome(run: RunFolder, bundle: Bundle, data: ImageDataModule, console:
         data: whose validation images are embedded; without any, nothing is shown.
         console: to print on.
     """
-    rows = data.rows("val")
+    rows = data.validation_rows
     if not len(rows):
         console.print("no validation classes: nothing says whether training helped; see val_fraction")
         return

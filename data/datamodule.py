@@ -49,6 +49,7 @@ class ImageDataModule(LightningDataModule):
         split: "classes" keeps the classes of training, validation and test apart (the set's own split
             where it has one); "per_image" splits each class's images, for closed sets of classes only.
         val_fraction: Share of the training classes carved out for validation.
+        val_images: Validate on at most about so many of these images, whole classes of them; by default all.
         test_fraction: Share of all classes for testing where the set has no split of its own.
         split_seed: Of the split; the same seed gives the same split on any machine.
         folds: Class-disjoint cross-validation with that many folds, instead of the set's own split.
@@ -83,6 +84,7 @@ class ImageDataModule(LightningDataModule):
         interpolation: Interpolation | None = None,
         split: Literal["classes", "per_image"] = "classes",
         val_fraction: float = 0.1,
+        val_images: int | None = None,
         test_fraction: float = 0.2,
         split_seed: int = 0,
         folds: int | None = None,
@@ -114,6 +116,7 @@ class ImageDataModule(LightningDataModule):
         )
         self.augment = make_augmentation(augmentation)
         self.split_settings = SplitSettings(split, val_fraction, test_fraction, split_seed, folds, fold)
+        self.val_images = val_images
         self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
         self.batches_per_epoch, self.small_classes = batches_per_epoch, small_classes
         self.group_by, self.group_from_epoch, self.regroup = group_by, group_from_epoch, regroup
@@ -209,8 +212,20 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
         """Every validation image once, with the table's labels; an empty list where there are none."""
-        rows = self.parts.rows("val")
+        rows = self.validation_rows
         return self._evaluation(rows) if len(rows) else []
+
+    @cached_property
+    def validation_rows(self) -> NDArray[np.int64]:
+        """Rows of :attr:`table` that are validated on, ascending."""
+        rows = self.parts.rows("val")
+        if self.val_images is None or len(rows) <= self.val_images:
+            return rows
+        classes, images = np.unique(self.table.labels[rows], return_counts=True)
+        order = np.random.default_rng(self.split_settings.seed).permutation(len(classes))
+        # Two at least: one class alone has nothing to be told apart from.
+        kept = max(2, int(np.searchsorted(images[order].cumsum(), self.val_images, side="right")))
+        return rows[np.isin(self.table.labels[rows], classes[order[:kept]])]
 
     def test_dataloader(self) -> ImageLoader:
         """Every test image once, with the table's labels.

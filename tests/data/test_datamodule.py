@@ -254,3 +254,14 @@ def test_nothing_warns_in_worker_processes(module: Callable[..., ImageDataModule
         warnings.simplefilter("error")
         batches = list(module(num_workers=1).train_dataloader())
     assert np.isfinite([float(b["image"].sum()) for b in batches]).all()
+
+
+def test_validation_takes_whole_classes_up_to_a_number_of_images(module: Callable[..., Any]) -> None:
+    every = module(val_fraction=0.5)
+    rows, labels = every.rows("val"), every.table.labels
+    some = module(val_fraction=0.5, val_images=len(rows) - 1).validation_rows
+    assert 0 < len(some) < len(rows)
+    assert set(some) == {row for row in rows if labels[row] in labels[some]}
+    assert len(np.unique(labels[module(val_fraction=0.5, val_images=1).validation_rows])) == 2
+    assert np.array_equal(every.validation_rows, rows)
+    assert np.array_equal(module(val_fraction=0.5, val_images=len(rows)).validation_rows, rows)
