@@ -18,7 +18,6 @@ from app.experiment.partition import Partition
 from app.experiment.settings import Setting
 from app.experiment.testing import predictions
 from app.experiment.training import Objective, Progress, rounded, train
-from app.experiment.weights import packaged_weights
 from data.locations import cache_root
 from models.callbacks.embedding_gap import embedding_gap
 from models.errors import InputError
@@ -52,8 +51,6 @@ def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = 
     data = load_images(setting.data)
     batches = GradientBatches(setting, data.train, data.preprocess, seed, partition_of(setting), device)
     weights = setting.weights
-    if weights == "packaged":
-        weights = packaged_weights()
     if setting.pretraining is not None:
         weights = _pretrained(setting, data, seed, progress, device)
     torch.manual_seed(seed)

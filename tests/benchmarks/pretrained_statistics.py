@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from app.experiment.images import Images, load_images
 from app.experiment.settings import load_experiment
 from app.experiment.testing import predictions
-from app.experiment.weights import packaged_weights
 from app.memory import keep_freed_memory
 from models.metrics import retrieval_metrics
 from models.network import Architecture, EmbeddingNetwork
@@ -106,7 +105,7 @@ def measure(name: str, size: int | None) -> dict[str, str]:
     setting = load_experiment(ROOT / "configs" / "experiment" / f"{name}.yaml").setting("frozen")
     data = load_images(setting.data if size is None else setting.data.model_copy(update={"image_size": size}))
     architecture = Architecture(setting.backbone, normalization="batch", in_channels=data.preprocess.channels)
-    features = Features(EmbeddingNetwork(architecture, packaged_weights()))
+    features = Features(EmbeddingNetwork(architecture, "packaged"))
 
     def figure() -> str:
         embeddings, labels = predictions(features, data.val, data.preprocess)
