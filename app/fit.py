@@ -87,9 +87,9 @@ class TrainingCLI(LightningCLI):
         if not self.trainer.is_global_zero or (bundle := self.run.write_bundle()) is None:
             return
         console = Console()
+        console.print(f"bundle written to {self.run.bundle}; checkpoints and logs are beside it")
         if self.trainer.state.status == TrainerStatus.FINISHED and self.options.compare:
             show_outcome(self.run, bundle, self.datamodule, console)
-        console.print(f"bundle written to {self.run.bundle}; checkpoints and logs are beside it")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder, and what the model takes from the data."""

@@ -66,7 +66,13 @@ def _verdict(trained: Measured, others: list[Measured], bundle: Bundle) -> str:
     without = [model for model in others if model.name in (BEFORE, PRETRAINED)]
     helped = all(figure > model.metrics["map@r"] for model in without)
     found = "Training helped, but not enough" if helped else "Training did not help"
-    return f"[bold yellow]{found}: {ahead}.[/]\nThe bundle holds {held}.\n{ADVICE}"
+    lines = [f"[bold yellow]{found}: {ahead}.[/]", f"The bundle holds {held}.", ADVICE]
+    if best.name == PRETRAINED:
+        lines.append(
+            f"The pretrained network as it is: kindred export --backbone {bundle.architecture.backbone} "
+            f"--weights {bundle.info['weights']} --out FOLDER"
+        )
+    return "\n".join(lines)
 
 
 def _table(models: list[Measured], trained: Measured) -> Table:
