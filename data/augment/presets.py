@@ -47,15 +47,15 @@ PRESETS: dict[Preset, BatchAugmentation | None] = {
         Geometry(degrees=12, scale=(0.7, 2.0), stretch=0.3, shift=0.2, flip=0.5, reflect=True),
         Color(brightness=0.2, contrast=0.2, saturation=0.1, blur=0.2, noise=0.02, erase=0.25),
     ),
-    # Whatever a folder holds: a little of everything, so that nothing is destroyed that tells classes apart.
-    "photos": BatchAugmentation(
-        Geometry(degrees=10, scale=(0.8, 1.25), stretch=0.15, shear=5, shift=0.08, flip=0.5, reflect=True),
-        Color(brightness=0.3, contrast=0.3, saturation=0.3, grey=0.1, blur=0.1, noise=0.02, erase=0.15),
-    ),
     # Aligned faces vary little in pose; light and the camera vary much.
     "faces": BatchAugmentation(
         Geometry(degrees=8, scale=(0.9, 1.25), stretch=0.08, shift=0.05, flip=0.5, reflect=True),
         Color(brightness=0.3, contrast=0.3, saturation=0.4, grey=0.1, blur=0.1, noise=0.03, erase=0.15),
+    ),
+    # Whatever a folder holds: a little of everything, so that nothing is destroyed that tells classes apart.
+    "photos": BatchAugmentation(
+        Geometry(degrees=10, scale=(0.8, 1.25), stretch=0.15, shear=5, shift=0.08, flip=0.5, reflect=True),
+        Color(brightness=0.3, contrast=0.3, saturation=0.3, grey=0.1, blur=0.1, noise=0.02, erase=0.15),
     ),
 }
 

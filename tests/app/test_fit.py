@@ -169,7 +169,7 @@ def test_broken_images_are_named_and_skipped(
     ("extra", "message"),
     [
         (["--data.init_args.source=nowhere"], "nowhere"),
-        (["--data.init_args.classes_per_batch=50"], "classes_per_batch"),
+        (["--data.init_args.classes_per_batch=0"], "classes_per_batch"),
         (
             ["--data.init_args.small_classes=error", "--data.init_args.samples_per_class=9"],
             "samples_per_class",

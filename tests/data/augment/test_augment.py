@@ -137,4 +137,4 @@ def test_transforms_that_change_the_shape() -> None:
 
 
 def test_every_preset_is_named_in_the_type() -> None:
-    assert list(PRESETS) == ["none", "characters", "products", "faces"]
+    assert list(PRESETS) == ["none", "characters", "products", "faces", "photos"]
