@@ -66,7 +66,8 @@ clean: ## Remove the environment and every cache
 
 $(READY): $(LOCK) pyproject.toml | $(UV)
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
-	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes $(LOCK)
+	# Compiled once here, in parallel: else the first command of each kind would, for half a minute.
+	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes $(LOCK)
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@rm -f .venv/.ready-*
 	@touch $@
