@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.embed.importing import complete_plan, import_embeddings
 from app.index_target import Target, open_target
+from app.memory import keep_freed_memory
 from data.sources import open_source
 from data.splits import select_split
 from data.table import ImageTable
@@ -78,6 +79,7 @@ def index(
         return
     if bundle is None or data is None:
         raise InputError("give --bundle and --data, or --embeddings with a folder that kindred embed wrote")
+    keep_freed_memory()
     model = Bundle.load(bundle, device)
     table = select_split(open_source(data).table(), split)
     with open_target(store, url, collection, model.dim, model.fingerprint, index_type) as target:

@@ -1,4 +1,4 @@
-"""What the C library does with memory that a training step frees."""
+"""What the C library does with memory that a training step, or the embedding of a batch, frees."""
 
 import ctypes
 import os

@@ -18,6 +18,7 @@ from app.evaluate.run import Evaluation, run_evaluation
 from app.evaluate.seen import seen_notes, split_of
 from app.evaluate.sizes import parse_size
 from app.evaluate.table import as_few_shot_table, as_table
+from app.memory import keep_freed_memory
 from app.reports import write_report
 from models.errors import InputError
 from models.metrics import FewShot
@@ -100,6 +101,7 @@ def evaluate(
     gates = parse_gates(fail_under)
     protocols = _protocols(n_way, shots, episodes, episode_queries, within)
     options = Options(tuple(ks), max_queries, parse_size(memory), rerank, clustering, protocols, seed)
+    keep_freed_memory()
     candidates = load_candidates(bundle, checkpoint, device, trust_code)
     images = notes = None
     if data is not None:

@@ -3,17 +3,18 @@
 import copy
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data.datamodule import ImageDataModule
 from models.bundle import Bundle
-from models.callbacks.principal_head import directions_in
 from models.errors import InputError
-from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and most commands do without
+    from data.datamodule import ImageDataModule
+    from models.module import MetricLearner
 
 NETWORK = "network."
 
@@ -31,6 +32,8 @@ def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bun
     Raises:
         InputError: The file is missing, damaged, or no checkpoint of ours.
     """
+    from models.callbacks.principal_head import directions_in
+
     checkpoint = _read(Path(path))
     try:
         described: dict[str, Any] = checkpoint["kindred"]
@@ -54,7 +57,7 @@ def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bun
     return Bundle(network, architecture, preprocess, info=info, training_classes=seen)
 
 
-def bundle_from_module(model: MetricLearner, data: ImageDataModule) -> Bundle:
+def bundle_from_module(model: "MetricLearner", data: "ImageDataModule") -> Bundle:
     """The bundle of a network trained in this process, for users of a plain Trainer."""
     info = {
         "split_hash": data.split_hash,
