@@ -82,7 +82,8 @@ def _csv(file: Path) -> dict[str, pa.Array]:
 
 def _parquet(file: Path) -> dict[str, pa.Array]:
     try:
-        listed = pa.parquet.read_table(file, partitioning=None)
+        with pa.parquet.ParquetFile(file) as opened:
+            listed = opened.read()
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{file}: cannot be read as a table ({' '.join(str(error).split())})") from error
     listed = listed.rename_columns(column_names(file, listed.column_names, (*_NEEDED, *_KNOWN)))
@@ -114,15 +115,14 @@ def _texts(file: Path, name: str, values: pa.Array) -> pa.Array:
 
 
 def _check_given(file: Path, names: pa.Array, labels: pa.Array) -> None:
-    lacking = [
-        row
-        for values in (names, labels)
-        for row in np.flatnonzero(pc.fill_null(pc.equal(values, ""), True).to_numpy(zero_copy_only=False))
+    empty = [
+        pc.fill_null(pc.equal(values, ""), True).to_numpy(zero_copy_only=False) for values in (names, labels)
     ]
-    if lacking:
-        numbers = ", ".join(str(row + 1) for row in sorted(set(lacking))[:10])
+    lacking = np.flatnonzero(empty[0] | empty[1])
+    if len(lacking):
+        numbers = ", ".join(map(str, lacking[:10] + 1))
         raise InputError(
-            f"{file}: {len(set(lacking))} rows lack a path or a label (row {numbers}; row 1 is the first "
+            f"{file}: {len(lacking)} rows lack a path or a label (row {numbers}; row 1 is the first "
             "below the header); complete or remove them"
         )
     if pc.any(pc.match_substring(names, "\0")).as_py():
@@ -131,16 +131,12 @@ def _check_given(file: Path, names: pa.Array, labels: pa.Array) -> None:
 
 def _paths(names: pa.Array, images: Path) -> pa.Array:
     """Paths without empty and "." components; with "/" for Windows' backslash, unless such a file exists."""
-    odd = pc.match_substring_regex(names, r"\\\\|//|(^|/)\.(/|$)|/$").to_numpy(zero_copy_only=False)
-    changed = {}
-    for row in np.flatnonzero(odd).tolist():
-        name = names[row].as_py()
-        if images.is_file() or not _exists(images / name):
-            changed[row] = name.replace("\\", "/")
-        changed[row] = PurePosixPath(changed.get(row, name)).as_posix()
-    if not changed:
-        return names
-    return pc.replace_with_mask(names, pa.array(odd), pa.array(list(changed.values()), names.type))
+    odd = pc.match_substring_regex(names, r"\\|//|(^|/)\.(/|$)|/$")
+    tidy = []
+    for name in names.filter(odd).to_pylist():
+        meant = name if "\\" in name and _exists(images / name) else name.replace("\\", "/")
+        tidy.append(PurePosixPath(meant).as_posix())
+    return pc.replace_with_mask(names, odd, pa.array(tidy, names.type)) if tidy else names
 
 
 def _exists(path: Path) -> bool:
