@@ -146,7 +146,9 @@ labels = st.sampled_from(["a", " a", "b", "007", "7", "1.10", "ü"])
 parts = st.sampled_from(["", "", "train", " Test", "TESTING", "val", "validation"])
 tidy_rows = st.tuples(paths, labels, parts, texts)
 any_rows = st.tuples(paths | texts, labels | texts, parts | st.just("dev"), texts | st.integers().map(str))
-rows = st.lists(tidy_rows, min_size=1, max_size=8) | st.lists(any_rows, max_size=8)
+rows = st.lists(tidy_rows, min_size=1, max_size=8, unique_by=lambda row: row[0]) | st.lists(
+    any_rows, max_size=8
+)
 
 
 @given(
