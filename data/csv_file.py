@@ -15,7 +15,7 @@ from models.errors import InputError
 _log = logging.getLogger(__name__)
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_ROWS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE = 1 << 12
 
 # A number that may become one: leading zeros and plus signs belong to names (0042, +49…).
 _INTEGER = r"^-?(0|[1-9][0-9]*)$"
