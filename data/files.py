@@ -5,29 +5,136 @@ shared, so threads and forked or spawned workers cannot disturb each other, and 
 of the archive (about a kilobyte a member in Python objects).
 """
 
+import logging
+import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
 
 from models.errors import InputError
-from models.preprocess import DecodeLimits, ImageError
+from models.preprocess import FORMATS, DecodeLimits, ImageError
 
+_log = logging.getLogger(__name__)
+
+# A .dib file holds a BMP, an .mpo file a JPEG and then more.
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+    suffix
+    for suffix, kind in Image.registered_extensions().items()
+    if kind in FORMATS or kind in ("DIB", "MPO")
 )
+
+# What lies beside images and is none; every other ending that is not read is worth a word.
+_NO_IMAGES = frozenset(
+    {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log"}
+    | {
+        ".md",
+        ".rst",
+        ".html",
+        ".htm",
+        ".css",
+        ".js",
+        ".pdf",
+        ".doc",
+        ".docx",
+        ".odt",
+        ".rtf",
+        ".xls",
+        ".xlsx",
+    }
+    | {".mat", ".npy", ".npz", ".pkl", ".parquet", ".arrow", ".h5", ".hdf5", ".pt", ".pth", ".db", ".sqlite"}
+    | {".xlsx", ".py", ".pyc", ".ipynb", ".m", ".sh", ".bat", ".lock", ".url", ".lnk"}
+)
+_NO_IMAGE_NAMES = frozenset({"readme", "license", "licence", "makefile"})
+
+# Folders that tools and systems make for themselves.
+TOOL_FOLDERS = frozenset(
+    {"__MACOSX", "@eaDir", ".AppleDouble", ".Spotlight-V100", ".Trashes", ".cache", ".dvc", ".fseventsd"}
+    | {".git", ".hg", ".idea", ".ipynb_checkpoints", ".svn", ".thumbnails", ".venv", ".vscode"}
+)
+
+_NAMED_AT_MOST = 20
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
-def is_image_name(name: str) -> bool:
-    """Whether the name ends as an image file does and is not a hidden file or a macOS resource fork."""
-    path = Path(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(
-        part.startswith(".") or part == "__MACOSX" for part in path.parts
-    )
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text: Arrow, JSON and the logs hold nothing else."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(name: str) -> str:
+    """A file's name with the bytes that are not UTF-8 escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first twenty names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - _NAMED_AT_MOST} more" if len(listed) > _NAMED_AT_MOST else ""
+    return ", ".join(listed[:_NAMED_AT_MOST]) + more
+
+
+class Sieve:
+    """Tells images from other files by their names, and remembers which of the others deserve a warning."""
+
+    def __init__(self) -> None:
+        self.unreadable: list[str] = []
+        self._hidden: dict[str, None] = {}
+        self._unknown: Counter[str] = Counter()
+
+    def passes(self, name: str) -> bool:
+        """Whether a file is an image to be used.
+
+        Args:
+            name: Its path below the root, "/" as separator.
+        """
+        *folders, file = parts = name.split("/")
+        if TOOL_FOLDERS.intersection(folders) or file.startswith("._"):
+            return False
+        suffix = PurePosixPath(file).suffix.lower()
+        hidden = next((n for n, part in enumerate(parts) if part.startswith(".")), None)
+        if suffix in IMAGE_SUFFIXES:
+            if hidden is not None:
+                self._hidden["/".join(parts[: hidden + 1])] = None
+            return hidden is None
+        if hidden is None and suffix not in _NO_IMAGES and file.lower() not in _NO_IMAGE_NAMES:
+            self._unknown[suffix or "without ending"] += 1
+        return False
+
+    def warn(self, root: Path) -> None:
+        """One line of log for each kind of file that is left out."""
+        if self.unreadable:
+            _log.warning(
+                "%s: %d files or folders are left out, whose names are not UTF-8 or which cannot be opened; "
+                "rename them or give access: %s",
+                root,
+                len(self.unreadable),
+                some(map(printable, self.unreadable)),
+            )
+        if self._hidden:
+            _log.warning(
+                "%s: %d hidden files or folders with images are left out; rename them without the dot: %s",
+                root,
+                len(self._hidden),
+                some(self._hidden),
+            )
+        if self._unknown:
+            _log.warning(
+                "%s: %d files are not read; convert images to JPEG or PNG: %s",
+                root,
+                self._unknown.total(),
+                some(f"{count} {suffix}" for suffix, count in self._unknown.most_common()),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +156,47 @@ class Member:
     crc: int
 
 
-def zip_members(path: Path) -> Iterator[tuple[str, Member]]:
-    """Every image of an archive, by name.
+def zip_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, Member]:
+    """Those files of an archive whose names are ``wanted``, by name, in the archive's order.
+
+    Archives made on Windows may separate folders by backslashes; here "/" always does. Of files with the same
+    name the last one counts, as for ``unzip``; a warning names them.
 
     Raises:
         InputError: No zip archive, or one that this reader does not take (encrypted, exotic compression).
     """
+    members: dict[str, Member] = {}
+    again: dict[str, None] = {}
+    for info in _entries(path):
+        name = PurePosixPath(info.filename.replace("\\", "/")).as_posix()
+        if info.filename.endswith(("/", "\\")) or not wanted(name):
+            continue
+        if info.flag_bits & 1:
+            raise InputError(f"{path}: {name} is encrypted; pack the images without a password")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(f"{path}: {name} is neither stored nor deflated; pack it anew")
+        if name in members:
+            again[name] = None
+        members[name] = Member(
+            info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC
+        )
+    if again:
+        _log.warning(
+            "%s: %d names come more than once; the last file of each counts: %s",
+            path,
+            len(again),
+            some(again),
+        )
+    return members
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
     try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as a zip archive ({error})") from error
-    with archive:
-        for info in archive.infolist():
-            if info.is_dir() or not is_image_name(info.filename):
-                continue
-            if info.flag_bits & 1:
-                raise InputError(f"{path}: {info.filename} is encrypted; pack the images without a password")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise InputError(f"{path}: {info.filename} is neither stored nor deflated; pack it anew")
-            yield (
-                info.filename,
-                Member(info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC),
-            )
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        reason = "a name in it is not UTF-8" if isinstance(error, UnicodeError) else error
+        raise InputError(f"{path}: cannot be read as a zip archive ({reason}); pack it anew") from error
 
 
 def read_member(path: Path, name: str, member: Member, limits: DecodeLimits) -> bytes:

@@ -13,11 +13,13 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import track
 
+from data.files import is_utf8, printable
 from data.locations import cache_root
 from data.table import ImageTable
+from models.errors import InputError
 
 # Raise when the content of the cached index changes, so that older ones are built anew.
-_FORMAT = 1
+_FORMAT = 2
 
 Entry = TypeVar("Entry")
 
@@ -48,9 +50,14 @@ def cached_table(
         kind: Distinguishes sources that read the same paths differently.
         paths: Files and folders that the user named.
         build: Makes the table and lists every file and folder whose change makes it stale.
+
+    Raises:
+        InputError: A path is not UTF-8; and what ``build`` raises.
     """
+    if wrong := next((str(path) for path in paths if not is_utf8(str(path))), None):
+        raise InputError(f"{printable(wrong)}: the path is not UTF-8; rename the folder or file")
     key = hashlib.sha256(json.dumps([_FORMAT, kind, *(str(path.absolute()) for path in paths)]).encode())
-    file = cache_root() / "index" / f"{paths[0].stem}-{key.hexdigest()[:16]}.arrow"
+    file = cache_root() / "index" / f"{paths[0].stem[:40]}-{key.hexdigest()[:16]}.arrow"
     if file.is_file() and (kept := _fresh(file)) is not None:
         return kept
     table, watched = build()

@@ -1,21 +1,23 @@
 """What folders of images mean: classes, parts named train/val/test, and a ``split.csv`` that says it all."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.files import Member
+from data.csv_file import read_csv, with_type
+from data.files import Member, some
 from data.table import ImageTable, factorize
 from models.errors import InputError
 
 _log = logging.getLogger(__name__)
 
+# How the parts of a split are called, in any letter case, by folders and in columns.
 _PARTS = {
     "train": "train",
     "training": "train",
@@ -26,24 +28,98 @@ _PARTS = {
     "testing": "test",
 }
 
+_Path = tuple[str, ...]
 
-def classes_of(folders: Sequence[str], wrapper: str | None = None) -> tuple[list[str], list[str | None]]:
-    """Class and part ("train", "val", "test" or None) of each folder that holds images.
+_REMEDY = "put train and test folders at the top, each with class folders, or give a split.csv"
 
-    A leading component that all folders share is dropped (archives often wrap everything in one folder), and
-    top folders that are all named as parts become the part. Where ``wrapper`` is given, that leading
-    component alone is dropped, and no part is looked for.
+
+def classes_of(
+    folders: Sequence[str], wrapper: str | None = None, *, decided: bool = False
+) -> tuple[list[str], list[str | None]]:
+    """Class ("" where images lie outside of classes) and part ("train", "val", "test" or None) of folders.
+
+    Folders named as parts are the split where two parts at least lie beside each other in one place, at any
+    depth, and class folders in them; then what lies elsewhere belongs to no class. Otherwise a leading
+    component that all folders share is dropped (archives often wrap everything in one folder), and the rest
+    of the path is the class.
+
+    Args:
+        folders: Paths of the folders that hold images, "" for the root.
+        wrapper: Where it is given, that leading component alone is dropped, and no part is looked for.
+        decided: Whether a list says the split: then folders that cannot be understood as one are classes.
+
+    Raises:
+        InputError: The names look like a split, and it is not clear of which images.
     """
     if wrapper is not None:
         return [folder.removeprefix(f"{wrapper}/") for folder in folders], [None] * len(folders)
-    paths = [folder.split("/") if folder else [] for folder in folders]
-    while all(len(path) > 1 for path in paths) and len({path[0] for path in paths}) == 1:
+    paths = [tuple(folder.split("/")) if folder else () for folder in folders]
+    parents = _split_parents(paths)
+    places = sorted({parent for parent in parents if parent is not None})
+    if len(places) == 1:
+        start = len(places[0]) + 1
+        kept = [
+            path if parent is not None and len(path) > start else ()
+            for path, parent in zip(paths, parents, strict=True)
+        ]
+        if any(kept):
+            parts = [_part(path[start - 1]) if path else None for path in kept]
+            return ["/".join(path[start:]) for path in kept], parts
+        if not decided:
+            raise InputError("its split folders hold no class folders; put class folders into train and test")
+    elif places and not decided:
+        one, other = ("/".join(place) or "the top" for place in places[:2])
+        raise InputError(
+            f"train and test folders lie in {len(places)} places, among them {one} and {other}; {_REMEDY}"
+        )
+    while (named := [path for path in paths if path]) and len({path[0] for path in named}) == 1:
+        if min(map(len, named)) == 1:
+            break
         paths = [path[1:] for path in paths]
-    parts: list[str | None] = [None] * len(paths)
-    if all(len(path) > 1 and path[0].lower() in _PARTS for path in paths):
-        parts = [_PARTS[path[0].lower()] for path in paths]
-        paths = [path[1:] for path in paths]
-    return ["/".join(path) for path in paths], parts
+    if not decided:
+        _refuse_half_split(paths)
+    return ["/".join(path) for path in paths], [None] * len(paths)
+
+
+def _part(folder: str) -> str | None:
+    return _PARTS.get(folder.lower())
+
+
+def _split_parents(paths: Sequence[_Path]) -> list[_Path | None]:
+    """For each path the first folder on it under which it goes on with a part, beside another; or None."""
+    parts: dict[_Path, set[str]] = {}
+    for path in paths:
+        for depth, folder in enumerate(path):
+            if part := _part(folder):
+                parts.setdefault(path[:depth], set()).add(part)
+    return [
+        next((path[:n] for n, folder in enumerate(path) if _part(folder) and len(parts[path[:n]]) > 1), None)
+        for path in paths
+    ]
+
+
+def _refuse_half_split(paths: Sequence[_Path]) -> None:
+    """Refuse folders named as parts that have no counterpart beside them, but other images elsewhere.
+
+    One such folder that holds images itself is a class of that name (vehicles: car, bus, train), unless it is
+    called test: mistaken for a class, a test set would be trained on.
+    """
+    parts = {
+        path[: n + 1]: part for path in paths for n, folder in enumerate(path) if (part := _part(folder))
+    }
+    above = {path[:n] for path in paths for n in range(len(path))}
+    several = len(set(parts.values())) > 1
+    marked = {path for path, part in parts.items() if several or part == "test" or path in above}
+    beside = sorted(
+        path for path in paths if path and not any(path[: n + 1] in marked for n in range(len(path)))
+    )
+    if marked and (several or beside):
+        first, *rest = sorted(marked)
+        others = some("/".join(path) for path in [*rest, *beside])
+        raise InputError(
+            f"the folder {'/'.join(first)} looks like a part of a split, but beside it there are {others}; "
+            f"{_REMEDY}; rename it if it is a class"
+        )
 
 
 def table_from_folders(
@@ -67,9 +143,14 @@ def table_from_folders(
         wrapper: See :func:`classes_of`.
 
     Raises:
-        InputError: No class folders, or a ``split_file`` that does not fit.
+        InputError: No class folders, a split that is unclear, or a ``split_file`` that does not fit.
     """
-    classes, parts = classes_of(folders, wrapper)
+    if split_file is not None and not split_file.is_file():
+        split_file = None
+    try:
+        classes, parts = classes_of(folders, wrapper, decided=split_file is not None)
+    except InputError as error:
+        raise InputError(f"{root}: {error}") from error
     stray = np.array([not name for name in classes], dtype=bool)
     if len(folders) and stray.all():
         raise InputError(
@@ -78,7 +159,12 @@ def table_from_folders(
     keep = np.arange(len(names))
     if stray.any():
         keep = np.flatnonzero(~stray[folder_of])
-        _log.warning("%s: %d images outside of class folders are left out", root, len(names) - len(keep))
+        _log.warning(
+            "%s: %d images outside of class folders are left out, in %s",
+            root,
+            len(names) - len(keep),
+            some(folder or "the folder itself" for folder, out in zip(folders, stray, strict=True) if out),
+        )
     if len(folders):
         class_names = pa.array(classes, pa.string()).take(pa.array(folder_of[keep]))
         labels, distinct = factorize(class_names)
@@ -93,9 +179,12 @@ def table_from_folders(
         part = pa.array(parts, pa.string()).dictionary_encode()
         columns["part"] = part.take(pa.array(folder_of[keep]))
         columns["split"] = columns["part"]
-    if split_file is not None and split_file.is_file():
-        columns |= class_columns(split_file, distinct, labels)
-    return ImageTable(pa.table(columns), distinct, [root])
+    metadata: dict[str, pa.Array] = {}
+    if split_file is not None:
+        split, metadata = class_columns(split_file, distinct, labels)
+        if split.null_count < len(split):
+            columns["split"] = split
+    return ImageTable(pa.table(columns), distinct, [root], metadata=metadata)
 
 
 def member_columns(members: Sequence[Member], rows: NDArray[np.int64]) -> dict[str, pa.Array]:
@@ -113,46 +202,71 @@ def member_columns(members: Sequence[Member], rows: NDArray[np.int64]) -> dict[s
     }
 
 
-def class_columns(file: Path, class_names: list[str], labels: NDArray[np.int64]) -> dict[str, pa.Array]:
-    """The columns of a per-class CSV (``class``, ``split``, …) spread over the images.
+def class_columns(
+    file: Path, class_names: list[str], labels: NDArray[np.int64]
+) -> tuple[pa.Array, dict[str, pa.Array]]:
+    """The split and the metadata of a per-class CSV (``class``, ``split``, …) spread over the images.
 
     Raises:
         InputError: Unreadable, no such columns, a class twice, an unknown split, or classes missing.
     """
-    try:
-        listed = pa.csv.read_csv(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{file}: cannot be read as CSV ({error})") from error
-    if not {"class", "split"} <= set(listed.column_names):
-        raise InputError(f"{file}: needs the columns class and split")
-    position = {str(name): row for row, name in enumerate(listed.column("class").to_pylist())}
-    if len(position) != listed.num_rows:
+    listed = read_csv(file, ("class", "split")).combine_chunks()
+    columns = {name: listed.column(name).combine_chunks() for name in listed.column_names}
+    classes = columns.pop("class")
+    position = {name.strip(): row for row, name in enumerate(classes.to_pylist())}
+    if len(position) != len(classes):
         raise InputError(f"{file}: names a class twice; give each class one row")
-    if unknown := {str(s) for s in listed.column("split").to_pylist()} - set(_PARTS.values()):
-        raise InputError(f"{file}: split {min(unknown)!r} is none of train, val, test")
-    if missing := [name for name in class_names if name not in position]:
+    if missing := [name for name in class_names if name.strip() not in position]:
         raise InputError(
             f"{file}: lacks {len(missing)} classes, {missing[0]!r} first; list every class or remove the file"
         )
-    rows = np.array([position[name] for name in class_names], dtype=np.int64)[labels]
-    spread = {}
-    for name in listed.column_names:
-        if name in ("class", "images"):
-            continue
-        column = listed.column(name).combine_chunks()
-        column = column.dictionary_encode() if pa.types.is_string(column.type) else column
-        spread[name] = column.take(pa.array(rows))
-    return spread
+    of_class = pa.array([position[name.strip()] for name in class_names], pa.int64())
+    rows = of_class.take(pa.array(labels))
+    split = split_parts(file, columns.pop("split"), "classes").dictionary_encode().take(rows)
+    return split, {name: with_type(values).take(rows) for name, values in columns.items()}
 
 
-def table_from_columns(root: Path, names: pa.Array, classes: pa.Array, **columns: Any) -> ImageTable:
+def split_parts(file: Path, values: pa.Array, what: str) -> pa.Array:
+    """The column ``split`` of a list as "train", "val", "test" or null.
+
+    The words for folders are understood, in any letter case. Where none is marked for training, but some for
+    testing or validation, those without a mark are for training; otherwise they are not used.
+
+    Args:
+        file: The list.
+        values: Texts.
+        what: Its rows are: "classes" or "images".
+
+    Raises:
+        InputError: Another word.
+    """
+    words = pc.dictionary_encode(pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(values, ""))))
+    distinct = words.dictionary.to_pylist()
+    if unknown := set(distinct) - _PARTS.keys() - {""}:
+        raise InputError(f"{file}: split {min(unknown)!r} is none of train, val, test")
+    parts = pa.array([_PARTS.get(word) for word in distinct], pa.string())
+    split = parts.take(words.indices)
+    if "train" in parts.to_pylist():
+        if split.null_count:
+            _log.warning("%s: %d %s without a split are not used", file, split.null_count, what)
+    elif split.null_count < len(split):
+        _log.info("%s: %d %s without a split are for training", file, split.null_count, what)
+        split = split.fill_null("train")
+    return split
+
+
+def table_from_columns(
+    root: Path, names: pa.Array, classes: pa.Array, metadata: Mapping[str, Any] | None = None, **columns: Any
+) -> ImageTable:
     """The table of a set that lists its images and their classes in files.
 
     Args:
         root: Folder that the names are relative to.
         names: Path of each image, N strings.
         classes: Class of each image, N strings.
-        **columns: Further columns of N values, such as ``split`` or ``is_query``.
+        metadata: Further columns of N values, under any names.
+        **columns: Those of N values that :class:`data.table.ImageTable` knows: ``split``, ``is_query``,
+            ``is_gallery``, and where zip members lie.
 
     Raises:
         InputError: No images listed.
@@ -161,9 +275,10 @@ def table_from_columns(root: Path, names: pa.Array, classes: pa.Array, **columns
         raise InputError(f"{root}: its list of images is empty")
     labels, class_names = factorize(classes)
     order = pa.array(np.argsort(labels, kind="stable"))
-    further = {name: _compact(pa.array(values)) for name, values in columns.items()}
-    rows = pa.table({"name": names, "label": pa.array(labels, pa.int32()), **further})
-    return ImageTable(rows.take(order), class_names, [root])
+    own = {name: _compact(pa.array(values)) for name, values in columns.items()}
+    rows = pa.table({"name": names, "label": pa.array(labels, pa.int32()), **own})
+    further = {name: pa.array(values).take(order) for name, values in (metadata or {}).items()}
+    return ImageTable(rows.take(order), class_names, [root], metadata=further)
 
 
 def _compact(values: pa.Array) -> pa.Array:

@@ -1,12 +1,12 @@
 """Verification pairs: are these two images of the same class?"""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.csv_file import as_flags, read_csv
 from data.table import ImageTable
 from models.errors import InputError
 
@@ -43,11 +43,7 @@ def read_pairs(file: Path, table: ImageTable) -> Pairs:
     Raises:
         InputError: Unreadable, or a pair names an image that the table lacks.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from error
-    listed = _from_csv(file, text) if file.suffix.lower() == ".csv" else _from_lfw(file, text)
+    listed = _from_csv(file) if file.suffix.lower() == ".csv" else _from_lfw(file)
     row_of = {_key(name): row for row, name in enumerate(table.names.to_pylist())}
     rows = np.empty((len(listed), 2), dtype=np.int64)
     for number, (first, second, _, _) in enumerate(listed):
@@ -61,20 +57,21 @@ def read_pairs(file: Path, table: ImageTable) -> Pairs:
 
 
 def _key(name: str) -> str:
-    return "/".join(PurePosixPath(name).with_suffix("").parts[-2:])
+    return "/".join(PurePosixPath(name.strip().replace("\\", "/")).with_suffix("").parts[-2:])
 
 
-def _from_csv(file: Path, text: str) -> list[_Pair]:
+def _from_csv(file: Path) -> list[_Pair]:
+    listed = read_csv(file, ("image_a", "image_b", "same"))
+    same = as_flags(file, "same", listed.column("same"), complete=True).to_pylist()
+    first, second = (listed.column(name).to_pylist() for name in ("image_a", "image_b"))
+    return [(_key(a), _key(b), bool(alike), 0) for a, b, alike in zip(first, second, same, strict=True)]
+
+
+def _from_lfw(file: Path) -> list[_Pair]:
     try:
-        return [
-            (_key(row["image_a"]), _key(row["image_b"]), bool(int(row["same"])), 0)
-            for row in csv.DictReader(text.splitlines())
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: needs the columns image_a, image_b and same (0 or 1)") from error
-
-
-def _from_lfw(file: Path, text: str) -> list[_Pair]:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
     lines = [line.split() for line in text.splitlines() if line.strip()]
     pairs = []
     try:

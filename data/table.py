@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,10 @@ from models.errors import InputError
 from models.preprocess import DecodeLimits, read_limited
 
 _MEMBER_COLUMNS = ("offset", "stored", "size", "method", "crc")
-_OWN_COLUMNS = frozenset({"name", "root", "label", "split", *_MEMBER_COLUMNS})
+# Columns with a meaning of their own that are shown among the metadata too.
+_SHOWN = ("part", "is_query", "is_gallery")
+# Before the names of metadata in the Arrow table, so that they may be any.
+_METADATA = "metadata/"
 
 
 class ImageTable:
@@ -28,13 +31,15 @@ class ImageTable:
             position in ``class_names``), ``root`` (integer: position in ``roots``; may be absent where
             there is one root), for images in zip archives ``offset``, ``stored``, ``size``, ``method``,
             ``crc`` (see :class:`data.files.Member`; negative offset: a plain file), optionally ``split``
-            (string: the set's own split, "train", "val" or "test", null where it has none), ``is_query``
-            and ``is_gallery`` (bool), and any metadata.
+            (string: the set's own split, "train", "val" or "test", null where it has none), ``part`` (string:
+            the same as the folders say it, where a list overrules them), ``is_query`` and ``is_gallery``
+            (bool).
         class_names: One for each label.
         roots: Folders and zip archives that the names are relative to.
         index_file: The Arrow file that the rows are mapped from; workers then open it instead of getting a
             copy.
         limits: Byte limit of one image.
+        metadata: Further columns of N values under any names, each an Arrow array or a sequence.
 
     Raises:
         InputError: No images at all.
@@ -48,9 +53,12 @@ class ImageTable:
         *,
         index_file: Path | None = None,
         limits: DecodeLimits | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         if rows.num_rows == 0:
             raise InputError(f"{', '.join(map(str, roots))}: no images found; give a folder for each class")
+        for name, values in (metadata or {}).items():
+            rows = _set(rows, _METADATA + name, values)
         self.rows = rows.combine_chunks() if rows.column("name").num_chunks != 1 else rows
         self.class_names = list(class_names)
         self.roots = [Path(root) for root in roots]
@@ -80,12 +88,29 @@ class ImageTable:
         return np.asarray(column.to_numpy(zero_copy_only=False))
 
     @property
-    def metadata(self) -> Mapping[str, pa.ChunkedArray]:
-        """Every further column, by name, each of N values."""
-        return {name: self.rows.column(name) for name in self.rows.column_names if name not in _OWN_COLUMNS}
+    def folder_parts(self) -> list[str | None] | None:
+        """The part ("train", "val", "test" or None) that each row's folders name, if any do."""
+        return self.rows.column("part").to_pylist() if "part" in self.rows.column_names else None
 
-    def flags(self, name: str) -> NDArray[np.bool_]:
-        """A boolean column such as ``is_query``; all true where the table lacks it. Shape (N,)."""
+    @property
+    def metadata(self) -> Mapping[str, pa.ChunkedArray]:
+        """Every further column, by name, each of N values; also ``part``, ``is_query`` and ``is_gallery``."""
+        names = self.rows.column_names
+        columns = {
+            name.removeprefix(_METADATA): self.rows.column(name)
+            for name in names
+            if name.startswith(_METADATA)
+        }
+        shown = [name for name in _SHOWN if name in names and name not in columns]
+        return columns | {name: self.rows.column(name) for name in shown}
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether the table says which images are queries."""
+        return "is_query" in self.rows.column_names
+
+    def flags(self, name: Literal["is_query", "is_gallery"]) -> NDArray[np.bool_]:
+        """One of the two flags; all true where the table lacks it. Shape (N,)."""
         if name not in self.rows.column_names:
             return np.ones(len(self), dtype=bool)
         return np.asarray(
@@ -140,9 +165,11 @@ class ImageTable:
         return ImageTable(self.rows.take(pa.array(rows)), self.class_names, self.roots, limits=self.limits)
 
     def with_column(self, name: str, values: Any) -> "ImageTable":
-        """A table with one more column (or another one of that name) of N values."""
-        rows = self.rows.drop_columns([name]) if name in self.rows.column_names else self.rows
-        rows = rows.append_column(name, pa.array(values))
+        """A table with one more column (or another one of that name) of N values: ``split``, ``is_query``,
+        ``is_gallery`` or metadata.
+        """
+        own = name in ("split", "is_query", "is_gallery")
+        rows = _set(self.rows, name if own else _METADATA + name, values)
         return ImageTable(rows, self.class_names, self.roots, limits=self.limits)
 
     def save(self, path: Path, **extra: str) -> None:
@@ -178,6 +205,15 @@ def _load_for_worker(path: Path, limits: DecodeLimits) -> ImageTable:
 
 def _rebuild(rows: pa.Table, class_names: list[str], roots: list[Path], limits: DecodeLimits) -> ImageTable:
     return ImageTable(rows, class_names, roots, limits=limits)
+
+
+def _set(rows: pa.Table, name: str, values: Any) -> pa.Table:
+    """The rows with a column; repeated texts as a dictionary, which is a few bytes a row."""
+    column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+    if pa.types.is_string(column.type):
+        column = column.dictionary_encode()
+    rows = rows.drop_columns([name]) if name in rows.column_names else rows
+    return rows.append_column(name, column)
 
 
 def factorize(names: pa.Array) -> tuple[NDArray[np.int64], list[str]]:

@@ -105,7 +105,7 @@ def select_images(
     if query is not None:
         asked = _matching(table, query)
         others = ~asked if gallery is None else _matching(table, gallery)
-    elif "is_query" in table.metadata:
+    elif table.has_queries:
         asked, others = table.flags("is_query"), table.flags("is_gallery")
     elif gallery is not None:
         raise InputError("--gallery needs --query: say which images are the queries")

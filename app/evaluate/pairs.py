@@ -1,6 +1,5 @@
 """Verification on a list of pairs: a CSV of one's own, or the official layout of LFW's pairs.txt."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.evaluate.run import Evaluation
+from data.csv_file import as_flags, read_csv
 from models.errors import InputError
 from models.metrics import pair_similarity, verification_metrics
 
@@ -45,7 +45,7 @@ def read_pairs(path: Path) -> PairList:
     if not path.is_file():
         raise InputError(f"{path}: no such file of pairs")
     try:
-        return _read_csv(path) if path.suffix == ".csv" else _read_lfw(path)
+        return _read_csv(path) if path.suffix.lower() == ".csv" else _read_lfw(path)
     except (KeyError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise
@@ -53,15 +53,15 @@ def read_pairs(path: Path) -> PairList:
 
 
 def _read_csv(path: Path) -> PairList:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    same = np.array([int(row["same"]) == 1 for row in rows])
-    if rows and "fold" in rows[0]:
-        folds = np.array([int(row["fold"]) for row in rows])
+    listed = read_csv(path, ("image_a", "image_b", "same"), ("fold",))
+    same = as_flags(path, "same", listed.column("same"), complete=True).to_numpy()
+    if "fold" in listed.column_names:
+        folds = np.array([int(fold) for fold in listed.column("fold").to_pylist()])
     else:
         # The n-th pair of each kind goes into fold n mod 10, so that every fold has both kinds.
         folds = np.where(same, np.cumsum(same), np.cumsum(~same)) % FOLDS
-    return PairList([_stem(r["image_a"]) for r in rows], [_stem(r["image_b"]) for r in rows], same, folds)
+    first, second = (list(map(_stem, listed.column(name).to_pylist())) for name in ("image_a", "image_b"))
+    return PairList(first, second, same, folds)
 
 
 def _read_lfw(path: Path) -> PairList:
@@ -89,6 +89,7 @@ def _lfw_name(person: str, number: str) -> str:
 
 def _stem(name: str) -> str:
     """Without the ending, since one list is used with several encodings of the images."""
+    name = name.strip().replace("\\", "/")
     return name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name
 
 

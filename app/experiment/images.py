@@ -120,9 +120,9 @@ def _table(data: Data) -> ImageTable:
         return table
     if data.train_images is not None:
         return table.with_column("split", _first_images(table, data.train_images))
-    if "part" not in table.metadata:
+    if table.folder_parts is None:
         raise InputError(f"{data.source}: has no folders train and val; set data.train_images")
-    return table.with_column("split", np.asarray(table.metadata["part"].to_pylist(), dtype=object))
+    return table.with_column("split", table.folder_parts)
 
 
 def _keep(table: ImageTable, rows: NDArray[np.int64]) -> ImageTable:

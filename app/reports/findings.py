@@ -169,7 +169,7 @@ def _groups(values: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
     """Value or range to bool (Q,); empty where a column does not divide the queries usefully."""
     if values.ndim != 1:
         return {}
-    texts = values.astype(str)
+    texts = np.array([str(value) for value in values.tolist()])  # numpy's own takes no lists
     distinct = np.unique(texts)
     if 2 <= len(distinct) <= SLICES_AT_MOST:
         return {str(value): texts == value for value in distinct}

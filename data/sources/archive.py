@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data.files import zip_members
+from data.files import Sieve, zip_members
 from data.index import cached_table, with_progress
 from data.layout import table_from_folders
 from data.sources.source import Source
@@ -43,7 +43,10 @@ def zip_table(path: Path, split_file: Path | None = None, wrapper: str | None = 
     """
     names, members, folder_of = [], [], []
     folders: dict[str, int] = {}
-    for name, member in with_progress(sorted(zip_members(path)), f"Listing {path.name}"):
+    sieve = Sieve()
+    found = zip_members(path, sieve.passes)
+    sieve.warn(path)
+    for name, member in with_progress(sorted(found.items()), f"Listing {path.name}"):
         folder = name.rpartition("/")[0]
         names.append(name)
         members.append(member)

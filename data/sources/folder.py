@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data.files import is_image_name
+from data.files import TOOL_FOLDERS, Sieve, is_utf8, some
 from data.index import cached_table, with_progress
 from data.layout import table_from_folders
 from data.sources.source import Source
@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 class FolderSource(Source):
     """Images in nested class folders: the class is the path of the folder that an image lies in.
 
-    Top folders named train, val and test become the split; a ``split.csv`` (columns class, split) in the
-    folder wins over them.
+    Folders named train, val and test become the split (see :func:`data.layout.classes_of`); a ``split.csv``
+    (columns class, split) in the folder wins over them.
 
     Args:
         path: The folder.
@@ -43,19 +43,20 @@ class FolderSource(Source):
         counts: list[int] = []
         watched = [self.path / "split.csv"]
         empty: list[str] = []
-        for folder, files, has_folders in with_progress(walk(self.path), f"Listing {self.path.name}"):
+        sieve = Sieve()
+        listing = walk(self.path, sieve.unreadable)
+        for folder, files, has_folders in with_progress(listing, f"Listing {self.path.name}"):
             watched.append(self.path / folder)
-            images = [f"{folder}/{name}" if folder else name for name in files if is_image_name(name)]
+            images = [path for name in files if sieve.passes(path := f"{folder}/{name}" if folder else name)]
             if images:
                 names.append(pa.array(images, pa.large_string()))
                 folders.append(folder)
                 counts.append(len(images))
-            elif not has_folders:
+            elif not has_folders and not f"/{folder}".count("/."):
                 empty.append(folder)
+        sieve.warn(self.path)
         if empty and folders:
-            _log.warning(
-                "%s: %d class folders hold no images: %s", self.path, len(empty), ", ".join(empty[:20])
-            )
+            _log.warning("%s: %d class folders hold no images: %s", self.path, len(empty), some(empty))
         table = table_from_folders(
             self.path,
             pa.concat_arrays(names) if names else pa.array([], pa.large_string()),
@@ -66,18 +67,29 @@ class FolderSource(Source):
         return table, watched
 
 
-def walk(root: Path) -> Iterator[tuple[str, list[str], bool]]:
+def walk(root: Path, unreadable: list[str]) -> Iterator[tuple[str, list[str], bool]]:
     """Each folder below ``root`` as (its path below it, sorted file names, whether it has folders).
 
-    Symbolic links are followed, each real folder once.
+    Symbolic links are followed, each real folder once; folders of tools (``.git``) are left out.
+
+    Args:
+        root: The folder.
+        unreadable: Gets the paths of what cannot be opened or has a name that is not UTF-8.
     """
+
+    def below(path: str) -> str:
+        return "/".join(Path(path).relative_to(root).parts)
+
+    def failed(error: OSError) -> None:
+        unreadable.append(below(error.filename))
+
     seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=failed, followlinks=True):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(folder).relative_to(root).as_posix()
-        yield "" if below == "." else below, sorted(files), bool(folders)
+        unreadable += [below(f"{folder}/{name}") for name in folders + files if not is_utf8(name)]
+        folders[:] = sorted(name for name in folders if is_utf8(name) and name not in TOOL_FOLDERS)
+        yield below(folder), sorted(filter(is_utf8, files)), bool(folders)

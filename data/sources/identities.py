@@ -1,10 +1,10 @@
 """Folders of identities: CASIA-WebFace, VGGFace2 and sets laid out like them."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
+from data.csv_file import read_csv
 from data.sources.folder import FolderSource
 from data.sources.source import Source
 from data.table import ImageTable
@@ -41,9 +41,5 @@ class IdentitySource(Source):
 
 
 def _meta(file: Path) -> dict[str, tuple[str, str]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines, skipinitialspace=True)
-        try:
-            return {row["Class_ID"]: (row["Name"], row["Gender"]) for row in rows}
-        except KeyError as error:
-            raise InputError(f"{file}: has no column {error}; use VGGFace2's own or remove it") from error
+    columns = read_csv(file, ("Class_ID", "Name", "Gender")).select(["Class_ID", "Name", "Gender"])
+    return {row["Class_ID"].strip(): (row["Name"], row["Gender"]) for row in columns.to_pylist()}

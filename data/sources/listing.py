@@ -1,26 +1,34 @@
 """A table of images: CSV or Parquet."""
 
-from pathlib import Path
+import logging
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet
+from numpy.typing import NDArray
 
-from data.files import zip_members
+from data.csv_file import as_flags, column_names, read_csv, with_type
+from data.files import some, zip_members
 from data.index import cached_table
-from data.layout import member_columns, table_from_columns
+from data.layout import member_columns, split_parts, table_from_columns
+from data.plain import plain_values
 from data.sources.source import Source
 from data.table import ImageTable
 from models.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+_NEEDED = ("path", "label")
+_KNOWN = ("split", "is_query", "is_gallery")
 
 
 class ListingSource(Source):
     """A CSV or Parquet file with the columns ``path`` and ``label``.
 
     Optional columns are ``split`` (train, val, test or empty), ``is_query`` and ``is_gallery`` (true or
-    false); any other is metadata.
+    false); any other is metadata. How a CSV may look says :func:`data.csv_file.read_csv`.
 
     Args:
         path: The file.
@@ -41,48 +49,136 @@ class ListingSource(Source):
 
 
 def _read(file: Path, images: Path) -> ImageTable:
-    try:
-        if file.suffix.lower() == ".parquet":
-            listed = pa.parquet.read_table(file)
-        else:
-            # Labels such as 0042 are names, not numbers.
-            options = pa.csv.ConvertOptions(column_types={"label": pa.string()})
-            listed = pa.csv.read_csv(file, convert_options=options)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{file}: cannot be read as a table ({error})") from error
-    if missing := {"path", "label"} - set(listed.column_names):
-        raise InputError(f"{file}: lacks the column {min(missing)!r}; it needs path and label")
-    columns = {name: listed.column(name).combine_chunks() for name in listed.column_names}
-    names, labels = columns.pop("path").cast(pa.large_string()), columns.pop("label").cast(pa.string())
-    if lacking := names.null_count + labels.null_count:
-        raise InputError(f"{file}: {lacking} rows lack a path or a label; complete or remove them")
-    if "split" in columns:
-        columns["split"] = _checked_split(file, columns["split"])
-    for flag in {"is_query", "is_gallery"} & columns.keys():
-        columns[flag] = _flag(file, flag, columns[flag])
+    columns = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
+    own = {name: columns.pop(name) for name in (*_NEEDED, *_KNOWN) if name in columns}
+    for name in {*_NEEDED, "split"} & own.keys():
+        own[name] = _texts(file, name, own[name])
+    _check_given(file, own["path"], own["label"])
+    own["path"] = _paths(own["path"], images)
+    if "split" in own:
+        own["split"] = split_parts(file, own["split"], "images")
+        if own["split"].null_count == len(own["split"]):
+            del own["split"]
+    for flag in {"is_query", "is_gallery"} & own.keys():
+        own[flag] = as_flags(file, flag, own[flag])
+    rows = pa.array(_first_of_each(file, own))
+    own, columns = ({name: values.take(rows) for name, values in kept.items()} for kept in (own, columns))
+    names, labels = own.pop("path"), own.pop("label")
     if images.is_file():
-        columns |= _members(images, names)
-    return table_from_columns(images, names, labels, **columns)
+        own |= _members(images, names)
+    return table_from_columns(images, names, labels, columns, **own)
 
 
-def _checked_split(file: Path, values: pa.Array) -> pa.Array:
-    texts = values.cast(pa.string())
-    texts = pc.if_else(pc.equal(texts, ""), None, texts)
-    if unknown := {value for value in pc.unique(texts).to_pylist() if value} - {"train", "val", "test"}:
-        raise InputError(f"{file}: split {min(unknown)!r} is none of train, val, test")
-    return texts
+def _csv(file: Path) -> dict[str, pa.Array]:
+    listed = read_csv(file, _NEEDED, _KNOWN)
+    columns = {name: listed.column(name) for name in listed.column_names}
+    # A few gigabytes of paths are more than one array of Arrow's usual texts holds.
+    columns["path"] = columns["path"].cast(pa.large_string())
+    arrays = {name: column.combine_chunks() for name, column in columns.items()}
+    return {
+        name: values if name in (*_NEEDED, *_KNOWN) else with_type(values) for name, values in arrays.items()
+    }
 
 
-def _flag(file: Path, name: str, values: pa.Array) -> pa.Array:
+def _parquet(file: Path) -> dict[str, pa.Array]:
     try:
-        return values.cast(pa.bool_())
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{file}: column {name} must be true or false ({error})") from error
+        with pa.parquet.ParquetFile(file) as opened:
+            listed = opened.read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{file}: cannot be read as a table ({' '.join(str(error).split())})") from error
+    listed = listed.rename_columns(column_names(file, listed.column_names, (*_NEEDED, *_KNOWN)))
+    if missing := [name for name in _NEEDED if name not in listed.column_names]:
+        raise InputError(f"{file}: lacks the column {missing[0]!r}; it needs the columns path and label")
+    columns = {}
+    for name in listed.column_names:
+        values = listed.column(name).combine_chunks()
+        if name not in (*_NEEDED, *_KNOWN):
+            values = plain_values(values)
+        if values is None:
+            _log.warning("%s: column %s of bytes is left out", file, name)
+        else:
+            columns[name] = values
+    return columns
+
+
+def _texts(file: Path, name: str, values: pa.Array) -> pa.Array:
+    """A column of names as texts without spaces around them; numbers as they are written."""
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if not (is_text or is_number or pa.types.is_null(kind)):
+        raise InputError(f"{file}: column {name} holds {kind}; it must be text or numbers")
+    if pa.types.is_floating(kind):
+        values = values.cast(pa.float64())
+        values = pc.if_else(pc.is_nan(values), None, values)
+    return pc.utf8_trim_whitespace(values.cast(pa.large_string() if name == "path" else pa.string()))
+
+
+def _check_given(file: Path, names: pa.Array, labels: pa.Array) -> None:
+    empty = [
+        pc.fill_null(pc.equal(values, ""), True).to_numpy(zero_copy_only=False) for values in (names, labels)
+    ]
+    lacking = np.flatnonzero(empty[0] | empty[1])
+    if len(lacking):
+        numbers = ", ".join(map(str, lacking[:10] + 1))
+        raise InputError(
+            f"{file}: {len(lacking)} rows lack a path or a label (row {numbers}; row 1 is the first "
+            "below the header); complete or remove them"
+        )
+    if pc.any(pc.match_substring(names, "\0")).as_py():
+        raise InputError(f"{file}: a path holds a NUL character; is the file a table of texts?")
+
+
+def _paths(names: pa.Array, images: Path) -> pa.Array:
+    """Paths without empty and "." components; with "/" for Windows' backslash, unless such a file exists."""
+    odd = pc.match_substring_regex(names, r"\\|//|(^|/)\.(/|$)|/$")
+    tidy = []
+    for name in names.filter(odd).to_pylist():
+        meant = name if "\\" in name and _exists(images / name) else name.replace("\\", "/")
+        tidy.append(PurePosixPath(meant).as_posix())
+    return pc.replace_with_mask(names, odd, pa.array(tidy, names.type)) if tidy else names
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long
+        return False
+
+
+def _first_of_each(file: Path, own: dict[str, pa.Array]) -> NDArray[np.int64]:
+    """The first row of each path.
+
+    Raises:
+        InputError: Rows of the same image contradict each other.
+    """
+    paths = own["path"].dictionary_encode()
+    codes = np.asarray(paths.indices)
+    first = np.unique(codes, return_index=True)[1]  # codes count up as paths come first
+    again = np.setdiff1d(np.arange(len(codes)), first, assume_unique=True)
+    if not len(again):
+        return first
+    for name, values in own.items():
+        texts = pc.fill_null(values.cast(pa.large_string()), "")
+        here, there = texts.take(pa.array(again)), texts.take(pa.array(first[codes[again]]))
+        if different := pc.index(pc.equal(here, there), False).as_py() + 1:
+            row = int(again[different - 1])
+            raise InputError(
+                f"{file}: {own['path'][row]} is listed with {name} {there[different - 1]} and "
+                f"{here[different - 1]}; give each image one row"
+            )
+    _log.warning(
+        "%s: %d paths are listed more than once and count once: %s",
+        file,
+        len(np.unique(codes[again])),
+        some(paths.dictionary[int(code)].as_py() for code in np.unique(codes[again])),
+    )
+    return first
 
 
 def _members(archive: Path, names: pa.Array) -> dict[str, pa.Array]:
-    members = dict(zip_members(archive))
     listed = names.to_pylist()
+    members = zip_members(archive, set(listed).__contains__)
     if missing := [name for name in listed if name not in members]:
         raise InputError(f"{archive}: lacks {len(missing)} listed images, {missing[0]!r} first")
     return member_columns([members[name] for name in listed], np.arange(len(listed)))

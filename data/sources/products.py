@@ -41,5 +41,5 @@ def _read(folder: Path, lists: list[Path]) -> ImageTable:
         pa.array([row[4] for row in rows], pa.large_string()),
         pa.array([f"{row[2]:0>5}" for row in rows]),
         split=[row[0] for row in rows],
-        super_class=[row[4].partition("/")[0].removesuffix("_final") for row in rows],
+        metadata={"super_class": [row[4].partition("/")[0].removesuffix("_final") for row in rows]},
     )
