@@ -1,4 +1,4 @@
-# Every target does its own set-up: all it needs is Python >= 3.11 (with venv and pip), make and a package index.
+# Every target does its own set-up: all it needs is Python 3.11 to 3.13 (with venv and pip), make and a package index.
 PYTHON  ?= python3
 # faiss-gpu where an NVIDIA GPU answers, faiss-cpu elsewhere; `make FLAVOUR=cpu …` decides otherwise.
 FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)

@@ -108,7 +108,7 @@ class StepTimer(lightning.Callback):
 def train(data: str, out: Path, minutes: float) -> None:
     """Train for about ``minutes``: the learning-rate schedule needs the number of steps, so measure first."""
     config = CONFIGS / ("demo.yaml" if data == "glyphs" else "folder.yaml")
-    task = ["fit", f"--config={config}", f"--data.init_args.source={data}"]
+    task = ["fit", f"--config={config}", f"--data.source={data}"]
     quiet = [
         "--trainer.enable_checkpointing=false",
         "--trainer.enable_model_summary=false",
@@ -127,4 +127,4 @@ def train(data: str, out: Path, minutes: float) -> None:
         f"--trainer.val_check_interval={-(-steps // VALIDATIONS)}",
         "--trainer.check_val_every_n_epoch=null",
     ]
-    run_training([*task, *length, f"--run={out}", "--overwrite=true"])
+    run_training([*task, *length, f"--run={out}", "--overwrite"])

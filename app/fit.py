@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -42,6 +43,23 @@ class _Progress(RichProgressBar):
         }
 
 
+# What a config means by model and data where it names no class.
+_CLASSES = {"model": "models.module.MetricLearner", "data": "data.datamodule.ImageDataModule"}
+
+
+class _Parser(LightningArgumentParser):
+    """Writes configs as people do: model and data name a class only where it is the user's own."""
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """The settings as YAML."""
+        settings = yaml.safe_load(super().dump(*args, **kwargs)) or {}
+        for part, usual in _CLASSES.items():
+            given = settings.get(part)
+            if isinstance(given, dict) and given.get("class_path") == usual:
+                settings[part] = given.get("init_args", {})
+        return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
 class TrainingCLI(LightningCLI):
     """Everything in YAML, everything overridable on the command line."""
 
@@ -56,6 +74,7 @@ class TrainingCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 save_config_callback=SaveConfig,
+                parser_class=_Parser,
                 parser_kwargs={"exit_on_error": False, "prog": "kindred"},
                 args=list(arguments),
             )
@@ -99,9 +118,7 @@ class TrainingCLI(LightningCLI):
             default=Path("runs/latest"),
             help="Folder for checkpoints, logs, config and bundle.",
         )
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, help="Replace an earlier run in that folder."
-        )
+        parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run in that folder.")
         parser.add_argument(
             "--monitor",
             type=str | None,

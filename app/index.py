@@ -14,7 +14,7 @@ from app.embed.importing import complete_plan, import_embeddings
 from app.index_target import Target, open_target
 from app.memory import keep_freed_memory
 from data.sources import open_source
-from data.splits import select_split
+from data.splits import select
 from data.table import ImageTable
 from models.bundle import Bundle
 from models.errors import InputError
@@ -61,7 +61,8 @@ def index(
             Milvus, such as milvus://host:19530.
         url: Address of a running service to fill instead, such as http://127.0.0.1:8000; a missing collection
             is made there. The key, where the service wants one, is taken from KINDRED_WRITE_KEY.
-        split: Only this part of the source: train, val or test. All of it by default.
+        split: Only the train, val or test part of the source, split as for the model's training. All of it by
+            default.
         collection: Collection inside the store or the service.
         index_type: "Flat" (the default of a new collection) searches exactly; any other FAISS factory string
             approximately.
@@ -81,7 +82,9 @@ def index(
         raise InputError("give --bundle and --data, or --embeddings with a folder that kindred embed wrote")
     keep_freed_memory()
     model = Bundle.load(bundle, device)
-    table = select_split(open_source(data).table(), split)
+    table = open_source(data).table()
+    if split is not None:
+        table = table.take(select(table, split, model.info.get("split"))[0])
     with open_target(store, url, collection, model.dim, model.fingerprint, index_type) as target:
         fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
 

@@ -18,7 +18,7 @@ TRAINED, BEFORE = "best weights of this run", "before training"
 
 ADVICE = """\
 What usually helps: a lower learning rate; pretrained weights (as configs/folder.yaml has), or others;
-larger images (--data.init_args.image_size); more classes; a look at the labels.
+larger images (--data.image_size); more classes; a look at the labels.
 docs/training.md says more."""
 
 

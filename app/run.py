@@ -69,7 +69,7 @@ class RunFolder:
         if self.last.is_file() or self.best.is_file():
             raise InputError(
                 f"{self.path}: holds a run already; continue it with --ckpt_path last, "
-                "replace it with --overwrite true, or name another folder with --run"
+                "replace it with --overwrite, or name another folder with --run"
             )
 
     def discard_checkpoints(self) -> None:

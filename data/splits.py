@@ -168,20 +168,32 @@ def split_images(
     return _finish(table, parts, class_disjoint=False)
 
 
-def select_split(table: ImageTable, part: str | None) -> ImageTable:
-    """The images of one part of the default split (:func:`split_classes`); all for "all" or None.
+def select(
+    table: ImageTable, part: str | None, settings: Mapping[str, Any] | None = None
+) -> tuple[NDArray[np.int64], str | None]:
+    """The images of one part of the data, which are split as for a model's training.
+
+    Args:
+        table: All images.
+        part: "train", "val" or "test"; "all" or None takes every image.
+        settings: What a bundle or checkpoint says of its split (:meth:`SplitSettings.to_dict`); None or
+            nothing means the default split.
+
+    Returns:
+        The rows, int64, ascending, and the split's hash (None where every image was taken).
 
     Raises:
         InputError: No such part, or no images in it.
     """
     if part in ("all", None):
-        return table
+        return np.arange(len(table)), None
     if part not in PARTS:
-        raise InputError(f"split {part!r} is none of all, {', '.join(PARTS)}")
-    rows = np.flatnonzero(split_classes(table).parts == PARTS.index(part))
+        raise InputError(f"--split {part}: choose among {', '.join(PARTS)} and all")
+    split = SplitSettings.from_dict(settings or {}).apply(table)
+    rows = split.rows(part)
     if not len(rows):
-        raise InputError(f"{table.roots[0]}: the split has no {part} images")
-    return table.take(rows)
+        raise InputError(f"{table.roots[0]}: has no {part} images; choose another --split")
+    return rows, split.hash
 
 
 def class_folds(table: ImageTable, folds: int, seed: int = 0, val_fraction: float = 0.1) -> Iterator[Split]:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from PIL import Image
 
 from app.cli import main
+from models.module import MetricLearner
 
 ROOT = Path(__file__).parents[1]
 TASKS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -23,10 +25,10 @@ IMAGE_SIZE = {"inception_v3": 75, "facenet": 96, "vit_small_dino": 224}
 # Tasks whose network takes too long here: it is tested with configs/model/.
 SMALLER = {
     "imagenet_50x32": (
-        "--model.init_args.backbone=conv4",
-        "--model.init_args.head=linear",
-        "--model.init_args.embedding_dim=16",
-        "--data.init_args.val_fraction=0.5",  # two images of a class, for one to find the other
+        "--model.backbone=conv4",
+        "--model.head=linear",
+        "--model.embedding_dim=16",
+        "--data.val_fraction=0.5",  # two images of a class, for one to find the other
     )
 }
 
@@ -68,11 +70,11 @@ def one_step(configs: list[Path], images: Path, run: Path, *extra: str) -> int:
             "fit",
             *(f"--config={path}" for path in [*configs, ROOT / "configs/trainer/debug.yaml"]),
             f"--run={run}",
-            f"--data.init_args.source={images}",
-            "--data.init_args.classes_per_batch=2",
-            "--data.init_args.samples_per_class=2",
-            "--data.init_args.batches_per_epoch=1",
-            "--data.init_args.num_workers=0",
+            f"--data.source={images}",
+            "--data.classes_per_batch=2",
+            "--data.samples_per_class=2",
+            "--data.batches_per_epoch=1",
+            "--data.num_workers=0",
             "--trainer.accelerator=cpu",
             "--trainer.enable_progress_bar=false",
             "--monitor=null",
@@ -90,10 +92,10 @@ def test_there_are_configs() -> None:
 @pytest.mark.parametrize("config", TASKS, ids=lambda path: path.stem)
 def test_a_task_trains_one_step(config: Path, images: Path, tmp_path: Path) -> None:
     task = yaml.safe_load(config.read_text())
-    backbone = task["model"]["init_args"].get("backbone_args", {})
+    backbone = task["model"].get("backbone_args", {})
     size = backbone.get("image_size", 32)  # a network built for one size takes no other
-    extra = [f"--data.init_args.image_size={size}", *SMALLER.get(config.stem, ())]
-    column = task["data"]["init_args"].get("group_by")
+    extra = [f"--data.image_size={size}", *SMALLER.get(config.stem, ())]
+    column = task["data"].get("group_by")
     source = as_table(images, column) if column else images
     assert one_step([config], source, tmp_path, *extra) == 0
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
@@ -101,9 +103,9 @@ def test_a_task_trains_one_step(config: Path, images: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("config", PARTS["model"], ids=lambda path: path.stem)
 def test_a_model_trains_one_step(config: Path, images: Path, tmp_path: Path) -> None:
-    extra = [f"--data.init_args.image_size={IMAGE_SIZE.get(config.stem, 32)}"]
-    if "weights" in yaml.safe_load(config.read_text())["model"]["init_args"]:
-        extra.append("--model.init_args.weights=null")  # fetching them is torchvision's and timm's business
+    extra = [f"--data.image_size={IMAGE_SIZE.get(config.stem, 32)}"]
+    if "weights" in yaml.safe_load(config.read_text())["model"]:
+        extra.append("--model.weights=null")  # fetching them is torchvision's and timm's business
     assert one_step([ROOT / "configs/data/folder.yaml", config], images, tmp_path, *extra) == 0
 
 
@@ -121,8 +123,8 @@ def test_a_trainer_trains_one_step(
     extra = [
         "--trainer.devices=1",
         "--trainer.num_nodes=1",
-        "--data.init_args.image_size=32",
-        "--model.init_args.backbone=conv4",
+        "--data.image_size=32",
+        "--model.backbone=conv4",
     ]
     assert one_step([ROOT / "configs/demo.yaml", config], images, tmp_path, *extra) == 0
 
@@ -131,10 +133,7 @@ def test_a_trainer_trains_one_step(
 def test_a_data_set_goes_with_a_model(config: Path, images: Path, tmp_path: Path) -> None:
     """The sets themselves are not here; everything but their images is taken from the file."""
     assert (
-        one_step(
-            [ROOT / "configs/model/conv4.yaml", config], images, tmp_path, "--data.init_args.image_size=32"
-        )
-        == 0
+        one_step([ROOT / "configs/model/conv4.yaml", config], images, tmp_path, "--data.image_size=32") == 0
     )
 
 
@@ -144,5 +143,47 @@ def test_print_config_is_readable(config: Path, capsys: pytest.CaptureFixture[st
         main(["fit", f"--config={config}", "--print_config"])
     assert end.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["model"]["class_path"] == "models.module.MetricLearner"
-    assert printed["data"]["init_args"]["source"]
+    assert printed["model"]["backbone"]
+    assert printed["data"]["source"]
+    assert not {"class_path", "init_args"} & {*printed["model"], *printed["data"]}
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    with pytest.raises(SystemExit):
+        main(["fit", *options, "--print_config"])
+    printed: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return printed
+
+
+def test_configs_with_class_paths_still_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = {
+        "model": {"class_path": "models.module.MetricLearner", "init_args": {"backbone": "resnet18"}},
+        "data": {"init_args": {"image_size": 48}},
+    }
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
+    printed = printed_config(
+        capsys, f"--config={ROOT / 'configs/folder.yaml'}", f"--config={tmp_path / 'old.yaml'}",
+        "--model.init_args.embedding_dim=7", "--data.image_size=49",
+    )  # fmt: skip
+    assert (printed["model"]["backbone"], printed["model"]["embedding_dim"]) == ("resnet18", 7)
+    assert printed["data"]["image_size"] == 49
+
+
+class OwnLearner(MetricLearner):
+    """A user's class."""
+
+    def __init__(self, extra: int = 3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.extra = extra
+
+
+def test_a_class_of_ones_own_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"{OwnLearner.__module__}.OwnLearner"
+    own = {"model": {"class_path": path, "init_args": {"extra": 4}}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    (tmp_path / "flat.yaml").write_text(yaml.safe_dump({"model": {"backbone": "resnet10"}}))
+    files = (ROOT / "configs/demo.yaml", tmp_path / "own.yaml", tmp_path / "flat.yaml")
+    printed = printed_config(capsys, *(f"--config={file}" for file in files))
+    assert printed["model"]["class_path"] == path
+    assert printed["model"]["init_args"]["extra"] == 4
+    assert printed["model"]["init_args"]["backbone"] == "resnet10"

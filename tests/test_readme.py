@@ -22,15 +22,15 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
-SMALL = " --data.init_args.classes_per_batch=4 --data.init_args.num_workers=0 --trainer.accelerator=cpu"
-FEW_STEPS = f"{SMALL} --data.init_args.image_size=32 --trainer.max_steps="
+SMALL = " --data.classes_per_batch=4 --data.num_workers=0 --trainer.accelerator=cpu"
+FEW_STEPS = f"{SMALL} --data.image_size=32 --trainer.max_steps="
 # What a command becomes here, and why: training is shortened, serving takes a free port.
 REDUCED = (
     (r"^(kindred fit .*--ckpt_path last)$", rf"\1{FEW_STEPS}3"),
     (r"^(kindred fit .*folder.yaml .*)$", rf"\1{FEW_STEPS}2"),
     (
         r"^(kindred fit .*)$",
-        rf"\1{SMALL} --data.init_args.batches_per_epoch=2 --trainer.max_steps=-1 --trainer.max_epochs=1",
+        rf"\1{SMALL} --data.batches_per_epoch=2 --trainer.max_steps=-1 --trainer.max_epochs=1",
     ),
     (r"^(kindred serve .*)(?<!eager)$", r"\1 --backend eager"),
     (r"^(kindred evaluate .*)$", r"\1 --device cpu"),

@@ -8,13 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
-from numpy.typing import NDArray
 from rich.console import Console
 
 from app.embed.plan import REJECTS, Plan, begin, content_of, versions
@@ -23,8 +21,7 @@ from app.embed.shards import finish, missing_shards
 from app.embed.writing import EmbedProgress, ShardWriter
 from app.quiet import quieten
 from data.sources import open_source
-from data.splits import PARTS, split_classes
-from data.table import ImageTable
+from data.splits import select
 from models.bundle import Bundle
 from models.errors import InputError
 
@@ -55,7 +52,8 @@ def embed(
         bundle: Folder of the model.
         data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
         out: Folder of the shards; made when missing.
-        split: Only this part of the source: train, val or test. All of it by default.
+        split: Only the train, val or test part of the source, split as for the model's training. All of it by
+            default.
         devices: How many devices of each node: a number, or auto for all there are (of CPUs, one).
         accelerator: auto, cpu, gpu or any other that Lightning knows.
         nodes: How many machines take part; start the command on each with torchrun or SLURM.
@@ -69,7 +67,7 @@ def embed(
             raise InputError(f"--{name} {value}: must be at least 1")
     model = Bundle.load(bundle, device="cpu")  # Lightning moves it
     table = open_source(data).table()
-    rows = _rows(table, split)
+    rows, _ = select(table, split, model.info.get("split"))
     source = str(Path(data).expanduser().absolute()) if Path(data).expanduser().exists() else data
     wanted = Plan(
         model.fingerprint,
@@ -104,18 +102,6 @@ def embed(
             f"{'device' if trainer.world_size == 1 else 'devices'}: {count / seconds:,.0f} images/s, "
             f"{share:.0%} of the time waiting for data"
         )
-
-
-def _rows(table: ImageTable, split: str | None) -> NDArray[np.int64]:
-    """Rows of one part of the source's split, without a copy of the table."""
-    if split in ("all", None):
-        return np.arange(len(table))
-    if split not in PARTS:
-        raise InputError(f"split {split!r} is none of all, {', '.join(PARTS)}")
-    rows = np.flatnonzero(split_classes(table).parts == PARTS.index(split))
-    if not len(rows):
-        raise InputError(f"{table.roots[0]}: the split has no {split} images")
-    return rows
 
 
 def _trainer(devices: str, accelerator: str, nodes: int, callbacks: list[Any]) -> Trainer:

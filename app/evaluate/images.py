@@ -1,16 +1,17 @@
 """The images that an evaluation is about: which rows of a source, and which of them are queries."""
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.sources import open_source
-from data.splits import PARTS, SplitSettings
+from data.splits import select
 from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import ImageError
@@ -76,7 +77,7 @@ def select_images(
     split: str,
     query: str | None = None,
     gallery: str | None = None,
-    settings: SplitSettings | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> ImageSet:
     """Opens a source and takes the part that is to be evaluated.
 
@@ -85,21 +86,14 @@ def select_images(
         split: "test", "val" or "train" of the split, or "all".
         query: pattern of file names (`test_*`); None takes the source's own `is_query` column, if any.
         gallery: pattern of file names, several separated by commas; None takes all that are no queries.
-        settings: how the source is split; by default into disjoint classes, its own way where it has one.
+        settings: how the source is split, see `data.splits.select`.
 
     Raises:
         InputError: nothing is left, or a pattern matches nothing.
     """
     table = open_source(source).table()
-    split_hash = None
+    rows, split_hash = select(table, split, settings)
     if split != "all":
-        if split not in PARTS:
-            raise InputError(f"--split {split}: choose among {', '.join(PARTS)} and all")
-        parts = (settings or SplitSettings()).apply(table)
-        split_hash = parts.hash
-        rows = parts.rows(split)
-        if not len(rows):
-            raise InputError(f"{source}: has no {split} images; choose another --split")
         table = table.take(rows)
     images = ImageSet(table, source, split, split_hash)
     if query is not None:

@@ -1,22 +1,19 @@
 """Keeps an evaluation honest: a model is not tested on classes that it was trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from app.evaluate.images import ImageSet
 from app.evaluate.models import Candidate
 from data.seen_classes import seen_classes
-from data.splits import SplitSettings
 from models.errors import InputError
 
 
-def split_of(candidates: Sequence[Candidate]) -> SplitSettings:
-    """How the first model's data were split for its training; the default split where it does not say."""
-    for candidate in candidates:
-        if settings := candidate.model.info.get("split"):
-            return SplitSettings.from_dict(settings)
-    return SplitSettings()
+def split_of(candidates: Sequence[Candidate]) -> Mapping[str, Any] | None:
+    """How the first model's data were split for its training, see `data.splits.select`."""
+    return next((split for model in candidates if (split := model.model.info.get("split"))), None)
 
 
 def seen_notes(candidates: Sequence[Candidate], images: ImageSet, *, allow: bool) -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from data.sources import open_source
-from data.splits import PARTS, Split, SplitSettings
+from data.splits import select
 from models.bundle import Bundle
 from models.errors import InputError
 from models.inference import sample_pixels
@@ -45,13 +45,8 @@ def pixels_of(bundle: Bundle, data: str | None, part: str, count: int, seed: int
         values = sample_pixels(preprocess.channels, preprocess.size, count, seed)
         return Pixels(values, "random numbers")
     table = open_source(data).table()
-    if part != "all":
-        if part not in PARTS:
-            raise InputError(f"--split {part}: choose among {', '.join(PARTS)} and all")
-        settings = SplitSettings.from_dict(bundle.info.get("split") or {})
-        split: Split = settings.apply(table)
-        table = table.take(split.rows(part))
-    rows = np.random.default_rng(seed).permutation(len(table))
+    chosen, _ = select(table, part, bundle.info.get("split"))
+    rows = np.random.default_rng(seed).permutation(chosen)
     found: list[Tensor] = []
     for row in rows.tolist():
         if len(found) == count:

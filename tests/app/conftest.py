@@ -57,11 +57,11 @@ FIT = (
     "fit",
     "--config=configs/model/conv4.yaml",
     "--config=configs/data/folder.yaml",
-    "--model.init_args.backbone_args=null",
-    "--data.init_args.image_size=28",
-    "--data.init_args.classes_per_batch=4",
-    "--data.init_args.batches_per_epoch=3",
-    "--data.init_args.num_workers=0",
+    "--model.backbone_args=null",
+    "--data.image_size=28",
+    "--data.classes_per_batch=4",
+    "--data.batches_per_epoch=3",
+    "--data.num_workers=0",
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--trainer.log_every_n_steps=1",
@@ -73,7 +73,7 @@ def fit_options(image_folder: Path, tmp_path: Path) -> list[str]:
     """Options of a fit of two short epochs on ``image_folder``."""
     return [
         *FIT,
-        f"--data.init_args.source={image_folder}",
+        f"--data.source={image_folder}",
         f"--run={tmp_path / 'run'}",
         "--trainer.max_epochs=2",
     ]

@@ -52,7 +52,7 @@ def test_a_run_is_not_written_over_by_accident(
     assert main(fit_options) == 0
     capsys.readouterr()
     assert "holds a run already; continue it with --ckpt_path last" in error_of(capsys, fit_options)
-    assert main([*fit_options, "--overwrite=true"]) == 0
+    assert main([*fit_options, "--overwrite"]) == 0
     assert main([*fit_options, "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
 
 
@@ -61,7 +61,7 @@ def test_test_and_validate_measure_the_best_checkpoint(
 ) -> None:
     assert main(fit_options) == 0
     capsys.readouterr()
-    options = [option for option in fit_options[1:] if option != "--overwrite=true"]
+    options = [option for option in fit_options[1:] if option != "--overwrite"]
     assert main(["test", *options]) == 0
     assert "test/recall@1" in capsys.readouterr().out
     checkpoint = (
@@ -76,7 +76,7 @@ def test_the_bundle_has_the_fitted_head(
 ) -> None:
     callback = "--trainer.callbacks+=models.callbacks.principal_head.PrincipalHead"
     assert "128 exceeds the backbone's 64 features" in error_of(capsys, [*fit_options, callback])
-    options = [*fit_options, callback, "--model.init_args.embedding_dim=8", "--overwrite=true"]
+    options = [*fit_options, callback, "--model.embedding_dim=8", "--overwrite"]
     assert main(options) == 0
     run = tmp_path / "run"
     trained = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
@@ -97,9 +97,9 @@ def test_two_processes_train_one_model(fit_options: list[str], tmp_path: Path) -
     several = [
         "--config=configs/trainer/ddp.yaml",
         "--trainer.devices=2",
-        "--model.init_args.normalization=sync_renorm",
-        "--model.init_args.embedding_dim=8",
-        "--data.init_args.classes_per_batch=2",
+        "--model.normalization=sync_renorm",
+        "--model.embedding_dim=8",
+        "--data.classes_per_batch=2",
         "--trainer.callbacks+=models.callbacks.principal_head.PrincipalHead",
     ]
     process = run_in_process([*fit_options, *several])
@@ -168,17 +168,17 @@ def test_broken_images_are_named_and_skipped(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--data.init_args.source=nowhere"], "nowhere"),
-        (["--data.init_args.classes_per_batch=0"], "classes_per_batch"),
+        (["--data.source=nowhere"], "nowhere"),
+        (["--data.classes_per_batch=0"], "classes_per_batch"),
         (
-            ["--data.init_args.small_classes=error", "--data.init_args.samples_per_class=9"],
+            ["--data.small_classes=error", "--data.samples_per_class=9"],
             "samples_per_class",
         ),
-        (["--data.init_args.sise=3"], "sise"),
-        (["--model.init_args.normalization=nothing"], "normalization"),
-        (["--model.init_args.backbone=resnet19"], "resnet19"),
-        (['--model.init_args.backbone_args={"pools": 9}'], "pools is 0 to 4"),
-        (['--model.init_args.views=[{"degrees": 400}]'], "degrees"),
+        (["--data.sise=3"], "sise"),
+        (["--model.normalization=nothing"], "normalization"),
+        (["--model.backbone=resnet19"], "resnet19"),
+        (['--model.backbone_args={"pools": 9}'], "pools is 0 to 4"),
+        (['--model.views=[{"degrees": 400}]'], "degrees"),
         (["--trainer.max_epochs=many"], "max_epochs"),
         (["--ckpt_path=last"], "no such checkpoint"),
         (["--monitor=test/recall@1"], "leak"),
@@ -198,7 +198,7 @@ def test_one_class_is_refused(
     only = tmp_path / "only"
     only.mkdir()
     (image_folder / "ring").rename(only / "ring")
-    assert "class" in error_of(capsys, [*fit_options, f"--data.init_args.source={only}"])
+    assert "class" in error_of(capsys, [*fit_options, f"--data.source={only}"])
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.parquet", "images.zip"])
@@ -209,9 +209,9 @@ def test_a_file_as_source_is_named_not_read(
     source = tmp_path / name
     source.write_text("path,label\na.png,a\n")
     with pytest.raises(SystemExit) as end:
-        main(["fit", "--config=configs/folder.yaml", f"--data.init_args.source={source}", "--print_config"])
+        main(["fit", "--config=configs/folder.yaml", f"--data.source={source}", "--print_config"])
     assert end.value.code == 0
-    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["source"] == str(source)
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["source"] == str(source)
 
 
 def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +229,7 @@ def test_bundle_info_is_plain_json(fit_options: list[str], tmp_path: Path) -> No
 
 def test_a_network_of_timm_goes_all_the_way(fit_options: list[str], tmp_path: Path) -> None:
     """Its normalization holds an activation, and its names in the bundle are those after the conversion."""
-    backbone = ["--model.init_args.backbone=timm.mobilenetv3_small_050", "--data.init_args.image_size=32"]
+    backbone = ["--model.backbone=timm.mobilenetv3_small_050", "--data.image_size=32"]
     assert main([*fit_options, *backbone, "--trainer.max_epochs=1"]) == 0
     bundle = Bundle.load(tmp_path / "run" / "bundle", device="cpu")
     assert any(isinstance(module, BatchRenorm2d) for module in bundle.network.modules())

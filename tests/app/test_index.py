@@ -9,6 +9,7 @@ import torch
 
 from app.cli import main
 from data.sources import open_source
+from data.splits import SplitSettings
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
@@ -84,13 +85,18 @@ def test_only_broken_images_are_an_error(
     assert "none of the 1 images could be read" in capsys.readouterr().err
 
 
-def test_only_one_split(options: list[str], image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [SplitSettings(), SplitSettings(test_fraction=0.5, seed=3)])
+def test_only_one_split(
+    options: list[str], bundle_folder: Path, image_folder: Path, tmp_path: Path, settings: SplitSettings
+) -> None:
+    """The test classes are those that this model was not trained on."""
+    bundle = Bundle.load(bundle_folder, device="cpu")
+    bundle.update(bundle_folder, info={"split": settings.to_dict()})
     assert main([*options, "--split=test"]) == 0
     table = open_source(str(image_folder)).table()
+    expected = {table.class_names[label] for label in table.labels[settings.apply(table).rows("test")]}
     with stored(tmp_path) as store:
-        labels = store.labels()
-        assert 0 < store.count() < len(table)
-        assert all(count == 8 for count in labels.values())
+        assert store.labels() == dict.fromkeys(expected, 8)
 
 
 def test_another_model_is_refused(

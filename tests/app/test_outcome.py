@@ -13,8 +13,8 @@ from models.bundle import Bundle
 FOLDER = (
     "fit",
     "--config=configs/folder.yaml",
-    "--data.init_args.image_size=32",
-    "--data.init_args.num_workers=0",
+    "--data.image_size=32",
+    "--data.num_workers=0",
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
@@ -50,7 +50,7 @@ def test_training_that_helped_is_measured_beside_what_needs_none(
 def test_a_pretrained_network_as_it_is_stands_beside_the_trained_one(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [f"--data.init_args.source={image_folder}", f"--run={tmp_path / 'run'}"]
+    options = [f"--data.source={image_folder}", f"--run={tmp_path / 'run'}"]
     assert main([*FOLDER, *options, "--trainer.max_steps=2"]) == 0
     assert "pretrained, not trained" in capsys.readouterr().out
 
@@ -59,8 +59,8 @@ def test_training_that_does_not_help_leaves_the_bundle_of_the_start(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    options = [f"--data.init_args.source={image_folder}", f"--run={run}", "--trainer.max_steps=4"]
-    rates = ["--model.init_args.backbone_lr=1000", "--model.init_args.optimizer.init_args.lr=1000"]
+    options = [f"--data.source={image_folder}", f"--run={run}", "--trainer.max_steps=4"]
+    rates = ["--model.backbone_lr=1000", "--model.optimizer.init_args.lr=1000"]
     assert main([*FOLDER, *options, *rates]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Training did not help" in said
@@ -74,7 +74,7 @@ def test_training_that_does_not_help_leaves_the_bundle_of_the_start(
 def test_without_validation_classes_nothing_is_claimed(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [f"--data.init_args.source={image_folder}", f"--run={tmp_path / 'run'}", "--monitor=null"]
-    none = ["--data.init_args.val_fraction=0", "--trainer.max_steps=1"]
+    options = [f"--data.source={image_folder}", f"--run={tmp_path / 'run'}", "--monitor=null"]
+    none = ["--data.val_fraction=0", "--trainer.max_steps=1"]
     assert main([*FOLDER, *options, *none]) == 0
     assert "no validation classes" in capsys.readouterr().out

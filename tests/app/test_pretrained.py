@@ -87,13 +87,13 @@ def test_fit_takes_the_images_that_the_weights_want(
 ) -> None:
     """And the trained network stands beside the one that it began from."""
     options = [
-        "--model.init_args.backbone=timm.test_resnet",
-        f"--model.init_args.weights={tiny_weights}",
+        "--model.backbone=timm.test_resnet",
+        f"--model.weights={tiny_weights}",
         "--trainer.max_epochs=1",
     ]
     assert main([*fit_options, *options]) == 0
     run = tmp_path / "run"
-    data = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
+    data = yaml.safe_load((run / "config.yaml").read_text())["data"]
     assert data["image_size"] == 28  # as the options say
     assert (data["mean"], data["interpolation"]) == ([0.5, 0.5, 0.5], "bilinear")
     bundle = Bundle.load(run / "bundle", "cpu")
@@ -122,7 +122,7 @@ def test_print_config_shows_what_the_config_leaves_open(capsys: pytest.CaptureFi
     """Before a run nothing is filled in: the config's own values are shown."""
     with pytest.raises(SystemExit):
         main(["fit", "--config=configs/folder.yaml", "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["interpolation"] is None
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["interpolation"] is None
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_other_normalization_than_the_weights_is_said(
 def test_grey_images_take_the_mean_over_the_colours(fit_options: list[str], tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "tiny.pth")
     options = [
-        "--model.init_args.backbone=timm.test_resnet", f"--model.init_args.weights={tmp_path / 'tiny.pth'}",
-        "--data.init_args.mode=L", "--data.init_args.image_size=null", "--trainer.max_epochs=1",
-        "--data.init_args.batches_per_epoch=1",
+        "--model.backbone=timm.test_resnet", f"--model.weights={tmp_path / 'tiny.pth'}",
+        "--data.mode=L", "--data.image_size=null", "--trainer.max_epochs=1",
+        "--data.batches_per_epoch=1",
     ]  # fmt: skip
     assert main([*fit_options, *options]) == 0
     preprocess = Bundle.load(tmp_path / "run" / "bundle", "cpu").preprocess
@@ -206,7 +206,7 @@ def test_grey_images_take_the_mean_over_the_colours(fit_options: list[str], tmp_
 def test_weights_that_are_not_there_end_fit_in_one_line(
     fit_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--model.init_args.backbone=timm.test_resnet", "--model.init_args.weights=in22k"]
+    options = ["--model.backbone=timm.test_resnet", "--model.weights=in22k"]
     assert main([*fit_options, *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "test_resnet has DEFAULT, r160_in1k" in line

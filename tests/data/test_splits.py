@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.splits import PARTS, Split, class_folds, select_split, split_classes, split_images
+from data.splits import PARTS, Split, SplitSettings, class_folds, select, split_classes, split_images
 from data.table import ImageTable
 from models.errors import InputError
 
@@ -140,11 +140,23 @@ def test_the_drawing_of_parts_depends_on_names_alone(write_folder: Callable[...,
 def test_selecting_a_part() -> None:
     images = table({f"c{n}": 2 for n in range(20)})
     split = split_classes(images)
-    assert len(select_split(images, "all")) == 40
-    taken = select_split(images, "test")
-    assert taken.names.to_pylist() == [images.name(row) for row in split.rows("test")]
+    rows, split_hash = select(images, "all")
+    assert rows.tolist() == list(range(40))
+    assert split_hash is None
+    rows, split_hash = select(images, "test")
+    assert rows.tolist() == split.rows("test").tolist()
+    assert split_hash == split.hash
     few = table({f"c{n}": 1 for n in range(4)})
     with pytest.raises(InputError, match="has no val images"):
-        select_split(few, "val")
-    with pytest.raises(InputError, match="is none of all, train"):
-        select_split(few, "dev")
+        select(few, "val")
+    with pytest.raises(InputError, match="choose among train"):
+        select(few, "dev")
+
+
+def test_a_part_is_the_one_of_the_models_training() -> None:
+    images = table({f"c{n}": 2 for n in range(20)})
+    settings = SplitSettings(test_fraction=0.5, seed=3)
+    rows, split_hash = select(images, "test", settings.to_dict())
+    assert rows.tolist() == settings.apply(images).rows("test").tolist()
+    assert split_hash == settings.apply(images).hash
+    assert rows.tolist() != select(images, "test")[0].tolist()
