@@ -141,7 +141,11 @@ class MetricLearner(LightningModule):
         freeze_layers(self.network.backbone, frozen_layers or ())
         self.make_scheduler = scheduler
         self.ks = tuple(ks or (1, 2, 4, 8))
-        sizes = {"num_classes": num_classes} | dict.fromkeys(("embedding_size", "descriptors_dim"), embedding_dim)
+        sizes = {
+            "num_classes": num_classes,
+            "embedding_size": embedding_dim,
+            "descriptors_dim": embedding_dim,  # P2SGradLoss's word for it
+        }
         self.loss: nn.Module = build(loss, sizes) or FaceNetTripletLoss()
         is_triplet = isinstance(self.loss, TripletMarginLoss)
         self.miner = build(miner) or (SemiHardMiner() if is_triplet else None)
