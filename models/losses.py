@@ -180,8 +180,8 @@ def _parameters(target: type) -> set[str]:
     """Names of a constructor's parameters, and of its bases' as far as `**kwargs` are passed on to them."""
     known: set[str] = set()
     for base in inspect.getmro(target):
-        if "__init__" in vars(base):
-            parameters = inspect.signature(base.__init__).parameters
+        if (constructor := vars(base).get("__init__")) is not None:
+            parameters = inspect.signature(constructor).parameters
             known |= set(parameters)
             if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
                 break
