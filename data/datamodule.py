@@ -247,6 +247,18 @@ class ImageDataModule(LightningDataModule):
         rows = self.parts.rows("train")
         return self._evaluation(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)])
 
+    @property
+    def batch_size(self) -> int:
+        """What Lightning's batch-size finder changes by default; there is no such setting here.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "batches are P×K, so there is no batch_size to scale: name batch_arg_name='classes_per_batch', "
+            "or 'eval_batch_size' for validation, test and prediction"
+        )
+
     def rows(self, part: Part) -> NDArray[np.int64]:
         """Rows of :attr:`table` in a part."""
         return self.parts.rows(part)
@@ -331,6 +343,7 @@ class ImageDataModule(LightningDataModule):
             seed=self.seed,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            same_batches=self.trainer is not None and self.trainer.overfit_batches > 0,
         )
         self._loaders.append(loader)
         return loader

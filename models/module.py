@@ -62,6 +62,7 @@ class MetricLearner(LightningModule):
         memory_size: Embeddings of earlier batches that the loss also sees (cross-batch memory); 0 for none.
         gather: Let triplets span the processes of a distributed run.
         optimizer: Called with the parameters, in groups where they have learning rates of their own.
+        lr: Peak learning rate in place of the optimizer's; Lightning's Tuner.lr_find sets it.
         backbone_lr: Peak learning rate of the backbone; by default the optimizer's, which is the head's too.
         proxy_lr: Peak learning rate of the loss's own parameters (proxies, class weights); likewise.
         freeze_backbone_steps: In the first so many steps only head and proxies train.
@@ -97,6 +98,7 @@ class MetricLearner(LightningModule):
         memory_size: int = 0,
         gather: bool = True,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-4),
+        lr: float | None = None,
         backbone_lr: float | None = None,
         proxy_lr: float | None = None,
         freeze_backbone_steps: int = 0,
@@ -136,7 +138,7 @@ class MetricLearner(LightningModule):
         self.num_classes = num_classes
         self.gather = gather
         self.make_optimizer = optimizer
-        self.backbone_lr, self.proxy_lr = backbone_lr, proxy_lr
+        self.lr, self.backbone_lr, self.proxy_lr = lr, backbone_lr, proxy_lr
         self.freeze_backbone_steps = freeze_backbone_steps
         freeze_layers(self.network.backbone, frozen_layers or ())
         self.make_scheduler = scheduler
@@ -156,6 +158,11 @@ class MetricLearner(LightningModule):
         self.last_batch: tuple[Tensor, Tensor] | None = None
         self.validated: tuple[Tensor, Tensor, Tensor] | None = None
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network before the head, where Lightning's BackboneFinetuning looks for it."""
+        return self.network.backbone
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed preprocessed images (B, C, H, W) as unit vectors (B, embedding_dim)."""
@@ -306,19 +313,16 @@ class MetricLearner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _parameter_groups(self) -> Any:
-        """What trains, in groups where backbone or proxies have a learning rate of their own."""
-        if self.backbone_lr is None and self.proxy_lr is None:
+        """What trains, in groups where there are learning rates besides the optimizer's."""
+        if self.lr is None and self.backbone_lr is None and self.proxy_lr is None:
             return [p for p in self.parameters() if p.requires_grad]
         loss = [p for p in self.loss.parameters() if p.requires_grad]
         backbone = [p for p in self.network.backbone.parameters() if p.requires_grad]
         apart = {id(p) for p in (*loss, *backbone)}
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
         groups = [(backbone, self.backbone_lr), (rest, None), (loss, self.proxy_lr)]
-        return [
-            {"params": parameters} | ({} if rate is None else {"lr": rate})
-            for parameters, rate in groups
-            if parameters
-        ]
+        rated = [(parameters, self.lr if rate is None else rate) for parameters, rate in groups if parameters]
+        return [{"params": p} if rate is None else {"params": p, "lr": rate} for p, rate in rated]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the backbone as it is in the first steps: the optimizer passes over what has no gradient."""
