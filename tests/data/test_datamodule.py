@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.tuner import Tuner
 from torch import nn
+from torchvision.transforms import v2
 
 from data.datamodule import ImageDataModule
 from data.grouping import HardClassCurriculum
@@ -108,6 +109,13 @@ def test_epochs_differ_and_validation_is_complete(
     assert sorted(probe.validated) == sorted(data.rows("val").tolist() * 2)
     assert {i for e in probe.seen for i in e[2]} <= set(data.rows("train").tolist())
     assert 0 < data.wait_share < 1
+
+
+def test_an_unfit_augmentation_is_named_before_training(module: Callable[..., ImageDataModule]) -> None:
+    data = module(augmentation=[v2.Normalize([0.5], [0.5])], num_workers=1)
+    data.setup("validate")
+    with pytest.raises(InputError, match="augmentation: Normalize fails"):
+        data.setup("fit")
 
 
 def test_overfitting_sees_the_same_few_batches_in_every_epoch(
