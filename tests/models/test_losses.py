@@ -66,6 +66,17 @@ def test_every_loss_of_the_library_trains_by_class_path(name: str) -> None:
     check_trains(MetricLearner(**TINY, loss=spec))
 
 
+@pytest.mark.parametrize("labels", [[0] * 4, [0, 1, 2, 3], [5]], ids=["one class", "no pairs", "one image"])
+@pytest.mark.parametrize("name", public(losses))
+def test_batches_without_pairs_of_both_kinds_do_not_stop_a_training(name: str, labels: list[int]) -> None:
+    spec = {"class_path": name, "init_args": SPECIAL.get(name, {})}
+    embeddings = batch()[0].detach()[: len(labels)].requires_grad_()
+    loss, _ = MetricLearner(**TINY, loss=spec).compute_loss(embeddings, torch.tensor(labels))
+    loss.backward()
+    if name != "NCALoss":  # the library's mean over no image with a positive
+        assert loss.isfinite()
+
+
 @pytest.mark.parametrize("name", public(miners))
 def test_every_miner_of_the_library_trains_by_class_path(name: str) -> None:
     path = f"pytorch_metric_learning.miners.{name}"
