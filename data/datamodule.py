@@ -180,10 +180,20 @@ class ImageDataModule(LightningDataModule):
         self.source.table()
 
     def setup(self, stage: str | None = None) -> None:
-        """Compute the split, so that what is wrong with the data is said before training starts."""
+        """Compute the split and try the augmentation: what is wrong with them is said before training.
+
+        Raises:
+            InputError: The split or the augmentation is unusable.
+        """
         _ = self.parts
         if stage in (None, "fit"):
             _ = self._train_labels
+            if self.augment is not None:
+                size, keys = self.preprocess.size, np.arange(8, dtype=np.uint64)
+                pixels = np.random.default_rng(0).integers(
+                    0, 256, (len(keys), self.preprocess.channels, size, size), dtype=np.uint8
+                )
+                self.augment(torch.from_numpy(pixels), keys)
 
     def train_dataloader(self) -> ImageLoader:
         """P×K batches, labels 0 … ``num_classes`` − 1."""
@@ -246,6 +256,18 @@ class ImageDataModule(LightningDataModule):
         """Up to ``count`` training images, spread evenly, each once and as evaluation sees images."""
         rows = self.parts.rows("train")
         return self._evaluation(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)])
+
+    @property
+    def batch_size(self) -> int:
+        """What Lightning's batch-size finder changes by default; there is no such setting here.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "batches are P×K, so there is no batch_size to scale: name batch_arg_name='classes_per_batch', "
+            "or 'eval_batch_size' for validation, test and prediction"
+        )
 
     def rows(self, part: Part) -> NDArray[np.int64]:
         """Rows of :attr:`table` in a part."""
@@ -331,6 +353,7 @@ class ImageDataModule(LightningDataModule):
             seed=self.seed,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            same_batches=self.trainer is not None and self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
         self._loaders.append(loader)
         return loader

@@ -24,18 +24,18 @@ _AUGMENT = 3
 class _Draws:
     """The batches of one epoch from a given one on, as :class:`Draw` for the workers."""
 
-    def __init__(self, seed: int, batches: "PKBatchSampler | EvaluationBatches") -> None:
-        self.seed, self.batches, self.first = seed, batches, 0
+    def __init__(self, seed: int, sampler: "PKBatchSampler | EvaluationBatches") -> None:
+        self.seed, self.sampler, self.first = seed, sampler, 0
 
     def __len__(self) -> int:
-        return len(self.batches) - self.first
+        return len(self.sampler) - self.first
 
     def __iter__(self) -> Iterator[Draw]:
-        epoch = self.batches.epoch
-        for number in range(self.first, len(self.batches)):
-            items = self.batches.batch(epoch, number)
+        epoch = self.sampler.epoch
+        for number in range(self.first, len(self.sampler)):
+            items = self.sampler.batch(epoch, number)
             # Position in the batch of all processes together, so that the keys do not depend on their number.
-            position = self.batches.rank * len(items) + np.arange(len(items))
+            position = self.sampler.rank * len(items) + np.arange(len(items))
             yield Draw(items, derive(self.seed, _AUGMENT, epoch, number, position))
 
 
@@ -67,9 +67,10 @@ class ImageLoader:
     """Batches of an :class:`ImageDataset`, made by worker processes.
 
     Deliberately no subclass of torch's ``DataLoader``: Lightning rebuilds those under its own samplers,
-    which would tear P×K batches apart. It reaches ``set_epoch`` through ``batch_sampler.sampler`` and
-    ``state_dict`` directly. Work starts at the first batch asked for, when the epoch is known, and the
-    state counts batches that were handed out, never those that workers have prefetched.
+    which would tear P×K batches apart; nor has it a ``sampler``, which Lightning would exchange to overfit.
+    Lightning reaches ``set_epoch`` through ``batch_sampler.sampler`` and ``state_dict`` directly. Work starts
+    at the first batch asked for, when the epoch is known, and the state counts batches that were handed out,
+    never those that workers have prefetched.
 
     Args:
         dataset: What to load.
@@ -77,6 +78,7 @@ class ImageLoader:
         seed: Of the augmentation.
         num_workers: Processes that read and decode; 0 works in the caller's.
         pin_memory: Whether batches lie in page-locked memory, for copies to a GPU.
+        same_batches: Whether every epoch of Lightning's has the same batches, to overfit on a few of them.
     """
 
     def __init__(
@@ -87,8 +89,9 @@ class ImageLoader:
         seed: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        same_batches: bool = False,
     ) -> None:
-        self.dataset, self.batches = dataset, batches
+        self.dataset, self.batches, self.same_batches = dataset, batches, same_batches
         self.corrupt: dict[str, str] = {}
         self.wait_seconds, self.total_seconds = 0.0, 0.0
         self._draws = _Draws(seed, batches)
@@ -106,14 +109,9 @@ class ImageLoader:
         self._resume: tuple[int, int] | None = None
 
     @property
-    def batch_sampler(self) -> "ImageLoader":
-        """This object, where Lightning looks for a ``sampler``."""
-        return self
-
-    @property
-    def sampler(self) -> "ImageLoader":
-        """This object, where Lightning looks for ``set_epoch``."""
-        return self
+    def batch_sampler(self) -> _Draws | None:
+        """What has, in its ``sampler``, the ``set_epoch`` that Lightning calls; None to keep an epoch."""
+        return None if self.same_batches else self._draws
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import CrossBatchMemory, TripletMarginLoss
+from pytorch_metric_learning.losses import (
+    CrossBatchMemory,
+    ManifoldLoss,
+    SelfSupervisedLoss,
+    TripletMarginLoss,
+    VICRegLoss,
+)
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
@@ -59,6 +65,32 @@ class ResumableMemory(CrossBatchMemory):  # type: ignore[misc]  # the library sh
         """Names of the losses that take reference embeddings; this module's triplet loss is one more."""
         return [*CrossBatchMemory.supported_losses(), FaceNetTripletLoss.__name__]
 
+    @classmethod
+    def check_loss_support(cls, loss_name: str) -> None:
+        """Refuse losses that do not compare embeddings with references.
+
+        Raises:
+            InputError: the loss is one of them.
+        """
+        if loss_name not in cls.supported_losses():
+            known = ", ".join(cls.supported_losses())
+            raise InputError(
+                f"memory_size: {loss_name} cannot use a memory; leave it out, or take one of {known}"
+            )
+
+    def forward(self, embeddings: Tensor, labels: Tensor, *pairs: Any, **named: Any) -> Tensor:
+        """The loss of a batch, (B, embedding_size) with labels (B,), against the memory; the batch joins it.
+
+        Raises:
+            InputError: the batch is larger than the memory.
+        """
+        if len(embeddings) > self.memory_size:
+            raise InputError(
+                f"memory_size {self.memory_size} is smaller than the batch: give at least {len(embeddings)}"
+            )
+        loss: Tensor = super().forward(embeddings, labels, *pairs, **named)
+        return loss
+
     def reset_queue(self) -> None:
         """Empty the memory."""
         for name in ("embedding_memory", "label_memory"):
@@ -98,15 +130,16 @@ def build(spec: Spec | nn.Module | None, defaults: Mapping[str, Any] | None = No
     """Build a loss, miner, distance, reducer or regularizer from `class_path` and `init_args`.
 
     Args:
-        spec: {"class_path": ..., "init_args": {...}}, values of which may be such mappings again; a ready
-            module or None is returned as it is. A bare class name is looked up among the library's losses
-            and miners.
-        defaults: arguments given where the constructor has a parameter of that name and the spec does not
-            say it: how the number of classes and the embedding's dimension reach proxies and classification
-                losses.
+        spec: {"class_path": ..., "init_args": {...}}, values of which may be such mappings again, or lists or
+            mappings of them; a ready module or None is returned as it is. A bare class name is looked up
+            among the library's losses and miners.
+        defaults: arguments given where the constructor, or one of its bases that it passes `**kwargs` on to,
+            has a parameter of that name and the spec does not say it: how the number of classes and the
+            embedding's dimension reach proxies and classification losses.
 
     Raises:
-        InputError: the class cannot be found, is no nn.Module, or does not take the arguments.
+        InputError: the class cannot be found, is no nn.Module, does not take the arguments, or is a loss that
+            learns without labels.
     """
     if spec is None or isinstance(spec, nn.Module):
         return spec
@@ -115,23 +148,44 @@ def build(spec: Spec | nn.Module | None, defaults: Mapping[str, Any] | None = No
         raise InputError(f"expected class_path and init_args, found {sorted(spec)}")
     path = str(spec["class_path"])
     target = _find(path)
-    args = {
-        key: build(value) if isinstance(value, Mapping) and "class_path" in value else value
-        for key, value in (spec.get("init_args") or {}).items()
-    }
-    known = inspect.signature(target).parameters
+    if not (isinstance(target, type) and issubclass(target, nn.Module)):
+        raise InputError(f"{path} is not an nn.Module")
+    if issubclass(target, ManifoldLoss | SelfSupervisedLoss | VICRegLoss):
+        raise InputError(f"{path} takes no labels: name a loss that learns from labels")
+    args = {key: _built(value, defaults) for key, value in (spec.get("init_args") or {}).items()}
+    known = _parameters(target)
     for key, value in (defaults or {}).items():
         if key in known and args.get(key) is None and value is not None:
             args[key] = value
     if "num_classes" in known and args.get("num_classes") is None:
         raise InputError(f"{path} needs num_classes: give it to the model, or link it from the data")
     try:
-        module = target(**args)
-    except (TypeError, ValueError, AssertionError) as error:
+        return target(**args)
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
         raise InputError(f"{path} cannot be built with {args}: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise InputError(f"{path} is not an nn.Module")
-    return module
+
+
+def _built(value: Any, defaults: Mapping[str, Any] | None) -> Any:
+    """An argument, with the modules built that it describes."""
+    if isinstance(value, list):
+        return [_built(item, defaults) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "class_path" in value:
+        return build(value, defaults)
+    return {key: _built(item, defaults) for key, item in value.items()}
+
+
+def _parameters(target: type) -> set[str]:
+    """Names of a constructor's parameters, and of its bases' as far as `**kwargs` are passed on to them."""
+    known: set[str] = set()
+    for base in inspect.getmro(target):
+        if (constructor := vars(base).get("__init__")) is not None:
+            parameters = inspect.signature(constructor).parameters
+            known |= set(parameters)
+            if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return known
 
 
 def _find(path: str) -> Any:

@@ -1,6 +1,7 @@
 """The LightningModule: triplets (or any metric-learning loss) on an embedding network."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from models.backbones import input_settings
 from models.callbacks.random_state import RandomState
 from models.callbacks.renorm import RenormScheduleCallback
 from models.errors import InputError
-from models.gathering import gather_rows, gather_with_gradient
+from models.gathering import gather_rows, gather_with_gradient, world_size
 from models.losses import FaceNetTripletLoss, ResumableMemory, build, embedding_variance, triplet_statistics
 from models.metrics import gather_by_index, retrieval_metrics
 from models.mining import SemiHardMiner
@@ -24,7 +25,8 @@ from models.renorm import PAPER_DMAX, PAPER_RMAX
 from models.schedules import WarmupCosine
 from models.views import View, as_views
 
-Batch = dict[str, Tensor]
+# In the order of a tuple.
+ENTRIES = ("image", "label", "index")
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +35,13 @@ class MetricLearner(LightningModule):
     """Train an embedding network so that images of one class lie close together.
 
     Batches are mappings: "image" float32 (B, C, H, W), "label" int64 (B,), "index" int64 (B,), the image's
-    number in its data set. The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared
-    distance; Batch Renormalization follows the schedule of RenormScheduleCallback unless the Trainer has one
-    of its own, with limits that end at an rmax or dmax among its arguments, and a momentum there stays. With
-    pretrained weights its statistics stay as they are, unless it is given arguments of its own.
+    number in its data set; or tuples of these in this order. Only evaluation uses the index, to count an
+    image once that several processes saw; left out, images are counted as they come.
+
+    The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared distance; Batch
+    Renormalization follows the schedule of RenormScheduleCallback unless the Trainer has one of its own, with
+    limits that end at an rmax or dmax among its arguments, and a momentum there stays. With pretrained
+    weights its statistics stay as they are, unless it is given arguments of its own.
 
     Args:
         backbone: conv4, resnet10, inception_resnet_v1, a torchvision model such as resnet50, timm.<name>, or
@@ -62,6 +67,7 @@ class MetricLearner(LightningModule):
         memory_size: Embeddings of earlier batches that the loss also sees (cross-batch memory); 0 for none.
         gather: Let triplets span the processes of a distributed run.
         optimizer: Called with the parameters, in groups where they have learning rates of their own.
+        lr: Peak learning rate in place of the optimizer's; Lightning's Tuner.lr_find sets it.
         backbone_lr: Peak learning rate of the backbone; by default the optimizer's, which is the head's too.
         proxy_lr: Peak learning rate of the loss's own parameters (proxies, class weights); likewise.
         freeze_backbone_steps: In the first so many steps only head and proxies train.
@@ -97,6 +103,7 @@ class MetricLearner(LightningModule):
         memory_size: int = 0,
         gather: bool = True,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-4),
+        lr: float | None = None,
         backbone_lr: float | None = None,
         proxy_lr: float | None = None,
         freeze_backbone_steps: int = 0,
@@ -136,12 +143,16 @@ class MetricLearner(LightningModule):
         self.num_classes = num_classes
         self.gather = gather
         self.make_optimizer = optimizer
-        self.backbone_lr, self.proxy_lr = backbone_lr, proxy_lr
+        self.lr, self.backbone_lr, self.proxy_lr = lr, backbone_lr, proxy_lr
         self.freeze_backbone_steps = freeze_backbone_steps
         freeze_layers(self.network.backbone, frozen_layers or ())
         self.make_scheduler = scheduler
         self.ks = tuple(ks or (1, 2, 4, 8))
-        sizes = {"num_classes": num_classes, "embedding_size": embedding_dim}
+        sizes = {
+            "num_classes": num_classes,
+            "embedding_size": embedding_dim,
+            "descriptors_dim": embedding_dim,  # P2SGradLoss's word for it
+        }
         self.loss: nn.Module = build(loss, sizes) or FaceNetTripletLoss()
         is_triplet = isinstance(self.loss, TripletMarginLoss)
         self.miner = build(miner) or (SemiHardMiner() if is_triplet else None)
@@ -152,6 +163,12 @@ class MetricLearner(LightningModule):
         self.last_batch: tuple[Tensor, Tensor] | None = None
         self.validated: tuple[Tensor, Tensor, Tensor] | None = None
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._counted = 0
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network before the head, where Lightning's BackboneFinetuning looks for it."""
+        return self.network.backbone
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed preprocessed images (B, C, H, W) as unit vectors (B, embedding_dim)."""
@@ -184,10 +201,11 @@ class MetricLearner(LightningModule):
             loss: Tensor = self.loss(embeddings, labels, mined)
         return loss, watched
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One P×K batch."""
         del batch_idx
-        images, labels = batch["image"], batch["label"]
+        entries = self._entries(batch)
+        images, labels = entries["image"], entries["label"]
         embeddings = self.network(images)
         self.last_batch = (images, embeddings.detach())
         loss, watched = self.compute_loss(embeddings, labels)
@@ -197,20 +215,59 @@ class MetricLearner(LightningModule):
             self.log_dict({f"train/{name}": value for name, value in watched.items()}, batch_size=len(images))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep a batch's embeddings for the end of the epoch."""
-        del batch_idx, dataloader_idx
-        self._seen.append((self.network(batch["image"]), batch["label"], batch["index"]))
+        entries = self._numbered(self._entries(batch), first=batch_idx == dataloader_idx == 0)
+        self._seen.append((self.network(entries["image"]), entries["label"], entries["index"]))
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
         self.validation_step(batch, batch_idx, dataloader_idx)
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Embeddings with the indices (and labels, where there are any) of a batch."""
-        del batch_idx, dataloader_idx
-        embedded = {"embedding": self.network(batch["image"])}
-        return embedded | {key: value for key, value in batch.items() if key != "image"}
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Embeddings with the indices of a batch, and with its labels and whatever else it holds.
+
+        Images alone are a batch, too.
+        """
+        entries = self._entries((batch,) if isinstance(batch, Tensor) else batch, ("image",))
+        entries = self._numbered(entries, first=batch_idx == dataloader_idx == 0)
+        embedded = {"embedding": self.network(entries["image"])}
+        return embedded | {key: value for key, value in entries.items() if key != "image"}
+
+    def _entries(self, batch: Any, needed: tuple[str, ...] = ("image", "label")) -> dict[str, Any]:
+        """A batch's entries by name.
+
+        Raises:
+            InputError: it is no batch, or its images or labels cannot be used.
+        """
+        if isinstance(batch, tuple | list) and len(batch) <= len(ENTRIES):
+            batch = dict(zip(ENTRIES, batch, strict=False))
+        if not isinstance(batch, Mapping) or any(name not in batch for name in needed):
+            found = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise InputError(
+                f"the data give batches with {found}: give mappings of image and label, or tuples of them"
+            )
+        images, labels = batch["image"], batch.get("label")
+        channels = self.architecture.in_channels
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
+            raise InputError(f"images are {_kind(images)}: the model takes tensors (B, {channels}, H, W)")
+        if not images.is_floating_point():
+            raise InputError(
+                f"images are {images.dtype}: convert and normalize them, as ToDtype and Normalize do"
+            )
+        if "label" in needed and (
+            not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != images.shape[:1]
+        ):
+            raise InputError(f"labels are {_kind(labels)}: give one class number an image, int64 (B,)")
+        return dict(batch)
+
+    def _numbered(self, entries: dict[str, Any], first: bool) -> dict[str, Any]:
+        """With an index: images without one are counted, each process its own."""
+        if first:
+            self._counted = 0
+        count = torch.arange(self._counted, self._counted + len(entries["image"]), device=self.device)
+        self._counted += len(count)
+        return {"index": count * world_size() + self.global_rank} | entries
 
     def on_validation_epoch_end(self) -> None:
         """Exact retrieval metrics over the whole validation set, the same on every rank."""
@@ -302,19 +359,16 @@ class MetricLearner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _parameter_groups(self) -> Any:
-        """What trains, in groups where backbone or proxies have a learning rate of their own."""
-        if self.backbone_lr is None and self.proxy_lr is None:
+        """What trains, in groups where there are learning rates besides the optimizer's."""
+        if self.lr is None and self.backbone_lr is None and self.proxy_lr is None:
             return [p for p in self.parameters() if p.requires_grad]
         loss = [p for p in self.loss.parameters() if p.requires_grad]
         backbone = [p for p in self.network.backbone.parameters() if p.requires_grad]
         apart = {id(p) for p in (*loss, *backbone)}
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
         groups = [(backbone, self.backbone_lr), (rest, None), (loss, self.proxy_lr)]
-        return [
-            {"params": parameters} | ({} if rate is None else {"lr": rate})
-            for parameters, rate in groups
-            if parameters
-        ]
+        rated = [(parameters, self.lr if rate is None else rate) for parameters, rate in groups if parameters]
+        return [{"params": p} if rate is None else {"params": p, "lr": rate} for p, rate in rated]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the backbone as it is in the first steps: the optimizer passes over what has no gradient."""
@@ -344,3 +398,8 @@ class MetricLearner(LightningModule):
                 if name.startswith(("val/", "test/"))
             },
         }
+
+
+def _kind(value: Any) -> str:
+    """A value's type or, of a tensor, type and shape."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

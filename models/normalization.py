@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from models.errors import InputError
@@ -51,12 +52,14 @@ class ChannelAffine(nn.Module):
 
 def _frozen(kind: type[nn.Module]) -> type[nn.Module]:
     class Frozen(kind):  # type: ignore[valid-type, misc]
-        """Batch normalization that always uses its running statistics; its weights do not train either."""
+        """Batch normalization that always uses its running statistics; its weights do not train either.
 
-        def train(self, mode: bool = True) -> "Frozen":
-            del mode
-            super().train(False)
-            return self
+        It follows ``train()`` like any module: Lightning warns of modules that stay in evaluation mode.
+        """
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean, var = self.running_mean, self.running_var
+            return functional.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
     Frozen.__name__ = Frozen.__qualname__ = f"Frozen{kind.__name__}"
     return Frozen

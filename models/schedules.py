@@ -37,8 +37,9 @@ class WarmupCosine(LRScheduler):
         return self.final + (1 - self.final) * 0.5 * (1 + cos(pi * after))
 
     def get_lr(self) -> list[float | Tensor]:
-        """Learning rates of the coming step."""
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        """Learning rates of the coming step; groups that joined the optimizer later keep theirs."""
+        later = self.optimizer.param_groups[len(self.base_lrs) :]
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs] + [g["lr"] for g in later]
 
     def set_total_steps(self, total_steps: int) -> None:
         """Fix the length of the run before its first step."""

@@ -19,18 +19,22 @@ if TYPE_CHECKING:  # Lightning takes seconds to import, and most commands do wit
 NETWORK = "network."
 
 
-def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bundle:
+def bundle_from_checkpoint(
+    path: str | Path, preprocess: Preprocess | None = None, *, trust_code: bool = False
+) -> Bundle:
     """Rebuild the trained network from a Lightning checkpoint, without running anything in it.
 
     Where the run kept a moving average of the weights, the checkpoint's weights are the averaged ones; where
     it had a :class:`~models.callbacks.principal_head.PrincipalHead`, the head is the one fitted last.
 
     Args:
-        path: A ``.ckpt`` file that ``kindred fit`` wrote.
+        path: A ``.ckpt`` file that ``kindred fit`` or a Trainer with a MetricLearner wrote.
+        preprocess: How images become the network's input; by default as the run's data module said.
         trust_code: See :meth:`models.bundle.Bundle.load`.
 
     Raises:
-        InputError: The file is missing, damaged, or no checkpoint of ours.
+        InputError: The file is missing, damaged, or no checkpoint of ours; or the run had data of your own,
+            and ``preprocess`` is not given or does not fit.
     """
     from models.callbacks.principal_head import directions_in
 
@@ -38,7 +42,8 @@ def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bun
     try:
         described: dict[str, Any] = checkpoint["kindred"]
         architecture = Architecture.from_dict(described["architecture"])
-        preprocess = Preprocess.from_dict(described["preprocess"])
+        if preprocess is None and described["preprocess"] is not None:
+            preprocess = Preprocess.from_dict(described["preprocess"])
         weights = {
             key.removeprefix(NETWORK): value
             for key, value in checkpoint["state_dict"].items()
@@ -46,6 +51,7 @@ def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bun
         }
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: no checkpoint of kindred fit (it lacks {error})") from error
+    preprocess = _fitting(preprocess, architecture, str(path))
     network = EmbeddingNetwork(architecture, trust_code=trust_code)
     network.load_state_dict(weights)
     if (directions := directions_in(checkpoint)) is not None:
@@ -57,20 +63,48 @@ def bundle_from_checkpoint(path: str | Path, *, trust_code: bool = False) -> Bun
     return Bundle(network, architecture, preprocess, info=info, training_classes=seen)
 
 
-def bundle_from_module(model: "MetricLearner", data: "ImageDataModule") -> Bundle:
-    """The bundle of a network trained in this process, for users of a plain Trainer."""
+def bundle_from_module(model: "MetricLearner", data: "ImageDataModule | Preprocess | None") -> Bundle:
+    """The bundle of a network trained in this process, for users of a plain Trainer.
+
+    Args:
+        model: The trained module.
+        data: What it was trained on or, where that were loaders of your own, how an image becomes what they
+            gave.
+
+    Raises:
+        InputError: Nothing says how an image becomes the network's input, or it does not fit the network.
+    """
+    given = data if isinstance(data, Preprocess) else getattr(data, "preprocess", None)
+    preprocess = _fitting(given, model.architecture, "bundle_from_module")
+    split = getattr(data, "split_settings", None)
     info = {
-        "split_hash": data.split_hash,
-        "split": data.split_settings.to_dict(),
-        "num_classes": data.num_classes,
+        "split_hash": getattr(data, "split_hash", None),
+        "split": None if split is None else split.to_dict(),
+        "num_classes": getattr(data, "num_classes", model.num_classes),
         "weights": model.weights,
     }
-    seen = data.training_classes
+    seen = getattr(data, "training_classes", None)
     network = model.network
     if (projection := network.projection) is not None:
         network = copy.deepcopy(network)  # the one in training keeps its own head
         network.adopt(projection)
-    return Bundle(network, model.architecture, data.preprocess, info=info, training_classes=seen)
+    return Bundle(network, model.architecture, preprocess, info=info, training_classes=seen)
+
+
+def _fitting(preprocess: Preprocess | None, architecture: Architecture, what: str) -> Preprocess:
+    """The preprocessing, if there is one and it gives as many channels as the network takes."""
+    mode = "RGB" if architecture.in_channels == 3 else "L"
+    if preprocess is None:
+        raise InputError(
+            f"{what}: the run's data do not say how an image becomes the network's input: give a Preprocess, "
+            f'on the command line --preprocess \'{{"size": 224, "mode": "{mode}"}}\''
+        )
+    if preprocess.channels != architecture.in_channels:
+        raise InputError(
+            f"{what}: the network takes images of {architecture.in_channels} channels: set the Preprocess's "
+            f"mode to {mode}"
+        )
+    return preprocess
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command: arguments in, files and a table out."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from app.export.images import Pixels, pixels_of
 from app.export.quantize import Method, quantized
 from models.bundle import Bundle
 from models.errors import InputError
+from models.preprocess import Preprocess
 from models.pretrained import pretrained_bundle
 
 
@@ -23,6 +25,7 @@ def export(
     backbone: str | None = None,
     weights: str | None = None,
     image_size: int | None = None,
+    preprocess: str | None = None,
     out: Path | None = None,
     onnx: bool = False,
     with_preprocessing: bool = False,
@@ -47,6 +50,9 @@ def export(
         weights: Of the backbone: packaged (timm.tf_efficientnet_lite0 alone), a local file as its owners
             publish it, DEFAULT, or a name that timm or torchvision know.
         image_size: Side of the backbone's images, in pixels; by default that of its weights.
+        preprocess: How images become the network's input, for the checkpoint of a run on data of your own:
+            JSON of models.preprocess.Preprocess, such as '{"size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.5,
+            0.5, 0.5]}'.
         out: Folder of the bundle; an existing bundle is replaced. A bundle is by default added to.
         onnx: Write model.onnx, for any batch size.
         with_preprocessing: Let the exported graphs take uint8 pixels and normalize them. Decoding and
@@ -67,7 +73,7 @@ def export(
         raise InputError("--images and --calibration-images must be at least 1")
     if "static" in quantize and data is None:
         raise InputError("--quantize static calibrates on training images: name them with --data")
-    bundle, folder = _model(model, backbone, weights, image_size, out, trust_code)
+    bundle, folder = _model(model, backbone, weights, image_size, preprocess, out, trust_code)
     if licence is not None:
         bundle.update(folder, info={"license": licence})
     console = Console()
@@ -99,6 +105,7 @@ def _model(
     backbone: str | None,
     weights: str | None,
     image_size: int | None,
+    preprocess: str | None,
     out: Path | None,
     trust_code: bool,
 ) -> tuple[Bundle, Path]:
@@ -106,7 +113,9 @@ def _model(
     if model is not None and backbone is None:
         if weights is not None or image_size is not None:
             raise InputError("--weights and --image-size go with --backbone: leave them out")
-        return _bundle(model, out, trust_code)
+        return _bundle(model, preprocess, out, trust_code)
+    if preprocess is not None:
+        raise InputError("--preprocess goes with a checkpoint; --backbone's images follow its weights")
     if model is not None or backbone is None:
         raise InputError("name a checkpoint or a bundle, or else a pretrained network with --backbone")
     if weights is None or out is None:
@@ -115,18 +124,30 @@ def _model(
     return bundle, bundle.save(out)
 
 
-def _bundle(model: Path, out: Path | None, trust_code: bool) -> tuple[Bundle, Path]:
+def _bundle(model: Path, preprocess: str | None, out: Path | None, trust_code: bool) -> tuple[Bundle, Path]:
     """The model and the folder where it lies now."""
     if not model.is_dir():
-        bundle = bundle_from_checkpoint(model, trust_code=trust_code)
+        settings = None if preprocess is None else _preprocess(preprocess)
+        bundle = bundle_from_checkpoint(model, settings, trust_code=trust_code)
         if out is None:
             raise InputError(f"{model}: name the bundle's folder with --out")
         return bundle, bundle.save(out)
+    if preprocess is not None:
+        raise InputError(
+            f"{model}: a bundle has its preprocessing already; --preprocess goes with a checkpoint"
+        )
     bundle = Bundle.load(model, "cpu", trust_code=trust_code)
     if out is None or out.resolve() == model.resolve():
         return bundle, model
     bundle.exports.clear()
     return bundle, bundle.save(out)
+
+
+def _preprocess(text: str) -> Preprocess:
+    try:
+        return Preprocess.from_dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise InputError(f'--preprocess {text}: {error}; give JSON such as {{"size": 224}}') from error
 
 
 def _table(written: dict[str, dict[str, Any]]) -> Table:

@@ -64,26 +64,58 @@ class TransformAugmentation:
     """torchvision transforms (v2), one image after another, each under its own seed."""
 
     def __init__(self, transforms: list[nn.Module]) -> None:
-        self.transform = nn.Sequential(*transforms)
+        self.transforms = transforms
 
     def __call__(self, images: Tensor, keys: NDArray[np.uint64]) -> Tensor:
-        """Change uint8 images (B, C, H, W); the transforms must keep that shape.
+        """Change uint8 images (B, C, H, W) one by one; returns uint8, or floats in 0…1, of that shape.
 
         Raises:
-            InputError: They change the shape.
+            InputError: A transform fails, or they give something else.
         """
         changed = []
         # Transforms draw from torch's global generator, which in the caller's process is the training's own.
         with torch.random.fork_rng(devices=[]):
             for image, key in zip(images, keys, strict=True):
                 torch.manual_seed(int(key >> np.uint64(1)))
-                changed.append(self.transform(image))
-        if any(image.shape != images.shape[1:] for image in changed):
-            raise InputError(
-                f"augmentation: transforms give shape {tuple(changed[0].shape)} instead of "
-                f"{tuple(images.shape[1:])}; the size is set by image_size, leave out resizing ones"
-            )
+                changed.append(self._changed(image))
         return torch.stack(changed)
+
+    def _changed(self, image: Tensor) -> Tensor:
+        changed, wrong = image, ""
+        for transform in self.transforms:
+            name = type(transform).__name__
+            try:
+                changed = transform(changed)
+            except Exception as error:
+                raise _unfit(f"{name} fails ({' '.join(str(error).split())})") from error
+            # A later transform may still mend it: floats become uint8 again, a crop gets back its size.
+            problem = _problem(changed, image)
+            wrong = problem and (wrong or f"{name} gives {problem}")
+        if wrong:
+            raise _unfit(wrong)
+        return changed
+
+
+def _problem(changed: object, image: Tensor) -> str:
+    """What keeps a changed image from being trained on; empty if nothing does."""
+    if not isinstance(changed, Tensor):
+        return f"a {type(changed).__name__}"
+    if changed.shape != image.shape:
+        return f"shape {tuple(changed.shape)} instead of {tuple(image.shape)}"
+    if changed.dtype == torch.uint8:
+        return ""
+    if not changed.is_floating_point():
+        return str(changed.dtype)
+    low, high = changed.aminmax()
+    # Interpolation overshoots a little.
+    return "" if low >= -0.01 and high <= 1.01 else f"values from {low:.2f} to {high:.2f}"
+
+
+def _unfit(reason: str) -> InputError:
+    return InputError(
+        f"augmentation: {reason}; transforms take uint8 images and give uint8 ones (or floats in 0…1) of the "
+        "same shape. Leave out normalization and resizing: the data's mean, std and image_size do these"
+    )
 
 
 def make_augmentation(wanted: Preset | list[nn.Module]) -> Augmentation | None:

@@ -120,7 +120,7 @@ def revert_to_batch_norm(module: nn.Module, *, skip: Collection[str] = ()) -> nn
         new = _NORM[type(old)](
             old.num_features,
             eps=old.eps,
-            momentum=None if old.cumulative else float(old.momentum),
+            momentum=None if old.cumulative else old._given["momentum"],
             affine=False,
             device=old.running_mean.device,
             dtype=old.running_mean.dtype,

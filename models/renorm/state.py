@@ -77,9 +77,11 @@ class RenormState(nn.Module):
         for name in ("rmax", "dmax", "momentum", "gradient_momentum", "epsilon"):
             self.register_buffer(name, torch.full((), eps, **exact), persistent=False)
         self.register_buffer("clipped", torch.zeros(2, device=device), persistent=False)
-        self._limits = (rmax, dmax, 0.0 if momentum is None else momentum, gradient_momentum)
+        # As they were given: what the buffers hold is rounded to their type.
+        self._given = {"epsilon": eps, "momentum": 0.0}
         self.set_limits(rmax, dmax, momentum)
         self._set("gradient_momentum", gradient_momentum)
+        self._initial = dict(self._given)
 
     def set_limits(
         self, rmax: float | None = None, dmax: float | None = None, momentum: float | None = None
@@ -99,11 +101,11 @@ class RenormState(nn.Module):
         if rmax is not None:
             if not rmax >= 1.0:
                 raise ValueError(f"rmax is {rmax}: r is clipped to [1 / rmax, rmax], so give at least 1")
-            self.rmax.fill_(rmax)
+            self._fill("rmax", rmax)
         if dmax is not None:
             if not dmax >= 0.0:
                 raise ValueError(f"dmax is {dmax}: d is clipped to [-dmax, dmax], so give at least 0")
-            self.dmax.fill_(dmax)
+            self._fill("dmax", dmax)
         if momentum is not None:
             self._set("momentum", momentum)
             self.cumulative = False
@@ -111,6 +113,10 @@ class RenormState(nn.Module):
     def _set(self, name: str, value: float) -> None:
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} is {value}: give the weight of a batch, from 0 to 1")
+        self._fill(name, value)
+
+    def _fill(self, name: str, value: float) -> None:
+        self._given[name] = value
         getattr(self, name).fill_(value)
 
     def reset_running_stats(self) -> None:
@@ -126,9 +132,8 @@ class RenormState(nn.Module):
     def reset_parameters(self) -> None:
         """All as after construction, also after ``to_empty`` of a layer built on the meta device."""
         self.reset_running_stats()
-        for name, value in zip(("rmax", "dmax", "momentum", "gradient_momentum"), self._limits, strict=True):
-            getattr(self, name).fill_(value)
-        self.epsilon.fill_(self.eps)
+        for name, value in self._initial.items():
+            self._fill(name, value)
         self.clipped.zero_()
         if self.affine:
             nn.init.ones_(self.weight)
@@ -162,13 +167,19 @@ class RenormState(nn.Module):
             moving.projection.copy_(vectors[3])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast the layer; the statistics follow to the device, but not below float32."""
+        """Move or cast the layer; the statistics follow to the device, but not below float32.
+
+        The settings are as exact in the new type as if the layer had been made in it.
+        """
         exact = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in exact.items():
             after = getattr(self, name)
             if after.dtype in (torch.float16, torch.bfloat16):
                 setattr(self, name, before.to(after.device))
+        if self.rmax.dtype != exact["rmax"].dtype:
+            for name, value in self._given.items():
+                self._fill(name, value)
         return self
 
     def _load_from_state_dict(

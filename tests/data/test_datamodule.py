@@ -9,7 +9,10 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.tuner import Tuner
 from torch import nn
+from torchvision.transforms import v2
 
 from data.datamodule import ImageDataModule
 from data.grouping import HardClassCurriculum
@@ -106,6 +109,47 @@ def test_epochs_differ_and_validation_is_complete(
     assert sorted(probe.validated) == sorted(data.rows("val").tolist() * 2)
     assert {i for e in probe.seen for i in e[2]} <= set(data.rows("train").tolist())
     assert 0 < data.wait_share < 1
+
+
+def test_an_unfit_augmentation_is_named_before_training(module: Callable[..., ImageDataModule]) -> None:
+    data = module(augmentation=[v2.Normalize([0.5], [0.5])], num_workers=1)
+    data.setup("validate")
+    with pytest.raises(InputError, match="augmentation: Normalize fails"):
+        data.setup("fit")
+
+
+def test_overfitting_sees_the_same_few_batches_in_every_epoch(
+    module: Callable[..., ImageDataModule], tmp_path: Path
+) -> None:
+    data, probe = module(), Probe()
+    trainer(tmp_path, overfit_batches=2).fit(probe, data)
+    assert [entry[:2] for entry in probe.seen] == [(e, b) for e in range(3) for b in range(2)]
+    batches = [entry[2] for entry in probe.seen]
+    assert batches[:2] == batches[2:4] == batches[4:]
+    labels = data.table.labels[batches]
+    assert all(np.unique(batch, return_counts=True)[1].tolist() == [2, 2, 2, 2] for batch in labels)
+
+
+def test_lightnings_distributed_sampler_leaves_the_batches_alone(
+    module: Callable[..., ImageDataModule], tmp_path: Path
+) -> None:
+    """What the Trainer would otherwise do to a loader under several processes: exchange its sampler."""
+    run = trainer(tmp_path, devices=2, strategy="ddp", use_distributed_sampler=True)
+    for loader in (module().train_dataloader(), module().test_dataloader()):
+        prepared = run._data_connector._prepare_dataloader(loader, shuffle=True, mode=RunningStage.TRAINING)
+        assert prepared is loader
+
+
+def test_the_batch_size_finder_is_told_what_there_is_to_scale(
+    module: Callable[..., ImageDataModule], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="batch_arg_name='classes_per_batch'"):
+        Tuner(trainer(tmp_path)).scale_batch_size(Probe(), datamodule=module())
+    data = module()
+    found = Tuner(trainer(tmp_path)).scale_batch_size(
+        Probe(), datamodule=data, batch_arg_name="classes_per_batch", steps_per_trial=1, max_trials=2
+    )
+    assert found == data.classes_per_batch == 4
 
 
 @pytest.mark.parametrize(("stop_after", "workers"), [(1, 0), (8, 2), (10, 0)])

@@ -220,6 +220,30 @@ def test_renorm_keeps_pretrained_statistics_unless_told_otherwise(
     assert model.architecture.normalization_args == ({"frozen": True} if frozen else given)
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"), [("frozen_batch", None), ("renorm", {"frozen": True}), ("renorm", None)]
+)
+def test_frozen_statistics_stay_without_a_warning(
+    tmp_path: Path, patterns: Any, kind: Any, given: dict[str, Any] | None
+) -> None:
+    """Lightning warns of modules in evaluation mode at the start of a training, and warnings fail tests."""
+    torch.save(MetricLearner(**TINY).network.backbone.state_dict(), tmp_path / "weights.pt")
+    model = MetricLearner(
+        **TINY, normalization=kind, normalization_args=given, weights=str(tmp_path / "weights.pt")
+    )
+    before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+    trainer(tmp_path, max_epochs=2, limit_train_batches=2).fit(model, patterns())
+    after = dict(model.named_buffers())
+    assert before
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    images = torch.randn(5, 1, 16, 16)
+    with torch.no_grad():
+        evaluated = model.eval()(images)
+        trained = model.eval().train()(images)
+    assert all(module.training for module in model.modules())
+    assert torch.allclose(trained, evaluated, atol=1e-6)
+
+
 def test_renorm_without_pretrained_weights_is_not_frozen() -> None:
     assert not any(m.frozen for m in MetricLearner(**TINY).modules() if isinstance(m, BatchRenorm))
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchvision.transforms import v2
 
 from data.augment import PRESETS, make_augmentation
@@ -129,11 +130,45 @@ def test_torchvision_transforms_are_seeded_and_leave_the_global_generator() -> N
     assert torch.equal(augment(images()[2:3], keys[2:3]), changed[2:3])
 
 
-def test_transforms_that_change_the_shape() -> None:
-    augment = make_augmentation([v2.Resize(8)])
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+TO_FLOAT = v2.ToDtype(torch.float32, scale=True)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "message"),
+    [
+        ([v2.Resize(8)], r"Resize gives shape \(3, 8, 8\) instead of \(3, 16, 16\)"),
+        ([v2.Normalize(MEAN, STD)], "Normalize fails"),
+        ([TO_FLOAT, v2.Normalize(MEAN, STD)], "Normalize gives values from -2"),
+        ([v2.ToDtype(torch.float32)], "ToDtype gives values from 0.00 to 255.00"),
+        ([v2.ToDtype(torch.int64)], "ToDtype gives torch.int64"),
+        ([v2.Grayscale()], r"Grayscale gives shape \(1, 16, 16\)"),
+        ([v2.RandomHorizontalFlip(), v2.ToPILImage(), v2.RandomRotation(5)], "ToPILImage gives a Image"),
+        ([v2.RandomRotation(45, expand=True)], "RandomRotation gives shape"),
+    ],
+)
+def test_transforms_that_cannot_be_trained_on_are_named(transforms: list[nn.Module], message: str) -> None:
+    augment = make_augmentation(transforms)
     assert augment is not None
-    with pytest.raises(InputError, match=r"shape \(3, 8, 8\) instead of \(3, 16, 16\)"):
+    with pytest.raises(InputError, match=message) as error:
         augment(images(), derive(0, np.arange(6)))
+    assert "\n" not in str(error.value)
+    assert "Leave out normalization" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [TO_FLOAT, v2.GaussianNoise()],
+        [v2.RandomResizedCrop(8), v2.Resize(16)],
+        [TO_FLOAT, v2.RandomErasing(), v2.ToDtype(torch.uint8, scale=True)],
+        [v2.ToPILImage(), v2.PILToTensor()],
+    ],
+)
+def test_only_the_result_of_all_transforms_counts(transforms: list[nn.Module]) -> None:
+    augment = make_augmentation(transforms)
+    assert augment is not None
+    assert augment(images(), derive(0, np.arange(6))).shape == (6, 3, 16, 16)
 
 
 def test_every_preset_is_named_in_the_type() -> None:

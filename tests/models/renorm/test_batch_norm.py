@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.renorm import (
@@ -196,3 +198,30 @@ def test_meta_device_and_half_precision() -> None:
     layer(x).sum().backward()
     assert layer.weight.grad.dtype == torch.bfloat16
     assert layer.eval()(x).dtype == torch.bfloat16
+
+
+@settings(deadline=None)
+@given(
+    rmax=st.floats(1, 10),
+    dmax=st.floats(0, 10),
+    momentum=st.floats(0, 1),
+    eps=st.floats(1e-6, 1e-2),
+    later=st.booleans(),
+)
+def test_a_layer_cast_to_float64_is_one_made_in_it(rmax, dmax, momentum, eps, later) -> None:
+    """No setting stays rounded to float32, whether it was given at the start or later."""
+    limits = {"rmax": rmax, "dmax": dmax, "momentum": momentum}
+    cast = BatchRenorm2d(3, eps=eps, **({} if later else limits))
+    if later:
+        cast.set_limits(**limits)
+    cast.double()
+    made = BatchRenorm2d(3, eps=eps, **limits, dtype=torch.float64)
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(cast(5 * x + 1), made(5 * x + 1))
+    for (name, one), other in zip(cast.named_buffers(), made.buffers(), strict=True):
+        if name != "clipped":
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other), name
+    assert float(cast.rmax) == rmax
+    assert float(cast.float().rmax) == float(torch.tensor(rmax))
+    assert revert_to_batch_norm(cast).momentum == momentum
