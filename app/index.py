@@ -151,7 +151,8 @@ def _items(
     def thumbnail(content: bytes) -> bytes | None:
         if thumbnails == 0:
             return None
-        image = decode_image(content, "RGB", model.preprocess.limits, at_least=thumbnails)
+        given = model.preprocess
+        image = decode_image(content, "RGB", given.limits, at_least=thumbnails, white_level=given.white_level)
         return jpeg_thumbnail(image, thumbnails)
 
     with ThreadPoolExecutor() as pool:

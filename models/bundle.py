@@ -231,7 +231,7 @@ class Bundle:
         """Embed decoded and resized images.
 
         Args:
-            batch: uint8 (B, C, S, S), as ``preprocess.tensor`` gives them.
+            batch: uint8 (B, C, H, W), as ``preprocess.tensor`` gives them.
 
         Returns:
             Unit vectors, float32 (B, dim).

@@ -3,7 +3,17 @@
 The settings travel inside the bundle, so evaluation and the server see exactly what training saw.
 """
 
-from models.preprocess.decode import DecodeLimits, ImageError, decode_image, read_limited
+from models.preprocess.decode import WHITE, ColorMode, DecodeLimits, ImageError, decode_image, read_limited
 from models.preprocess.preprocess import Fit, Interpolation, Preprocess
 
-__all__ = ["DecodeLimits", "Fit", "ImageError", "Interpolation", "Preprocess", "decode_image", "read_limited"]
+__all__ = [
+    "WHITE",
+    "ColorMode",
+    "DecodeLimits",
+    "Fit",
+    "ImageError",
+    "Interpolation",
+    "Preprocess",
+    "decode_image",
+    "read_limited",
+]
