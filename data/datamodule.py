@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
@@ -222,8 +221,18 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def validation_rows(self) -> NDArray[np.int64]:
-        """Rows of :attr:`table` that are validated on, ascending."""
+        """Rows of :attr:`table` that are validated on, ascending: of classes with two images or more."""
         rows = self.parts.rows("val")
+        classes, images = np.unique(self.table.labels[rows], return_counts=True)
+        alone = classes[images == 1]
+        if len(alone):
+            _log.warning(
+                "%s: %d of %d validation classes have one image, which nothing matches: they are left out",
+                self.table.roots[0],
+                len(alone),
+                len(classes),
+            )
+            rows = rows[~np.isin(self.table.labels[rows], alone)]
         if self.val_images is None or len(rows) <= self.val_images:
             return rows
         classes, images = np.unique(self.table.labels[rows], return_counts=True)
@@ -334,7 +343,7 @@ class ImageDataModule(LightningDataModule):
             batches,
             seed=self.seed,
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
         self._loaders.append(loader)
         return loader

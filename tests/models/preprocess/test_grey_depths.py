@@ -1,4 +1,4 @@
-"""Grey images of more than 8 bits: what is white follows from the mode and the settings, never from the image."""
+"""Grey of more than 8 bits: what is white follows from mode and settings, never from an image."""
 
 import io
 import json
