@@ -74,7 +74,7 @@ def index(
         if bundle is not None or data is not None or split is not None:
             raise InputError("--embeddings says it all; leave --bundle, --data and --split out")
         plan = complete_plan(embeddings)
-        with open_target(store, url, collection, plan.dim, plan.fingerprint, index_type) as target:
+        with open_target(store, url, collection, plan.dim, plan.fingerprint, index_type, device) as target:
             import_embeddings(target, embeddings, plan, refresh=refresh)
         return
     if bundle is None or data is None:
@@ -82,7 +82,7 @@ def index(
     keep_freed_memory()
     model = Bundle.load(bundle, device)
     table = select_split(open_source(data).table(), split)
-    with open_target(store, url, collection, model.dim, model.fingerprint, index_type) as target:
+    with open_target(store, url, collection, model.dim, model.fingerprint, index_type, device) as target:
         fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
 
 
