@@ -115,7 +115,7 @@ def _input_and_output(manifest: Mapping[str, Any]) -> str:
     resize = given.get("interpolation", "bilinear")
     height, width = _sides(given)
     rows = [
-        ("image", f"{mode}, {given['fit']} to {height}×{width} pixels (height × width), {resize}"),
+        ("image", f"{mode}, {given['fit']} to {height}×{width} pixels, {resize}"),
         (
             "normalization",
             f"pixel / 255, less {_numbers(given['mean'])}, divided by {_numbers(given['std'])}",
