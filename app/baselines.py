@@ -48,19 +48,22 @@ def centred(pixels: Vectors) -> Vectors:
 
 def untrained(architecture: Architecture, preprocess: Preprocess, seed: int = 0) -> Bundle:
     """A network of the same architecture with random weights; the caller's random state is left alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # The weights are drawn on the CPU: the generators of other devices are not asked.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         return Bundle(EmbeddingNetwork(architecture, trust_code=True), architecture, preprocess)
 
 
-def describe_images(images: Iterator[bytes | ImageError]) -> Iterator[tuple[Vectors, Vectors] | ImageError]:
+def describe_images(
+    images: Iterator[bytes | ImageError], white_level: int
+) -> Iterator[tuple[Vectors, Vectors] | ImageError]:
     """Pixels and histogram of each image; a broken image gives its error in its place."""
     for content in images:
         if isinstance(content, ImageError):
             yield content
             continue
         try:
-            image = decode_image(content, "RGB", LIMITS, at_least=HISTOGRAM_SIZE)
+            image = decode_image(content, "RGB", LIMITS, at_least=HISTOGRAM_SIZE, white_level=white_level)
         except ImageError as error:
             yield error
             continue

@@ -108,7 +108,8 @@ class TrainingCLI(LightningCLI):
         console = Console()
         console.print(f"bundle written to {self.run.bundle}; checkpoints and logs are beside it")
         if self.trainer.state.status == TrainerStatus.FINISHED and self.options.compare:
-            show_outcome(self.run, bundle, self.datamodule, console)
+            device = str(self.trainer.strategy.root_device)
+            show_outcome(self.run, bundle, self.datamodule, console, device)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder, and what the model takes from the data."""

@@ -75,7 +75,7 @@ def index(
         if bundle is not None or data is not None or split is not None:
             raise InputError("--embeddings says it all; leave --bundle, --data and --split out")
         plan = complete_plan(embeddings)
-        with open_target(store, url, collection, plan.dim, plan.fingerprint, index_type) as target:
+        with open_target(store, url, collection, plan.dim, plan.fingerprint, index_type, device) as target:
             import_embeddings(target, embeddings, plan, refresh=refresh)
         return
     if bundle is None or data is None:
@@ -85,7 +85,7 @@ def index(
     table = open_source(data).table()
     if split is not None:
         table = table.take(select(table, split, model.info.get("split"))[0])
-    with open_target(store, url, collection, model.dim, model.fingerprint, index_type) as target:
+    with open_target(store, url, collection, model.dim, model.fingerprint, index_type, device) as target:
         fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
 
 
@@ -154,7 +154,8 @@ def _items(
     def thumbnail(content: bytes) -> bytes | None:
         if thumbnails == 0:
             return None
-        image = decode_image(content, "RGB", model.preprocess.limits, at_least=thumbnails)
+        given = model.preprocess
+        image = decode_image(content, "RGB", given.limits, at_least=thumbnails, white_level=given.white_level)
         return jpeg_thumbnail(image, thumbnails)
 
     with ThreadPoolExecutor() as pool:

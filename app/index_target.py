@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from models.bundle import usable_device
 from models.errors import InputError
 from serve.client import Client, ServiceError
 from serve.client.remote import RemoteCollection
+from serve.store.definition import Tuning
 from serve.store.faiss_store import FaissStore
 from serve.store.milvus.address import TOKEN, is_address
 from serve.store.protocol import Item, ItemId
@@ -31,7 +33,13 @@ class Target(Protocol):
 
 @contextmanager
 def open_target(
-    store: str | None, url: str | None, collection: str, dim: int, fingerprint: str, index: str | None
+    store: str | None,
+    url: str | None,
+    collection: str,
+    dim: int,
+    fingerprint: str,
+    index: str | None,
+    device: str,
 ) -> Iterator[Target]:
     """One collection, made where it is missing.
 
@@ -42,9 +50,11 @@ def open_target(
         dim: Length of a vector.
         fingerprint: The model that makes the vectors.
         index: Index type of a new collection.
+        device: Of a folder's exact segments.
 
     Raises:
-        InputError: Not exactly one of the two; or the collection is another model's, or out of reach.
+        InputError: Not exactly one of the two; or the collection is another model's, or out of reach; or the
+            device cannot be used.
     """
     if (store is None) == (url is None):
         raise InputError("index: give either --store FOLDER or --url ADDRESS of a running service")
@@ -63,5 +73,8 @@ def open_target(
         ) as milvus:
             yield milvus
     else:
-        with FaissStore.open(str(store), dim, fingerprint, index, collection=collection) as folder:
+        tuning = Tuning(device=str(usable_device(device)))
+        with FaissStore.open(
+            str(store), dim, fingerprint, index, collection=collection, tuning=tuning
+        ) as folder:
             yield folder

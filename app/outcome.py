@@ -22,7 +22,9 @@ larger images (--data.image_size); more classes; a look at the labels.
 docs/training.md says more."""
 
 
-def show_outcome(run: RunFolder, bundle: Bundle, data: ImageDataModule, console: Console) -> None:
+def show_outcome(
+    run: RunFolder, bundle: Bundle, data: ImageDataModule, console: Console, device: str = "cpu"
+) -> None:
     """Measure the bundle and all that needs no training on the validation classes, and say which is ahead.
 
     Args:
@@ -30,18 +32,23 @@ def show_outcome(run: RunFolder, bundle: Bundle, data: ImageDataModule, console:
         bundle: made of the run's best weights.
         data: whose validation images are embedded; without any, nothing is shown.
         console: to print on.
+        device: where it is measured.
     """
     rows = data.validation_rows
     if not len(rows):
-        console.print("no validation classes: nothing says whether training helped; see val_fraction")
+        console.print(
+            "no validation classes of two images or more: nothing says whether training helped; "
+            "see val_fraction"
+        )
         return
     images = ImageSet(data.table.take(rows), str(data.source), "val", data.split_hash)
     candidates = [Candidate(TRAINED, bundle, None)]
     if run.first.is_file():
         candidates.append(Candidate(BEFORE, bundle_from_checkpoint(run.first, trust_code=True), None))
-    evaluation = run_evaluation(
-        candidates, images=images, options=Options(ks=(1,)), calibrated=False, console=console
-    )
+    for candidate in candidates:
+        candidate.model.network.to(device)
+    options = Options(ks=(1,), device=device)
+    evaluation = run_evaluation(candidates, images=images, options=options, calibrated=False, console=console)
     trained = next(model for model in evaluation.models if model.name == TRAINED)
     # An untrained network is what a run from random weights began with.
     others = [

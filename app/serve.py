@@ -31,7 +31,7 @@ def serve(
             KINDRED_MILVUS_TOKEN), or file:PATH for an embedded Milvus.
         host: Address to listen on. Anything but loopback wants keys: KINDRED_READ_KEY and KINDRED_WRITE_KEY.
         port: TCP port; 0 takes a free one.
-        device: Where the network runs: auto, cpu or cuda.
+        device: Where the network runs and exact segments are scanned: auto, cpu or cuda.
         backend: What runs the network: eager, compiled, onnx, or auto (the default): the fastest on this
             machine, measured when a model is first served.
         collection: Collection to use where a request names none.

@@ -4,10 +4,9 @@ import logging
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from data.sources import Source, open_source
 from data.splits import Part, Split, SplitSettings
 from data.table import ImageTable
 from models.errors import InputError
-from models.preprocess import Fit, Interpolation, Preprocess
+from models.preprocess import WHITE, ColorMode, Fit, Interpolation, Preprocess
 
 _log = logging.getLogger(__name__)
 
@@ -32,20 +31,21 @@ _log = logging.getLogger(__name__)
 class ImageDataModule(LightningDataModule):
     """Images of classes: P×K batches for training, every image once for validation and testing.
 
-    Batches are dicts of ``image`` (float32, B×C×size×size, normalized), ``label`` and ``index`` (int64,
-    B); the index is the row in :attr:`table`.
+    Batches are dicts of ``image`` (float32, B×C×H×W, normalized), ``label`` and ``index`` (int64, B); the
+    index is the row in :attr:`table`.
 
     Args:
         source: A folder of class folders, a zip of them, a CSV or Parquet table, or the name of a set.
-        image_size: Side of the square that images are resized to, in pixels; by default 64. Where the model
-            starts from pretrained weights, the command line takes size, mean, std and interpolation from
-            them.
-        mode: RGB, or L for grey.
-        fit: How a rectangle becomes a square: crop the centre, pad with white, squash, or cut out the content
-            of a plain background.
+        image_size: What images are resized to, in pixels: the side of a square, or [height, width]; by
+            default 64. Where the model starts from pretrained weights, the command line takes size, mean, std
+            and interpolation from them.
+        mode: RGB, or L for grey; transparency is laid on white.
+        fit: How an image of another shape gets that of the network's input: crop the centre, pad with white,
+            squash, or cut out the content of a plain background.
         mean: Per channel, of values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
         std: Per channel.
         interpolation: Of the resize; by default bilinear.
+        white_level: Value of a 16-bit grey image that is white; 4095 for 12-bit cameras.
         split: "classes" keeps the classes of training, validation and test apart (the set's own split
             where it has one); "per_image" splits each class's images, for closed sets of classes only.
         val_fraction: Share of the training classes carved out for validation.
@@ -76,12 +76,13 @@ class ImageDataModule(LightningDataModule):
         self,
         # Without Path, jsonargparse would take the text of a file of that name in its place.
         source: str | Path | Source = "glyphs",
-        image_size: int | None = None,
-        mode: Literal["RGB", "L"] = "RGB",
+        image_size: int | list[int] | None = None,
+        mode: str = "RGB",  # checked by Preprocess, whose message is plainer than the parser's
         fit: Fit = "crop",
         mean: list[float] | None = None,
         std: list[float] | None = None,
         interpolation: Interpolation | None = None,
+        white_level: int = WHITE,
         split: Literal["classes", "per_image"] = "classes",
         val_fraction: float = 0.1,
         val_images: int | None = None,
@@ -107,13 +108,16 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         self.source = open_source(source)
         self.preprocess = Preprocess(
-            image_size or 64,
-            mode,
+            64 if image_size is None else image_size,
+            cast("ColorMode", mode),
             fit,
             tuple(mean or ()),
             tuple(std or ()),
             interpolation=interpolation or "bilinear",
+            white_level=white_level,
         )
+        if rotations_as_classes and self.preprocess.height != self.preprocess.width:
+            raise InputError("rotations_as_classes turns images by 90°: give image_size one side, a square's")
         self.augment = make_augmentation(augmentation)
         self.split_settings = SplitSettings(split, val_fraction, test_fraction, split_seed, folds, fold)
         self.val_images = val_images
@@ -227,8 +231,18 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def validation_rows(self) -> NDArray[np.int64]:
-        """Rows of :attr:`table` that are validated on, ascending."""
+        """Rows of :attr:`table` that are validated on, ascending: of classes with two images or more."""
         rows = self.parts.rows("val")
+        classes, images = np.unique(self.table.labels[rows], return_counts=True)
+        alone = classes[images == 1]
+        if len(alone):
+            _log.warning(
+                "%s: %d of %d validation classes have one image, which nothing matches: they are left out",
+                self.table.roots[0],
+                len(alone),
+                len(classes),
+            )
+            rows = rows[~np.isin(self.table.labels[rows], alone)]
         if self.val_images is None or len(rows) <= self.val_images:
             return rows
         classes, images = np.unique(self.table.labels[rows], return_counts=True)
@@ -336,11 +350,10 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _cache(self, rows: NDArray[np.int64]) -> PixelCache | None:
-        shape = (self.preprocess.channels, self.preprocess.size, self.preprocess.size)
         key = ""
         if self.cache == "disk":
             key = cache_key(self.table, rows, self.preprocess)
-        return open_cache(self.cache, key, len(rows), shape, self.cache_bytes)
+        return open_cache(self.cache, key, len(rows), self.preprocess.shape, self.cache_bytes)
 
     def _evaluation(self, rows: NDArray[np.int64]) -> ImageLoader:
         dataset = self._dataset(rows, self.table.labels[rows])
@@ -352,7 +365,7 @@ class ImageDataModule(LightningDataModule):
             batches,
             seed=self.seed,
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             same_batches=self.trainer is not None and self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
         self._loaders.append(loader)

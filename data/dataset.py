@@ -57,8 +57,8 @@ class ImageDataset(Dataset[Any]):
         cache: Keeps decoded pixels of these items.
         augment: Random changes of a batch; only in training.
         rotations: Whether every item comes four times, turned by 0°, 90°, 180° and 270°, each turn a class
-            of its
-            own: item i turned r times is item r·N + i of class r·num_classes + label.
+            of its own: item i turned r times is item r·N + i of class r·num_classes + label. The images must
+            be square.
         replace_corrupt: Whether an unreadable image is replaced by another of its class (training) or left
             out (evaluation).
     """
@@ -114,10 +114,7 @@ class ImageDataset(Dataset[Any]):
                 images.append(self._turned(pixels, int(item)))
                 kept.append(position)
                 sources.append(self.rows[source])
-        size = self.preprocess.size
-        stacked = (
-            np.stack(images) if images else np.zeros((0, self.preprocess.channels, size, size), np.uint8)
-        )
+        stacked = np.stack(images) if images else np.zeros((0, *self.preprocess.shape), np.uint8)
         batch = torch.from_numpy(stacked)
         if self.augment is not None and len(images):
             batch = self.augment(batch, draw.keys[kept])
@@ -129,7 +126,7 @@ class ImageDataset(Dataset[Any]):
         return LoadedBatch(made, corrupt)
 
     def pixels(self, base: int) -> NDArray[np.uint8]:
-        """Decoded pixels of the image behind an item, uint8 of shape (C, size, size).
+        """Decoded pixels of the image behind an item, uint8 of shape (C, H, W).
 
         Raises:
             ImageError: It cannot be read.

@@ -17,6 +17,10 @@ from models.preprocess import Preprocess
 
 CacheKind = Literal["none", "memory", "disk"]
 
+# Raised whenever decoding comes to give other pixels: a cache on disk may be older than the program.
+_DECODING = 2
+_PIXEL_SETTINGS = ("size", "mode", "fit", "interpolation", "white_level")
+
 
 class PixelCache:
     """uint8 pixels of up to ``max_bytes``, shared by every worker through one memory-mapped file.
@@ -28,7 +32,7 @@ class PixelCache:
     Args:
         path: The file; made where it is missing.
         items: Number of items that could be kept.
-        shape: Of one image: (channels, size, size).
+        shape: Of one image: (channels, height, width).
         max_bytes: Bound of the file.
         temporary: Whether the file goes away with this object.
     """
@@ -94,7 +98,7 @@ def open_cache(
             the run), "disk" (kept in the cache folder for later runs) or "none".
         key: Identifies images and preprocessing; only "disk" uses it.
         items: Number of items.
-        shape: (channels, size, size).
+        shape: (channels, height, width).
         max_bytes: Bound of the cache.
     """
     if kind == "none" or not items:
@@ -124,7 +128,7 @@ def cache_key(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess
     """What decoded pixels on disk depend on: which images, in which order, and how they were preprocessed."""
     digest = hashlib.sha256(table.fingerprint.encode())
     digest.update(np.ascontiguousarray(rows).tobytes())
-    settings = preprocess.to_dict()  # without the interpolation where it is the usual one
-    used = [settings[key] for key in ("size", "mode", "fit", "interpolation") if key in settings]
-    digest.update(json.dumps(used).encode())
+    settings = preprocess.to_dict()
+    used = {key: settings[key] for key in _PIXEL_SETTINGS if key in settings}
+    digest.update(json.dumps([_DECODING, used]).encode())
     return digest.hexdigest()[:32]

@@ -123,7 +123,7 @@ class Bundle:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{folder}: weights do not fit the architecture ({reason})") from error
-        network.to(_device(device))
+        network.to(usable_device(device))
         bundle = cls(
             network,
             architecture,
@@ -231,7 +231,7 @@ class Bundle:
         """Embed decoded and resized images.
 
         Args:
-            batch: uint8 (B, C, S, S), as ``preprocess.tensor`` gives them.
+            batch: uint8 (B, C, H, W), as ``preprocess.tensor`` gives them.
 
         Returns:
             Unit vectors, float32 (B, dim).
@@ -289,7 +289,12 @@ class Bundle:
         return np.stack(vectors) if vectors else np.empty((0, self.dim), np.float32)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of a name; "auto" takes CUDA where there is one.
+
+    Raises:
+        InputError: torch cannot use it here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -5,7 +5,7 @@ modelcard.md).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _use(manifest: Mapping[str, Any]) -> str:
     channels = manifest["architecture"]["in_channels"]
-    size = manifest["preprocess"]["size"]
+    height, width = _sides(manifest["preprocess"])
     return f"""## Use
 
 ```python
@@ -99,16 +99,23 @@ similarity = vectors[0] @ vectors[1]
 
 `kindred index --bundle this-folder …` and `kindred serve --bundle this-folder …` search with it. The weights
 are safetensors, everything else is in `bundle.json`; loading runs no code of the bundle. The network alone
-takes float32 (B, {channels}, {size}, {size}).
+takes float32 (B, {channels}, {height}, {width}).
 """
+
+
+def _sides(preprocess: Mapping[str, Any]) -> Sequence[int]:
+    """Height and width; a square's file holds one number."""
+    size = preprocess["size"]
+    return size if isinstance(size, list) else (size, size)
 
 
 def _input_and_output(manifest: Mapping[str, Any]) -> str:
     given = manifest["preprocess"]
     mode = {"L": "grey", "RGB": "RGB"}[given["mode"]]
     resize = given.get("interpolation", "bilinear")
+    height, width = _sides(given)
     rows = [
-        ("image", f"{mode}, {given['fit']} to {given['size']}×{given['size']} pixels, {resize}"),
+        ("image", f"{mode}, {given['fit']} to {height}×{width} pixels, {resize}"),
         (
             "normalization",
             f"pixel / 255, less {_numbers(given['mean'])}, divided by {_numbers(given['std'])}",

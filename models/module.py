@@ -21,6 +21,7 @@ from models.metrics import gather_by_index, retrieval_metrics
 from models.mining import SemiHardMiner
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import Normalization, freeze_layers
+from models.preprocess import Preprocess
 from models.renorm import PAPER_DMAX, PAPER_RMAX
 from models.schedules import WarmupCosine
 from models.views import View, as_views
@@ -278,7 +279,7 @@ class MetricLearner(LightningModule):
         self._log_retrieval("test")
 
     def _log_retrieval(self, stage: str) -> None:
-        embeddings, labels, indices = self._collect()
+        embeddings, labels, indices = self._collect({"val": "validation"}.get(stage, stage))
         if self.trainer.sanity_checking:
             return  # a few batches need not hold two images of any class
         self.validated = (embeddings, labels, indices)
@@ -288,11 +289,27 @@ class MetricLearner(LightningModule):
             # The same on every rank already; Lightning wants to be told to average it.
             self.log(f"{stage}/{name}", value, prog_bar=name == "recall@1", sync_dist=True)
 
-    def _collect(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All ranks' embeddings, labels and indices, by index; an image that two ranks saw counts once."""
+    def _collect(self, stage: str) -> tuple[Tensor, Tensor, Tensor]:
+        """All ranks' embeddings, labels and indices, by index; an image that two ranks saw counts once.
+
+        Raises:
+            InputError: none of the images could be read.
+        """
+        if not self._seen:
+            # A process none of whose images can be read takes part in the gathering all the same.
+            none = torch.empty(0, dtype=torch.int64, device=self.device)
+            self._seen.append(
+                (none.new_empty((0, self.architecture.embedding_dim), dtype=torch.float), none, none)
+            )
         embeddings, labels, indices = (torch.cat(parts).detach() for parts in zip(*self._seen, strict=True))
         self._seen.clear()
-        return gather_by_index(embeddings, labels, indices)
+        embeddings, labels, indices = gather_by_index(embeddings, labels, indices)
+        if not len(labels):
+            raise InputError(
+                f"none of the {stage} images can be read: the warnings above say why; replace these files, "
+                "or choose other images (split_seed)"
+            )
+        return embeddings, labels, indices
 
     def on_fit_start(self) -> None:
         """Check the data against the network before the first step.
@@ -309,12 +326,13 @@ class MetricLearner(LightningModule):
             )
 
         expected = self.architecture.backbone_args.get("image_size")
-        size = getattr(preprocess, "size", expected)
-        if expected is not None and size != expected:
-            raise InputError(
-                f"the data gives images of {size} px and the backbone was built for {expected}: "
-                f"set backbone_args.image_size to {size}"
-            )
+        if expected is not None and preprocess is not None:
+            size = preprocess.to_dict()["size"]
+            if Preprocess(expected).shape[1:] != preprocess.shape[1:]:
+                raise InputError(
+                    f"the data gives images of {size} px and the backbone was built for {expected}: "
+                    f"set backbone_args.image_size to {size}"
+                )
         wanted = input_settings(self.architecture.backbone, self.weights)
         if wanted is not None and preprocess is not None:
             wanted = wanted.for_channels(channels)

@@ -1,6 +1,6 @@
 """A pretrained network as it is, made a bundle: what training must beat, and a search before any training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,7 @@ from models.preprocess import Preprocess
 def pretrained_bundle(
     backbone: str,
     weights: str,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     preprocess: Preprocess | None = None,
     *,
@@ -28,8 +28,8 @@ def pretrained_bundle(
     Args:
         backbone: its name, as :func:`build_backbone` takes it.
         weights: as :class:`EmbeddingNetwork` takes them; they are noted in the bundle's `info`.
-        image_size: in pixels; by default that of the weights, or 64 where it is not known. A transformer of
-            timm's that is built for one size is built for this one.
+        image_size: in pixels, a square's side or (height, width); by default that of the weights, or 64 where
+            it is not known. A transformer of timm's that is built for one size is built for this one.
         backbone_args: keyword arguments of the backbone's constructor.
         preprocess: in place of the one that the weights ask for.
         trust_code: see :func:`build_backbone`.
@@ -43,8 +43,8 @@ def pretrained_bundle(
         preprocess = Preprocess(
             size, mean=settings.mean, std=settings.std, interpolation=settings.interpolation
         )
-    preprocess = preprocess or Preprocess(image_size or 64)
-    args = _sized(backbone, preprocess.size) | dict(backbone_args or {})
+    preprocess = preprocess or Preprocess(64 if image_size is None else image_size)
+    args = _sized(backbone, preprocess) | dict(backbone_args or {})
     plain = build_backbone(backbone, args, preprocess.channels, trust_code)
     width = remove_classifier(plain) if torchvision_name(backbone) is not None else None
     architecture = Architecture(
@@ -59,15 +59,16 @@ def pretrained_bundle(
     return Bundle(network, architecture, preprocess, info={"weights": weights})
 
 
-def _sized(backbone: str, size: int) -> dict[str, Any]:
+def _sized(backbone: str, preprocess: Preprocess) -> dict[str, Any]:
     """What a transformer of timm's must be told where images have another size than its own."""
     if (model := timm_name(backbone)) is None:
         return {}
     import timm
 
     given = timm.get_pretrained_cfg(model)
-    fixed = given is not None and given.fixed_input_size and given.input_size[-1] != size
-    return {"img_size": size} if fixed else {}
+    wanted = preprocess.shape[1:]
+    fixed = given is not None and given.fixed_input_size and tuple(given.input_size[1:]) != wanted
+    return {"img_size": preprocess.to_dict()["size"]} if fixed else {}
 
 
 def _holds(network: nn.Module, kind: Any) -> bool:

@@ -320,7 +320,7 @@ class Model(Struct, kw_only=True):
     Attributes:
         fingerprint: Its own; vectors of another are no use here.
         dim: Length of its vectors.
-        size: Side of its input, in pixels.
+        size: Of its input, in pixels: the side of a square, or [height, width].
         mode: Colour mode of its input.
         thresholds: Similarities from which two images count as the same, by false accept rate.
         backend: What runs it: eager, compiled or onnx; plain where nothing was chosen.
@@ -331,7 +331,7 @@ class Model(Struct, kw_only=True):
 
     fingerprint: str
     dim: int
-    size: int
+    size: int | list[int]
     mode: str
     thresholds: dict[str, float]
     backend: str = "plain"

@@ -17,6 +17,7 @@ from serve.embedding.network import load_bundle
 from serve.observability import configure_logging, log
 from serve.service import Service
 from serve.settings import Settings
+from serve.store.definition import Tuning
 from serve.store.opening import open_catalogue
 from serve.store.protocol import FingerprintMismatch, Store
 
@@ -114,6 +115,7 @@ def open_collections(settings: Settings, bundle: Bundle) -> Collections:
         token=token,
         timeout=settings.milvus_timeout,
         consistency=settings.milvus_consistency,
+        tuning=Tuning(device=settings.device),
     )
     try:
         name = settings.collection

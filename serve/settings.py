@@ -53,7 +53,7 @@ class Settings(BaseSettings):
             means.
         allowed_hosts: Host names accepted besides loopback's while no key is set (against DNS rebinding).
         cors_origins: Web origins whose pages may call the API; none by default.
-        device: Where the network runs: "auto", "cpu", "cuda", "cuda:1", …
+        device: Where the network runs and exact segments are scanned: "auto", "cpu", "cuda", "cuda:1", …
         backend: What runs the network: "eager" (torch), "compiled" (torch's Inductor), "onnx" (ONNX Runtime),
             or "auto", the fastest on this machine; the first start with a model measures it, later ones know.
         trust_code: Allow a bundle whose backbone is a class outside the known packages; importing it runs its

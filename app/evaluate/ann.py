@@ -9,6 +9,7 @@ from app.evaluate.index_figures import Vectors, build, exact_neighbours, figures
 from app.evaluate.run import Evaluation
 from models.errors import InputError
 from models.metrics.inputs import as_unit_vectors
+from serve.store.definition import Tuning
 from serve.store.faiss_store import FaissStore
 
 QUERIES = 1000
@@ -25,7 +26,7 @@ def measure_index(index: str, evaluation: Evaluation) -> dict[str, Any]:
         InputError: neither a store nor a factory string that fits.
     """
     if Path(index).is_dir():
-        return measure_store(Path(index), evaluation.options.seed)
+        return measure_store(Path(index), evaluation.options.seed, evaluation.options.device)
     vectors: Vectors = as_unit_vectors(evaluation.models[0].vectors).numpy()
     built, seconds = build(index, vectors)
     truth = exact_neighbours(vectors, QUERIES, evaluation.options.seed)
@@ -39,9 +40,10 @@ def measure_index(index: str, evaluation: Evaluation) -> dict[str, Any]:
     ).to_dict()
 
 
-def measure_store(folder: Path, seed: int) -> dict[str, Any]:
+def measure_store(folder: Path, seed: int, device: str = "auto") -> dict[str, Any]:
     """Figures of a store's own search, all its layers included, against exact search of its vectors."""
-    with FaissStore.open(folder, create=False, read_only=True) as store:
+    tuning = Tuning(device=device)
+    with FaissStore.open(folder, create=False, read_only=True, tuning=tuning) as store:
         ids, vectors = store_vectors(store)
         place = {item: row for row, item in enumerate(ids)}
 

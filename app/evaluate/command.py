@@ -39,6 +39,7 @@ def evaluate(
     out: Path = Path("evaluation"),
     ks: tuple[int, ...] = (1, 2, 4, 8),
     max_queries: int | None = None,
+    drop_duplicates: bool = False,
     memory: str = "1GB",
     rerank: bool = False,
     clustering: bool = False,
@@ -76,6 +77,8 @@ def evaluate(
         out: Folder to write to.
         ks: Depths of recall in the table.
         max_queries: Evaluate a random sample of queries against the full gallery.
+        drop_duplicates: Count byte-identical images once: the query where some are queries and others the
+            gallery, else the first.
         memory: Working memory, for example 512MB or 2GB.
         rerank: Also rank by k-reciprocal neighbours; reported beside the plain figures.
         clustering: Also compute NMI and AMI (slow).
@@ -91,7 +94,7 @@ def evaluate(
         fail_under: Conditions such as recall@1=0.9 on the first model; exit code 1 where one is not met.
         report: Write the HTML report.
         seed: Of samples, bootstrap and the untrained network.
-        device: auto, cpu or cuda.
+        device: Of networks and similarities: auto, cpu or cuda.
         trust_code: Allow a backbone class outside the known packages; importing it runs its code.
 
     Returns:
@@ -100,7 +103,17 @@ def evaluate(
     console = Console()
     gates = parse_gates(fail_under)
     protocols = _protocols(n_way, shots, episodes, episode_queries, within)
-    options = Options(tuple(ks), max_queries, parse_size(memory), rerank, clustering, protocols, seed)
+    options = Options(
+        tuple(ks),
+        max_queries,
+        parse_size(memory),
+        rerank,
+        clustering,
+        protocols,
+        seed,
+        drop_duplicates,
+        device,
+    )
     keep_freed_memory()
     candidates = load_candidates(bundle, checkpoint, device, trust_code)
     images = notes = None

@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -14,7 +14,7 @@ from data.sources import open_source
 from data.splits import select
 from data.table import ImageTable
 from models.errors import InputError
-from models.preprocess import ImageError
+from models.preprocess import WHITE, ImageError
 
 READ_AHEAD = 64
 
@@ -32,6 +32,7 @@ class ImageSet:
         split_hash: of the whole source's split; None where it was not split.
         queries: int64 rows that are queries; None where every image is a query against all others.
         gallery: int64 rows of the gallery; None likewise.
+        white_level: of their 16-bit grey, see :class:`models.preprocess.Preprocess`.
     """
 
     table: ImageTable
@@ -40,6 +41,7 @@ class ImageSet:
     split_hash: str | None
     queries: Rows | None = None
     gallery: Rows | None = None
+    white_level: int = WHITE
 
     def keep(self, good: NDArray[np.bool_]) -> "ImageSet":
         """Without the rows that `good`, bool (N,), marks false."""
@@ -48,17 +50,19 @@ class ImageSet:
         def renumbered(rows: Rows | None) -> Rows | None:
             return None if rows is None else new[rows[good[rows]]]
 
-        return ImageSet(
-            self.table.take(np.flatnonzero(good)),
-            self.source,
-            self.split,
-            self.split_hash,
-            renumbered(self.queries),
-            renumbered(self.gallery),
+        return replace(
+            self,
+            table=self.table.take(np.flatnonzero(good)),
+            queries=renumbered(self.queries),
+            gallery=renumbered(self.gallery),
         )
 
     def read_all(self) -> Iterator[bytes | ImageError]:
         """Every image's bytes, in order, or the error that names it; files are read ahead in threads."""
+        return self.read(np.arange(len(self.table)))
+
+    def read(self, wanted: Rows) -> Iterator[bytes | ImageError]:
+        """As :meth:`read_all`, of some rows."""
 
         def read(row: int) -> bytes | ImageError:
             try:
@@ -66,7 +70,7 @@ class ImageSet:
             except ImageError as error:
                 return error
 
-        rows = iter(range(len(self.table)))
+        rows = iter(wanted.tolist())
         with ThreadPoolExecutor(2) as pool:
             while chunk := list(islice(rows, READ_AHEAD)):
                 yield from pool.map(read, chunk)

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.evaluate.models import Embedded
+from models.bundle import usable_device
 from models.errors import InputError
 from models.metrics import (
     FewShot,
@@ -52,7 +53,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Options:
-    """How it is evaluated; see `kindred evaluate`."""
+    """How it is evaluated; see `kindred evaluate`.
+
+    `device` is where similarities are computed: the name of a torch device, or auto.
+    """
 
     ks: tuple[int, ...] = (1, 2, 4, 8)
     max_queries: int | None = None
@@ -61,6 +65,8 @@ class Options:
     clustering: bool = False
     few_shot: tuple[FewShot, ...] = ()
     seed: int = 0
+    drop_duplicates: bool = False
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,7 @@ def measure(
             "the rows must correspond"
         )
     vectors = torch.from_numpy(np.require(embedded.vectors, np.float32, ["C", "W"]))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vectors = vectors.to(device)
+    vectors = vectors.to(usable_device(options.device))
     query_rows = np.arange(len(vectors)) if subject.queries is None else subject.queries
     gallery_rows = np.arange(len(vectors)) if subject.gallery is None else subject.gallery
     sides = _sides(vectors, subject)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from app.baselines import centred, describe_images, untrained
 from app.evaluate.images import ImageSet
 from app.export import bundle_from_checkpoint
-from models.bundle import Bundle
+from models.bundle import Bundle, usable_device
 from models.errors import InputError
 from models.network import Architecture
 from models.preprocess import ImageError, Preprocess
@@ -59,16 +59,16 @@ class Embedded:
 def load_candidates(
     bundles: Sequence[Path], checkpoints: Sequence[Path], device: str, trust_code: bool = False
 ) -> list[Candidate]:
-    """Loads every model; names are those of the run's folders, numbered where they repeat.
+    """Loads every model onto a device; names are those of the run's folders, numbered where they repeat.
 
     Raises:
-        InputError: a bundle or checkpoint is missing or damaged.
+        InputError: a bundle or checkpoint is missing or damaged, or the device cannot be used.
     """
     found = [_candidate(path, device, trust_code) for path in bundles]
-    found += [
-        Candidate(_run_name(path), bundle_from_checkpoint(path, trust_code=trust_code), None)
-        for path in checkpoints
-    ]
+    for path in checkpoints:
+        model = bundle_from_checkpoint(path, trust_code=trust_code)
+        model.network.to(usable_device(device))
+        found.append(Candidate(_run_name(path), model, None))
     seen: dict[str, int] = {}
     named = []
     for candidate in found:
@@ -126,7 +126,7 @@ def image_baselines(
     """
     pixels, histograms, broken = [], [], []
     good = np.ones(len(images.table), dtype=bool)
-    for row, found in enumerate(describe_images(images.read_all())):
+    for row, found in enumerate(describe_images(images.read_all(), images.white_level)):
         if isinstance(found, ImageError):
             good[row] = False
             name = images.table.name(row)
@@ -144,11 +144,15 @@ def image_baselines(
     return baselines, good, broken
 
 
-def untrained_twins(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
-    """A network with random weights for each architecture among the candidates; a default one without any."""
+def untrained_twins(candidates: Sequence[Candidate], seed: int, device: str = "auto") -> list[Candidate]:
+    """A network with random weights for each architecture among the candidates, beside it on its device.
+
+    Without candidates it is one of the default architecture, on the given device.
+    """
     if not candidates:
-        plain = Architecture()
-        return [Candidate(UNTRAINED, untrained(plain, Preprocess(), seed), None)]
+        plain = untrained(Architecture(), Preprocess(), seed)
+        plain.network.to(usable_device(device))
+        return [Candidate(UNTRAINED, plain, None)]
     twins: list[Candidate] = []
     for architecture, group in itertools.groupby(candidates, key=lambda c: c.model.architecture):
         first = next(group).model

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import platform
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def as_json(evaluation: Evaluation, command: str) -> dict[str, Any]:
             "items": len(subject.labels),
             "classes": len(np.unique(subject.labels)),
             "broken": evaluation.broken,
+            "duplicates": asdict(evaluation.duplicates) if evaluation.duplicates else None,
         },
         "notes": evaluation.notes,
         "models": [_model(model) for model in evaluation.models],

@@ -1,7 +1,7 @@
 """Runs an evaluation: embeds with every model and baseline, measures each, keeps what a report shows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from app.evaluate.duplicates import Duplicates, count_duplicates, first_copies, without_duplicates
 from app.evaluate.embedding_files import SavedEmbeddings, load_embeddings, load_labels
 from app.evaluate.images import ImageSet
 from app.evaluate.measure import Measured, Options, Subject, measure
@@ -37,6 +38,7 @@ class Evaluation:
         broken: a line for each image that was skipped.
         notes: what the reader must know, one sentence each.
         options: how it was measured.
+        duplicates: byte-identical images, None where only embeddings were given.
     """
 
     models: list[Measured]
@@ -45,6 +47,7 @@ class Evaluation:
     broken: list[str]
     options: Options
     notes: list[str] = field(default_factory=list)
+    duplicates: Duplicates | None = None
 
 
 def run_evaluation(
@@ -85,17 +88,22 @@ def run_evaluation(
         broken: list[str] = []
         lacking: list[str] = []
         baselines: list[Embedded] = []
-        good: NDArray[np.bool_] | None = None
+        kept: NDArray[np.bool_] | None = None
+        duplicates: Duplicates | None = None
         if images is not None:
+            if candidates:
+                images = replace(images, white_level=candidates[0].model.preprocess.white_level)
+            images, kept, duplicates = _identical(images, drop=options.drop_duplicates)
             task = progress.add_task("reading images", total=len(images.table))
             baselines, good, broken = image_baselines(images, lambda n: progress.advance(task, n))
             images = images.keep(good)
+            kept[kept] = good
         files = [(path, load_embeddings(path)) for path in saved]
         embedded = [_embed(candidate, images, progress) for candidate in candidates if images is not None]
-        embedded += [_from_file(path, file, good) for path, file in files]
+        embedded += [_from_file(path, file, kept) for path, file in files]
         if images is not None:
             pretrained, lacking = pretrained_twins(candidates)
-            twins = [*untrained_twins(candidates, options.seed), *pretrained]
+            twins = [*untrained_twins(candidates, options.seed, options.device), *pretrained]
             baselines += [_as_baseline(_embed(twin, images, progress)) for twin in twins]
         subject = _subject(images, files, labels, relevance)
         models = []
@@ -107,8 +115,20 @@ def run_evaluation(
                 progress.update(task, completed=done, total=total)
 
             models.append(measure(item, subject, options, calibrated=first, progress=moved))
+    if duplicates is not None and duplicates.note:
+        lacking.append(duplicates.note)
     found = [*notes, *lacking, *_notes(images, broken, models[0])]
-    return Evaluation(models, subject, images, broken, options, found)
+    return Evaluation(models, subject, images, broken, options, found, duplicates)
+
+
+def _identical(images: ImageSet, *, drop: bool) -> tuple[ImageSet, NDArray[np.bool_], Duplicates]:
+    """The images to evaluate, bool (N,) which of the given ones these are, and what was found."""
+    first = first_copies(images)
+    found = count_duplicates(images, first)
+    if not drop:
+        return images, np.ones(len(first), dtype=bool), found
+    images, kept = without_duplicates(images, first)
+    return images, kept, replace(found, dropped=int((~kept).sum()))
 
 
 def _embed(candidate: Candidate, images: ImageSet, progress: Progress) -> Embedded:
@@ -120,16 +140,16 @@ def _as_baseline(embedded: Embedded) -> Embedded:
     return Embedded(embedded.name, embedded.vectors, baseline=True, about=embedded.about)
 
 
-def _from_file(path: Path, file: SavedEmbeddings, good: NDArray[np.bool_] | None) -> Embedded:
+def _from_file(path: Path, file: SavedEmbeddings, kept: NDArray[np.bool_] | None) -> Embedded:
     vectors = file.vectors
     if vectors.ndim != 2:
         raise InputError(f"{path}: embeddings must have shape (items, dimensions), not {vectors.shape}")
-    if good is not None:
-        if len(vectors) != len(good):
+    if kept is not None:
+        if len(vectors) != len(kept):
             raise InputError(
-                f"{path}: {len(vectors)} embeddings for {len(good)} images; rows must correspond"
+                f"{path}: {len(vectors)} embeddings for {len(kept)} images; rows must correspond"
             )
-        vectors = vectors[good]
+        vectors = vectors[kept]
     about = {"file": str(path), "dim": int(vectors.shape[1])}
     return Embedded(path.stem, vectors, baseline=False, about=about)
 

@@ -32,7 +32,7 @@ class Images:
 
     Attributes:
         labels: int64 (N,).
-        take: gives the pixels of some items, uint8 (items, C, size, size).
+        take: gives the pixels of some items, uint8 (items, C, H, W).
     """
 
     labels: NDArray[np.int64]
@@ -144,9 +144,8 @@ def _first_images(table: ImageTable, count: int) -> NDArray[np.object_]:
 
 def _images(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess, data: Data) -> Images:
     labels = np.unique(table.labels[rows], return_inverse=True)[1].astype(np.int64)
-    shape = (preprocess.channels, preprocess.size, preprocess.size)
     kind: CacheKind = "disk" if data.decode == "once" else "none"
-    cache = open_cache(kind, cache_key(table, rows, preprocess), len(rows), shape, _CACHE_BYTES)
+    cache = open_cache(kind, cache_key(table, rows, preprocess), len(rows), preprocess.shape, _CACHE_BYTES)
     dataset = ImageDataset(table, rows, labels, preprocess, cache=cache)
     if data.decode == "when needed":
         pool = ThreadPoolExecutor(_THREADS)

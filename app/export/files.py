@@ -85,7 +85,7 @@ def write_torch_export(
         InputError: the network cannot be exported, or the program does not agree with the original.
     """
     given = bundle.preprocess
-    example = torch.zeros((2, given.channels, given.size, given.size), dtype=torch.uint8)
+    example = torch.zeros((2, *given.shape), dtype=torch.uint8)
     if not preprocessing:
         example = given.normalize(example)
     file = io.BytesIO()
@@ -126,7 +126,7 @@ def _record(
         "sha256": hashlib.sha256(content).hexdigest(),
         "input": {
             "dtype": "uint8" if preprocessing else "float32",
-            "shape": ["batch", given.channels, given.size, given.size],
+            "shape": ["batch", *given.shape],
             "normalization_inside": preprocessing,
         },
         "output": {"dtype": "float32", "shape": ["batch", bundle.dim]},

@@ -19,7 +19,7 @@ class Pixels:
     """Decoded and resized images.
 
     Attributes:
-        values: uint8 (N, C, S, S).
+        values: uint8 (N, C, H, W).
         source: what they are, for the bundle's description.
     """
 
@@ -42,7 +42,7 @@ def pixels_of(bundle: Bundle, data: str | None, part: str, count: int, seed: int
     """
     preprocess = bundle.preprocess
     if data is None:
-        values = sample_pixels(preprocess.channels, preprocess.size, count, seed)
+        values = sample_pixels(preprocess.shape, count, seed)
         return Pixels(values, "random numbers")
     table = open_source(data).table()
     chosen, _ = select(table, part, bundle.info.get("split"))

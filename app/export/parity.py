@@ -18,7 +18,7 @@ def measured_parity(original: Bundle, pixels: Pixels, export: Callable[[Tensor],
     Args:
         original: the bundle, run by its plain network.
         pixels: the images.
-        export: uint8 (B, C, S, S) → (B, dim).
+        export: uint8 (B, C, H, W) → (B, dim).
 
     Returns:
         Plain JSON: `max_difference` over all coordinates, `least_similarity` (cosine) over all images, the

@@ -24,9 +24,9 @@ class Thumbnails:
         if self._images is None:
             return None
         try:
-            image = decode_image(
-                self._images.table.read(row), "RGB", self._images.table.limits, at_least=SIDE
-            )
+            content = self._images.table.read(row)
+            limits, white_level = self._images.table.limits, self._images.white_level
+            image = decode_image(content, "RGB", limits, at_least=SIDE, white_level=white_level)
         except ImageError:
             return None
         image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)

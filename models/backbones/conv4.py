@@ -1,5 +1,6 @@
 """Conv-4: the four-block network of few-shot learning (Vinyals et al. 2016), for images from 16 px."""
 
+import math
 from typing import Literal
 
 import torch
@@ -59,7 +60,7 @@ class Conv4(nn.Module):
             "flatten" keeps every position and needs `image_size`; "levels" takes mean and standard deviation
             of the input and of every block's output, so that colour and texture, which tell products apart,
             reach the embedding beside the shapes of the last block.
-        image_size: side of the square input in pixels; only "flatten" uses it.
+        image_size: of the input in pixels, a square's side or [height, width]; only "flatten" uses it.
         pools: how many blocks pool, the first ones. With 3, "flatten" keeps four times as many positions,
             which costs the head alone.
         pool_first: blocks pool before they normalize.
@@ -74,7 +75,7 @@ class Conv4(nn.Module):
         in_channels: int = 3,
         width: int | list[int] = 64,
         pool: Literal["average", "flatten", "levels"] = "average",
-        image_size: int | None = None,
+        image_size: int | list[int] | None = None,
         pools: int = 4,
         pool_first: bool = False,
         residuals: int | list[int] = 0,
@@ -97,10 +98,13 @@ class Conv4(nn.Module):
             self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
             self.num_features = widths[-1]
         elif pool == "flatten":
-            if image_size is None or image_size < 16:
-                raise InputError("conv4: pool 'flatten' needs image_size, the side of the input (>= 16)")
+            sides = [image_size] * 2 if isinstance(image_size, int) else image_size or []
+            if len(sides) != 2 or min(sides) < 16:
+                raise InputError(
+                    "conv4: pool 'flatten' needs image_size, the side of the input or [height, width] (>= 16)"
+                )
             self.pool = nn.Flatten()
-            self.num_features = widths[-1] * (image_size // 2**pools) ** 2
+            self.num_features = widths[-1] * math.prod(side // 2**pools for side in sides)
         elif pool == "levels":
             self.num_features = 2 * sum([in_channels, *widths])
             # Pixels and blocks differ in scale.

@@ -67,8 +67,8 @@ class Model:
         return next(self.network.parameters()).device
 
     def samples(self, count: int) -> Tensor:
-        """Sample input, float32 (count, C, S, S), on the device."""
-        pixels = sample_pixels(self.preprocess.channels, self.preprocess.size, count)
+        """Sample input, float32 (count, C, H, W), on the device."""
+        pixels = sample_pixels(self.preprocess.shape, count)
         return self.preprocess.normalize(pixels).to(self.device)
 
 

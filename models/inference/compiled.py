@@ -50,7 +50,7 @@ def compile_network(network: nn.Module, example: Tensor, package: Path) -> None:
 
     Args:
         network: in evaluation mode, on the device where it shall run.
-        example: input of the network, (2 or more, C, S, S), on that device.
+        example: input of the network, (2 or more, C, H, W), on that device.
         package: file to write.
 
     Raises:

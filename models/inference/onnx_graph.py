@@ -24,13 +24,13 @@ def to_onnx(
     """The network as one ONNX file.
 
     Args:
-        network: in evaluation mode, on a CPU: float32 (B, C, S, S) → (B, dim), or uint8 pixels.
+        network: in evaluation mode, on a CPU: float32 (B, C, H, W) → (B, dim), or uint8 pixels.
         preprocess: of the network; gives the shape of its input.
         pixels: whether the network takes uint8 pixels instead of normalized float32.
         metadata: kept in the file.
 
     Returns:
-        A model with the input "images", (batch, C, S, S), and the output "embeddings", float32 (batch, dim);
+        A model with the input "images", (batch, C, H, W), and the output "embeddings", float32 (batch, dim);
         any batch size fits.
 
     Raises:
@@ -42,8 +42,7 @@ def to_onnx(
     size = sum(t.numel() * t.element_size() for t in [*network.parameters(), *network.buffers()])
     if size > _LARGEST:
         raise Unavailable(f"{size / 2**30:.1f} GB of weights do not fit one ONNX file")
-    shape = (2, preprocess.channels, preprocess.size, preprocess.size)
-    example = torch.zeros(shape, dtype=torch.uint8 if pixels else torch.float32)
+    example = torch.zeros((2, *preprocess.shape), dtype=torch.uint8 if pixels else torch.float32)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:

@@ -13,10 +13,10 @@ class PixelNetwork(nn.Module):
     ``Preprocess.tensor(Preprocess.open(image))`` gives.
 
     Args:
-        network: float32 (B, C, S, S) → (B, dim).
+        network: float32 (B, C, H, W) → (B, dim).
         preprocess: whose mean and deviation are built in.
 
-    Shape: uint8 (B, C, S, S) → (B, dim).
+    Shape: uint8 (B, C, H, W) → (B, dim).
     """
 
     mean: Tensor

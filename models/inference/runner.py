@@ -29,5 +29,5 @@ class Runner(Protocol):
         ...
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Embed a batch, (B, C, S, S) → float32 (B, dim) unit vectors; B may change from call to call."""
+        """Embed a batch, (B, C, H, W) → float32 (B, dim) unit vectors; B may change from call to call."""
         ...

@@ -5,20 +5,20 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def sample_pixels(channels: int, size: int, count: int, seed: int = 0) -> Tensor:
+def sample_pixels(shape: tuple[int, int, int], count: int, seed: int = 0) -> Tensor:
     """Images with coarse shapes under fine noise: plain noise would leave most of a network's range unused.
 
     Args:
-        channels: of each image.
-        size: side of each image, in pixels.
+        shape: of each image: (channels, height, width).
         count: how many.
         seed: of the random numbers.
 
     Returns:
-        uint8 (count, channels, size, size).
+        uint8 (count, channels, height, width).
     """
+    channels, height, width = shape
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, channels, 4, 4, generator=generator)
-    shapes = functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
-    noise = torch.rand(count, channels, size, size, generator=generator)
+    shapes = functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
+    noise = torch.rand(count, channels, height, width, generator=generator)
     return ((shapes * 0.8 + noise * 0.2) * 255).round().to(torch.uint8)

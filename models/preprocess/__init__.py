@@ -3,11 +3,21 @@
 The settings travel inside the bundle, so evaluation and the server see exactly what training saw.
 """
 
-from models.preprocess.decode import FORMATS, DecodeLimits, ImageError, decode_image, read_limited
+from models.preprocess.decode import (
+    FORMATS,
+    WHITE,
+    ColorMode,
+    DecodeLimits,
+    ImageError,
+    decode_image,
+    read_limited,
+)
 from models.preprocess.preprocess import Fit, Interpolation, Preprocess
 
 __all__ = [
     "FORMATS",
+    "WHITE",
+    "ColorMode",
     "DecodeLimits",
     "Fit",
     "ImageError",

@@ -1,26 +1,33 @@
-"""The square around what an image shows, for characters and products on a plain background."""
+"""The part of an image that shows something, for characters and products on a plain background."""
 
 import math
 
 import numpy as np
 from PIL import Image
 
+from models.preprocess.decode import DecodeLimits, ImageError
+
 # Longest side at which content is looked for, in pixels; larger images are shrunk to less than twice that.
 _SEARCHED = 1024
 
 
-def content_square(image: Image.Image) -> Image.Image:
-    """Cut out the square around an image's content, filled with the background where the square sticks out.
+def content_box(image: Image.Image, height: int = 1, width: int = 1) -> Image.Image:
+    """Cut out a box around an image's content, filled with the background where the box sticks out.
 
     The background is the median colour of the image's outermost pixels; content is what differs from it, in
     any channel, by more than half of the largest difference: it is found on white paper as on a black board.
-    The square is centred on it, so that position on the page no longer matters. Its side is the geometric
-    mean of the content's and the image's longest sides, so that differences in size shrink to their root:
-    they come mostly from the hand or the camera, but tell some classes apart. An image of one colour has no
-    content and is kept whole.
+    The box is centred on it, so that position on the page no longer matters. The side of a square one is the
+    geometric mean of the content's and the image's longest sides, so that differences in size shrink to their
+    root: they come mostly from the hand or the camera, but tell some classes apart. An image of one colour
+    has no content and is kept whole.
 
     Args:
         image: of mode "L" or "RGB".
+        height: of the box; only its ratio to the width counts.
+        width: likewise.
+
+    Raises:
+        ImageError: the image is so elongated that the box would not fit the limits of an image.
     """
     shrunk = max(1, max(image.size) // _SEARCHED)
     pixels = np.asarray(image.reduce(shrunk))
@@ -36,8 +43,17 @@ def content_square(image: Image.Image) -> Image.Image:
         left, right = shrunk * columns[0], shrunk * (columns[-1] + 1)
     else:
         top, bottom, left, right = 0, image.height, 0, image.width
-    side = math.ceil(math.sqrt(max(bottom - top, right - left) * max(image.size)))
+    # Lengths in units of the box's sides, so that the box holds the content whatever its shape.
+    longest = max(height, width)
+    tall, wide = height / longest, width / longest
+    content_side = max((bottom - top) / tall, (right - left) / wide)
+    side = math.sqrt(content_side * max(image.height / tall, image.width / wide))
+    box_width, box_height = math.ceil(side * wide), math.ceil(side * tall)
+    if box_width * box_height > DecodeLimits.max_pixels:
+        raise ImageError(
+            f"image: too elongated for fit: content ({image.width}×{image.height} pixels); crop the image"
+        )
     fill = tuple(int(value) for value in background)
-    canvas = Image.new(image.mode, (side, side), fill if len(fill) > 1 else fill[0])
-    canvas.paste(image, (-round((left + right - side) / 2), -round((top + bottom - side) / 2)))
+    canvas = Image.new(image.mode, (box_width, box_height), fill if len(fill) > 1 else fill[0])
+    canvas.paste(image, (-round((left + right - box_width) / 2), -round((top + bottom - box_height) / 2)))
     return canvas

@@ -1,19 +1,25 @@
 """Decoding of untrusted images under limits on bytes and pixels."""
 
 import io
+import logging
 import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from models.errors import InputError
 
 ColorMode = Literal["RGB", "L"]
+WHITE = 65535  # of 16-bit grey
+
+_log = logging.getLogger(__name__)
 
 # Pillow knows some fifty formats; each one is attack surface that no user of photographs needs.
 # Which of them this build of Pillow has depends on its libraries.
@@ -63,15 +69,27 @@ def read_limited(path: Path, limits: DecodeLimits) -> bytes:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def flatten(image: Image.Image, mode: ColorMode) -> Image.Image:
-    """Convert any Pillow mode to ``mode``: transparency lies on white, 16-bit and float grey are scaled."""
+def upright(image: Image.Image, mode: ColorMode, white_level: int = WHITE) -> Image.Image:
+    """Turn an opened image upright and convert any Pillow mode to ``mode``.
+
+    Transparency lies on white. Grey of more than 8 bits is scaled by what its mode says, never by the largest
+    value of the image, so that all images of one camera get the same scale; what lies outside is clipped.
+
+    Args:
+        image: Of any mode.
+        mode: Of the result.
+        white_level: Value that is white in grey images of integers with more than 8 bits. Where the file says
+            its own (the maximum in a PGM's header, a TIFF of fewer than 16 bits), that counts.
+    """
+    level = 1 if image.mode == "F" else _own_white(image) or white_level
+    image = ImageOps.exif_transpose(image)
     if image.mode == mode:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion clips 16-bit grey at 255, which turns such scans white.
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        if grey.max(initial=0.0) > 255:
-            grey = grey * (255.0 / max(65535.0, float(grey.max())))
+        # Pillow's own conversion clips at 255, which turns 16-bit scans white, and float images black.
+        if image.mode == "F":
+            _warn_of_floats()
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float32)) * 255 / level
         return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert(mode)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -80,12 +98,27 @@ def flatten(image: Image.Image, mode: ColorMode) -> Image.Image:
     return image.convert(mode)
 
 
+def _own_white(image: Image.Image) -> int | None:
+    """The value of white that the file of a grey image states; None where it states none."""
+    if image.format == "PPM":
+        return WHITE  # Pillow has scaled the maximum of the header to it
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(BITSPERSAMPLE) == (12,):
+        return 4095
+    return None
+
+
+@cache  # once a process
+def _warn_of_floats() -> None:
+    _log.warning("images of floating-point numbers are taken as 0 (black) to 1 (white); the rest is clipped")
+
+
 def decode_image(
     source: bytes | Path,
     mode: ColorMode,
     limits: DecodeLimits,
     *,
     at_least: int | None = None,
+    white_level: int = WHITE,
 ) -> Image.Image:
     """Decode the first frame of an image, upright and in one colour mode.
 
@@ -96,6 +129,7 @@ def decode_image(
         at_least: The short side that the caller will resize to. JPEG then decodes at the smallest of its
             1/2, 1/4, 1/8 scales that is still at least that large (libjpeg's scaled decoding, 2–3 times
             faster on photographs).
+        white_level: See :func:`upright`.
 
     Raises:
         ImageError: The bytes are empty, no image of a known format, truncated, or over a limit.
@@ -119,8 +153,7 @@ def decode_image(
         if at_least is not None and image.format == "JPEG":
             image.draft(mode, (at_least, at_least))
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return flatten(upright, mode)
+        return upright(image, mode, white_level)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

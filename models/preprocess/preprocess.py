@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from models.errors import InputError
-from models.preprocess.content import content_square
-from models.preprocess.decode import ColorMode, DecodeLimits, decode_image, flatten
+from models.preprocess.content import content_box
+from models.preprocess.decode import WHITE, ColorMode, DecodeLimits, decode_image, upright
 
 Fit = Literal["crop", "pad", "squash", "content"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
@@ -26,37 +26,46 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Decode, turn upright, convert, resize to a square and normalize.
+    """Decode, turn upright, convert, resize to one size and normalize.
 
     Attributes:
-        size: Side of the square input, in pixels.
-        mode: "RGB" (3 channels) or "L" (grey, 1 channel).
-        fit: How a rectangle becomes a square: "crop" the centre, "pad" with white, "squash", or "content",
-            which cuts out what stands on a plain background (:func:`content_square`).
+        size: Of the network's input, in pixels: the side of a square, or (height, width). Equal sides are
+            kept as one number.
+        mode: "RGB" (3 channels) or "L" (grey, 1 channel); transparency is laid on white.
+        fit: How an image of another shape gets that of the input: "crop" the centre, "pad" with white,
+            "squash", or "content", which cuts out what stands on a plain background (:func:`content_box`).
         mean: Per channel, subtracted from values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
         std: Per channel, divided by.
         limits: What is refused before decoding.
         interpolation: Of the resize: "bilinear", "bicubic" or "lanczos"; pretrained networks want their own.
+        white_level: Value that is white in grey images of more than 8 bits, see :func:`upright`; cameras of
+            12 bits want 4095.
     """
 
-    size: int = 64
+    size: int | Sequence[int] = 64
     mode: ColorMode = "RGB"
     fit: Fit = "crop"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     interpolation: Interpolation = "bilinear"
+    white_level: int = WHITE
 
     def __post_init__(self) -> None:
         if self.mode not in _STATISTICS:
-            raise InputError(f"preprocess: mode {self.mode!r} is neither RGB nor L")
+            raise InputError(
+                f"preprocess: mode {self.mode!r} is neither RGB nor L; RGB lays transparency on white"
+            )
         if self.fit not in get_args(Fit):
             raise InputError(f"preprocess: fit {self.fit!r} is none of {', '.join(get_args(Fit))}")
         if self.interpolation not in get_args(Interpolation):
             known = ", ".join(get_args(Interpolation))
             raise InputError(f"preprocess: interpolation {self.interpolation!r} is none of {known}")
-        if not 1 <= self.size <= 4096:
-            raise InputError(f"preprocess: size {self.size} is outside 1…4096")
+        object.__setattr__(self, "size", _canonical_size(self.size))
+        if self.white_level < 1:
+            raise InputError(
+                f"preprocess: white_level {self.white_level} is not positive; 16 bits have {WHITE}"
+            )
         mean, std = _STATISTICS[self.mode]
         object.__setattr__(self, "mean", tuple(self.mean) or mean)
         object.__setattr__(self, "std", tuple(self.std) or std)
@@ -70,21 +79,38 @@ class Preprocess:
         """Channels of the network's input."""
         return len(self.mode)
 
+    @property
+    def height(self) -> int:
+        """Of the network's input, in pixels."""
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        """Of the network's input, in pixels."""
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the network's input: (channels, height, width)."""
+        return self.channels, self.height, self.width
+
     def open(self, source: bytes | Path | Image.Image) -> Image.Image:
-        """Decode and resize; the result is ``size`` × ``size`` in ``mode``.
+        """Decode and resize; the result has ``height`` and ``width``, in ``mode``.
 
         Raises:
             ImageError: See :func:`decode_image`.
         """
         if isinstance(source, Image.Image):
-            image = flatten(ImageOps.exif_transpose(source), self.mode)
+            image = upright(source, self.mode, self.white_level)
         else:
             # How much of the image its content fills is not known before it is decoded.
-            at_least = None if self.fit == "content" else self.size
-            image = decode_image(source, self.mode, self.limits, at_least=at_least)
-        target = (self.size, self.size)
+            at_least = None if self.fit == "content" else max(self.height, self.width)
+            image = decode_image(
+                source, self.mode, self.limits, at_least=at_least, white_level=self.white_level
+            )
+        target = (self.width, self.height)
         if self.fit == "content":
-            image = content_square(image)
+            image = content_box(image, self.height, self.width)
         if image.size == target:
             return image
         method = Image.Resampling[self.interpolation.upper()]
@@ -96,7 +122,7 @@ class Preprocess:
         return image.resize(target, method)
 
     def tensor(self, image: Image.Image) -> Tensor:
-        """Pixels as uint8 of shape (channels, size, size)."""
+        """Pixels as uint8 of shape (channels, height, width)."""
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
@@ -112,7 +138,7 @@ class Preprocess:
         return (batch.float() - mean) / std
 
     def __call__(self, source: bytes | Path | Image.Image) -> Tensor:
-        """One image as the network's input, float32 of shape (channels, size, size).
+        """One image as the network's input, float32 of shape (channels, height, width).
 
         Raises:
             ImageError: See :func:`decode_image`.
@@ -122,9 +148,11 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for the bundle."""
         values = asdict(self)
-        if self.interpolation == "bilinear":
-            # Left out: the fingerprints of bundles made before there was a choice stay valid.
-            del values["interpolation"]
+        values["size"] = self.size if isinstance(self.size, int) else list(self.size)
+        # Left out: the fingerprints of bundles made before there was a choice stay valid.
+        for key, usual in (("interpolation", "bilinear"), ("white_level", WHITE)):
+            if values[key] == usual:
+                del values[key]
         return values
 
     @classmethod
@@ -142,6 +170,19 @@ class Preprocess:
             return cls(**values, limits=limits)
         except TypeError as error:
             raise InputError(f"preprocess settings: {error}") from error
+
+
+def _canonical_size(size: int | Sequence[int]) -> int | tuple[int, int]:
+    """A side, or (height, width) where they differ.
+
+    Raises:
+        InputError: Neither one nor two whole numbers in 1…4096.
+    """
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= 4096 for side in sides):
+        raise InputError(f"preprocess: size {size}: give a side or [height, width], none outside 1…4096")
+    height, width = sides
+    return height if height == width else (height, width)
 
 
 def _floats(values: Sequence[float]) -> tuple[float, ...]:

@@ -198,7 +198,7 @@ def _model(service: Service) -> Model:
     return Model(
         fingerprint=bundle.fingerprint,
         dim=bundle.dim,
-        size=bundle.preprocess.size,
+        size=bundle.preprocess.to_dict()["size"],
         mode=bundle.preprocess.mode,
         thresholds=bundle.thresholds,
         backend=bundle.backend,

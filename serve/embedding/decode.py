@@ -14,7 +14,7 @@ class Decoded:
     """An image ready for the network.
 
     Attributes:
-        pixels: uint8 of shape (channels, size, size).
+        pixels: uint8 of shape (channels, height, width).
         thumbnail: JPEG bytes, or None when none was asked for.
     """
 
@@ -35,8 +35,10 @@ def encode_pre(preprocess: Preprocess, content: bytes, thumbnail: int = 0) -> De
     """
     small = None
     if thumbnail:
-        upright = decode_image(content, "RGB", preprocess.limits, at_least=max(thumbnail, preprocess.size))
-        small = jpeg_thumbnail(upright, thumbnail)
+        shown = decode_image(
+            content, "RGB", preprocess.limits, at_least=thumbnail, white_level=preprocess.white_level
+        )
+        small = jpeg_thumbnail(shown, thumbnail)
     return Decoded(preprocess.tensor(preprocess.open(content)), small)
 
 

@@ -12,7 +12,7 @@ from serve.store.protocol import DimensionMismatch, FingerprintMismatch, StoreEr
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Sizes and threads; the defaults suit a server.
+    """Sizes, threads and the device; the defaults suit a server.
 
     Attributes:
         search_threads: OpenMP threads of one search; 1 is best where several requests run at a time.
@@ -22,6 +22,7 @@ class Tuning:
         transaction_rows: Most items that one transaction writes.
         settle_seconds: A collection with an approximate index that nobody wrote to for so long gets all its
             segments merged, so that a search asks one index.
+        device: Where exact segments are scanned: "cpu", a CUDA device, or "auto", CUDA where there is one.
     """
 
     search_threads: int = 1
@@ -30,6 +31,7 @@ class Tuning:
     approximate_rows: int = 10_000
     transaction_rows: int = 20_000
     settle_seconds: float = 20.0
+    device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,12 +44,18 @@ class DeviceScan:
         return similarities, rows
 
 
-def copy_to_device(vectors: Vectors) -> DeviceScan | None:
-    """The copy on the current CUDA device; None without one, without room, or where it would not pay."""
-    if len(vectors) < LEAST_ROWS or not torch.cuda.is_available():
+def copy_to_device(vectors: Vectors, device: str = "auto") -> DeviceScan | None:
+    """The copy on a CUDA device; None without one, without room, or where it would not pay.
+
+    Args:
+        vectors: (n, dim) float32.
+        device: "auto" is the current CUDA device; one that is not CUDA gets no copy.
+    """
+    wanted = torch.device("cuda" if device == "auto" else device)
+    if wanted.type != "cuda" or len(vectors) < LEAST_ROWS or not torch.cuda.is_available():
         return None
-    free, _ = torch.cuda.mem_get_info()
+    free, _ = torch.cuda.mem_get_info(wanted)
     if vectors.nbytes > _SHARE * free:
         _log.warning("a segment of %d MiB does not fit the GPU; the CPU searches it", vectors.nbytes // 2**20)
         return None
-    return DeviceScan(vectors, torch.device("cuda"))
+    return DeviceScan(vectors, wanted)

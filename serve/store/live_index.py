@@ -33,7 +33,7 @@ class LiveIndex:
         self._definition = definition
         self._tuning = tuning
         factory, effort = parse(definition.index)
-        self._segments = SegmentFolder(place, database, definition.dim, effort)
+        self._segments = SegmentFolder(place, database, definition.dim, effort, tuning.device)
         with database.read() as connection:
             now = sequence(connection)
         parts, entries = self._segments.load(now, read_only=database.read_only)

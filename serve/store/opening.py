@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 from serve.store.catalogue import Catalogue
+from serve.store.definition import Tuning
 from serve.store.faiss_store import FaissStore
 from serve.store.milvus.address import TOKEN, is_address
 from serve.store.milvus.catalogue import MilvusCatalogue
 from serve.store.milvus.store import Consistency, MilvusStore
+
+_DEFAULT = Tuning()
 
 
 def open_store(
@@ -53,7 +56,12 @@ def open_store(
 
 
 def open_catalogue(
-    place: str | Path, *, token: str = "", timeout: float = 30.0, consistency: Consistency = "Strong"
+    place: str | Path,
+    *,
+    token: str = "",
+    timeout: float = 30.0,
+    consistency: Consistency = "Strong",
+    tuning: Tuning = _DEFAULT,
 ) -> Catalogue | MilvusCatalogue:
     """Opens all collections of a folder or of a Milvus.
 
@@ -62,10 +70,11 @@ def open_catalogue(
         token: `USER:PASSWORD` or an API key of a server.
         timeout: Seconds that one call to a server may take.
         consistency: Of new collections on a server.
+        tuning: Of the collections of a folder.
 
     Raises:
         StoreError: See `Catalogue` and `MilvusCatalogue`.
     """
     if is_address(place):
         return MilvusCatalogue(str(place), token=token, timeout=timeout, consistency=consistency)
-    return Catalogue(place)
+    return Catalogue(place, tuning=tuning)

@@ -64,13 +64,14 @@ class Entry:
 class SegmentFolder:
     """The segments of one collection."""
 
-    def __init__(self, place: Path, database: Database, dim: int, effort: int | None) -> None:
+    def __init__(self, place: Path, database: Database, dim: int, effort: int | None, device: str) -> None:
         self._place = place
         self._folder = place / "segments"
         self._database = database
         self._store_id = database.store_id
         self._dim = dim
         self._effort = effort
+        self._device = device
 
     def load(self, sequence: int, *, read_only: bool) -> tuple[list[Part], dict[str, Entry]]:
         """Every undamaged segment of the manifest; deletes others unless it is to read only.
@@ -116,7 +117,7 @@ class SegmentFolder:
         if "index.faiss" in entry.files:
             effort = self._effort or entry.effort
             index = FaissIndex.load(folder / "index.faiss", entry.index, vectors, effort)
-        device = copy_to_device(vectors) if index is None else None
+        device = copy_to_device(vectors, self._device) if index is None else None
         records = SegmentRecords(folder) if TEXT in entry.files else None
         return Part(
             entry.name,

@@ -38,7 +38,7 @@ def test_a_graph_with_the_normalization_inside(model: Model) -> None:
     content = to_onnx(network, model.preprocess, pixels=True, metadata={"kindred.fingerprint": "abc"})
     runner = OnnxRunner(content)
     assert runner.takes_pixels
-    pixels = sample_pixels(1, 32, 4)
+    pixels = sample_pixels((1, 32, 32), 4)
     with torch.inference_mode():
         expected = model.network(model.preprocess.normalize(pixels))
     torch.testing.assert_close(runner(pixels), expected, rtol=0, atol=1e-5)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.errors import InputError
-from models.preprocess import Preprocess
-from models.preprocess.content import content_square
+from models.preprocess import ImageError, Preprocess
+from models.preprocess.content import content_box
 
 
 @given(
@@ -25,9 +25,33 @@ def test_any_rectangle_becomes_the_square(width: int, height: int, size: int, mo
     assert tensor.dtype == torch.float32
 
 
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from(["RGB", "L"]),
+    st.sampled_from(["crop", "pad", "squash", "content"]),
+)
+def test_any_image_becomes_the_rectangle(
+    width: int, height: int, size: tuple[int, int], mode: str, fit: str
+) -> None:
+    settings = Preprocess(size=size, mode=mode, fit=fit)
+    tensor = settings(Image.new("RGB", (width, height), "red"))
+    assert tensor.shape == settings.shape == (len(mode), *size)
+    kept = settings.to_dict()
+    assert kept["size"] == (size[0] if size[0] == size[1] else list(size))
+    assert Preprocess.from_dict(json.loads(json.dumps(kept))) == settings
+
+
 def test_extreme_aspect_ratio() -> None:
     for fit in ("crop", "pad", "squash", "content"):
         assert Preprocess(size=8, fit=fit)(Image.new("RGB", (1, 5000))).shape == (3, 8, 8)
+        assert Preprocess(size=(8, 4), fit=fit)(Image.new("RGB", (5000, 1))).shape == (3, 8, 4)
+
+
+def test_content_of_an_elongated_image_takes_no_gigabytes() -> None:
+    with pytest.raises(ImageError, match="too elongated"):
+        Preprocess(size=8, fit="content").open(Image.new("L", (60_000, 1)))
 
 
 def test_pad_keeps_all_of_the_image_and_crop_its_centre() -> None:
@@ -60,7 +84,7 @@ def test_interpolation_is_that_of_the_resize(method: str, fit: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     settings = Preprocess(size=24, fit=fit, interpolation=method)
-    source = content_square(image) if fit == "content" else image
+    source = content_box(image) if fit == "content" else image
     expected = source.resize((24, 24), Image.Resampling[method.upper()])
     np.testing.assert_array_equal(np.asarray(settings.open(image)), np.asarray(expected))
     assert Preprocess.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from serve.store import device, exact
+from serve.store.definition import Tuning
 from serve.store.faiss_store import FaissStore
 from serve.store.protocol import Item
 
@@ -43,14 +44,30 @@ def test_a_copy_only_where_there_is_room(
 ) -> None:
     vectors = unit(np.random.default_rng(0), device.LEAST_ROWS, 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (vectors.nbytes, vectors.nbytes))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (vectors.nbytes, vectors.nbytes))
     assert device.copy_to_device(vectors) is None
     assert "does not fit the GPU" in caplog.text
 
 
+def test_a_named_device_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[str] = []
+    monkeypatch.setattr(device, "LEAST_ROWS", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**30, 2**30))
+    monkeypatch.setattr(device, "DeviceScan", lambda _, place: copied.append(str(place)))
+    vectors = unit(np.random.default_rng(0), 30)
+    with FaissStore.open(tmp_path / "store", dim=16, tuning=Tuning(device="cpu")) as store:
+        store.upsert(Item(id=row, vector=vector) for row, vector in enumerate(vectors))
+        store.snapshot()
+    assert copied == []
+    for name in ("auto", "cuda:1"):
+        FaissStore.open(tmp_path / "store", tuning=Tuning(device=name)).close()
+    assert copied == ["cuda", "cuda:1"]
+
+
 def test_a_store_searches_its_segments_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "serve.store.segments.copy_to_device", lambda vectors: device.DeviceScan(vectors, DEVICE)
+        "serve.store.segments.copy_to_device", lambda vectors, _: device.DeviceScan(vectors, DEVICE)
     )
     scans = []
     scan = device.DeviceScan.scan

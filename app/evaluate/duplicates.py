@@ -1,0 +1,125 @@
+"""Images whose files are the same byte for byte: any model finds one by the other, trained or not."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.evaluate.images import ImageSet, Rows
+from data.table import ImageTable
+from models.errors import InputError
+from models.preprocess import ImageError
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """How many images of an evaluation are byte-identical.
+
+    Attributes:
+        groups: of two or more identical images.
+        labels_differ: groups whose images carry more than one label.
+        queries: queries with an identical image in the gallery.
+        of_queries: queries in all.
+        dropped: images that were left out, so that one of each is counted.
+    """
+
+    groups: int
+    labels_differ: int
+    queries: int
+    of_queries: int
+    dropped: int = 0
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of the figures must know; None where nothing is identical."""
+        told = []
+        if self.dropped:
+            told.append(f"{self.dropped:,} byte-identical copies of other images were left out.")
+        elif self.queries:
+            told.append(
+                f"{self.queries:,} of {self.of_queries:,} queries have a byte-identical image in the "
+                "gallery; recall@k counts them as found: --drop-duplicates leaves one of each."
+            )
+        if self.labels_differ:
+            told.append(f"{self.labels_differ:,} groups of byte-identical images carry different labels.")
+        return " ".join(told) or None
+
+
+def first_copies(images: ImageSet) -> Rows:
+    """For each image the first row whose file has the same bytes, int64 (N,); mostly its own.
+
+    Only files of equal size are read.
+    """
+    first = np.arange(len(images.table))
+    sizes = _sizes(images.table)
+    _, group, count = np.unique(sizes, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero((count[group] > 1) & (sizes > 0))
+    seen: dict[bytes, int] = {}
+    for row, content in zip(alike.tolist(), images.read(alike), strict=True):
+        if not isinstance(content, ImageError):
+            first[row] = seen.setdefault(hashlib.blake2b(content, digest_size=16).digest(), row)
+    return first
+
+
+def count_duplicates(images: ImageSet, first: Rows) -> Duplicates:
+    """Count what :func:`first_copies` found."""
+    rows = np.arange(len(first))
+    queries, gallery = (rows if side is None else side for side in (images.queries, images.gallery))
+    in_gallery = np.bincount(first[gallery], minlength=len(first))[first[queries]]
+    # Where every image is a query against all others, the first that is counted is the query itself.
+    identical = in_gallery > (images.queries is None)
+    labels = np.unique(np.stack([first, images.table.labels]), axis=1)[0]
+    return Duplicates(
+        groups=int((np.bincount(first) > 1).sum()),
+        labels_differ=int((np.bincount(labels) > 1).sum()),
+        queries=int(identical.sum()),
+        of_queries=len(queries),
+    )
+
+
+def without_duplicates(images: ImageSet, first: Rows) -> tuple[ImageSet, NDArray[np.bool_]]:
+    """One image of each group: the first, or where some are queries and others the gallery, the first query.
+
+    Returns:
+        The images that stay, and bool (N,) which of the given rows they are.
+
+    Raises:
+        InputError: every image of the gallery is a copy of a query.
+    """
+    if images.queries is None or images.gallery is None:
+        good = first == np.arange(len(first))
+        return images.keep(good), good
+    queries = _one_of_each(images.queries, first)
+    gallery = _one_of_each(images.gallery, first)
+    gallery = gallery[~np.isin(first[gallery], first[queries])]
+    if not len(gallery):
+        raise InputError(
+            f"{images.source}: every image of the gallery is byte-identical to a query; "
+            "leave --drop-duplicates out, or choose other queries"
+        )
+    good = np.ones(len(first), dtype=bool)
+    good[images.queries] = good[images.gallery] = False
+    good[queries] = good[gallery] = True
+    return replace(images, queries=queries, gallery=gallery).keep(good), good
+
+
+def _one_of_each(rows: Rows, first: Rows) -> Rows:
+    kept: Rows = rows[np.sort(np.unique(first[rows], return_index=True)[1])]
+    return kept
+
+
+def _sizes(table: ImageTable) -> NDArray[np.int64]:
+    """Bytes of each image's encoded file, int64 (N,); 0 where it cannot be found."""
+    names = table.rows.column_names
+    roots, offset, size = (
+        table.rows.column(name).to_numpy() if name in names else np.full(len(table), default)
+        for name, default in (("root", 0), ("offset", -1), ("size", 0))
+    )
+    sizes = size.astype(np.int64)
+    for row in np.flatnonzero(offset < 0).tolist():
+        try:
+            sizes[row] = (table.roots[roots[row]] / table.name(row)).stat().st_size
+        except OSError:
+            sizes[row] = 0
+    return sizes
