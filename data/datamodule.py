@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
@@ -193,9 +194,9 @@ class ImageDataModule(LightningDataModule):
         if stage in (None, "fit"):
             _ = self._train_labels
             if self.augment is not None:
-                size, keys = self.preprocess.size, np.arange(8, dtype=np.uint64)
+                keys = np.arange(8, dtype=np.uint64)
                 pixels = np.random.default_rng(0).integers(
-                    0, 256, (len(keys), self.preprocess.channels, size, size), dtype=np.uint8
+                    0, 256, (len(keys), *self.preprocess.shape), np.uint8
                 )
                 self.augment(torch.from_numpy(pixels), keys)
 
