@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from app.evaluate.pairs import read_pairs
 from data.csv_file import read_csv
-from data.pairs import read_pairs
-from data.sources import FolderSource, IdentitySource, ListingSource
+from data.sources import IdentitySource, ListingSource
 from data.table import ImageTable
 from models.errors import InputError
 
@@ -283,11 +283,11 @@ def test_pairs_and_face_lists_are_read_alike(tmp_path: Path, write_folder: Calla
     file.write_text(
         "sep=;\nSame; image_a;image_b\ntrue;007/000.png; 007\\001.png \n0;007/000.png;1.10/000.png\n"
     )
-    pairs = read_pairs(file, FolderSource(root).table())
-    assert (pairs.second.tolist(), pairs.same.tolist()) == ([1, 2], [True, False])
+    pairs = read_pairs(file)
+    assert (pairs.first, pairs.same.tolist()) == (["007/000", "007/000"], [True, False])
     file.write_text("image_a,image_b,same\na/b,a/c,\n")
     with pytest.raises(InputError, match="column same is empty in 1 rows"):
-        read_pairs(file, FolderSource(root).table())
+        read_pairs(file)
     (root / "identity_meta.csv").write_text("class_id;Name;Gender\n007;Bond;m\n", encoding="utf-16")
     assert values(IdentitySource(root).table(), "person") == ["Bond", "Bond", ""]
 
