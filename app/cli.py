@@ -62,7 +62,7 @@ def _file_trouble(error: OSError) -> InputError | None:
         return InputError(f"{path}: {error.strerror}; set KINDRED_CACHE to a folder that can be written")
     if error.errno == errno.ENOSPC or (path is not None and error.errno in _FILE_SYSTEM):
         named = f"{path}: " if path is not None else ""
-        return InputError(f"{named}{error.strerror}; put that in order, or name another place")
+        return InputError(f"{named}{error.strerror}; make it writable or make room, or name another place")
     return None
 
 

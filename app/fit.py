@@ -98,6 +98,10 @@ class TrainingCLI(LightningCLI):
             self.after_fit()
             raise KeyboardInterrupt from None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TrainingCLI":
+        """Itself: the models that it builds refer to it, and a moving average begins with a model's copy."""
+        return self
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI warns of arguments that are given here and in sys.argv, so hide the latter.
 
@@ -261,7 +265,7 @@ def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -
 
 
 def _told(error: Exception) -> Exception:
-    """The error itself, or what to say in its place where the libraries wrapped it or complain of a setting."""
+    """The error itself, or what to say in its place where a library wrapped it or complains of a setting."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
