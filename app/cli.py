@@ -47,23 +47,24 @@ for _name, _help in TRAINING.items():
     app.command(_train, name=_name, help=_help)
 
 
-# What a file system answers when its owner, not the program, has something to do.
-_FILE_SYSTEM = frozenset(
-    getattr(errno, name)
-    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "EEXIST")
-    if hasattr(errno, name)
-)
+# What a file system answers when its owner, not the program, has something to do; a full disk names no file.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSALS = (
+    *_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST
+)  # fmt: skip
 
 
 def _file_trouble(error: OSError) -> InputError | None:
     """One line about a file or folder that cannot be written or read; None where a bug is as likely."""
-    path = Path(str(error.filename)) if error.filename is not None else None
-    if path is not None and path.is_relative_to(cache_root()):
-        return InputError(f"{path}: {error.strerror}; set KINDRED_CACHE to a folder that can be written")
-    if error.errno == errno.ENOSPC or (path is not None and error.errno in _FILE_SYSTEM):
-        named = f"{path}: " if path is not None else ""
-        return InputError(f"{named}{error.strerror}; make it writable or make room, or name another place")
-    return None
+    if error.filename is None:
+        known, name = error.errno in _FULL, "disk"
+    else:
+        known, name = error.errno in _REFUSALS, str(error.filename)
+        if Path(name).is_relative_to(cache_root()):
+            return InputError(f"{name}: {error.strerror}; set KINDRED_CACHE to a folder that can be written")
+    if not known:
+        return None
+    return InputError(f"{name}: {error.strerror}; make it writable or make room, or name another place")
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -360,7 +360,7 @@ def test_a_checkpoint_of_other_weights_is_refused_in_every_stage(tmp_path: Path,
             MetricLearner(**TINY), patterns(), ckpt_path=tmp_path / "weights.ckpt", weights_only=True
         )
     proxies = {"loss": {"class_path": "ProxyAnchorLoss"}, "num_classes": 3}
-    with pytest.raises(InputError, match=r"lacks loss.proxies \(loss was None and is .*ProxyAnchorLoss"):
+    with pytest.raises(InputError, match=r"lacks loss.proxies \(.*loss was None and is .*ProxyAnchor"):
         trainer(tmp_path).fit(
             MetricLearner(**TINY, **proxies),  # type: ignore[arg-type]
             patterns(),
