@@ -1,12 +1,15 @@
 """The ``kindred`` command: finds the command's function and turns bad input into one line and exit code 2."""
 
+import errno
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from models.errors import InputError
+from models.locations import cache_root
 
 # Training goes through LightningCLI, whose options are its own; this is only what the overview says of it.
 TRAINING = {
@@ -34,14 +37,9 @@ app.command("app.experiment.command:experiment", help="Repeat an experiment of t
 
 
 def _train(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
-    from jsonargparse import ArgumentError
-
     from app.fit import run_training
 
-    try:
-        run_training(arguments)
-    except ArgumentError as error:
-        raise InputError(str(error)) from error
+    run_training(arguments)
     return 0
 
 
@@ -49,7 +47,30 @@ for _name, _help in TRAINING.items():
     app.command(_train, name=_name, help=_help)
 
 
+# What a file system answers when its owner, not the program, has something to do; a full disk names no file.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSALS = (
+    *_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST
+)  # fmt: skip
+
+
+def _file_trouble(error: OSError) -> InputError | None:
+    """One line about a file or folder that cannot be written or read; None where a bug is as likely."""
+    if error.filename is None:
+        known, name = error.errno in _FULL, "disk"
+    else:
+        known, name = error.errno in _REFUSALS, str(error.filename)
+        if Path(name).is_relative_to(cache_root()):
+            return InputError(f"{name}: {error.strerror}; set KINDRED_CACHE to a folder that can be written")
+    if not known:
+        return None
+    return InputError(f"{name}: {error.strerror}; make it writable or make room, or name another place")
+
+
 def _run(arguments: Sequence[str]) -> int:
+    with_own_classes = bool(arguments) and (arguments[0] in TRAINING or "--trust-code" in arguments)
+    if with_own_classes and (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last, so that a folder named data there does not hide our package
     if arguments and arguments[0] in TRAINING:
         return _train(*arguments)
     try:
@@ -67,8 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(sys.argv[1:] if arguments is None else list(arguments))
-    except InputError as error:
-        print(f"kindred: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+    except (InputError, OSError) as error:
+        told = error if isinstance(error, InputError) else _file_trouble(error)
+        if told is None:
+            raise
+        print(f"kindred: {' '.join(str(told).split())}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("kindred: interrupted", file=sys.stderr)  # noqa: T201

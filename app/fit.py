@@ -2,21 +2,26 @@
 
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
 from rich.console import Console
+from rich.table import Table
 
+from app.config_errors import WRAPPED, decisive
 from app.memory import keep_freed_memory
 from app.outcome import show_outcome
 from app.quiet import quieten
-from app.run import RunFolder
+from app.run import CheckMonitors, RunFolder
 from data.datamodule import ImageDataModule
 from data.timing import InputTiming
 from models.backbones import input_settings
@@ -27,15 +32,40 @@ from models.module import MetricLearner
 class SaveConfig(SaveConfigCallback):
     """Writes the full config into the run folder, where a resumed run finds the one it started with."""
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002, D102
-        folder = Path(trainer.default_root_dir)
-        if stage == "fit" and trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Nothing yet: a checkpoint may refuse to be resumed under this config."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002, D102
+        if trainer.is_global_zero:
+            file = Path(trainer.default_root_dir) / "config.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, file, skip_none=False, overwrite=True)
+
+
+class _Summary(RichModelSummary):
+    """Lightning's table of a model's parts, without what is always the same: modes, and FLOPs of 0."""
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        columns = [column for column in summary_data if column[0] in ("Name", "Type", "Params")]
+        table = Table(*(name for name, _ in columns))
+        for row in zip(*(cells for _, cells in columns), strict=True):
+            table.add_row(*row)
+        Console().print(table)
+        Console().print(f"{total_parameters:,} parameters, of which {trainable_parameters:,} train")
 
 
 class _Progress(RichProgressBar):
-    """Lightning's progress bar without the logger's version number."""
+    """Lightning's progress bar without the logger's version number, and without an end of endless epochs."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return super()._get_train_description(current_epoch).replace("/-2", "   ")
 
     def get_metrics(self, *args: Any, **kwargs: Any) -> Any:
         return {
@@ -86,6 +116,10 @@ class TrainingCLI(LightningCLI):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self.after_fit()
             raise KeyboardInterrupt from None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TrainingCLI":
+        """Itself: the models that it builds refer to it, and a moving average begins with a model's copy."""
+        return self
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI warns of arguments that are given here and in sys.argv, so hide the latter.
@@ -166,6 +200,7 @@ class TrainingCLI(LightningCLI):
                 self.run.discard_checkpoints()
             else:
                 self.run.refuse_to_mix()
+            self.run.require_writable()
         elif self.run.best.is_file():
             self.options.ckpt_path = str(self.run.best)
 
@@ -188,21 +223,22 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add loggers, progress bar and checkpoints to what the config asks for."""
         trainer = self.config_init[self.subcommand]["trainer"]
+        given = [trainer.callbacks] if isinstance(trainer.callbacks, Callback) else trainer.callbacks or []
         extra = list(self.extra_callbacks)
         if trainer.enable_progress_bar is not False:
             extra.append(_Progress())
         if self.subcommand == "fit":
             if trainer.logger is None or trainer.logger is True:
                 trainer.logger = self.run.loggers()
-                if not any(isinstance(callback, InputTiming) for callback in trainer.callbacks or []):
+                if not any(isinstance(callback, InputTiming) for callback in given):
                     extra.append(InputTiming())
             if trainer.enable_checkpointing is not False:
                 extra += self.run.callbacks(self.options.monitor, self.options.save_seconds)
             if trainer.enable_model_summary is not False:
-                extra.append(RichModelSummary(max_depth=1))
+                extra.append(_Summary(max_depth=1))
         else:
             trainer.logger = False
-        trainer.callbacks = [*(trainer.callbacks or []), *extra]
+        trainer.callbacks = [CheckMonitors(), *given, *extra]
         return super().instantiate_trainer(**kwargs)
 
 
@@ -233,12 +269,32 @@ def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -
         keep_freed_memory()
     try:
         return TrainingCLI(arguments, callbacks)
-    except ValueError as error:
-        # jsonargparse wraps whatever goes wrong while it builds the objects of a config.
-        causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-            causes.append(cause)
-        ours = next((cause for cause in causes if isinstance(cause, InputError)), None)
-        if ours is None:
+    except (
+        ArgumentError,
+        MisconfigurationException,
+        ModuleNotFoundError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        told = _told(error)
+        if told is error:
             raise
-        raise ours from error
+        raise told from error
+
+
+def _told(error: Exception) -> Exception:
+    """The error itself, or what to say in its place where a library wrapped it or complains of a setting."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    # While it parses, jsonargparse tries to open values as files; what goes wrong there says nothing.
+    kinds = InputError if isinstance(error, ArgumentError) else (InputError, OSError)
+    for cause in causes:
+        if isinstance(cause, kinds):
+            return cause
+    if isinstance(error, ArgumentError) or WRAPPED in str(error):
+        return InputError(decisive(str(error)))
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals["__name__"].startswith("lightning."):
+        return InputError(str(error))  # of its own accord: an argument is wrong, or a package missing
+    return error

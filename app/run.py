@@ -1,7 +1,9 @@
 """The folder of a training run: what lies where, and the callbacks that keep it up to date."""
 
 import shutil
+import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,21 @@ class RunFolder:
                 "replace it with --overwrite, or name another folder with --run"
             )
 
+    def require_writable(self) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: It cannot be made, or nothing can be written in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path).close()
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); make it writable, or name another "
+                "folder with --run"
+            ) from error
+
     def discard_checkpoints(self) -> None:
         """Forget an earlier run, so that its best checkpoint is not taken for one of this run's."""
         for checkpoint in (self.last, self.best, self.first):
@@ -106,6 +123,35 @@ class RunFolder:
         return None
 
 
+class CheckMonitors(lightning.Callback):
+    """Refuses callbacks and schedulers that follow a validation figure which there is none of.
+
+    It must come first among the callbacks: each of them has an error of its own.
+    """
+
+    def on_load_checkpoint(  # noqa: D102
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        self._check(trainer, checkpoint.get("kindred", {}).get("metrics", ()))
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: D102
+        if not trainer.sanity_checking:
+            self._check(trainer, trainer.callback_metrics)
+
+    def _check(self, trainer: lightning.Trainer, figures: Collection[str]) -> None:
+        known = sorted(figure for figure in figures if figure.startswith("val/"))
+        for follower in (*trainer.callbacks, *trainer.lr_scheduler_configs):  # type: ignore[attr-defined]  # untyped there
+            monitor = getattr(follower, "monitor", None)
+            followed = isinstance(follower, BestCheckpoint) or str(monitor).startswith("val/")
+            if known and monitor is not None and followed and monitor not in known:
+                raise InputError(
+                    f"monitor {monitor!r}: no such validation figure; there are {', '.join(known)}"
+                )
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the checkpoint with the best validation figure, the weights before the first step among them.
 
@@ -124,6 +170,16 @@ class BestCheckpoint(ModelCheckpoint):
             mode="max",
             save_on_train_epoch_end=False,  # after each validation, the one before the first step too
             enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best figure so far if its file is in this folder, which may have been moved."""
+        file = f"{self.dirpath}/{self.filename}{self.FILE_EXTENSION}"
+        if not Path(file).is_file():
+            return
+        paths = {"dirpath": self.dirpath, "best_model_path": file, "kth_best_model_path": file}
+        super().load_state_dict(
+            {**state_dict, **paths, "best_k_models": {file: state_dict["best_model_score"]}}
         )
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -2,8 +2,11 @@
 stamps.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +20,8 @@ from data.files import is_utf8, printable
 from data.locations import cache_root
 from data.table import ImageTable
 from models.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 # Raise when the content of the cached index changes, so that older ones are built anew.
 _FORMAT = 2
@@ -58,15 +63,31 @@ def cached_table(
         raise InputError(f"{printable(wrong)}: the path is not UTF-8; rename the folder or file")
     key = hashlib.sha256(json.dumps([_FORMAT, kind, *(str(path.absolute()) for path in paths)]).encode())
     file = cache_root() / "index" / f"{paths[0].stem[:40]}-{key.hexdigest()[:16]}.arrow"
-    if file.is_file() and (kept := _fresh(file)) is not None:
+    if (kept := _fresh(file)) is not None:
         return kept
     table, watched = build()
     # A unique name, then a rename: two processes that build at once cannot read each other's half-written
     # file.
     partial = file.with_suffix(f".{os.getpid()}.partial")
-    table.save(partial, stamps=json.dumps([stamp(path) for path in watched]))
-    partial.replace(file)
+    try:
+        table.save(partial, stamps=json.dumps([stamp(path) for path in watched]))
+        partial.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        _warn_once(file.parent, error.strerror or str(error))
+        return table
     return ImageTable.load(file)
+
+
+@functools.cache
+def _warn_once(folder: Path, reason: str) -> None:
+    _log.warning(
+        "%s: the index of the images cannot be kept there (%s), so that it is built each time; "
+        "set KINDRED_CACHE to a folder that can be written",
+        folder,
+        reason,
+    )
 
 
 def _fresh(file: Path) -> ImageTable | None:

@@ -8,9 +8,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from models import resuming
 from models.backbones import input_settings
 from models.callbacks.random_state import RandomState
 from models.callbacks.renorm import RenormScheduleCallback
@@ -30,6 +33,9 @@ from models.views import View, as_views
 ENTRIES = ("image", "label", "index")
 
 _log = logging.getLogger(__name__)
+
+# Schedulers that count optimizer steps; torch's others count epochs.
+_PER_STEP = (WarmupCosine, OneCycleLR, CyclicLR)
 
 
 class MetricLearner(LightningModule):
@@ -74,8 +80,12 @@ class MetricLearner(LightningModule):
         freeze_backbone_steps: In the first so many steps only head and proxies train.
         frozen_layers: Parts of the backbone that do not train at all, for example [conv_stem, blocks.0]: the
             first layers are the most expensive ones and the most general.
-        scheduler: Called with the optimizer, stepped after every optimizer step; by default a warm-up over
-            the first 5% of the run, then a cosine down to 1% of the learning rate.
+        scheduler: Called with the optimizer; by default a warm-up over the first 5% of the run, then a cosine
+            down to 1% of the learning rate. A resumed run goes through its steps so far anew.
+        scheduler_interval: Step it after every optimizer "step" or after every "epoch"; by default steps for
+            WarmupCosine, OneCycleLR and CyclicLR, epochs for all others.
+        scheduler_monitor: Figure that ReduceLROnPlateau follows; by default the scheduler's own `monitor`, or
+            val/map@r where its mode is "max" and train/loss where it is "min".
         ks: Depths k of the validation's recall@k.
 
     Attributes:
@@ -110,6 +120,8 @@ class MetricLearner(LightningModule):
         freeze_backbone_steps: int = 0,
         frozen_layers: list[str] | None = None,
         scheduler: LRSchedulerCallable = WarmupCosine,
+        scheduler_interval: Literal["step", "epoch"] | None = None,
+        scheduler_monitor: str | None = None,
         ks: list[int] | None = None,
     ) -> None:
         super().__init__()
@@ -148,6 +160,7 @@ class MetricLearner(LightningModule):
         self.freeze_backbone_steps = freeze_backbone_steps
         freeze_layers(self.network.backbone, frozen_layers or ())
         self.make_scheduler = scheduler
+        self.scheduler_interval, self.scheduler_monitor = scheduler_interval, scheduler_monitor
         self.ks = tuple(ks or (1, 2, 4, 8))
         sizes = {
             "num_classes": num_classes,
@@ -165,6 +178,7 @@ class MetricLearner(LightningModule):
         self.validated: tuple[Tensor, Tensor, Tensor] | None = None
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._counted = 0
+        self._checkpoint: dict[str, Any] | None = None
 
     @property
     def backbone(self) -> nn.Module:
@@ -317,6 +331,7 @@ class MetricLearner(LightningModule):
         Raises:
             InputError: the images have another number of channels, or another size, than the network takes.
         """
+        self._checkpoint = None  # read by now
         preprocess = getattr(getattr(self.trainer, "datamodule", None), "preprocess", None)
         channels = getattr(preprocess, "channels", self.architecture.in_channels)
         if channels != self.architecture.in_channels:
@@ -364,17 +379,44 @@ class MetricLearner(LightningModule):
         return [RandomState(), schedule]
 
     def configure_optimizers(self) -> Any:
-        """Optimizer over all parameters that train (a loss's proxies included), and the schedule in steps."""
-        optimizer = self.make_optimizer(self._parameter_groups())
-        scheduler = self.make_scheduler(optimizer)
+        """Optimizer over all parameters that train (a loss's proxies included), and the schedule.
+
+        Raises:
+            InputError: torch refuses their arguments, or the schedule needs the run's length, which is
+                unknown, or ends before the run does.
+        """
+        try:
+            optimizer = self.make_optimizer(self._parameter_groups())
+            scheduler = self.make_scheduler(optimizer)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"optimizer or scheduler: {error}; correct its arguments") from error
+        interval = self.scheduler_interval or ("step" if isinstance(scheduler, _PER_STEP) else "epoch")
+        self._fit_to_length(scheduler, interval)
+        monitor = None
+        if isinstance(scheduler, ReduceLROnPlateau):
+            usual = "val/map@r" if scheduler.mode == "max" else "train/loss"
+            monitor = self.scheduler_monitor or getattr(scheduler, "monitor", usual)
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", float(group["lr"]))  # as the other schedulers do
+        if self._checkpoint is not None:
+            present = resuming.description(self, optimizer, scheduler, interval, monitor)
+            resuming.go_on(optimizer, scheduler, present, self._checkpoint)
+        schedule = {"scheduler": scheduler, "interval": interval, "monitor": monitor}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _fit_to_length(self, scheduler: LRScheduler, interval: str) -> None:
+        steps = self.trainer.estimated_stepping_batches
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
-            steps = self.trainer.estimated_stepping_batches
             if steps == float("inf"):
                 raise InputError(
                     "the schedule needs the run's length: set trainer.max_steps or trainer.max_epochs"
                 )
             scheduler.set_total_steps(int(steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        elif isinstance(scheduler, OneCycleLR) and interval == "step" and scheduler.total_steps < steps:
+            raise InputError(
+                f"OneCycleLR is to end after {scheduler.total_steps} steps and the run after {steps}: "
+                "make its total_steps as large"
+            )
 
     def _parameter_groups(self) -> Any:
         """What trains, in groups where there are learning rates besides the optimizer's."""
@@ -395,8 +437,28 @@ class MetricLearner(LightningModule):
             for parameter in self.network.backbone.parameters():
                 parameter.grad = None
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that a checkpoint fits this module and, in training, this run.
+
+        Raises:
+            InputError: its weights are another network's, or it has trained for longer than this run is to.
+        """
+        if self._trainer is None or not self.strict_loading:
+            return
+        resuming.check_weights(self, checkpoint)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            resuming.check_progress(self.trainer, checkpoint)
+            self._checkpoint = checkpoint
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add, under "kindred", all that a bundle needs besides the weights, as plain JSON values."""
+        """Add what resuming needs and, under "kindred", all that a bundle needs besides the weights, as plain
+        JSON values.
+        """
+        if self.trainer.optimizers and self.trainer.lr_scheduler_configs:
+            schedule = self.trainer.lr_scheduler_configs[0]
+            checkpoint[resuming.KEY] = resuming.description(
+                self, self.trainer.optimizers[0], schedule.scheduler, schedule.interval, schedule.monitor
+            )
         data = getattr(self.trainer, "datamodule", None)
         preprocess = getattr(data, "preprocess", None)
         settings = getattr(data, "split_settings", None)

@@ -120,6 +120,7 @@ def evaluate(
     if data is not None:
         images = select_images(data, split, query, gallery, split_of(candidates))
         notes = seen_notes(candidates, images, allow=allow_seen_classes)
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the work
     evaluation = run_evaluation(
         candidates,
         embeddings,
@@ -136,7 +137,6 @@ def evaluate(
         results["pairs"] = measure_pairs(pairs, evaluation)
     if index:
         results["index"] = [measure_index(text, evaluation) for text in index]
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", results)
     write_model_csv(out / "models.csv", evaluation)
     write_class_csv(out / "classes.csv", evaluation)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from app.cli import main
 from models.bundle import Bundle
+from models.resuming import KEY
 
 from .conftest import write_images
 
@@ -116,3 +119,130 @@ def test_killed_and_resumed_is_bit_for_bit_the_whole_run(
     resumed = last_losses(killed)
     assert len(resumed) == BATCHES * EPOCHS - KILLED_AT
     assert resumed.items() <= last_losses(whole).items()
+
+
+@pytest.fixture
+def short(images: Path, tmp_path: Path) -> tuple[list[str], Path]:
+    """The options and the folder of a finished run of one epoch."""
+    made = images.parent / "short"
+    if not made.exists():
+        assert main([*options_of(images, made, workers=0)[:-1], f"--run={made}", *ONE_EPOCH]) == 0
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    return [*options_of(images, run, workers=0), "--compare=false", "--ckpt_path=last"], run
+
+
+ONE_EPOCH = ("--trainer.max_epochs=1", "--compare=false")
+
+
+def last_of(run: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint
+
+
+def test_more_epochs_lengthen_the_schedule(short: tuple[list[str], Path], whole: Path) -> None:
+    options, run = short
+    assert main(options) == 0
+    assert_identical(last_of(run)["lr_schedulers"], last_of(whole)["lr_schedulers"], "schedule")
+
+
+def test_what_is_set_now_is_in_force_and_in_the_config(short: tuple[list[str], Path]) -> None:
+    options, run = short
+    optimizer = "{class_path: torch.optim.Adam, init_args: {lr: 0.05, betas: [0.8, 0.9]}}"
+    assert main([*options, f"--model.init_args.optimizer={optimizer}"]) == 0
+    checkpoint = last_of(run)
+    (group,), (schedule,) = checkpoint["optimizer_states"][0]["param_groups"], checkpoint["lr_schedulers"]
+    assert (group["initial_lr"], group["betas"]) == (0.05, (0.8, 0.9))
+    assert schedule["base_lrs"] == [0.05]
+    assert group["lr"] == pytest.approx(0.0005)  # 1% at the end of the run
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.05
+    assert {int(state["step"]) for state in checkpoint["optimizer_states"][0]["state"].values()} == {10}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.01, momentum: 0.9}}"],
+        ["backbone_lr=0.0001", "frozen_layers=[blocks.0]"],
+        ["scheduler={class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1}}"],
+        ["scheduler={class_path: torch.optim.lr_scheduler.ReduceLROnPlateau, init_args: {mode: max}}"],
+    ],
+)
+def test_a_run_goes_on_under_other_settings(short: tuple[list[str], Path], change: list[str]) -> None:
+    options, run = short
+    assert main([*options, *(f"--model.init_args.{setting}" for setting in change)]) == 0
+    assert last_of(run)["global_step"] == BATCHES * EPOCHS
+    # And on from there, back under the settings of the beginning.
+    assert main([*options, "--trainer.max_epochs=3"]) == 0
+    assert last_of(run)[KEY]["scheduler"] == "models.schedules.WarmupCosine"
+    assert last_of(run)["lr_schedulers"][0]["last_epoch"] == 3 * BATCHES
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--model.init_args.embedding_dim=8", "embedding_dim was 128 and is 8"),
+        ("--model.init_args.backbone=resnet10", "backbone was conv4 and is resnet10"),
+        ("--model.init_args.memory_size=0", "memory_size was 24 and is 0"),
+        ("--model.init_args.memory_size=32", "make them equal"),
+        ("--trainer.max_epochs=0", "trained for 1"),
+        ("--trainer.max_steps=2", "trained for 5"),
+        ("--monitor=val/mpa@r", "there are val/embedding_variance"),
+    ],
+)
+def test_what_cannot_go_on_is_refused_in_one_line_and_left_as_it_is(
+    short: tuple[list[str], Path], capfd: pytest.CaptureFixture[str], change: str, message: str
+) -> None:
+    options, run = short
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capfd.readouterr()
+    backbone = ["--model.init_args.backbone_args=null"] if "backbone" in change else []
+    assert main([*options, *backbone, change]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("kindred: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_a_finished_run_is_said_to_be_finished(
+    short: tuple[list[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    options, run = short
+    before = Bundle.load(run / "bundle").fingerprint
+    assert main([*options, *ONE_EPOCH]) == 0
+    assert "reached trainer.max_epochs 1; raise it to go on" in caplog.text
+    assert Bundle.load(run / "bundle").fingerprint == before
+
+
+def test_a_moved_run_keeps_its_best_figure(short: tuple[list[str], Path]) -> None:
+    options, run = short
+    best = run / "checkpoints" / "best.ckpt"
+    kept = torch.load(best, weights_only=True)
+    state = next(key for key in last_of(run)["callbacks"] if key.startswith("BestCheckpoint"))
+    last = last_of(run)
+    last["callbacks"][state]["best_model_score"] = torch.tensor(2.0)  # that nothing can exceed
+    torch.save(last, run / "checkpoints" / "last.ckpt")
+    assert main(options) == 0
+    assert torch.load(best, weights_only=True)["global_step"] == kept["global_step"]
+
+
+def test_the_number_of_processes_may_change(short: tuple[list[str], Path]) -> None:
+    options, run = short
+    two = [
+        "--config=configs/trainer/ddp.yaml",
+        "--trainer.devices=2",
+        "--model.init_args.normalization=sync_renorm",
+        "--data.init_args.classes_per_batch=2",
+    ]
+    process = subprocess.run(
+        [sys.executable, "-m", "app", *options, *two],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert last_of(run)["global_step"] == BATCHES * EPOCHS
+    assert main([*options, "--trainer.max_epochs=3"]) == 0
+    assert last_of(run)["global_step"] == BATCHES * 3

@@ -8,7 +8,9 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor
+from torch.optim import lr_scheduler
 
 from models.callbacks.averaging import MovingAverage
 from models.errors import InputError
@@ -16,6 +18,7 @@ from models.losses import ResumableMemory
 from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
 from models.renorm import BatchRenorm
+from models.schedules import WarmupCosine
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -289,6 +292,110 @@ def test_the_backbone_waits_while_the_head_trains(tmp_path: Path, patterns: Any)
     later, moved = after(3)
     assert not torch.equal(later, start)
     assert not torch.equal(moved, head)
+
+
+def resumable(folder: Path, **values: Any) -> Any:
+    """A run of two steps an epoch that keeps a checkpoint of its end."""
+    return trainer(folder, limit_train_batches=2, **values)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "given", "interval"),
+    [
+        (lambda o: lr_scheduler.StepLR(o, 1), None, "epoch"),
+        (lambda o: lr_scheduler.StepLR(o, 1), "step", "step"),
+        (lambda o: lr_scheduler.CosineAnnealingLR(o, 3), None, "epoch"),
+        (WarmupCosine, None, "step"),
+        (WarmupCosine, "epoch", "epoch"),
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=6), None, "step"),
+        (lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, cycle_momentum=False), None, "step"),
+    ],
+)
+def test_schedulers_step_when_lightnings_users_expect_it(
+    tmp_path: Path, patterns: Any, scheduler: Any, given: Any, interval: str
+) -> None:
+    model = MetricLearner(**TINY, scheduler=scheduler, scheduler_interval=given)
+    run = resumable(tmp_path, limit_val_batches=0)
+    run.fit(model, patterns())
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == {"epoch": 3, "step": 6}[interval]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "given", "monitor"),
+    [
+        (lambda o: lr_scheduler.ReduceLROnPlateau(o, "max"), None, "val/map@r"),
+        (lambda o: lr_scheduler.ReduceLROnPlateau(o, "min"), None, "train/loss"),
+        (lambda o: lr_scheduler.ReduceLROnPlateau(o, "max"), "val/recall@1", "val/recall@1"),
+        (lambda o: ReduceLROnPlateau(o, "val/recall@2", "max"), None, "val/recall@2"),
+    ],
+)
+def test_a_plateau_follows_a_figure_and_goes_on(
+    tmp_path: Path, patterns: Any, scheduler: Any, given: Any, monitor: str
+) -> None:
+    def fit(epochs: int, checkpoint: Path | None = None, lr: float = 1e-3) -> Any:
+        model = MetricLearner(
+            **TINY,
+            optimizer=lambda p: torch.optim.AdamW(p, lr=lr),
+            scheduler=scheduler,
+            scheduler_monitor=given,
+        )
+        run = resumable(tmp_path, max_epochs=epochs)
+        run.fit(model, patterns(), ckpt_path=checkpoint, weights_only=True)
+        return run
+
+    run = fit(2)
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    followed = run.lr_scheduler_configs[0]
+    assert followed.monitor == monitor
+    assert followed.scheduler.last_epoch == 2
+    assert followed.scheduler.best == pytest.approx(float(run.callback_metrics[monitor]), rel=0.5)
+    resumed = fit(3, tmp_path / "end.ckpt", lr=1e-2)
+    assert resumed.lr_scheduler_configs[0].scheduler.last_epoch == 3
+    assert resumed.optimizers[0].param_groups[0]["lr"] == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer": lambda p: torch.optim.AdamW(p, lr=-1.0)}, "Invalid learning rate"),
+        ({"scheduler": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=4)}, "run after 6"),
+        ({"scheduler": lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=2.0)}, "Factor should be"),
+    ],
+)
+def test_unusable_optimizers_and_schedulers_are_told_before_the_first_step(
+    tmp_path: Path, patterns: Any, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        resumable(tmp_path).fit(MetricLearner(**TINY, **values), patterns())
+
+
+def test_a_checkpoint_of_other_weights_is_refused_in_every_stage(tmp_path: Path, patterns: Any) -> None:
+    run = resumable(tmp_path, max_epochs=1)
+    run.fit(MetricLearner(**TINY), patterns())
+    run.save_checkpoint(tmp_path / "whole.ckpt")
+    run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    other = MetricLearner(**TINY | {"embedding_dim": 4})
+    with pytest.raises(InputError, match="embedding_dim was 8 and is 4"):
+        trainer(tmp_path).fit(other, patterns(), ckpt_path=tmp_path / "whole.ckpt", weights_only=True)
+    with pytest.raises(InputError, match="embedding_dim was 8 and is 4"):
+        trainer(tmp_path).validate(other, patterns(), ckpt_path=tmp_path / "weights.ckpt", weights_only=True)
+    with pytest.raises(InputError, match="weights alone"):
+        trainer(tmp_path).fit(
+            MetricLearner(**TINY), patterns(), ckpt_path=tmp_path / "weights.ckpt", weights_only=True
+        )
+    proxies = {"loss": {"class_path": "ProxyAnchorLoss"}, "num_classes": 3}
+    with pytest.raises(InputError, match=r"lacks loss.proxies \(.*loss was None and is .*ProxyAnchor"):
+        trainer(tmp_path).fit(
+            MetricLearner(**TINY, **proxies),  # type: ignore[arg-type]
+            patterns(),
+            ckpt_path=tmp_path / "whole.ckpt",
+            weights_only=True,
+        )
+    with pytest.warns(UserWarning, match="loss.proxies"):
+        loose = MetricLearner.load_from_checkpoint(
+            tmp_path / "whole.ckpt", strict=False, weights_only=True, **proxies
+        )
+    assert loose.loss.proxies.shape == (3, 8)
 
 
 def test_frozen_layers_do_not_train(tmp_path: Path, patterns: Any) -> None:

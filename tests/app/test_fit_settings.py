@@ -1,0 +1,216 @@
+"""What people put into the config of `kindred fit`: callbacks, loggers, schedulers, own classes, typos."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.cli import main
+from app.config_errors import decisive
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
+EVERY = f"{{class_path: {CHECKPOINT}, init_args: {{every_n_train_steps: 2, save_top_k: -1}}}}"
+LAST = f"{{class_path: {CHECKPOINT}, init_args: {{save_last: true}}}}"
+STOP = "{class_path: EarlyStopping, init_args: {monitor: val/recall@1, mode: max, patience: 9}}"
+AVERAGE = "{class_path: models.callbacks.averaging.MovingAverage, init_args: {decay: 3}}"
+FIGURES = "val/map@r, val/queries, val/r_precision, val/recall@1"
+
+
+def refused(capsys: pytest.CaptureFixture[str], options: list[str]) -> str:
+    capsys.readouterr()
+    assert main(options) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line.removeprefix("kindred: ")
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        "models.callbacks.collapse.CollapseMonitor",
+        "{class_path: models.callbacks.collapse.CollapseMonitor}",
+        f"{{class_path: {CHECKPOINT}, init_args: {{monitor: val/recall@1, mode: max}}}}",
+        f"[{CHECKPOINT}]",
+        f"[{EVERY}, {LAST}, {STOP}]",
+    ],
+)
+def test_callbacks_one_or_several(fit_options: list[str], tmp_path: Path, callbacks: str) -> None:
+    assert main([*fit_options, "--compare=false", f"--trainer.callbacks={callbacks}"]) == 0
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6
+    given = [key for key in checkpoint["callbacks"] if key.startswith(("ModelCheckpoint", "EarlyStopping"))]
+    assert len(given) == callbacks.count("ModelCheckpoint") + callbacks.count("EarlyStopping")
+    assert (tmp_path / "run" / "bundle").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["CSVLogger", "lightning.pytorch.loggers.TensorBoardLogger"])
+def test_a_logger_of_ones_own(fit_options: list[str], tmp_path: Path, kind: str) -> None:
+    logger = f"{{class_path: {kind}, init_args: {{save_dir: {tmp_path / 'mine'}}}}}"
+    assert main([*fit_options, "--compare=false", f"--trainer.logger={logger}"]) == 0
+    assert any(path.is_file() for path in (tmp_path / "mine").rglob("*"))
+    assert (tmp_path / "run" / "bundle").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "interval", "rate"),
+    [
+        ("{class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1}}", None, 1e-5),
+        ("{class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 3}}", "step", 1e-5),
+        ("{class_path: torch.optim.lr_scheduler.ReduceLROnPlateau, init_args: {mode: max}}", None, 1e-3),
+        (
+            "{class_path: lightning.pytorch.cli.ReduceLROnPlateau, init_args: {monitor: val/recall@1}}",
+            None,
+            1e-3,
+        ),
+    ],
+)
+def test_schedulers_from_a_config(
+    fit_options: list[str], tmp_path: Path, scheduler: str, interval: str | None, rate: float
+) -> None:
+    options = [f"--model.init_args.scheduler={scheduler}", "--compare=false"]
+    if interval:
+        options.append(f"--model.init_args.scheduler_interval={interval}")
+    assert main([*fit_options, *options]) == 0
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--monitor=val/mpa@r"], FIGURES),
+        (["--monitor=recall@1"], FIGURES),
+        (
+            ["--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: val/recall}}"],
+            "monitor 'val/recall': no such validation figure; there are val/embedding_variance, val/ex",
+        ),
+        (
+            [
+                "--model.init_args.scheduler={class_path: torch.optim.lr_scheduler.ReduceLROnPlateau}",
+                "--model.init_args.scheduler_monitor=val/recall",
+            ],
+            FIGURES,
+        ),
+    ],
+)
+def test_a_figure_that_there_is_none_of_is_told_before_the_first_step(
+    fit_options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    assert message in refused(capsys, [*fit_options, *options])
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.logger=CometLogger", "pip install -U 'comet-ml"),
+        ("--trainer.max_epochs=many", "trainer.max_epochs: expected int, found many"),
+        ("--model.init_args.sise=3", "Option 'sise' is not accepted"),
+        ("--model.init_args.embedding_dim=x", "embedding_dim: expected int, found 'x'"),
+        ("--model.init_args.optimizer=Adm", "Adm"),
+        ("--model.init_args.scheduler=StepLR", "the following arguments are required: step_size"),
+        ("--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: -1}}", "learning rate"),
+        ("--trainer.callbacks+=Nothing", "Nothing"),
+        (f"--trainer.callbacks+={AVERAGE}", "decay 3.0 is outside [0, 1)"),
+        ("--trainer.devices=0", "Trainer(devices='0')"),
+        ("--trainer.strategy=ddpp", "ddpp"),
+        ("--trainer.val_check_interval=100", "val_check_interval"),
+        (f"--trainer.callbacks=[{CHECKPOINT}, {CHECKPOINT}]", "more than one stateful callback"),
+    ],
+)
+def test_what_is_wrong_with_a_setting_is_one_short_line(
+    fit_options: list[str], capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    line = refused(capsys, [*fit_options, option])
+    assert message in line
+    assert len(line) < 450
+    assert "Subtypes" not in line
+    assert "NestedArg" not in line
+
+
+def test_a_bug_keeps_its_traceback(fit_options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("models.module.MetricLearner.training_step", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(fit_options)
+
+
+def test_the_decisive_part_of_a_nested_message() -> None:
+    message = """Parser key "model":
+      Does not validate against any of the Union subtypes
+      Subtypes: [<class 'models.module.MetricLearner'>, <class 'NoneType'>]
+      Errors:
+        - Problem with given class_path 'models.module.MetricLearner':
+            Parser key "ks":
+              Expected a <class 'list'>
+        - Expected a <class 'NoneType'>
+      Given value type: <class 'jsonargparse._util.NestedArg'>
+      Given value: NestedArg(key='ks', val={'a': 1})"""
+    assert decisive(message) == "model.ks: expected list, found {'a': 1}"
+    assert decisive("unrecognized arguments: --x") == "unrecognized arguments: --x"
+
+
+OWN_CLASSES = """
+import lightning
+from torch import nn
+
+class Backbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.BatchNorm2d(8))
+
+    def forward(self, images):
+        return self.layer(images).relu()
+
+class Told(lightning.Callback):
+    def on_train_end(self, trainer, module):
+        print("told", type(module.network.backbone).__name__)
+"""
+
+
+def test_classes_in_the_current_folder(fit_options: list[str], tmp_path: Path) -> None:
+    """Beside folders whose names are those of our packages."""
+    mine = tmp_path / "mine"
+    for package in ("data", "models", "app"):
+        (mine / package).mkdir(parents=True)
+        (mine / package / "__init__.py").write_text("raise RuntimeError('hides the package')")
+    (mine / "own.py").write_text(OWN_CLASSES)
+    own = [
+        "--model.init_args.backbone=own.Backbone",
+        "--model.init_args.trust_code=true",
+        "--trainer.callbacks=own.Told",
+    ]
+    options = [option.replace("configs/", f"{ROOT}/configs/") for option in fit_options]
+    code = f"import sys; sys.path[0] = {str(ROOT)!r}; from app.cli import main; sys.exit(main())"
+
+    def kindred(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, cwd=mine, capture_output=True, text=True, check=False, timeout=200)
+
+    done = kindred(*options, *own)
+    assert done.returncode == 0, done.stderr
+    assert "told Backbone" in done.stdout
+    evaluate = ["evaluate", f"--bundle={tmp_path / 'run' / 'bundle'}", f"--data={tmp_path / 'images'}"]
+    done = kindred(*evaluate, "--trust-code", "--no-report")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_summary_and_the_bar_say_what_there_is(
+    fit_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    endless = ["--trainer.max_epochs=-1", "--trainer.max_steps=4", "--trainer.enable_progress_bar=true"]
+    assert main([*fit_options, *endless, "--compare=false"]) == 0
+    printed = capsys.readouterr().out
+    assert "EmbeddingNetwork" in printed
+    assert "parameters, of which" in printed
+    assert "Epoch 1" in printed
+    for word in ("/-2", "FLOPs", "eval mode"):
+        assert word not in printed
