@@ -13,7 +13,7 @@ from serve.observability import incoming_id, log, new_request_id
 from serve.origin import Origins
 from serve.problems import Problem
 from serve.service import Service
-from serve.uploads import IMPORT_PATH, Upload, too_large
+from serve.uploads import IMPORT_PATH, too_large
 
 # Requests that carry images: refused under overload before their bodies come.
 _WITH_IMAGES = {"/v1/search", "/v1/search/batch", "/v1/embed", "/v1/verify", "/v1/items"}

@@ -1,4 +1,4 @@
-"""What every request passes: hosts and origins, early refusals, logs; and raw searches, the quickest of all."""
+"""What every request passes: hosts and origins, early refusals, logs; and raw searches, the quickest."""
 
 import json
 import logging
