@@ -2,7 +2,7 @@
 
 import asyncio
 
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive
 
 from serve.connections import Connection, current
 from serve.problems import Problem
@@ -89,9 +89,9 @@ class Uploads:
         self.open: dict[Upload, Connection | None] = {}
         self.bytes = 0
 
-    def begin(self, scope: Scope, receive: Receive) -> Upload:
-        """Watch over a request's body."""
-        return Upload(self, receive, limited=scope["path"] != IMPORT_PATH)
+    def begin(self, path: str, receive: Receive) -> Upload:
+        """Watch over the body of a request of that path."""
+        return Upload(self, receive, limited=path != IMPORT_PATH)
 
     def admit(self, upload: Upload) -> None:
         """Let a body come in.

@@ -56,7 +56,6 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
         docs_url=None,
         redoc_url=None,
         openapi_url="/v1/openapi.json",
-        root_path=settings.root_path,
         telemetry={
             "tracing": False,
             "metrics": False,

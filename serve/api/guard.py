@@ -53,14 +53,15 @@ class Guard:
             await send(message)
 
         length = 0
-        upload = self._service.uploads.begin(scope, receive)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # where a proxy shows the service
+        upload = self._service.uploads.begin(path, receive)
         connection = current()
         if connection is not None:
             connection.begin_request()
         try:
             fields = _fields(scope["headers"])
-            length = self._length(scope["path"], fields)
-            self._check(scope, fields)
+            length = self._length(path, fields)
+            self._check(scope["method"], path, fields)
             await self._app(scope, upload.receive, send_with_id)
         except Exception as error:
             problem = problem_of(error, self._service.settings)
@@ -73,19 +74,20 @@ class Guard:
             upload.close()
             if connection is not None:
                 connection.end_request(length)
-            self._account(scope, status or 500, time.perf_counter() - started, request_id)
+            route = scope.get("kindred_route", path if path in _WITH_IMAGES else "unknown")
+            self._account(route, scope["method"], status or 500, time.perf_counter() - started, request_id)
 
-    def _check(self, scope: Scope, fields: dict[bytes, bytes]) -> None:
+    def _check(self, method: str, path: str, fields: dict[bytes, bytes]) -> None:
         """Let the request in or raise.
 
         Raises:
             Problem: It is not let in.
         """
-        self._origins.check(scope["method"], fields)
+        self._origins.check(method, fields)
         if fields.get(b"content-encoding", b"identity") != b"identity":
             encoding = fields[b"content-encoding"].decode("latin-1")
             raise Problem(415, "encoded", f"content-encoding {encoding}: send the body as it is")
-        if scope["path"] in _WITH_IMAGES and scope["method"] == "POST":
+        if path in _WITH_IMAGES and method == "POST":
             refusal = self._service.admission.refusal(1)
             if refusal is not None:
                 raise refusal
@@ -104,13 +106,12 @@ class Guard:
             raise too_large(limit)
         return length
 
-    def _account(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        route = scope.get("kindred_route", "unknown")
+    def _account(self, route: str, method: str, status: int, seconds: float, request_id: str) -> None:
         level = logging.DEBUG if route in _QUIET and status < 500 else logging.INFO
         if status == 429:
-            route, level = scope["path"] if scope["path"] in _WITH_IMAGES else route, logging.DEBUG
+            level = logging.DEBUG
             self._report_refusals()
-        self._service.requests.account(route, scope["method"], status, seconds, request_id, level=level)
+        self._service.requests.account(route, method, status, seconds, request_id, level=level)
 
     def _report_refusals(self) -> None:
         """One line a second for all refusals: under overload they are most of the requests."""
