@@ -292,8 +292,8 @@ def test_opening_a_collection_holds_nobody_up_and_happens_once(start, monkeypatc
     with running.client() as client:
         client.create_collection("slow", dim=32)
     collections = running.service.collections
-    opened, let_go = [], threading.Event()
-    monkeypatch.setattr(collections, "opened", lambda name: None if name == "slow" else running.store)
+    opened, let_go, default = [], threading.Event(), running.store
+    monkeypatch.setattr(collections, "opened", lambda name: None if name == "slow" else default)
     original = collections.get
     monkeypatch.setattr(
         collections, "get", lambda name: (opened.append(name), let_go.wait(60), original(name))[-1]
