@@ -1,56 +1,66 @@
-"""API keys: one for reading, one for writing, compared in constant time."""
+"""API keys: some for reading, some for writing, compared in constant time."""
 
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from models.errors import InputError
+from serve.observability import log
 from serve.problems import Problem
 from serve.settings import Settings
+
+# How long a key that was taken out of the file may still open the service.
+_FRESH_SECONDS = 1.0
 
 
 class Keys:
     """Who may do what.
 
     Without keys everything is open (loopback only, see :meth:`Settings.check_exposure`). A write key reads as
-    well.
+    well; without write keys, a read key closes changing for good. Several keys of a kind may hold at once, so
+    that they can be exchanged without a gap; the settings' file of keys is read again when it has changed.
 
     Args:
-        read: Key for reading; None leaves reading open.
-        write: Key for changing; None leaves changing open unless a read key is set, which then closes it for
-            good.
+        settings: For the keys.
+
+    Raises:
+        InputError: The file of keys cannot be used.
     """
 
-    def __init__(self, read: str | None, write: str | None) -> None:
-        self._read = read.encode() if read else None
-        self._write = write.encode() if write else None
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> "Keys":
-        """The keys that the settings name."""
-        return cls(
-            settings.read_key.get_secret_value() if settings.read_key else None,
-            settings.write_key.get_secret_value() if settings.write_key else None,
-        )
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._looked_at = 0.0
+        self._changed_at = 0
+        self._read, self._write = settings.keys()
 
     @property
     def any(self) -> bool:
         """Whether at least one key is set."""
-        return self._read is not None or self._write is not None
+        return bool(self._read or self._write)
+
+    def _refresh(self) -> None:
+        file = self._settings.keys_file
+        if file is None or time.monotonic() - self._looked_at < _FRESH_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        try:
+            changed_at = file.stat().st_mtime_ns
+            if changed_at != self._changed_at:
+                self._read, self._write = self._settings.keys()
+                self._changed_at = changed_at
+        except (OSError, InputError) as error:  # the old keys hold on: no service opens by a slip of the pen
+            log.error("the keys were not read again: %s", error)
 
     def may_read(self, presented: bytes | None) -> bool:
         """Whether ``presented`` opens reading."""
-        if self._read is None:
-            return True
-        # Both comparisons always run, so that the time tells nothing of which key came close.
-        return _same(presented, self._read) | _same(presented, self._write)
+        return not self._read or _any_same(presented, [*self._read, *self._write])
 
     def may_write(self, presented: bytes | None) -> bool:
         """Whether ``presented`` opens changing."""
-        if self._write is None:
-            return self._read is None
-        return _same(presented, self._write)
+        return _any_same(presented, self._write) if self._write else not self._read
 
     def check(self, headers: Headers, *, write: bool) -> None:
         """Let the request pass or raise.
@@ -58,11 +68,14 @@ class Keys:
         Raises:
             Problem: 401 without a key where one is needed, 403 with one that does not suffice.
         """
+        self._refresh()
+        if not self.any:
+            return
         presented = presented_key(headers)
         if self.may_write(presented) if write else self.may_read(presented):
             return
         kind = "write" if write else "read"
-        if write and self._write is None:
+        if write and not self._write:
             raise Problem(403, "read-only", "this service is read-only: it runs without a write key")
         if presented is None:
             raise Problem(
@@ -74,8 +87,10 @@ class Keys:
         raise Problem(403, "key-wrong", f"the key sent does not open this request; use the {kind} key")
 
 
-def _same(presented: bytes | None, key: bytes | None) -> bool:
-    return hmac.compare_digest(presented or b"", key or b"") and bool(presented) and bool(key)
+def _any_same(presented: bytes | None, keys: list[bytes]) -> bool:
+    """Whether the key is one of them; all are compared, so that the time tells nothing of them."""
+    same = [hmac.compare_digest(presented or b"", key) for key in keys]
+    return any(same) and bool(presented)
 
 
 def presented_key(headers: Mapping[str, str]) -> bytes | None:
@@ -87,11 +102,11 @@ def presented_key(headers: Mapping[str, str]) -> bytes | None:
     return other.encode("utf-8", "replace") if other else None
 
 
-def requires(*, write: bool) -> Callable[[Request], Awaitable[None]]:
-    """A FastAPI dependency that checks the key before the body is read."""
+def read_key(request: Request) -> None:
+    """A route's dependency: the request must present a key that reads."""
+    request.app.state.service.keys.check(request.headers, write=False)
 
-    async def check(request: Request) -> None:
-        keys: Keys = request.app.state.service.keys
-        keys.check(request.headers, write=write)
 
-    return check
+def write_key(request: Request) -> None:
+    """A route's dependency: the request must present a key that writes."""
+    request.app.state.service.keys.check(request.headers, write=True)

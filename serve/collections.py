@@ -24,6 +24,12 @@ class Collections(Protocol):
             StoreMissing: There is none.
         """
 
+    def opened(self, name: str) -> Store | None:
+        """The same, if it is open already; answers at once."""
+
+    def open_stores(self) -> dict[str, Store]:
+        """All that are open, by name."""
+
     def create(self, name: str, dim: int, fingerprint: str | None, index: str | None, /) -> Store:
         """A new, empty collection.
 
@@ -66,6 +72,14 @@ class OneCollection:
         if name != self._name:
             raise StoreMissing(f"collection {name}: there is none; this service has {self._name} alone")
         return self._store
+
+    def opened(self, name: str) -> Store | None:
+        """The store, by its name alone."""
+        return self._store if name == self._name else None
+
+    def open_stores(self) -> dict[str, Store]:
+        """The one store."""
+        return {self._name: self._store}
 
     def create(self, *_: object) -> Store:
         """Refused."""
@@ -110,6 +124,14 @@ class FolderCollections:
     def get(self, name: str) -> Store:
         """The collection of that name or alias."""
         return self._catalogue.collection(name)
+
+    def opened(self, name: str) -> Store | None:
+        """The collection of that name or alias, if it is open already."""
+        return self._catalogue.opened(name)
+
+    def open_stores(self) -> dict[str, Store]:
+        """All that are open, by name."""
+        return dict(self._catalogue.open_stores())
 
     def create(self, name: str, dim: int, fingerprint: str | None, index: str | None) -> Store:
         """A new, empty collection."""

@@ -4,12 +4,10 @@ import json
 import logging
 import random
 import re
-import time
 from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("kindred.serve")
 
@@ -51,6 +49,8 @@ class Metrics:
             registry=registry,
         )
         self.queue_depth = Gauge("kindred_queue_depth", "Items that wait.", ["stage"], registry=registry)
+        self.connections = Gauge("kindred_connections", "Open connections.", registry=registry)
+        self.uploads = Gauge("kindred_uploads", "Request bodies that are coming in.", registry=registry)
         self.inside = Gauge(
             "kindred_images_inside", "Images admitted and not yet answered.", registry=registry
         )
@@ -107,7 +107,7 @@ def configure_logging(level: str, style: str) -> None:
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
-    # Requests are logged by RequestContext, with ids and routes; uvicorn's lines would double them.
+    # Requests are logged by serve.api.guard, with ids and routes; uvicorn's lines would double them.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.access").propagate = False
 
@@ -172,50 +172,6 @@ class RequestLog:
                         "ms": milliseconds,
                     }
                 },
-            )
-
-
-class RequestContext:
-    """ASGI middleware: gives each request an id, times it, counts it and logs it.
-
-    Args:
-        app: The application inside.
-        requests: Where it is counted and logged.
-    """
-
-    def __init__(self, app: ASGIApp, requests: RequestLog) -> None:
-        self._app = app
-        self._requests = requests
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        request_id = incoming_id(scope["headers"]) or new_request_id()
-        scope.setdefault("state", {})["request_id"] = request_id
-        status = 500
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_id)
-        finally:
-            route = getattr(scope.get("route"), "path", None) or scope.get("kindred_route", "unknown")
-            quiet = route in ("/healthz", "/readyz", "/metrics", "unknown") and status < 500
-            self._requests.account(
-                route,
-                scope["method"],
-                status,
-                time.perf_counter() - started,
-                request_id,
-                level=logging.DEBUG if quiet else logging.INFO,
             )
 
 

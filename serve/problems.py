@@ -57,6 +57,18 @@ class Problem(Exception):  # noqa: N818  (it is an answer, and is named as the R
         )
         return msgspec.json.encode(document)
 
+    def message(self) -> bytes:
+        """The problem as a whole HTTP message that ends its connection, for where there is no application."""
+        body = self.body()
+        fields = {
+            "content-type": MEDIA_TYPE,
+            "content-length": len(body),
+            **self.headers,
+            "Connection": "close",
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        return f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n{lines}\r\n".encode() + body
+
     def response(self, request_id: str | None = None) -> Response:
         """The problem as a Starlette response."""
         return Response(

@@ -46,9 +46,8 @@ async def watch(service: Service, seconds: float) -> None:
     """Measure every open collection's recall again and again, into the metrics."""
     while True:
         await asyncio.sleep(seconds)
-        for name in await service.threads.call(service.collections.names):
+        for name, store in service.collections.open_stores().items():
             try:
-                store = service.collections.get(name)
                 recall, queries = await service.threads.call(functools.partial(measure, store))
             except Unsupported as error:
                 log.info("recall of %s is not measured: %s", name, error)

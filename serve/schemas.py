@@ -339,21 +339,22 @@ class Model(Struct, kw_only=True):
     info: dict[str, Any]
 
 
-class CollectionStats(Struct, kw_only=True):
-    """Figures about a collection, see :class:`serve.store.protocol.StoreStats`."""
+class CollectionStats(Struct):
+    """A collection, and its figures where it is open; see :class:`serve.store.protocol.StoreStats`."""
 
     name: str
-    items: int
-    dim: int
-    fingerprint: str | None
-    index: str
-    sequence: int
-    segments: int
-    head: int
-    dead: int
-    snapshot_sequence: int
-    disk_bytes: int
-    payload_indexes: list[str]
+    state: Literal["open", "closed", "damaged"]
+    items: int | None = None
+    dim: int | None = None
+    fingerprint: str | None = None
+    index: str | None = None
+    sequence: int | None = None
+    segments: int | None = None
+    head: int | None = None
+    dead: int | None = None
+    snapshot_sequence: int | None = None
+    disk_bytes: int | None = None
+    payload_indexes: list[str] | None = None
 
 
 class CollectionList(Struct, kw_only=True):

@@ -99,12 +99,12 @@ class StoreThreads:
         """Call ``function`` in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
-    def at_once(
+    def _at_once(
         self, store: Store, vector: NDArray[np.float32], k: int, *, with_metadata: bool
     ) -> SearchResult | None:
         """As `plain`, in the event loop itself; None where that would hold it up."""
         pace = self._paces.get(store)
-        if pace is None or pace.seconds >= _INLINE_SECONDS or k > 100:
+        if pace is None or pace.seconds >= _INLINE_SECONDS or k > 100 or not store.in_process:
             return None
         return pace.search(store, vector, k, with_metadata)
 
@@ -112,7 +112,7 @@ class StoreThreads:
         self, store: Store, vector: NDArray[np.float32], k: int, *, with_metadata: bool
     ) -> SearchResult:
         """Search by one vector of shape (dim,) without any condition."""
-        result = self.at_once(store, vector, k, with_metadata=with_metadata)
+        result = self._at_once(store, vector, k, with_metadata=with_metadata)
         if result is not None:
             return result
         search = PlainSearch(store, k, with_metadata, vector)

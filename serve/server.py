@@ -13,6 +13,7 @@ from models.bundle import Bundle
 from models.errors import InputError
 from serve.api.app import create_app
 from serve.collections import Collections, FolderCollections, OneCollection
+from serve.connections import most_connections
 from serve.embedding.network import load_bundle
 from serve.observability import configure_logging, log
 from serve.service import Service
@@ -41,6 +42,7 @@ def run(
         InputError: No bundle, a store of another model, a busy port, or an address that needs keys.
     """
     settings.check_exposure()
+    settings = settings.model_copy(update={"max_connections": most_connections(settings.max_connections)})
     configure_logging(settings.log_level, settings.log_format)
     listener = bind(settings.host, settings.port)
     try:
@@ -61,7 +63,9 @@ def config_of(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn serves the application."""
     return uvicorn.Config(
         app,
-        http=app.state.protocol,
+        http=app.state.service.connections.protocol,
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        root_path=settings.root_path,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -8,13 +8,15 @@ from serve.admission import Admission
 from serve.auth import Keys
 from serve.canary import embeds_wrongly
 from serve.collections import Collections
+from serve.connections import Connections
 from serve.embedding import EmbeddingPipeline
 from serve.embedding.network import load_bundle
-from serve.observability import Metrics
+from serve.observability import Metrics, RequestLog, log
 from serve.searching import StoreThreads
 from serve.settings import Settings
-from serve.store.protocol import FingerprintMismatch, Store, StoreMissing
+from serve.store.protocol import FingerprintMismatch, Store, StoreError
 from serve.threads import set_policy
+from serve.uploads import Uploads
 
 
 class Service:
@@ -31,25 +33,44 @@ class Service:
         self._network_threads = settings.threads_of_network()
         set_policy(self._network_threads)
         self.settings = settings
-        self.keys = Keys.from_settings(settings)
+        self.keys = Keys(settings)
         self.metrics = Metrics()
+        self.requests = RequestLog(self.metrics)
+        self.uploads = Uploads(settings)
+        self.connections = Connections(
+            settings.max_connections, settings.head_seconds, sweep=self.uploads.sweep
+        )
         self.collections = collections
         self.threads = StoreThreads(max(2, cores), observe=self._observe_searches)
         self.pipeline = self._pipeline(bundle)
-        self.admission = Admission(settings.latency_budget_ms, always=1)
+        self.canary: asyncio.Future[str | None] | None = None
+        self.canary_ends = 0.0  # when what it said is no longer believed, on the loop's clock
+        self._opening: dict[str, asyncio.Future[Store]] = {}
+        self.admission = Admission(settings.latency_budget_ms)
 
     @property
     def bundle(self) -> Bundle:
         """The model in use."""
         return self.pipeline.bundle
 
-    def store(self, name: str | None = None) -> Store:
+    async def store(self, name: str | None = None) -> Store:
         """The collection (or alias) called ``name``, the default one for None.
+
+        Opening one takes as long as loading its index: it happens in a thread, once for all who wait.
 
         Raises:
             StoreMissing: There is none of that name.
         """
-        return self.collections.get(name or self.settings.collection)
+        name = name or self.settings.collection
+        store = self.collections.opened(name)
+        if store is not None:
+            return store
+        opening = self._opening.get(name)
+        if opening is None:
+            opening = asyncio.ensure_future(asyncio.to_thread(self.collections.get, name))
+            self._opening[name] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(name))
+        return await asyncio.shield(opening)
 
     async def reload(self, alias: str | None = None, collection: str | None = None) -> None:
         """Load the bundle's folder anew and put it in place of the model in use, without a gap.
@@ -77,7 +98,8 @@ class Service:
             if wrong:
                 raise InputError(f"{self.settings.bundle}: {wrong}; the old model stays")
             # No await from here on: no request sees the one without the other.
-            kept = self.collections.get(target).fingerprint
+            opened = self.collections.opened(target)
+            kept = opened.fingerprint if opened is not None else None
             if kept not in (None, bundle.fingerprint):
                 raise FingerprintMismatch(
                     f"collection {target} is of model {kept}, {self.settings.bundle} of "
@@ -96,11 +118,14 @@ class Service:
         for stage, depth in {**self.pipeline.waiting, **self.threads.waiting}.items():
             self.metrics.queue_depth.labels(stage).set(depth)
         self.metrics.inside.set(self.admission.inside)
-        for name in self.collections.names():
+        self.metrics.connections.set(len(self.connections))
+        self.metrics.uploads.set(len(self.uploads.open))
+        self.metrics.items.clear()  # of what was dropped meanwhile
+        for name, store in self.collections.open_stores().items():
             try:
-                self.metrics.items.labels(name).set(self.collections.get(name).count())
-            except StoreMissing:  # dropped meanwhile
-                continue
+                self.metrics.items.labels(name).set(store.count())
+            except StoreError as error:  # one that is out of reach or damaged hides no other
+                log.warning("items of %s are not counted: %s", name, error)
 
     async def aclose(self) -> None:
         """Finish what runs, then close the collections."""

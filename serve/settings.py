@@ -48,6 +48,8 @@ class Settings(BaseSettings):
         port: TCP port; 0 lets the system choose.
         read_key: Key for every request that reads. Without it, reading is open.
         write_key: Key for every request that changes something; it reads as well.
+        keys_file: File of more keys, ``read KEY`` or ``write KEY`` on each line; it is read again when it has
+            changed, so that keys can be exchanged while the service runs.
         public_reads: Allow a public address with a write key alone, so that anyone may search.
         allow_without_key: Allow a public address with no key at all, for networks that are closed by other
             means.
@@ -62,6 +64,13 @@ class Settings(BaseSettings):
         thumbnails: Side of stored thumbnails in pixels; 0 stores none.
         max_body_bytes: Largest request body.
         body_seconds: Longest silence of a client in the middle of its body.
+        upload_seconds: Longest time for a whole body (imports are free of it).
+        max_uploads: Most bodies that come in at once; beyond, the slowest is given up for a new one.
+        max_upload_bytes: Most bytes of bodies that are still coming in, of all together.
+        max_connections: Most open connections; beyond, the one that has been idle for longest is closed.
+        head_seconds: Longest time a connection may be without a request, or take for the head of one.
+        root_path: Path under which a proxy shows the service, such as /kindred, where it strips it.
+        trusted_proxies: Addresses of proxies whose X-Forwarded headers are believed.
         max_batch: Most images or vectors in one request.
         max_k: Most neighbours per query.
         latency_budget_ms: An image that would wait longer than this is refused with 429.
@@ -88,6 +97,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     read_key: SecretStr | None = None
     write_key: SecretStr | None = None
+    keys_file: Path | None = None
     public_reads: bool = False
     allow_without_key: bool = False
     allowed_hosts: tuple[str, ...] = ()
@@ -99,6 +109,13 @@ class Settings(BaseSettings):
     thumbnails: int = Field(160, ge=0, le=1024)
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
     body_seconds: float = Field(30, gt=0)
+    upload_seconds: float = Field(120, gt=0)
+    max_uploads: int = Field(256, ge=1)
+    max_upload_bytes: int = Field(512 * 2**20, ge=1024)
+    max_connections: int = Field(4096, ge=1)
+    head_seconds: float = Field(15, gt=0)
+    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9_.~-]+)*$")
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
     max_batch: int = Field(1024, ge=1)
     max_k: int = Field(1000, ge=1)
     latency_budget_ms: float = Field(1000, gt=0)
@@ -172,12 +189,40 @@ class Settings(BaseSettings):
         """
         if self.is_loopback() or self.allow_without_key:
             return
-        if self.write_key is None:
+        read, write = self.keys()
+        if not write:
             raise InputError(
                 f"host {self.host}: reachable from other machines without a key; set KINDRED_READ_KEY and "
                 "KINDRED_WRITE_KEY, or allow_without_key if the network is closed by other means"
             )
-        if self.read_key is None and not self.public_reads:
+        if not read and not self.public_reads:
             raise InputError(
                 f"host {self.host}: anyone could search; set KINDRED_READ_KEY, or public_reads if meant"
             )
+
+    def keys(self) -> tuple[list[bytes], list[bytes]]:
+        """The keys for reading and for writing; those of the file as they are now.
+
+        Raises:
+            InputError: The file cannot be read, a line is something else, or it holds no key.
+        """
+        keys = {
+            "read": [self.read_key.get_secret_value()] if self.read_key else [],
+            "write": [self.write_key.get_secret_value()] if self.write_key else [],
+        }
+        if self.keys_file is not None:
+            try:
+                lines = self.keys_file.read_text("utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"keys_file {self.keys_file}: cannot be read ({error})") from error
+            for number, line in enumerate(lines, 1):
+                words = line.partition("#")[0].split()
+                if words and (len(words) != 2 or words[0] not in keys):
+                    raise InputError(
+                        f"keys_file {self.keys_file}: line {number} is neither 'read KEY' nor 'write KEY'"
+                    )
+                if words:
+                    keys[words[0]].append(words[1])
+            if not any(keys.values()):
+                raise InputError(f"keys_file {self.keys_file}: holds no key; write 'read KEY' on a line")
+        return [key.encode() for key in keys["read"]], [key.encode() for key in keys["write"]]

@@ -8,8 +8,9 @@ from serve.api.bodies import fields_as, read_json
 from serve.api.context import service_of
 from serve.api.documents import answers, form_fields, json_body, query_parameters, reply
 from serve.api.items import InCollection
-from serve.auth import requires
+from serve.auth import read_key, write_key
 from serve.collections import Collections
+from serve.observability import log
 from serve.problems import Problem
 from serve.schemas import (
     AliasTarget,
@@ -22,12 +23,12 @@ from serve.schemas import (
     Reload,
 )
 from serve.service import Service
-from serve.store.protocol import Store
+from serve.store.protocol import Store, StoreError
 
 router = APIRouter(prefix="/v1", tags=["collections"])
 
-_READ = [Depends(requires(write=False))]
-_WRITE = [Depends(requires(write=True))]
+_READ = [Depends(read_key)]
+_WRITE = [Depends(write_key)]
 _COLLECTION = query_parameters(form_fields(InCollection))
 
 
@@ -36,6 +37,7 @@ def figures(name: str, store: Store) -> CollectionStats:
     stats = store.stats()
     return CollectionStats(
         name=name,
+        state="open",
         items=stats.items,
         dim=stats.dim,
         fingerprint=stats.fingerprint,
@@ -51,14 +53,21 @@ def figures(name: str, store: Store) -> CollectionStats:
 
 
 def listing(collections: Collections, default: str) -> CollectionList:
-    """All collections with their figures."""
-    every = [figures(name, collections.get(name)) for name in collections.names()]
+    """All collections, with the figures of those that are open."""
+    opened = collections.open_stores()
+    every = []
+    for name in collections.names():
+        try:
+            every.append(figures(name, opened[name]) if name in opened else CollectionStats(name, "closed"))
+        except StoreError as error:  # hurts no other
+            log.warning("collection %s: %s", name, error)
+            every.append(CollectionStats(name, "damaged"))
     return CollectionList(collections=every, aliases=collections.aliases(), default=default)
 
 
 @router.get("/collections", summary="All collections", dependencies=_READ, responses=answers(CollectionList))
 async def list_collections(request: Request) -> Response:
-    """Collections with their figures, and aliases."""
+    """Collections and aliases; figures of those that are open, the others are opened when they are asked."""
     service = service_of(request)
     return reply(
         await service.threads.call(lambda: listing(service.collections, service.settings.collection))
@@ -97,12 +106,16 @@ async def delete_collection(request: Request, name: str) -> Response:
     """Delete a collection with all its files; refused while it is the default or an alias means it."""
     service = service_of(request)
     default = service.settings.collection
-    if name in (default, service.collections.aliases().get(default)):
-        raise Problem(
-            409, "in-use", f"collection {name}: it answers where a request names none; move the alias"
-        )
-    await service.threads.call(lambda: service.collections.drop(name))
-    return reply(await service.threads.call(lambda: listing(service.collections, default)))
+
+    def delete() -> CollectionList:
+        if name in (default, service.collections.aliases().get(default)):
+            raise Problem(
+                409, "in-use", f"collection {name}: it answers where a request names none; move the alias"
+            )
+        service.collections.drop(name)
+        return listing(service.collections, default)
+
+    return reply(await service.threads.call(delete))
 
 
 @router.post(
@@ -117,7 +130,7 @@ async def create_payload_index(request: Request) -> Response:
     service = service_of(request)
     body = await read_json(request, NewPayloadIndex)
     name = body.collection or service.settings.collection
-    store = service.store(name)
+    store = await service.store(name)
 
     def create() -> CollectionStats:
         store.create_payload_index(body.field)
@@ -168,7 +181,7 @@ async def stats(request: Request) -> Response:
     """Items, index, sizes on disk."""
     service = service_of(request)
     name = fields_as(dict(request.query_params), InCollection).collection or service.settings.collection
-    store = service.store(name)
+    store = await service.store(name)
     return reply(await service.threads.call(lambda: figures(name, store)))
 
 
@@ -183,7 +196,7 @@ async def labels(request: Request) -> Response:
     """Up to 1000 labels with their number of items, most frequent first."""
     service = service_of(request)
     name = fields_as(dict(request.query_params), InCollection).collection
-    store = service.store(name)
+    store = await service.store(name)
     return reply(Labels(labels=await service.threads.call(store.labels)))
 
 

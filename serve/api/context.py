@@ -23,10 +23,19 @@ def check_options(options: SearchOptions, service: Service) -> None:
     Raises:
         Problem: 422, over a limit.
     """
-    limit = service.settings.max_k
-    if options.k > limit:
-        raise Problem(422, "k-too-large", f"k {options.k}: over this service's limit of {limit}")
+    check_k(options.k, service)
     check_batch(len(options.exclude), service, "excluded ids")
+
+
+def check_k(k: int, service: Service) -> None:
+    """Hold the number of neighbours to the operator's limit.
+
+    Raises:
+        Problem: 422, over the limit.
+    """
+    limit = service.settings.max_k
+    if k > limit:
+        raise Problem(422, "k-too-large", f"k {k}: over this service's limit of {limit}")
 
 
 def check_batch(count: int, service: Service, things: str) -> None:
@@ -48,10 +57,6 @@ class Stopwatch:
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self.timings_ms: dict[str, float] = {}
-
-    def restart(self) -> None:
-        """Start the total here: the upload's time is the client's own."""
-        self._started = time.perf_counter()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

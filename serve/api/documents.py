@@ -1,13 +1,16 @@
 """The OpenAPI document's side of msgspec structs: FastAPI knows only pydantic's."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from serve import schemas
-from serve.api import raw
 from serve.problems import MEDIA_TYPE, ProblemDocument
 
 _REF = "#/components/schemas/{name}"
@@ -106,16 +109,16 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key != "default" or value is not None}
 
 
-def install(app: FastAPI) -> None:
-    """Add the structs' schemas to the app's OpenAPI document."""
-    original = app.openapi
+def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
+    """Make the app's OpenAPI document of the declared routes and the structs' schemas."""
 
+    @functools.cache
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = original()
-            (_, components) = msgspec.json.schema_components([*_STRUCTS, ProblemDocument], ref_template=_REF)
-            document["paths"][raw.PATH] = raw.describe()
-            document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-        return original()
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=routes
+        )
+        (_, components) = msgspec.json.schema_components([*_STRUCTS, ProblemDocument], ref_template=_REF)
+        document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+        return document
 
     app.openapi = openapi  # type: ignore[method-assign]

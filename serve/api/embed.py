@@ -10,11 +10,11 @@ from models.preprocess import ImageError
 from serve.api.bodies import fields_as, read_images
 from serve.api.context import Stopwatch, check_batch, service_of
 from serve.api.documents import answers, form_fields, image_body, reply
-from serve.auth import requires
+from serve.auth import read_key
 from serve.problems import Problem
 from serve.schemas import EmbedAnswer, VerifyAnswer
 
-router = APIRouter(prefix="/v1", tags=["model"], dependencies=[Depends(requires(write=False))])
+router = APIRouter(prefix="/v1", tags=["model"], dependencies=[Depends(read_key)])
 
 
 class NoFields(Struct, forbid_unknown_fields=True):
@@ -44,17 +44,14 @@ async def embed(request: Request) -> Response:
     single unusable image then refuses the whole request.
     """
     service = service_of(request)
+    form = await read_images(request, "image")
     watch = Stopwatch()
-    with service.admission.admit() as place:
-        form = await read_images(request, "image")
-        fields_as(form.fields, NoFields)
-        images = form.files["image"]
-        check_batch(len(images), service, "images")
-        watch.restart()
-        place.start(len(images))
-        bundle = service.bundle
-        with watch.stage("embed"):
-            embedded = await service.pipeline.embed_many(images)
+    fields_as(form.fields, NoFields)
+    images = form.files["image"]
+    check_batch(len(images), service, "images")
+    bundle = service.bundle
+    with service.admission.admit(len(images)), watch.stage("embed"):
+        embedded = await service.pipeline.embed_many(images)
     errors = {index: str(image) for index, image in enumerate(embedded) if isinstance(image, ImageError)}
     if errors and (len(images) == 1 or _wants_raw(request)):
         raise Problem(422, "image", next(iter(errors.values())))
@@ -85,15 +82,12 @@ async def embed(request: Request) -> Response:
 async def verify(request: Request) -> Response:
     """Compare two images by the threshold that was calibrated for a false-accept rate."""
     service = service_of(request)
+    form = await read_images(request, "first", "second")
     watch = Stopwatch()
-    with service.admission.admit() as place:
-        form = await read_images(request, "first", "second")
-        fields = fields_as(form.fields, VerifyFields)
-        rate, threshold = _threshold(service.bundle.thresholds, fields.false_accept_rate)
-        watch.restart()
-        place.start(2)
-        with watch.stage("embed"):
-            pair = await service.pipeline.embed_many([form.files["first"][0], form.files["second"][0]])
+    fields = fields_as(form.fields, VerifyFields)
+    rate, threshold = _threshold(service.bundle.thresholds, fields.false_accept_rate)
+    with service.admission.admit(2), watch.stage("embed"):
+        pair = await service.pipeline.embed_many([form.files["first"][0], form.files["second"][0]])
     vectors = []
     for name, image in zip(("first", "second"), pair, strict=True):
         if isinstance(image, ImageError):

@@ -1,6 +1,6 @@
 """Every exception as a problem document."""
 
-from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from models.errors import InputError
 from models.preprocess import ImageError
-from serve.observability import log
 from serve.problems import Problem, request_id_of
+from serve.settings import Settings
 from serve.store.protocol import (
     DimensionMismatch,
     DiskFull,
@@ -44,13 +44,16 @@ _KINDS: tuple[tuple[type[InputError], int, str], ...] = (
 )
 
 
-def problem_of(error: Exception) -> Problem:
-    """The problem that an exception means to the caller; what is no fault of theirs is a plain 500."""
+def problem_of(error: Exception, settings: Settings) -> Problem:
+    """The problem that an exception means to the caller; what is no fault of theirs is a plain 500.
+
+    Where the service's files lie is no business of the caller: of their paths the last part is shown.
+    """
     if isinstance(error, Problem):
         return error
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
-            return Problem(status, code, str(error))
+            return Problem(status, code, _without_folders(str(error), settings))
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         return Problem(422, "invalid", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
@@ -66,45 +69,22 @@ def problem_of(error: Exception) -> Problem:
     return Problem(500, "internal", "an error of the service; its log has the details under this request id")
 
 
-def install(app: FastAPI) -> None:
-    """Answer every exception of ``app`` with a problem document."""
-    for kind in (Problem, InputError, RequestValidationError, HTTPException, ClientDisconnect):
-        app.add_exception_handler(kind, _handler)
+def _without_folders(text: str, settings: Settings) -> str:
+    for place in (settings.store, settings.bundle):
+        if isinstance(place, Path) and place.name:
+            for path in (place.absolute(), place):
+                text = text.replace(f"{path}", path.name)
+    return text
 
 
-async def _handler(request: Request, error: Exception) -> Response:
-    return problem_of(error).response(request_id_of(request))
+def install(app: FastAPI, settings: Settings) -> None:
+    """Answer FastAPI's own exceptions (unknown path, wrong method) with problem documents.
 
-
-class LastResort:
-    """ASGI middleware that turns what nothing else caught into a logged, bare 500 problem.
-
-    Starlette's own would print the traceback a second time through the server.
+    All others reach `serve.api.guard`.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self._app = app
+    async def handle(request: Request, error: Exception) -> Response:
+        return problem_of(error, settings).response(request_id_of(request))
 
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
-        """Handle one ASGI connection."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = False
-
-        async def noting(message) -> None:  # type: ignore[no-untyped-def]
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        except Exception as error:
-            problem = problem_of(error)
-            if problem.status >= 500:
-                log.exception(
-                    "unhandled error", extra={"fields": {"request_id": request_id_of(Request(scope))}}
-                )
-            if started:
-                raise
-            await problem.response(request_id_of(Request(scope)))(scope, receive, send)
+    for kind in (RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handle)

@@ -13,12 +13,12 @@ from serve.api.context import service_of
 from serve.api.documents import form_fields, problems, query_parameters
 from serve.api.errors import problem_of
 from serve.api.items import items_of
-from serve.auth import requires
-from serve.limits import IMPORT_PATH
+from serve.auth import write_key
 from serve.observability import log
 from serve.problems import Problem
 from serve.schemas import CollectionName, ImportProgress, NewItem
 from serve.store.protocol import Store
+from serve.uploads import IMPORT_PATH
 
 router = APIRouter(tags=["items"])
 
@@ -42,7 +42,7 @@ _SCHEMA = {"application/x-ndjson": {"schema": {"type": "string"}}}
 @router.post(
     IMPORT_PATH,
     summary="Store many items, with progress",
-    dependencies=[Depends(requires(write=True))],
+    dependencies=[Depends(write_key)],
     response_class=StreamingResponse,
     responses={200: {"description": "Progress, one JSON object a line", "content": _SCHEMA}, **problems()},
     openapi_extra={
@@ -58,7 +58,7 @@ async def import_items(request: Request) -> Response:
     """
     service = service_of(request)
     fields = fields_as(dict(request.query_params), ImportFields)
-    store = service.store(fields.collection)
+    store = await service.store(fields.collection)
 
     async def progress() -> AsyncIterator[bytes]:
         stored = 0
@@ -69,7 +69,7 @@ async def import_items(request: Request) -> Response:
                 yield _line(ImportProgress(stored=stored))
             yield _line(ImportProgress(stored=stored, done=True))
         except Exception as error:  # noqa: BLE001  (the status is sent, so the last line has to tell)
-            problem = problem_of(error)
+            problem = problem_of(error, service.settings)
             if problem.status == 500:
                 log.exception("an import failed")
             yield _line(

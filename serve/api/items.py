@@ -21,7 +21,7 @@ from serve.api.documents import (
     reply,
 )
 from serve.api.search import as_vectors
-from serve.auth import requires
+from serve.auth import read_key, write_key
 from serve.problems import Problem
 from serve.schemas import (
     CollectionName,
@@ -40,8 +40,8 @@ from serve.schemas import (
 )
 from serve.store.protocol import Item, ItemMissing
 
-_READ = [Depends(requires(write=False))]
-_WRITE = [Depends(requires(write=True))]
+_READ = [Depends(read_key)]
+_WRITE = [Depends(write_key)]
 
 router = APIRouter(prefix="/v1", tags=["items"])
 
@@ -119,13 +119,12 @@ def items_of(new: Sequence[NewItem]) -> list[Item]:
 async def add_item(request: Request) -> Response:
     """Embed an image and store it; a known `id` is replaced, a missing one is made of the image's SHA-256."""
     service = service_of(request)
-    with service.admission.admit() as place:
-        form = await read_images(request, "image")
-        fields = fields_as(form.fields, ImageFields)
-        content = form.files["image"][0]
-        item_id = parse_id(fields.id) if fields.id else hashlib.sha256(content).hexdigest()[:16]
-        store = service.store(fields.collection)
-        place.start()
+    form = await read_images(request, "image")
+    fields = fields_as(form.fields, ImageFields)
+    content = form.files["image"][0]
+    item_id = parse_id(fields.id) if fields.id else hashlib.sha256(content).hexdigest()[:16]
+    store = await service.store(fields.collection)
+    with service.admission.admit():
         embedded = await service.pipeline.embed(content, thumbnail=service.settings.thumbnails)
         item = Item(item_id, embedded.vector, fields.label, fields.metadata, embedded.thumbnail)
         await service.threads.call(lambda: store.upsert([item], fingerprint=embedded.fingerprint))
@@ -146,7 +145,7 @@ async def add_vectors(request: Request) -> Response:
     body = await read_json(request, UpsertVectors)
     check_batch(len(body.items), service, "items")
     items = items_of(body.items)
-    store = service.store(body.collection)
+    store = await service.store(body.collection)
     stored = await service.threads.call(lambda: store.upsert(items, fingerprint=body.fingerprint))
     return reply(Written(stored=stored, ids=[item.id for item in items]), 201)
 
@@ -163,7 +162,7 @@ async def delete_items(request: Request) -> Response:
     service = service_of(request)
     body = await read_json(request, DeleteItems)
     check_batch(len(body.ids), service, "ids")
-    store = service.store(body.collection)
+    store = await service.store(body.collection)
     deleted = await service.threads.call(lambda: store.delete(body.ids, where=body.filter, erase=body.erase))
     return reply(Deleted(deleted=deleted))
 
@@ -180,7 +179,7 @@ async def get_items(request: Request) -> Response:
     service = service_of(request)
     body = await read_json(request, GetItems)
     check_batch(len(body.ids), service, "ids")
-    store = service.store(body.collection)
+    store = await service.store(body.collection)
     found = await service.threads.call(lambda: store.get(body.ids, with_vectors=body.with_vectors))
     return reply(ItemList(items=[None if item is None else document(item) for item in found]))
 
@@ -201,7 +200,7 @@ async def list_items(request: Request) -> Response:
     if fields.label is not None:
         by_label: dict[str, Any] = {"label": fields.label}
         condition = by_label if condition is None else {"and": [by_label, condition]}
-    store = service.store(fields.collection)
+    store = await service.store(fields.collection)
     page = await service.threads.call(
         lambda: store.scroll(fields.after, fields.limit, where=condition, with_vectors=fields.with_vectors)
     )
@@ -220,7 +219,7 @@ async def get_thumbnail(request: Request, item_id: str) -> Response:
     """A small JPEG of the item's image; 404 where it was stored without one."""
     service = service_of(request)
     fields = fields_as(dict(request.query_params), InCollection)
-    store = service.store(fields.collection)
+    store = await service.store(fields.collection)
     wanted = parse_id(item_id)
     content = await service.threads.call(lambda: store.thumbnail(wanted))
     if content is None:
@@ -243,7 +242,7 @@ async def get_item(request: Request, item_id: str) -> Response:
     """One item, with its vector when `with_vector` is true."""
     service = service_of(request)
     fields = fields_as(dict(request.query_params), OneItem)
-    store = service.store(fields.collection)
+    store = await service.store(fields.collection)
     wanted = parse_id(item_id)
     (item,) = await service.threads.call(lambda: store.get([wanted], with_vectors=fields.with_vector))
     if item is None:
@@ -263,7 +262,7 @@ async def change_item(request: Request, item_id: str) -> Response:
     service = service_of(request)
     fields = fields_as(dict(request.query_params), InCollection)
     body = await read_json(request, ItemChanges)
-    store = service.store(fields.collection)
+    store = await service.store(fields.collection)
     wanted = parse_id(item_id)
     given = {"label": body.label, "metadata": body.metadata}
     changes = {name: value for name, value in given.items() if value is not UNSET}
@@ -285,7 +284,7 @@ async def delete_item(request: Request, item_id: str) -> Response:
     """Delete one item; `erase` removes every byte of it from the disk as well."""
     service = service_of(request)
     fields = fields_as(dict(request.query_params), OneDelete)
-    store = service.store(fields.collection)
+    store = await service.store(fields.collection)
     wanted = parse_id(item_id)
     deleted = await service.threads.call(lambda: store.delete([wanted], erase=fields.erase))
     if not deleted:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve.problems import Problem
@@ -33,25 +34,25 @@ _HEADERS = {
 
 
 @router.get("/")
-async def index() -> Response:
+async def index(_request: Request) -> Response:
     """The page."""
     return _file("index.html")
 
 
 @router.get("/docs")
-async def reference() -> Response:
+async def reference(_request: Request) -> Response:
     """The API's reference, drawn from its OpenAPI document by our own script: no other host is asked."""
     return _file("docs.html")
 
 
 @router.get("/page/{name}")
-async def file(name: str) -> Response:
+async def file(_request: Request, name: str) -> Response:
     """One of the page's files."""
     return _file(name)
 
 
 @router.get("/favicon.ico")
-async def icon() -> Response:
+async def icon(_request: Request) -> Response:
     """The icon that browsers ask for unbidden."""
     return _file("icon.svg")
 

@@ -1,7 +1,5 @@
 """``/v1/search``: by image, by images, by vectors, by stored item, by examples."""
 
-from typing import Any
-
 import msgspec
 import numpy as np
 from fastapi import APIRouter, Depends
@@ -10,21 +8,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.preprocess import ImageError
-from serve.api.bodies import fields_as, json_as, read_images, read_json, read_json_bytes
-from serve.api.context import Stopwatch, check_batch, check_options, service_of
+from serve.api.bodies import fields_as, offload, read_images, read_json
+from serve.api.context import Stopwatch, check_batch, check_k, check_options, service_of
 from serve.api.documents import answers, form_fields, image_body, json_body, query_parameters, reply
-from serve.auth import requires
+from serve.auth import read_key
 from serve.problems import Problem
-from serve.schemas import BatchAnswer, ExampleSearch, SearchAnswer, SearchOptions, VectorSearch, parse_id
-from serve.searching import is_plain
+from serve.schemas import (
+    BatchAnswer,
+    CollectionName,
+    Count,
+    ExampleSearch,
+    RawAnswer,
+    RawBatchAnswer,
+    SearchAnswer,
+    SearchOptions,
+    VectorSearch,
+    parse_id,
+)
 from serve.service import Service
-from serve.store.protocol import SearchResult, Store
 
-router = APIRouter(prefix="/v1", tags=["search"], dependencies=[Depends(requires(write=False))])
+router = APIRouter(prefix="/v1", tags=["search"], dependencies=[Depends(read_key)])
 
-VECTOR_PATH = "/v1/search/vector"
 _OPTIONS = form_fields(SearchOptions)
-_encoder = msgspec.json.Encoder()
 
 
 def _answer(
@@ -44,6 +49,98 @@ def _answer(
 
 
 @router.post(
+    "/search/vector",
+    summary="Search by vector, or by several",
+    responses=answers(SearchAnswer, BatchAnswer),
+    openapi_extra=json_body(VectorSearch),
+)
+async def search_vector(request: Request) -> Response:
+    """With `vector` the answer is as for an image, with `vectors` as for a batch of images."""
+    service = service_of(request)
+    options = await read_json(request, VectorSearch)
+    watch = Stopwatch()
+    check_options(options, service)
+    if (options.vector is None) == (options.vectors is None):
+        raise Problem(422, "invalid", "body: give either vector or vectors")
+    check_batch(len(options.vectors or ()), service, "vectors")
+    store = await service.store(options.collection)
+    if options.vector is not None:
+        query = as_vectors([options.vector])[0]
+        with watch.stage("search"):
+            result = await service.threads.search(store, query, options, options.fingerprint)
+        return _answer(request, options, result.hits[0], result.plan, watch)
+    rows = options.vectors or []
+    queries = await offload(as_vectors, rows, size=4 * sum(map(len, rows)))
+    with watch.stage("search"):
+        result = await service.threads.search(store, queries, options, options.fingerprint)
+    return reply(
+        {
+            "results": [{"hits": hits} for hits in result.hits],
+            "plan": result.plan,
+            "timings_ms": watch.finish(service),
+            "collection": options.collection or service.settings.collection,
+        }
+    )
+
+
+_FLOATS = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+
+class RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the query string of a raw search may say."""
+
+    k: Count = 10
+    collection: CollectionName | None = None
+
+
+@router.post(
+    "/raw/search",
+    summary="Search by raw float32 vectors, the fastest way",
+    responses=answers(RawAnswer, RawBatchAnswer),
+    openapi_extra={
+        "requestBody": {"required": True, "content": _FLOATS},
+        **query_parameters(form_fields(RawOptions)),
+    },
+)
+async def raw_search(request: Request) -> Response:
+    """One or several vectors as little-endian float32; ids and similarities come back."""
+    service = service_of(request)
+    body = await request.body()
+    query = request.scope["query_string"]
+    options = fields_as(dict(request.query_params), RawOptions) if query else _DEFAULTS
+    check_k(options.k, service)
+    store = await service.store(options.collection)
+    vectors = _raw_vectors(body, store.dim, service)
+    if len(vectors) == 1:
+        result = await service.threads.plain(store, vectors[0], options.k, with_metadata=False)
+        (hits,) = result.hits
+        return reply(RawAnswer(ids=[hit.id for hit in hits], similarities=[hit.similarity for hit in hits]))
+    result = await service.threads.call(lambda: store.search(vectors, options.k, with_metadata=False))
+    return reply(
+        RawBatchAnswer(
+            ids=[[hit.id for hit in hits] for hits in result.hits],
+            similarities=[[hit.similarity for hit in hits] for hits in result.hits],
+        )
+    )
+
+
+_DEFAULTS = RawOptions()
+
+
+def _raw_vectors(body: bytes, dim: int, service: Service) -> NDArray[np.float32]:
+    """The body as float32 of shape (n, dim)."""
+    if not body or len(body) % (4 * dim):
+        raise Problem(
+            422,
+            "dimension",
+            f"body: {len(body)} bytes, no multiple of {4 * dim}; send {dim} little-endian float32 a vector",
+        )
+    vectors = np.frombuffer(body, dtype="<f4").reshape(-1, dim)
+    check_batch(len(vectors), service, "vectors")
+    return vectors
+
+
+@router.post(
     "/search",
     summary="Search by image",
     responses=answers(SearchAnswer),
@@ -52,14 +149,12 @@ def _answer(
 async def search_image(request: Request) -> Response:
     """Embed an image and return its nearest neighbours: `curl -F image=@photo.jpg -F k=5 …/v1/search`."""
     service = service_of(request)
+    form = await read_images(request, "image")
     watch = Stopwatch()
-    with service.admission.admit() as place:
-        form = await read_images(request, "image")
-        options = fields_as(form.fields, SearchOptions)
-        check_options(options, service)
-        store = service.store(options.collection)
-        watch.restart()
-        place.start()
+    options = fields_as(form.fields, SearchOptions)
+    check_options(options, service)
+    store = await service.store(options.collection)
+    with service.admission.admit():
         embedded = await service.pipeline.embed(form.files["image"][0])
         watch.record("decode", embedded.decode_ms)
         watch.record("network", embedded.network_ms)
@@ -77,18 +172,17 @@ async def search_image(request: Request) -> Response:
 async def search_images(request: Request) -> Response:
     """Embed several images (repeat the file field `image`); an unusable one gives an error in its place."""
     service = service_of(request)
+    form = await read_images(request, "image")
     watch = Stopwatch()
-    with service.admission.admit() as place:
-        form = await read_images(request, "image")
-        options = fields_as(form.fields, SearchOptions)
-        check_options(options, service)
-        check_batch(len(form.files["image"]), service, "images")
-        store = service.store(options.collection)
-        watch.restart()
-        place.start(len(form.files["image"]))
+    options = fields_as(form.fields, SearchOptions)
+    check_options(options, service)
+    images = form.files["image"]
+    check_batch(len(images), service, "images")
+    store = await service.store(options.collection)
+    with service.admission.admit(len(images)):
         fingerprint = service.bundle.fingerprint
         with watch.stage("embed"):
-            embedded = await service.pipeline.embed_many(form.files["image"])
+            embedded = await service.pipeline.embed_many(images)
         vectors = [image.vector for image in embedded if not isinstance(image, ImageError)]
         plan = None
         hits: list[object] = []
@@ -96,88 +190,15 @@ async def search_images(request: Request) -> Response:
             with watch.stage("search"):
                 found = await service.threads.search(store, np.stack(vectors), options, fingerprint)
             hits, plan = list(found.hits), found.plan
-        remaining = iter(hits)
-        results = [
-            {"error": str(image)} if isinstance(image, ImageError) else {"hits": next(remaining)}
-            for image in embedded
-        ]
+    remaining = iter(hits)
+    results = [
+        {"error": str(image)} if isinstance(image, ImageError) else {"hits": next(remaining)}
+        for image in embedded
+    ]
     return reply(
         {
             "results": results,
             "plan": plan,
-            "timings_ms": watch.finish(service),
-            "collection": options.collection or service.settings.collection,
-        }
-    )
-
-
-@router.post(
-    "/search/vector",
-    summary="Search by vector, or by several",
-    responses=answers(SearchAnswer, BatchAnswer),
-    openapi_extra=json_body(VectorSearch),
-)
-async def search_vector(request: Request) -> Response:
-    """With `vector` the answer is as for an image, with `vectors` as for a batch of images."""
-    body = await read_json_bytes(request)
-    return Response(await answer_vector(service_of(request), b"", body), media_type="application/json")
-
-
-async def answer_vector(service: Service, _query: bytes, body: bytes) -> bytes:
-    """The JSON answer to a search by vector, or by several.
-
-    Args:
-        service: The service.
-        body: A `VectorSearch` as JSON.
-
-    Raises:
-        Problem: 400 or 422, the body cannot be used.
-        StoreMissing: There is no such collection.
-    """
-    watch = Stopwatch()
-    options, store, queries = _understood(service, body)
-    if options.vector is not None:
-        queries = queries[0]
-    with watch.stage("search"):
-        result = await service.threads.search(store, queries, options, options.fingerprint)
-    return _found(service, options, result, watch)
-
-
-def answer_vector_at_once(service: Service, _query: bytes, body: bytes) -> bytes | None:
-    """As `answer_vector`, without leaving the event loop; None where the search would hold it up."""
-    watch = Stopwatch()
-    options, store, queries = _understood(service, body)
-    if (
-        options.vector is None
-        or not is_plain(options)
-        or options.fingerprint not in (None, store.fingerprint)
-    ):
-        return None
-    with watch.stage("search"):
-        result = service.threads.at_once(store, queries[0], options.k, with_metadata=True)
-    return None if result is None else _found(service, options, result, watch)
-
-
-def _understood(service: Service, body: bytes) -> tuple[VectorSearch, Store, NDArray[np.float32]]:
-    """What is asked, of which collection, and the vectors of shape (n, dim)."""
-    options = json_as(body, VectorSearch)
-    check_options(options, service)
-    if (options.vector is None) == (options.vectors is None):
-        raise Problem(422, "invalid", "body: give either vector or vectors")
-    check_batch(len(options.vectors or ()), service, "vectors")
-    queries = as_vectors([options.vector] if options.vector is not None else options.vectors or [])
-    return options, service.store(options.collection), queries
-
-
-def _found(service: Service, options: VectorSearch, result: SearchResult, watch: Stopwatch) -> bytes:
-    if options.vector is not None:
-        found: dict[str, Any] = {"hits": result.hits[0]}
-    else:
-        found = {"results": [{"hits": hits} for hits in result.hits]}
-    return _encoder.encode(
-        {
-            **found,
-            "plan": result.plan,
             "timings_ms": watch.finish(service),
             "collection": options.collection or service.settings.collection,
         }
@@ -197,7 +218,7 @@ async def search_examples(request: Request) -> Response:
     options = await read_json(request, ExampleSearch)
     check_options(options, service)
     check_batch(len(options.positives) + len(options.negatives), service, "examples")
-    store = service.store(options.collection)
+    store = await service.store(options.collection)
     with watch.stage("search"):
         result = await service.threads.search_examples(store, options.positives, options.negatives, options)
     return _answer(request, options, result.hits[0], result.plan, watch)
@@ -215,7 +236,7 @@ async def search_similar(request: Request, item_id: str) -> Response:
     watch = Stopwatch()
     options = fields_as(dict(request.query_params), SearchOptions)
     check_options(options, service)
-    store = service.store(options.collection)
+    store = await service.store(options.collection)
     with watch.stage("search"):
         result = await service.threads.search_examples(store, [parse_id(item_id)], [], options)
     return _answer(request, options, result.hits[0], result.plan, watch)

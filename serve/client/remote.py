@@ -58,7 +58,7 @@ class RemoteCollection:
 
     def count(self) -> int:
         """Number of items."""
-        return self._client.stats(collection=self._name).items
+        return self._client.stats(collection=self._name).items or 0
 
     def snapshot(self) -> None:
         """Nothing to do: a service brings its snapshots up to date by itself."""

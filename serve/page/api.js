@@ -2,6 +2,9 @@
 
 let key = sessionStorage.getItem("kindred-key") || "";
 
+// Where the service is: a proxy may show it below a path of its own, so no address begins with a slash.
+const root = new URL("../", import.meta.url);
+
 // The collection that is looked at; "" leaves it to the service.
 let collection = "";
 
@@ -33,7 +36,7 @@ async function request(path, options = {}) {
   if (key) headers.set("Authorization", `Bearer ${key}`);
   let response;
   try {
-    response = await fetch(path, { ...options, headers });
+    response = await fetch(new URL(path, root), { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServiceError(0, "The service does not answer. Is it still running?");
@@ -67,11 +70,11 @@ export function idText(id) {
 }
 
 function itemPath(id) {
-  return `/v1/items/${encodeURIComponent(idText(id))}`;
+  return `v1/items/${encodeURIComponent(idText(id))}`;
 }
 
 export function searchImage(image, options, signal) {
-  return json("/v1/search", { method: "POST", body: form({ image, collection, ...options }), signal });
+  return json("v1/search", { method: "POST", body: form({ image, collection, ...options }), signal });
 }
 
 export function searchSimilar(id, options, signal) {
@@ -79,12 +82,12 @@ export function searchSimilar(id, options, signal) {
 }
 
 export function verify(first, second, rate) {
-  return json("/v1/verify", { method: "POST", body: form({ first, second, false_accept_rate: rate }) });
+  return json("v1/verify", { method: "POST", body: form({ first, second, false_accept_rate: rate }) });
 }
 
 export function addItem(image, id, label, metadata) {
   const fields = { image, id, label, collection, metadata: JSON.stringify(metadata) };
-  return json("/v1/items", { method: "POST", body: form(fields) });
+  return json("v1/items", { method: "POST", body: form(fields) });
 }
 
 export function deleteItem(id) {
@@ -92,13 +95,13 @@ export function deleteItem(id) {
 }
 
 export function listItems(after, limit, options) {
-  return json(`/v1/items${here({ after, limit, ...options })}`);
+  return json(`v1/items${here({ after, limit, ...options })}`);
 }
 
-export const stats = () => json(`/v1/stats${here()}`);
-export const labels = () => json(`/v1/labels${here()}`);
-export const collections = () => json("/v1/collections");
-export const model = () => json("/v1/model");
+export const stats = () => json(`v1/stats${here()}`);
+export const labels = () => json(`v1/labels${here()}`);
+export const collections = () => json("v1/collections");
+export const model = () => json("v1/model");
 
 export async function thumbnail(id) {
   return (await request(`${itemPath(id)}/thumbnail${here()}`)).blob();
@@ -108,7 +111,7 @@ export async function thumbnail(id) {
 export async function showThumbnail(img, id) {
   img.addEventListener("error", () => img.classList.add("none"), { once: true });
   if (!key) {
-    img.src = `${itemPath(id)}/thumbnail${here()}`;
+    img.src = new URL(`${itemPath(id)}/thumbnail${here()}`, root);
     return;
   }
   try {

@@ -65,7 +65,7 @@ function endpoint(document_, path, method, operation) {
   return whole;
 }
 
-const answer = await fetch("/v1/openapi.json");
+const answer = await fetch(new URL("../v1/openapi.json", import.meta.url));
 const document_ = await answer.json();
 document.getElementById("about").textContent = document_.info.description;
 const groups = new Map();

@@ -63,7 +63,7 @@ class Catalogue:
         Raises:
             StoreMissing: There is none.
         """
-        known = self._named.get(name)
+        known = self.opened(name)
         if known is not None:
             return known
         with self._lock:
@@ -75,6 +75,14 @@ class Catalogue:
             if not self._read_only:  # where nobody else moves aliases
                 self._named[name] = self._open[place.name]
             return self._open[place.name]
+
+    def opened(self, name: str) -> FaissStore | None:
+        """The collection of that name or alias, if it is open already; answers at once."""
+        return self._named.get(name)
+
+    def open_stores(self) -> dict[str, FaissStore]:
+        """The collections that are open, by name."""
+        return dict(self._open)
 
     def create(
         self, name: str, dim: int, fingerprint: str | None = None, index: str | None = None

@@ -42,6 +42,8 @@ class FaissStore(StoredItems):
     Use `FaissStore.open`, or `serve.store.catalogue.Catalogue` for several collections at once.
     """
 
+    in_process = True
+
     def __init__(
         self,
         place: Path,

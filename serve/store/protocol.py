@@ -183,6 +183,10 @@ class Store(Protocol):
     """
 
     @property
+    def in_process(self) -> bool:
+        """Whether a search is computed in this process, so that it never waits for another machine."""
+
+    @property
     def dim(self) -> int:
         """Length of a vector."""
 

@@ -23,6 +23,7 @@ from serve.client import Client
 from serve.server import address_of, bind, config_of, open_collections
 from serve.service import Service
 from serve.settings import Settings
+from serve.store.protocol import Store
 
 DIM = 32
 LIMITS = DecodeLimits(max_bytes=2**20, max_pixels=1_000_000)
@@ -67,6 +68,11 @@ class Running:
     address: str
     service: Service
     settings: Settings
+
+    @property
+    def store(self) -> Store:
+        """The default collection."""
+        return self.service.collections.get(self.settings.collection)
 
     def client(self, key: str | None = None, **options: Any) -> Client:
         return Client(self.address, key, **options)

@@ -77,17 +77,25 @@ class MilvusCatalogue:
             StoreMissing: There is none.
         """
         check_name(name)
+        store = self.opened(name)
+        if store is not None:
+            return store
         with self._lock:
-            if time.monotonic() - self._looked > _FRESH_SECONDS:
-                self._looked = time.monotonic()
-                self._background.submit(self._look_again)
-            store = self._stores.get(self._known.get(name, name))
-            if store is not None:
-                return store
             definition = open_collection(self._engine, name, None, None, None)
             if definition.name != name:
                 self._known[name] = definition.name
             return self._stores.setdefault(definition.name, MilvusStore(self._engine, definition))
+
+    def opened(self, name: str) -> MilvusStore | None:
+        """The collection of that name or alias, if it is open already; answers at once."""
+        if time.monotonic() - self._looked > _FRESH_SECONDS:
+            self._looked = time.monotonic()
+            self._background.submit(self._look_again)
+        return self._stores.get(self._known.get(name, name))
+
+    def open_stores(self) -> dict[str, MilvusStore]:
+        """The collections that are open, by name."""
+        return dict(self._stores)
 
     def create(
         self, name: str, dim: int, fingerprint: str | None = None, index: str | None = None

@@ -49,6 +49,8 @@ class MilvusStore(StoredItems):
         owned: Whether closing the store ends the connection.
     """
 
+    in_process = False
+
     @classmethod
     def open(
         cls,

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 
 from serve import searching
-from serve.api.direct import Direct
-from serve.api.wire import WireProtocol
 from serve.schemas import NewItem
 
 OVER_BOTH = ("test_items", "test_search", "test_collections")
@@ -35,26 +33,6 @@ def stored(running):
         assert client.upsert_vectors(items) == 50
         assert client.search_vector(items[0].vector).hits[0].id == "item 0"
         yield running
-
-
-@pytest.fixture
-def taken(monkeypatch):
-    """Which of the two short ways took each request that did not go the long one, in order."""
-    ways = []
-    original, answers = Direct._send, WireProtocol._answers
-
-    async def noting(self, scope, *rest):
-        ways.append("direct")
-        await original(self, scope, *rest)
-
-    def noting_answers(self, data):
-        done = answers(self, data)
-        ways.extend(["wire"] * done)
-        return done
-
-    monkeypatch.setattr(Direct, "_send", noting)
-    monkeypatch.setattr(WireProtocol, "_answers", noting_answers)
-    return ways
 
 
 class Wire:

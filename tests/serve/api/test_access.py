@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from models.errors import InputError
+from serve.admission import Admission
 from serve.client import ServiceError
 from serve.client.retries import Retries
 from serve.problems import Problem
@@ -138,18 +139,25 @@ def test_overload_is_refused_from_the_headers(start, picture, monkeypatch):
     for thread in threads:
         thread.join()
     assert set(answers) == {200, 429}
-    assert running.service.admission.inside == running.service.admission.working == 0
+    assert running.service.admission.inside == 0
     assert httpx.get(f"{running.address}/readyz").status_code == 200
 
 
 def test_the_problem_of_admission_leaves_no_trace():
-    from serve.admission import Admission
-
-    admission = Admission(10, always=1)
+    admission = Admission(10)
     admission.seconds_per_image = 1.0
-    with admission.admit() as place:
-        place.start(3)
-        assert (admission.inside, admission.working) == (3, 3)
+    with admission.admit(3):
+        assert admission.inside == 3
         with pytest.raises(Problem, match="overloaded"), admission.admit():
             pass
-    assert (admission.inside, admission.working) == (0, 0)
+    assert admission.inside == 0
+
+
+def test_a_batch_is_weighed_by_its_images():
+    admission = Admission(100)
+    admission.seconds_per_image = 0.001
+    with admission.admit():
+        assert admission.refusal(90) is None
+        assert admission.refusal(600) is not None
+    with admission.admit(600):  # nothing else is inside, and it could not do better later
+        assert admission.refusal(1) is not None

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -100,6 +101,21 @@ def odd_value(rng, depth=0):
     return {rng.choice(names): odd_value(rng, depth + 1) for _ in range(rng.randrange(4))}
 
 
+def deep(rng):
+    """JSON that is nested very deeply, as text: Python's own encoder would not go so far."""
+    levels = rng.choice([20, 200, 900, 5_000, 200_000])
+    opening, closing = rng.choice([("[", "]"), ('{"a":', "}"), ('{"and":[', "]}"), ('{"not":', "}")])
+    return opening * levels + "1" + closing * rng.choice([levels, levels - 1])
+
+
+def slowly(content):
+    """The content in some pieces, each of which comes late."""
+    step = max(1, len(content) // 3)
+    for start in range(0, len(content), step):
+        time.sleep(0.002)
+        yield content[start : start + step]
+
+
 def send(http, rng, images):
     """One request, damaged in one of many ways."""
     image = bomb(rng) if rng.random() < 0.1 else damage(rng, rng.choice(images))
@@ -116,7 +132,17 @@ def send(http, rng, images):
         "metadata",
     ]
     fields = {rng.choice(names): json.dumps(odd_value(rng)) for _ in range(rng.randrange(3))}
-    match rng.randrange(8):
+    match rng.randrange(10):
+        case 8:
+            name = rng.choice(["filter", "metadata", "exclude", "vector", "items"])
+            line = f'{{"id": 1, "vector": {[0.5] * 32}, "{name}": {deep(rng)}}}'.encode()
+            path = rng.choice(["search/vector", "items/vectors", "items/delete", "import"])
+            return http.post(f"/v1/{path}", content=line, headers={"content-type": "application/json"})
+        case 9:
+            whole = http.build_request("POST", "/v1/items", files={"image": image}, data=fields).read()
+            path = rng.choice(["search", "embed", "import", "raw/search"])
+            headers = {"content-type": rng.choice(["image/png", "multipart/form-data; boundary=x"])}
+            return http.post(f"/v1/{path}", content=slowly(whole), headers=headers)
         case 0 | 1:
             path = rng.choice(["/v1/search", "/v1/search/batch", "/v1/embed", "/v1/items"])
             return http.post(path, files={"image": image}, data=fields)

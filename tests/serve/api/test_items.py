@@ -99,7 +99,7 @@ def test_an_import_streams_and_tells_its_progress(client, running):
 
 def test_an_import_that_fails_here_says_so(client, running, monkeypatch, caplog):
     """The status has been sent already: the last line has to tell."""
-    monkeypatch.setattr(running.service.store(), "upsert", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(running.store, "upsert", lambda *_, **__: 1 / 0)
     answer = httpx.post(f"{running.address}/v1/import", content=b'{"id": 1, "vector": [1.0]}')
     last = answer.json()
     assert (last["stored"], last["status"], last["code"]) == (0, 500, "internal")

@@ -55,7 +55,7 @@ def test_recall_of_an_exact_index_is_one(running, picture):
     with running.client() as client:
         for seed in range(25):
             client.upsert(picture(seed), seed)
-    recall, queries = measure(running.service.store(), samples=8)
+    recall, queries = measure(running.store, samples=8)
     assert (recall, queries) == (1.0, 8)
 
 
@@ -83,7 +83,7 @@ def test_an_error_of_ours_is_a_500_that_tells_nothing(running, monkeypatch, capl
     def broken():
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(running.service.store(), "labels", broken)
+    monkeypatch.setattr(running.store, "labels", broken)
     response = httpx.get(f"{running.address}/v1/labels")
     assert response.status_code == 500
     assert "secret" not in response.text

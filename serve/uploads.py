@@ -1,0 +1,136 @@
+"""Limits on request bodies while they come in: length, silence, time, number, and bytes held at once."""
+
+import asyncio
+
+from starlette.types import Message, Receive
+
+from serve.connections import Connection, current
+from serve.problems import Problem
+from serve.settings import Settings
+
+# An import is stored while it comes in and never lies in memory as a whole, so neither its length nor its
+# time has a limit.
+IMPORT_PATH = "/v1/import"
+
+# An upload this young is never given up for a new one: what it will bring cannot be told yet.
+_GRACE_SECONDS = 2.0
+
+
+class Upload:
+    """One request's body on its way.
+
+    Args:
+        uploads: All of them.
+        receive: The server's `receive`.
+        limited: Whether the limits on length and total time hold.
+    """
+
+    def __init__(self, uploads: "Uploads", receive: Receive, *, limited: bool) -> None:
+        self._uploads = uploads
+        self._receive = receive
+        self._refusal: Problem | None = None
+        self._complete = False
+        self.limited = limited
+        self.started = self.moved = 0.0  # when its first byte was waited for, when the last one came
+        self.bytes = 0
+
+    async def receive(self) -> Message:
+        """The next message of the body.
+
+        Raises:
+            Problem: 408 (too slow), 413 (too long), 429 (too much at once).
+        """
+        if self._complete:  # whoever still listens waits for the client to go
+            return await self._receive()
+        uploads = self._uploads
+        if not self.started:
+            uploads.admit(self)
+        message = await self._receive()
+        if self._refusal is not None:
+            raise self._refusal
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            self.bytes += size
+            uploads.bytes += size
+            self.moved = asyncio.get_running_loop().time()
+            if self.limited and self.bytes > uploads.settings.max_body_bytes:
+                raise too_large(uploads.settings.max_body_bytes)
+            if not message.get("more_body", False):
+                self._complete = True
+                uploads.open.pop(self, None)
+            elif uploads.bytes > uploads.settings.max_upload_bytes:
+                raise _too_much("bytes come in")
+        return message
+
+    def close(self) -> None:
+        """The request has been answered: its body no longer counts."""
+        self._uploads.open.pop(self, None)
+        self._uploads.bytes -= self.bytes
+
+    def give_up(self, connection: Connection, reason: str) -> None:
+        """Answer with status 408 and end the connection."""
+        self._refusal = Problem(408, "body-timeout", f"{reason}; send it again", {"Connection": "close"})
+        self._uploads.open.pop(self, None)
+        connection.refuse(self._refusal)
+
+
+class Uploads:
+    """The bodies that are coming in, of all connections.
+
+    When there are too many, the slowest makes room, so that a crowd of clients that hardly send anything does
+    not keep the others out.
+
+    Args:
+        settings: For the limits.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.open: dict[Upload, Connection | None] = {}
+        self.bytes = 0
+
+    def begin(self, path: str, receive: Receive) -> Upload:
+        """Watch over the body of a request of that path."""
+        return Upload(self, receive, limited=path != IMPORT_PATH)
+
+    def admit(self, upload: Upload) -> None:
+        """Let a body come in.
+
+        Raises:
+            Problem: 429, too many come in at once and none of them is slow.
+        """
+        upload.started = upload.moved = now = asyncio.get_running_loop().time()
+        if len(self.open) >= self.settings.max_uploads:
+            slow = [
+                (other.bytes / (now - other.started), number, other, connection)
+                for number, (other, connection) in enumerate(self.open.items())
+                if connection is not None and other.limited and now - other.started > _GRACE_SECONDS
+            ]
+            if not slow:
+                raise _too_much(f"bodies ({len(self.open)}) come in")
+            *_, victim, connection = min(slow)
+            victim.give_up(connection, "too many bodies come in at once, and this one was the slowest")
+        self.open[upload] = current()
+
+    def sweep(self) -> None:
+        """Give up those that are too slow; called every second."""
+        now = asyncio.get_running_loop().time()
+        idle, total = self.settings.body_seconds, self.settings.upload_seconds
+        for upload, connection in list(self.open.items()):
+            if connection is None:
+                continue
+            if now - upload.moved > idle:
+                upload.give_up(connection, f"no byte of the body came for {idle:g} s")
+            elif upload.limited and now - upload.started > total:
+                upload.give_up(connection, f"the body took longer than {total:g} s")
+
+
+def too_large(limit: int) -> Problem:
+    """What the sender of too long a body hears; the connection ends, for the rest is not worth reading."""
+    text = f"the body is over the limit of {limit} bytes; send fewer or smaller images at once"
+    return Problem(413, "body-too-large", text, {"Connection": "close"})
+
+
+def _too_much(what: str) -> Problem:
+    text = f"too many {what} at once; try again later"
+    return Problem(429, "too-many-uploads", text, {"Retry-After": "1", "Connection": "close"})
