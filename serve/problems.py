@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -69,21 +66,9 @@ class Problem(Exception):  # noqa: N818  (it is an answer, and is named as the R
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         return f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n{lines}\r\n".encode() + body
 
-    def response(self, request_id: str | None = None) -> Response:
-        """The problem as a Starlette response."""
-        return Response(
-            self.body(request_id), status_code=self.status, media_type=MEDIA_TYPE, headers=self.headers
-        )
-
 
 def one_line(text: str, limit: int = 500) -> str:
     """``text`` on one line, cut at ``limit`` characters, with lone surrogates replaced (JSON is UTF-8)."""
     clean = text.encode("utf-8", "replace").decode("utf-8")
     flat = " ".join(clean.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
-
-
-def request_id_of(request: Request) -> str | None:
-    """The id given to the request by :mod:`serve.observability`."""
-    value: Any = request.scope.get("state", {}).get("request_id")
-    return value if isinstance(value, str) else None

@@ -117,3 +117,25 @@ def test_serving_stays_light(heavy: str) -> None:
     code = f"import sys\nfor m in {every!r}: __import__(m)\nassert {heavy!r} not in sys.modules, {heavy!r}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+HEAVY = ("faiss", "lightning", "matplotlib", "pyarrow", "sklearn", "starlette", "torch", "torchvision")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "import serve.client, serve.client.remote",
+        "from app.cli import main; main(['--help'])",
+        "from app.cli import main; main(['search', '--help'])",
+        "from app.cli import main; main(['search', 'photo.png', '--url', 'http://127.0.0.1:9'])",
+    ],
+)
+def test_asking_a_service_stays_light(work: str, tmp_path: Path) -> None:
+    """A client needs none of what the service is made of."""
+    (tmp_path / "photo.png").write_bytes(b"whatever it is, nobody answers")
+    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{work}\nassert not {{*{HEAVY!r}}} & {{*sys.modules}}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

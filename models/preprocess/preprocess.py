@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from models.errors import InputError
 from models.preprocess.content import content_box
 from models.preprocess.decode import WHITE, ColorMode, DecodeLimits, decode_image, upright
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Fit = Literal["crop", "pad", "squash", "content"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
@@ -121,23 +122,28 @@ class Preprocess:
             return ImageOps.pad(image, target, method, color=white)
         return image.resize(target, method)
 
-    def tensor(self, image: Image.Image) -> Tensor:
+    def tensor(self, image: Image.Image) -> "Tensor":
         """Pixels as uint8 of shape (channels, height, width)."""
+        # Not at the top: whoever only decodes images need not wait for torch.
+        import torch
+
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
-    def normalize(self, batch: Tensor) -> Tensor:
+    def normalize(self, batch: "Tensor") -> "Tensor":
         """Normalize pixels of shape (…, channels, height, width) to float32.
 
         Args:
             batch: uint8 in 0…255, or floating point in 0…1.
         """
+        import torch
+
         scale = 255.0 if batch.dtype == torch.uint8 else 1.0
         mean = torch.tensor(self.mean, device=batch.device).mul_(scale)[:, None, None]
         std = torch.tensor(self.std, device=batch.device).mul_(scale)[:, None, None]
         return (batch.float() - mean) / std
 
-    def __call__(self, source: bytes | Path | Image.Image) -> Tensor:
+    def __call__(self, source: bytes | Path | Image.Image) -> "Tensor":
         """One image as the network's input, float32 of shape (channels, height, width).
 
         Raises:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from models.errors import InputError
 from models.preprocess import ImageError
-from serve.problems import Problem, request_id_of
+from serve.problems import MEDIA_TYPE, Problem
 from serve.settings import Settings
 from serve.store.protocol import (
     DimensionMismatch,
@@ -69,6 +69,11 @@ def problem_of(error: Exception, settings: Settings) -> Problem:
     return Problem(500, "internal", "an error of the service; its log has the details under this request id")
 
 
+def response_of(problem: Problem, request_id: str) -> Response:
+    """The problem as a Starlette response."""
+    return Response(problem.body(request_id), problem.status, problem.headers, MEDIA_TYPE)
+
+
 def _without_folders(text: str, settings: Settings) -> str:
     for place in (settings.store, settings.bundle):
         if isinstance(place, Path) and place.name:
@@ -84,7 +89,7 @@ def install(app: FastAPI, settings: Settings) -> None:
     """
 
     async def handle(request: Request, error: Exception) -> Response:
-        return problem_of(error, settings).response(request_id_of(request))
+        return response_of(problem_of(error, settings), request.scope["state"]["request_id"])
 
     for kind in (RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.errors import problem_of
+from serve.api.errors import problem_of, response_of
 from serve.connections import current
 from serve.observability import incoming_id, log, new_request_id
 from serve.origin import Origins
@@ -69,7 +69,7 @@ class Guard:
                 log.error("%s", problem.detail, exc_info=error, extra={"fields": {"request_id": request_id}})
             if status:
                 raise
-            await problem.response(request_id)(scope, receive, send_with_id)
+            await response_of(problem, request_id)(scope, receive, send_with_id)
         finally:
             upload.close()
             if connection is not None:
