@@ -1,7 +1,6 @@
 """Python client of the service: :class:`Client` and, for asyncio, :class:`AsyncClient`."""
 
-from serve.client.asynchronous import AsyncClient
+from serve.client.client import AsyncClient, Client
 from serve.client.errors import ServiceError
-from serve.client.synchronous import Client
 
 __all__ = ["AsyncClient", "Client", "ServiceError"]

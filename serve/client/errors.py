@@ -24,10 +24,19 @@ class ServiceError(Exception):
         self.request_id = request_id
 
 
-def error_of(response: httpx.Response) -> ServiceError:
-    """The error that a response of status 400 or more means."""
+def refusal_of(response: httpx.Response) -> ServiceError:
+    """The error that an answer other than a success means."""
     try:
         problem = msgspec.json.decode(response.content, type=ProblemDocument)
     except msgspec.DecodeError:
         return ServiceError(response.status_code, "", f"the service answered {response.status_code}")
     return ServiceError(problem.status, problem.type.rpartition(":")[2], problem.detail, problem.request_id)
+
+
+def error_of(error: httpx.HTTPError) -> ServiceError:
+    """The error that a failed exchange means."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return refusal_of(error.response)
+    url = error.request.url
+    reason = str(error) or type(error).__name__
+    return ServiceError(0, "unreachable", f"{url.scheme}://{url.netloc.decode()}: no answer ({reason})")

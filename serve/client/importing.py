@@ -32,7 +32,7 @@ def stored_by(answer: bytes, before: int) -> int:
     Raises:
         ServiceError: The block was refused from some item on.
     """
-    last = msgspec.json.decode(answer.splitlines()[-1], type=ImportProgress)
+    last = msgspec.json.decode(answer.rstrip().rpartition(b"\n")[2], type=ImportProgress)
     if last.error is not None:
         raise ServiceError(
             last.status or 0,

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from serve.client.client import Client
 from serve.client.errors import ServiceError
-from serve.client.synchronous import Client
 from serve.schemas import ItemDocument, NewItem
 from serve.store.protocol import Item, ItemId
 

@@ -1,15 +1,21 @@
-"""Every call of the API as a plain request, shared by both clients: they differ only in how they send it."""
+"""Every operation of the service, once: what it takes, what is asked for it, and how the answer is read.
 
-from collections.abc import Iterable, Mapping, Sequence
+Both clients send these calls; what a function takes here is what the client's method of its name takes.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
+import httpx
 import msgspec
 
 from serve import schemas
-from serve.schemas import format_id
+from serve.client.errors import ServiceError, refusal_of
+from serve.client.importing import stored_by
+from serve.schemas import BatchAnswer, CollectionList, CollectionStats, ItemDocument, SearchAnswer, format_id
 from serve.store.protocol import ItemId
 
 A = TypeVar("A")
@@ -42,16 +48,29 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Call(Generic[A]):
-    """A request and the type of its answer."""
+    """A request, and what its answer means.
+
+    Attributes:
+        method: HTTP method.
+        path: Path of the URL, percent-encoded.
+        read: Makes what the operation returns of the body of a successful answer.
+        params: Query string.
+        content: The body, unless it is a form.
+        content_type: Of that body.
+        files: Files of a form: field, and name and content.
+        data: Its other fields.
+        instead: What the operation returns where the service refuses with one of these codes.
+    """
 
     method: str
     path: str
-    answer: type[A]
+    read: Callable[[bytes], A]
     params: dict[str, str] = field(default_factory=dict)
     content: bytes | None = None
     content_type: str = "application/json"
     files: list[tuple[str, tuple[str, bytes]]] | None = None
     data: dict[str, str] | None = None
+    instead: Mapping[str, A] = field(default_factory=dict)
 
     def sending(self) -> dict[str, Any]:
         """The arguments of httpx's ``request``."""
@@ -66,15 +85,256 @@ class Call(Generic[A]):
             "headers": headers,
         }
 
+    def answer(self, response: httpx.Response) -> A:
+        """What a response means.
 
-def answer_of(call: Call[A], content: bytes) -> A:
-    """The body of a successful response as the call's type; bytes are returned as they are."""
-    if call.answer is bytes:
-        return content  # type: ignore[return-value]  # A is bytes here
-    return msgspec.json.decode(content, type=call.answer)
+        Raises:
+            httpx.HTTPStatusError: The service refused.
+            ServiceError: The answer is none of this API's.
+        """
+        if self.instead and response.is_error:
+            code = refusal_of(response).code
+            if code in self.instead:
+                return self.instead[code]
+        try:
+            return self.read(response.raise_for_status().content)
+        except msgspec.DecodeError as error:
+            text = f"{response.url.host}: its answer is none of this service's ({error}); check the address"
+            raise ServiceError(response.status_code, "", text) from error
 
 
-def fields(**given: Any) -> dict[str, str]:
+def search_image(image: Image, k: int = 10, **options: Unpack[Options]) -> Call[SearchAnswer]:
+    """The nearest neighbours of an image, encoded bytes or a file."""
+    return _upload("/v1/search", _as(SearchAnswer), [("image", image)], _named(k, options))
+
+
+def search_images(images: Iterable[Image], k: int = 10, **options: Unpack[Options]) -> Call[BatchAnswer]:
+    """The nearest neighbours of several images at once; an unusable one gives an error in its place."""
+    files = [("image", image) for image in images]
+    return _upload("/v1/search/batch", _as(BatchAnswer), files, _named(k, options))
+
+
+def search_vector(
+    vector: Vector, k: int = 10, *, fingerprint: str | None = None, **options: Unpack[Options]
+) -> Call[SearchAnswer]:
+    """The nearest neighbours of a vector; another model's ``fingerprint`` is refused."""
+    body = {"vector": _numbers(vector), "fingerprint": fingerprint, **_named(k, options)}
+    return _json("POST", "/v1/search/vector", _as(SearchAnswer), body)
+
+
+def search_vectors(
+    vectors: Iterable[Vector], k: int = 10, *, fingerprint: str | None = None, **options: Unpack[Options]
+) -> Call[BatchAnswer]:
+    """The nearest neighbours of several vectors of the same model at once."""
+    rows = [_numbers(vector) for vector in vectors]
+    body = {"vectors": rows, "fingerprint": fingerprint, **_named(k, options)}
+    return _json("POST", "/v1/search/vector", _as(BatchAnswer), body)
+
+
+def search_by_id(item_id: ItemId, k: int = 10, **options: Unpack[Options]) -> Call[SearchAnswer]:
+    """The nearest neighbours of a stored item, itself left out."""
+    return Call("GET", _item(item_id, "/similar"), _as(SearchAnswer), _fields(_named(k, options)))
+
+
+def search_examples(
+    positives: Sequence[ItemId],
+    negatives: Sequence[ItemId] = (),
+    k: int = 10,
+    **options: Unpack[Options],
+) -> Call[SearchAnswer]:
+    """Items like the positives and unlike the negatives, both ids of stored items."""
+    body = {"positives": list(positives), "negatives": list(negatives), **_named(k, options)}
+    return _json("POST", "/v1/search/examples", _as(SearchAnswer), body)
+
+
+def upsert(
+    image: Image,
+    item_id: ItemId | None = None,
+    *,
+    label: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    collection: str | None = None,
+) -> Call[ItemId]:
+    """Embed and store an image; returns its id, made from its content when none is given."""
+    given = {
+        "id": None if item_id is None else format_id(item_id),
+        "label": label,
+        "metadata": metadata,
+        "collection": collection,
+    }
+    return _upload("/v1/items", lambda body: _as(schemas.Written)(body).ids[0], [("image", image)], given)
+
+
+def upsert_vectors(
+    items: Iterable[schemas.NewItem], *, collection: str | None = None, fingerprint: str | None = None
+) -> Call[int]:
+    """Store items with their vectors, all or none; returns how many."""
+    given = {"items": list(items), "collection": collection, "fingerprint": fingerprint}
+    return _json("POST", "/v1/items/vectors", lambda body: _as(schemas.Written)(body).stored, given)
+
+
+def import_block(
+    block: bytes, before: int, *, collection: str | None = None, fingerprint: str | None = None
+) -> Call[int]:
+    """Store the items of some lines of JSON, ``before`` of them ahead of it; returns how many."""
+    return Call(
+        "POST",
+        "/v1/import",
+        lambda body: stored_by(body, before),
+        _fields({"collection": collection, "fingerprint": fingerprint}),
+        content=block,
+        content_type="application/x-ndjson",
+    )
+
+
+def delete(
+    ids: Iterable[ItemId] = (),
+    *,
+    where: Mapping[str, Any] | None = None,
+    erase: bool = False,
+    collection: str | None = None,
+) -> Call[int]:
+    """Delete by id, by filter or both; ``erase`` removes every byte. Returns how many went."""
+    given = {"ids": list(ids), "filter": where, "erase": erase, "collection": collection}
+    return _json("POST", "/v1/items/delete", lambda body: _as(schemas.Deleted)(body).deleted, given)
+
+
+def get(
+    item_id: ItemId, *, with_vector: bool = False, collection: str | None = None
+) -> Call[ItemDocument | None]:
+    """One item, or None where there is none of that id."""
+    params = _fields({"with_vector": with_vector, "collection": collection})
+    return Call("GET", _item(item_id), _as(ItemDocument), params, instead={"item-missing": None})
+
+
+def get_many(
+    ids: Iterable[ItemId], *, with_vectors: bool = False, collection: str | None = None
+) -> Call[list[ItemDocument | None]]:
+    """Items in the order of ``ids``, None where there is none."""
+    given = {"ids": list(ids), "with_vectors": with_vectors, "collection": collection}
+    return _json("POST", "/v1/items/get", lambda body: _as(schemas.ItemList)(body).items, given)
+
+
+def page(
+    after: int | None = None,
+    limit: int = 100,
+    *,
+    label: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    with_vectors: bool = False,
+    collection: str | None = None,
+) -> Call[schemas.ItemPage]:
+    """Some items in the order of their last write; ``next`` is the ``after`` of the following page."""
+    given = {
+        "after": after,
+        "limit": limit,
+        "label": label,
+        "filter": where,
+        "with_vectors": with_vectors,
+        "collection": collection,
+    }
+    return Call("GET", "/v1/items", _as(schemas.ItemPage), _fields(given))
+
+
+def thumbnail(item_id: ItemId, *, collection: str | None = None) -> Call[bytes]:
+    """An item's thumbnail, an encoded image; status 404 where there is none."""
+    return Call("GET", _item(item_id, "/thumbnail"), bytes, _fields({"collection": collection}))
+
+
+def change(
+    item_id: ItemId, changes: Mapping[str, Any], *, collection: str | None = None
+) -> Call[ItemDocument]:
+    """Change "label" and "metadata" in part; None removes a field of the metadata."""
+    body = msgspec.json.encode(dict(changes))
+    params = _fields({"collection": collection})
+    return Call("PATCH", _item(item_id), _as(ItemDocument), params, content=body)
+
+
+def embed(images: Iterable[Image]) -> Call[schemas.EmbedAnswer]:
+    """Vectors of images."""
+    return _upload("/v1/embed", _as(schemas.EmbedAnswer), [("image", image) for image in images], {})
+
+
+def verify(
+    first: Image, second: Image, *, false_accept_rate: str | None = None
+) -> Call[schemas.VerifyAnswer]:
+    """Whether two images show the same, by the model's calibrated threshold."""
+    files = [("first", first), ("second", second)]
+    return _upload("/v1/verify", _as(schemas.VerifyAnswer), files, {"false_accept_rate": false_accept_rate})
+
+
+def model() -> Call[schemas.Model]:
+    """What embeds images at the service."""
+    return Call("GET", "/v1/model", _as(schemas.Model))
+
+
+def reload(alias: str | None = None, collection: str | None = None) -> Call[schemas.Model]:
+    """Have the service take its model's folder anew, and move an alias with it."""
+    return _json("POST", "/v1/reload", _as(schemas.Model), {"alias": alias, "collection": collection})
+
+
+def collections() -> Call[CollectionList]:
+    """All collections, aliases, and the default one."""
+    return Call("GET", "/v1/collections", _as(CollectionList))
+
+
+def create_collection(
+    name: str, *, dim: int | None = None, fingerprint: str | None = None, index: str | None = None
+) -> Call[CollectionStats]:
+    """A new, empty collection; without ``dim`` it is for the loaded model."""
+    given = {"name": name, "dim": dim, "fingerprint": fingerprint, "index": index}
+    return _json("POST", "/v1/collections", _as(CollectionStats), given)
+
+
+def delete_collection(name: str) -> Call[CollectionList]:
+    """Delete a collection with all its files; refused while it is in use."""
+    return Call("DELETE", f"/v1/collections/{quote(name, safe='')}", _as(CollectionList))
+
+
+def set_alias(alias: str, collection: str | None) -> Call[CollectionList]:
+    """Let an alias mean a collection from now on, or nothing."""
+    body = msgspec.json.encode({"collection": collection})
+    return Call("PUT", f"/v1/aliases/{quote(alias, safe='')}", _as(CollectionList), content=body)
+
+
+def create_payload_index(field: str, *, collection: str | None = None) -> Call[CollectionStats]:
+    """Make filters on "label" or "metadata.NAME" fast."""
+    given = {"field": field, "collection": collection}
+    return _json("POST", "/v1/payload-indexes", _as(CollectionStats), given)
+
+
+def stats(*, collection: str | None = None) -> Call[CollectionStats]:
+    """A collection's figures."""
+    return Call("GET", "/v1/stats", _as(CollectionStats), _fields({"collection": collection}))
+
+
+def labels(*, collection: str | None = None) -> Call[dict[str, int]]:
+    """Up to 1000 labels with their number of items, most frequent first."""
+    params = _fields({"collection": collection})
+    return Call("GET", "/v1/labels", lambda body: _as(schemas.Labels)(body).labels, params)
+
+
+def _as(kind: type[A]) -> Callable[[bytes], A]:
+    return msgspec.json.Decoder(kind).decode
+
+
+def _json(method: str, path: str, read: Callable[[bytes], A], given: Mapping[str, Any]) -> Call[A]:
+    """A call with a JSON body, from which what is None is left out."""
+    present = {name: value for name, value in given.items() if value is not None}
+    return Call(method, path, read, content=msgspec.json.encode(present))
+
+
+def _upload(
+    path: str, read: Callable[[bytes], A], images: Iterable[tuple[str, Image]], given: Mapping[str, Any]
+) -> Call[A]:
+    """A call with a form of images and other fields."""
+    files = [
+        (name, ("image", image.read_bytes() if isinstance(image, Path) else image)) for name, image in images
+    ]
+    return Call("POST", path, read, files=files, data=_fields(given))
+
+
+def _fields(given: Mapping[str, Any]) -> dict[str, str]:
     """Form fields or query parameters: what is None is left out, lists and objects become JSON text."""
     return {
         name: value if isinstance(value, str) else msgspec.json.encode(value).decode()
@@ -83,7 +343,7 @@ def fields(**given: Any) -> dict[str, str]:
     }
 
 
-def _search(k: int, options: Options) -> dict[str, Any]:
+def _named(k: int, options: Options) -> dict[str, Any]:
     """A search's options under the API's names."""
     given: dict[str, Any] = {**options, "k": k}
     given["filter"] = given.pop("where", None)
@@ -91,206 +351,9 @@ def _search(k: int, options: Options) -> dict[str, Any]:
     return given
 
 
-def _file(image: Image) -> tuple[str, bytes]:
-    return ("image", image.read_bytes() if isinstance(image, Path) else image)
-
-
 def _numbers(vector: Vector) -> list[float]:
     return [float(value) for value in vector]
 
 
-def _item_path(item_id: ItemId, ending: str = "") -> str:
+def _item(item_id: ItemId, ending: str = "") -> str:
     return f"/v1/items/{quote(format_id(item_id), safe='')}{ending}"
-
-
-def search_image(image: Image, k: int, options: Options) -> Call[schemas.SearchAnswer]:
-    """``POST /v1/search``."""
-    files = [("image", _file(image))]
-    data = fields(**_search(k, options))
-    return Call("POST", "/v1/search", schemas.SearchAnswer, files=files, data=data)
-
-
-def search_images(images: Iterable[Image], k: int, options: Options) -> Call[schemas.BatchAnswer]:
-    """``POST /v1/search/batch``."""
-    files = [("image", _file(image)) for image in images]
-    data = fields(**_search(k, options))
-    return Call("POST", "/v1/search/batch", schemas.BatchAnswer, files=files, data=data)
-
-
-def search_vector(
-    vector: Vector, k: int, fingerprint: str | None, options: Options
-) -> Call[schemas.SearchAnswer]:
-    """``POST /v1/search/vector``."""
-    given = {"vector": _numbers(vector), "fingerprint": fingerprint, **_search(k, options)}
-    return Call("POST", "/v1/search/vector", schemas.SearchAnswer, content=_present(given))
-
-
-def search_vectors(
-    vectors: Iterable[Vector], k: int, fingerprint: str | None, options: Options
-) -> Call[schemas.BatchAnswer]:
-    """``POST /v1/search/vector`` with several."""
-    rows = [_numbers(vector) for vector in vectors]
-    given = {"vectors": rows, "fingerprint": fingerprint, **_search(k, options)}
-    return Call("POST", "/v1/search/vector", schemas.BatchAnswer, content=_present(given))
-
-
-def search_by_id(item_id: ItemId, k: int, options: Options) -> Call[schemas.SearchAnswer]:
-    """``GET /v1/items/{id}/similar``."""
-    params = fields(**_search(k, options))
-    return Call("GET", _item_path(item_id, "/similar"), schemas.SearchAnswer, params=params)
-
-
-def search_examples(
-    positives: Sequence[ItemId], negatives: Sequence[ItemId], k: int, options: Options
-) -> Call[schemas.SearchAnswer]:
-    """``POST /v1/search/examples``."""
-    given = {"positives": list(positives), "negatives": list(negatives), **_search(k, options)}
-    return Call("POST", "/v1/search/examples", schemas.SearchAnswer, content=_present(given))
-
-
-def upsert_image(
-    image: Image,
-    item_id: ItemId | None,
-    label: str | None,
-    metadata: Mapping[str, Any],
-    collection: str | None,
-) -> Call[schemas.Written]:
-    """``POST /v1/items``."""
-    data = fields(
-        id=None if item_id is None else format_id(item_id),
-        label=label,
-        metadata=dict(metadata),
-        collection=collection,
-    )
-    return Call("POST", "/v1/items", schemas.Written, files=[("image", _file(image))], data=data)
-
-
-def upsert_vectors(
-    items: Iterable[schemas.NewItem], collection: str | None, fingerprint: str | None
-) -> Call[schemas.Written]:
-    """``POST /v1/items/vectors``."""
-    body = schemas.UpsertVectors(items=list(items), collection=collection, fingerprint=fingerprint)
-    return Call("POST", "/v1/items/vectors", schemas.Written, content=msgspec.json.encode(body))
-
-
-def import_block(lines: bytes, collection: str | None, fingerprint: str | None) -> Call[bytes]:
-    """``POST /v1/import``."""
-    params = fields(collection=collection, fingerprint=fingerprint)
-    kind = "application/x-ndjson"
-    return Call("POST", "/v1/import", bytes, params=params, content=lines, content_type=kind)
-
-
-def delete(
-    ids: Iterable[ItemId], where: Mapping[str, Any] | None, collection: str | None, *, erase: bool
-) -> Call[schemas.Deleted]:
-    """``POST /v1/items/delete``."""
-    body = schemas.DeleteItems(
-        ids=list(ids), filter=None if where is None else dict(where), erase=erase, collection=collection
-    )
-    return Call("POST", "/v1/items/delete", schemas.Deleted, content=msgspec.json.encode(body))
-
-
-def get(item_id: ItemId, collection: str | None, *, with_vector: bool) -> Call[schemas.ItemDocument]:
-    """``GET /v1/items/{id}``."""
-    params = fields(with_vector=with_vector, collection=collection)
-    return Call("GET", _item_path(item_id), schemas.ItemDocument, params=params)
-
-
-def get_many(ids: Iterable[ItemId], collection: str | None, *, with_vectors: bool) -> Call[schemas.ItemList]:
-    """``POST /v1/items/get``."""
-    body = schemas.GetItems(ids=list(ids), with_vectors=with_vectors, collection=collection)
-    return Call("POST", "/v1/items/get", schemas.ItemList, content=msgspec.json.encode(body))
-
-
-def page(
-    after: int | None,
-    limit: int,
-    label: str | None,
-    where: Mapping[str, Any] | None,
-    collection: str | None,
-    *,
-    with_vectors: bool,
-) -> Call[schemas.ItemPage]:
-    """``GET /v1/items``."""
-    params = fields(
-        after=after, limit=limit, label=label, filter=where, collection=collection, with_vectors=with_vectors
-    )
-    return Call("GET", "/v1/items", schemas.ItemPage, params=params)
-
-
-def thumbnail(item_id: ItemId, collection: str | None) -> Call[bytes]:
-    """``GET /v1/items/{id}/thumbnail``."""
-    return Call("GET", _item_path(item_id, "/thumbnail"), bytes, params=fields(collection=collection))
-
-
-def change(item_id: ItemId, changes: Mapping[str, Any], collection: str | None) -> Call[schemas.ItemDocument]:
-    """``PATCH /v1/items/{id}``."""
-    body = msgspec.json.encode(dict(changes))
-    params = fields(collection=collection)
-    return Call("PATCH", _item_path(item_id), schemas.ItemDocument, params=params, content=body)
-
-
-def verify(first: Image, second: Image, rate: str | None) -> Call[schemas.VerifyAnswer]:
-    """``POST /v1/verify``."""
-    files = [("first", _file(first)), ("second", _file(second))]
-    return Call("POST", "/v1/verify", schemas.VerifyAnswer, files=files, data=fields(false_accept_rate=rate))
-
-
-def embed(images: Iterable[Image]) -> Call[schemas.EmbedAnswer]:
-    """``POST /v1/embed``."""
-    return Call("POST", "/v1/embed", schemas.EmbedAnswer, files=[("image", _file(image)) for image in images])
-
-
-def collections() -> Call[schemas.CollectionList]:
-    """``GET /v1/collections``."""
-    return Call("GET", "/v1/collections", schemas.CollectionList)
-
-
-def create_collection(
-    name: str, dim: int | None, fingerprint: str | None, index: str | None
-) -> Call[schemas.CollectionStats]:
-    """``POST /v1/collections``."""
-    body = schemas.NewCollection(name=name, dim=dim, fingerprint=fingerprint, index=index)
-    return Call("POST", "/v1/collections", schemas.CollectionStats, content=msgspec.json.encode(body))
-
-
-def delete_collection(name: str) -> Call[schemas.CollectionList]:
-    """``DELETE /v1/collections/{name}``."""
-    return Call("DELETE", f"/v1/collections/{quote(name, safe='')}", schemas.CollectionList)
-
-
-def create_payload_index(field: str, collection: str | None) -> Call[schemas.CollectionStats]:
-    """``POST /v1/payload-indexes``."""
-    body = schemas.NewPayloadIndex(field=field, collection=collection)
-    return Call("POST", "/v1/payload-indexes", schemas.CollectionStats, content=msgspec.json.encode(body))
-
-
-def set_alias(alias: str, collection: str | None) -> Call[schemas.CollectionList]:
-    """``PUT /v1/aliases/{alias}``."""
-    body = msgspec.json.encode(schemas.AliasTarget(collection=collection))
-    return Call("PUT", f"/v1/aliases/{quote(alias, safe='')}", schemas.CollectionList, content=body)
-
-
-def reload(alias: str | None, collection: str | None) -> Call[schemas.Model]:
-    """``POST /v1/reload``."""
-    body = msgspec.json.encode(schemas.Reload(alias=alias, collection=collection))
-    return Call("POST", "/v1/reload", schemas.Model, content=body)
-
-
-def model() -> Call[schemas.Model]:
-    """``GET /v1/model``."""
-    return Call("GET", "/v1/model", schemas.Model)
-
-
-def stats(collection: str | None) -> Call[schemas.CollectionStats]:
-    """``GET /v1/stats``."""
-    return Call("GET", "/v1/stats", schemas.CollectionStats, params=fields(collection=collection))
-
-
-def labels(collection: str | None) -> Call[schemas.Labels]:
-    """``GET /v1/labels``."""
-    return Call("GET", "/v1/labels", schemas.Labels, params=fields(collection=collection))
-
-
-def _present(given: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode({name: value for name, value in given.items() if value is not None})

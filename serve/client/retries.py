@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import httpx
 
+from serve.client.errors import error_of
+
 # Worth another try: overloaded, behind a proxy that lost its way, restarting. Every request of this API may
 # be repeated: writes are upserts and deletes.
 _PASSING = {429, 502, 503, 504}
@@ -39,6 +41,17 @@ class Retries:
         if asked is None:
             return pause
         return None if asked > self.longest_seconds else float(max(pause, asked))
+
+    def before_next(self, attempt: int, error: httpx.HTTPError) -> float:
+        """Seconds to wait after try number ``attempt`` (from 1), which ended with ``error``.
+
+        Raises:
+            ServiceError: There is no further try.
+        """
+        pause = self.pause(attempt, error.response if isinstance(error, httpx.HTTPStatusError) else None)
+        if pause is None:
+            raise error_of(error) from error
+        return pause
 
 
 def _retry_after(response: httpx.Response | None) -> float | None:

@@ -6,8 +6,9 @@ import inspect
 import httpx
 import pytest
 
-from serve.client import AsyncClient, Client, ServiceError
+from serve.client import AsyncClient, Client, ServiceError, requests
 from serve.client.retries import Retries
+from serve.schemas import NewItem
 
 QUICK = Retries(attempts=4, first_seconds=0.001, longest_seconds=2)
 MODEL = {"fingerprint": "f", "dim": 3, "size": 32, "mode": "RGB", "thresholds": {}, "info": {}}
@@ -76,6 +77,46 @@ def test_an_answer_that_is_no_problem_document_is_still_an_error():
     transport = httpx.MockTransport(lambda _request: httpx.Response(404, text="<html>"))
     with pytest.raises(ServiceError, match="404"):
         make(transport).model()
+
+
+@pytest.mark.parametrize("page", ["<html>", "", "[]"])
+def test_an_answer_of_something_else_is_an_error_in_one_line(page):
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, text=page))
+    for ask in (
+        Client.model,
+        Client.stats,
+        lambda client: client.import_items([NewItem(id=1, vector=[1.0])]),
+    ):
+        with pytest.raises(ServiceError, match="check the address"):
+            ask(make(transport))
+
+
+def test_what_is_encoded_wrongly_is_an_error_in_one_line():
+    broken = {"content-encoding": "gzip"}
+    transport = httpx.MockTransport(
+        lambda _request: httpx.Response(200, headers=broken, stream=httpx.ByteStream(b"not gzip"))
+    )
+    with pytest.raises(ServiceError, match="no answer"):
+        make(transport).model()
+
+
+def test_every_operation_is_a_method_that_tells_what_it_takes():
+    operations = {
+        name: value
+        for name, value in vars(requests).items()
+        if inspect.isfunction(value) and value.__module__ == requests.__name__ and name[0] != "_"
+    }
+    del operations["import_block"]  # a part of import_items
+    assert len(operations) == 25
+    for name, operation in operations.items():
+        taken = inspect.signature(operation)
+        for kind in (Client, AsyncClient):
+            method = getattr(kind, name)
+            shown = inspect.signature(method)
+            assert list(shown.parameters) == ["self", *taken.parameters], name
+            assert taken.return_annotation == requests.Call[shown.return_annotation], name
+            assert (method.__name__, method.__doc__) == (name, operation.__doc__)
+            assert method.__doc__
 
 
 def test_both_clients_offer_the_same():
