@@ -12,6 +12,7 @@ from models.errors import InputError
 from models.preprocess import DecodeLimits, decode_image
 from serve.client import Client, ServiceError
 from serve.schemas import Neighbour
+from serve.store.protocol import DEFAULT_K
 
 TILE = 160
 
@@ -19,7 +20,7 @@ TILE = 160
 def search(
     image: Path,
     *,
-    k: int = 10,
+    k: int = DEFAULT_K,
     url: str = "http://127.0.0.1:8000",
     label: str | None = None,
     collection: str | None = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from serve.schemas import SearchOptions
+from serve.store.protocol import SearchQuery
 
 if TYPE_CHECKING:
     from serve.embedding import Embedded, EmbeddingPipeline
@@ -41,7 +41,8 @@ async def sing(pipeline: EmbeddingPipeline, threads: StoreThreads, store: Store)
     wrong = _wrong(embedded)
     if wrong is not None:
         return wrong
-    result = await threads.search(store, embedded.vector, SearchOptions(k=1), embedded.fingerprint)
+    query = SearchQuery(1, fingerprint=embedded.fingerprint)
+    result = await threads.search(store, embedded.vector, query)
     if not result.hits[0] and await threads.call(store.count) > 0:
         return "the store has items but finds none"
     return None

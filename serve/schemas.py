@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from serve.problems import Problem
-from serve.store.protocol import ItemId
+from serve.store.protocol import DEFAULT_K, MOST_EFFORT, ItemId, SearchQuery
 
 Id = Annotated[str, Meta(min_length=1, max_length=1024)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
@@ -73,15 +73,32 @@ class SearchOptions(Struct, kw_only=True, forbid_unknown_fields=True):
         collection: Collection or alias; the service's default when absent.
     """
 
-    k: Count = 10
+    k: Count = DEFAULT_K
     label: str | None = None
     filter: dict[str, Any] | None = None
     min_similarity: Cosine | None = None
     exclude: list[Id] = []
     group_by: Literal["label"] | None = None
     exact: bool = False
-    effort: Annotated[int, Meta(ge=1, le=65536)] | None = None
+    effort: Annotated[int, Meta(ge=1, le=MOST_EFFORT)] | None = None
     collection: CollectionName | None = None
+
+    def query(self, fingerprint: str | None = None) -> SearchQuery:
+        """What to ask of the store; ``fingerprint`` is the model's that made the vectors."""
+        where = self.filter or None
+        if self.label is not None:
+            by_label = {"label": self.label}
+            where = by_label if where is None else {"and": [by_label, where]}
+        return SearchQuery(
+            k=self.k,
+            where=where,
+            min_similarity=self.min_similarity,
+            exclude=tuple(self.exclude),
+            group_by=self.group_by,
+            exact=self.exact,
+            effort=self.effort,
+            fingerprint=fingerprint,
+        )
 
 
 class VectorSearch(SearchOptions, kw_only=True, forbid_unknown_fields=True):

@@ -5,15 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.embedding.batcher import MicroBatcher
-from serve.schemas import SearchOptions
-from serve.store.protocol import ItemId, SearchResult, Store
+from serve.store.protocol import SearchQuery, SearchResult, Store
 from serve.threads import enter_worker
 
 R = TypeVar("R")
@@ -24,34 +23,12 @@ _INLINE_SECONDS = 0.0015
 _SMOOTHING = 0.1
 
 
-def filter_of(options: SearchOptions) -> dict[str, Any] | None:
-    """The options' filter, with the label shorthand folded in."""
-    if options.label is None:
-        return options.filter
-    by_label = {"label": options.label}
-    return by_label if options.filter is None else {"and": [by_label, options.filter]}
-
-
-def is_plain(options: SearchOptions) -> bool:
-    """Whether a search has nothing but a query and k, so that it can share a batch with others."""
-    return (
-        options.label is None
-        and not options.filter
-        and options.min_similarity is None
-        and not options.exclude
-        and options.group_by is None
-        and not options.exact
-        and options.effort is None
-    )
-
-
 @dataclass(frozen=True)
 class PlainSearch:
-    """One query of a batch: what it must share with the others, and its vector of shape (dim,)."""
+    """One search of a batch: what it must share with the others, and its vector of shape (dim,)."""
 
     store: Store
-    k: int
-    with_metadata: bool
+    query: SearchQuery
     vector: NDArray[np.float32]
 
 
@@ -61,9 +38,9 @@ class _Pace:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def search(self, store: Store, vectors: NDArray[np.float32], k: int, with_metadata: bool) -> SearchResult:
+    def search(self, store: Store, vectors: NDArray[np.float32], query: SearchQuery) -> SearchResult:
         started = time.perf_counter()
-        result = store.search(vectors, k, with_metadata=with_metadata)
+        result = store.search(vectors, query)
         took = (time.perf_counter() - started) / len(result.hits)
         known = self.seconds or took
         # A search that was interrupted says little of the store: it counts as a somewhat slower one.
@@ -99,66 +76,15 @@ class StoreThreads:
         """Call ``function`` in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
-    def _at_once(
-        self, store: Store, vector: NDArray[np.float32], k: int, *, with_metadata: bool
-    ) -> SearchResult | None:
-        """As `plain`, in the event loop itself; None where that would hold it up."""
+    async def search(self, store: Store, vectors: NDArray[np.float32], query: SearchQuery) -> SearchResult:
+        """Search ``store`` by a vector of shape (dim,), or by several; see `Store.search`."""
+        plain = query.is_plain and not query.exact and query.effort is None
+        if vectors.ndim > 1 or not plain or query.fingerprint not in (None, store.fingerprint):
+            return await self.call(lambda: store.search(vectors, query))
         pace = self._paces.get(store)
-        if pace is None or pace.seconds >= _INLINE_SECONDS or k > 100 or not store.in_process:
-            return None
-        return pace.search(store, vector, k, with_metadata)
-
-    async def plain(
-        self, store: Store, vector: NDArray[np.float32], k: int, *, with_metadata: bool
-    ) -> SearchResult:
-        """Search by one vector of shape (dim,) without any condition."""
-        result = self._at_once(store, vector, k, with_metadata=with_metadata)
-        if result is not None:
-            return result
-        search = PlainSearch(store, k, with_metadata, vector)
-        return await asyncio.wrap_future(self._plain.submit(search))
-
-    async def search(
-        self,
-        store: Store,
-        vectors: NDArray[np.float32],
-        options: SearchOptions,
-        fingerprint: str | None = None,
-    ) -> SearchResult:
-        """Search ``store``; see :meth:`serve.store.protocol.Store.search`."""
-        if vectors.ndim == 1 and is_plain(options) and fingerprint in (None, store.fingerprint):
-            return await self.plain(store, vectors, options.k, with_metadata=True)
-        return await self.call(
-            lambda: store.search(
-                vectors,
-                options.k,
-                where=filter_of(options),
-                min_similarity=options.min_similarity,
-                exclude=options.exclude,
-                group_by=options.group_by,
-                exact=options.exact,
-                effort=options.effort,
-                fingerprint=fingerprint,
-            )
-        )
-
-    async def search_examples(
-        self, store: Store, positives: list[ItemId], negatives: list[ItemId], options: SearchOptions
-    ) -> SearchResult:
-        """Search by stored items; see :meth:`serve.store.protocol.Store.search_examples`."""
-        return await self.call(
-            lambda: store.search_examples(
-                positives,
-                negatives,
-                options.k,
-                where=filter_of(options),
-                min_similarity=options.min_similarity,
-                exclude=options.exclude,
-                group_by=options.group_by,
-                exact=options.exact,
-                effort=options.effort,
-            )
-        )
+        if pace is None or pace.seconds >= _INLINE_SECONDS or query.k > 100 or not store.in_process:
+            return await asyncio.wrap_future(self._plain.submit(PlainSearch(store, query, vectors)))
+        return pace.search(store, vectors, query)
 
     def close(self) -> None:
         """Finish what runs and end the threads."""
@@ -166,14 +92,13 @@ class StoreThreads:
         self._pool.shutdown()
 
     def _run_plain(self, searches: list[PlainSearch]) -> Sequence[SearchResult]:
-        alike: dict[tuple[Store, int, bool, int], list[int]] = {}
+        alike: dict[tuple[Store, SearchQuery, int], list[int]] = {}
         for position, search in enumerate(searches):
-            key = (search.store, search.k, search.with_metadata, len(search.vector))
-            alike.setdefault(key, []).append(position)
+            alike.setdefault((search.store, search.query, len(search.vector)), []).append(position)
         results: list[SearchResult | None] = [None] * len(searches)
-        for (store, k, with_metadata, _), positions in alike.items():
+        for (store, query, _), positions in alike.items():
             vectors = np.stack([searches[position].vector for position in positions])
-            found = self._paces.setdefault(store, _Pace()).search(store, vectors, k, with_metadata)
+            found = self._paces.setdefault(store, _Pace()).search(store, vectors, query)
             for position, hits in zip(positions, found.hits, strict=True):
                 results[position] = SearchResult([hits], found.plan)
         return [result for result in results if result is not None]

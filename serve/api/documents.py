@@ -17,7 +17,7 @@ _REF = "#/components/schemas/{name}"
 _STRUCTS = [
     value
     for value in vars(schemas).values()
-    if isinstance(value, type) and issubclass(value, msgspec.Struct) and value is not msgspec.Struct
+    if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == schemas.__name__
 ]
 
 # Which errors an endpoint can answer with, said once for all.

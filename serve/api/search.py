@@ -26,6 +26,7 @@ from serve.schemas import (
     parse_id,
 )
 from serve.service import Service
+from serve.store.protocol import DEFAULT_K, SearchQuery
 
 router = APIRouter(prefix="/v1", tags=["search"], dependencies=[Depends(read_key)])
 
@@ -64,15 +65,16 @@ async def search_vector(request: Request) -> Response:
         raise Problem(422, "invalid", "body: give either vector or vectors")
     check_batch(len(options.vectors or ()), service, "vectors")
     store = await service.store(options.collection)
+    query = options.query(options.fingerprint)
     if options.vector is not None:
-        query = as_vectors([options.vector])[0]
+        vector = as_vectors([options.vector])[0]
         with watch.stage("search"):
-            result = await service.threads.search(store, query, options, options.fingerprint)
+            result = await service.threads.search(store, vector, query)
         return _answer(request, options, result.hits[0], result.plan, watch)
     rows = options.vectors or []
-    queries = await offload(as_vectors, rows, size=4 * sum(map(len, rows)))
+    vectors = await offload(as_vectors, rows, size=4 * sum(map(len, rows)))
     with watch.stage("search"):
-        result = await service.threads.search(store, queries, options, options.fingerprint)
+        result = await service.threads.search(store, vectors, query)
     return reply(
         {
             "results": [{"hits": hits} for hits in result.hits],
@@ -89,7 +91,7 @@ _FLOATS = {"application/octet-stream": {"schema": {"type": "string", "format": "
 class RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What the query string of a raw search may say."""
 
-    k: Count = 10
+    k: Count = DEFAULT_K
     collection: CollectionName | None = None
 
 
@@ -106,16 +108,17 @@ async def raw_search(request: Request) -> Response:
     """One or several vectors as little-endian float32; ids and similarities come back."""
     service = service_of(request)
     body = await request.body()
-    query = request.scope["query_string"]
-    options = fields_as(dict(request.query_params), RawOptions) if query else _DEFAULTS
+    given = request.scope["query_string"]
+    options = fields_as(dict(request.query_params), RawOptions) if given else _DEFAULTS
     check_k(options.k, service)
     store = await service.store(options.collection)
     vectors = _raw_vectors(body, store.dim, service)
-    if len(vectors) == 1:
-        result = await service.threads.plain(store, vectors[0], options.k, with_metadata=False)
+    alone = len(vectors) == 1
+    query = SearchQuery(options.k, with_metadata=False)
+    result = await service.threads.search(store, vectors[0] if alone else vectors, query)
+    if alone:
         (hits,) = result.hits
         return reply(RawAnswer(ids=[hit.id for hit in hits], similarities=[hit.similarity for hit in hits]))
-    result = await service.threads.call(lambda: store.search(vectors, options.k, with_metadata=False))
     return reply(
         RawBatchAnswer(
             ids=[[hit.id for hit in hits] for hits in result.hits],
@@ -159,7 +162,8 @@ async def search_image(request: Request) -> Response:
         watch.record("decode", embedded.decode_ms)
         watch.record("network", embedded.network_ms)
         with watch.stage("search"):
-            result = await service.threads.search(store, embedded.vector, options, embedded.fingerprint)
+            query = options.query(embedded.fingerprint)
+            result = await service.threads.search(store, embedded.vector, query)
     return _answer(request, options, result.hits[0], result.plan, watch)
 
 
@@ -188,7 +192,8 @@ async def search_images(request: Request) -> Response:
         hits: list[object] = []
         if vectors:
             with watch.stage("search"):
-                found = await service.threads.search(store, np.stack(vectors), options, fingerprint)
+                query = options.query(fingerprint)
+                found = await service.threads.search(store, np.stack(vectors), query)
             hits, plan = list(found.hits), found.plan
     remaining = iter(hits)
     results = [
@@ -220,7 +225,9 @@ async def search_examples(request: Request) -> Response:
     check_batch(len(options.positives) + len(options.negatives), service, "examples")
     store = await service.store(options.collection)
     with watch.stage("search"):
-        result = await service.threads.search_examples(store, options.positives, options.negatives, options)
+        result = await service.threads.call(
+            lambda: store.search_examples(options.positives, options.negatives, options.query())
+        )
     return _answer(request, options, result.hits[0], result.plan, watch)
 
 
@@ -238,7 +245,9 @@ async def search_similar(request: Request, item_id: str) -> Response:
     check_options(options, service)
     store = await service.store(options.collection)
     with watch.stage("search"):
-        result = await service.threads.search_examples(store, [parse_id(item_id)], [], options)
+        result = await service.threads.call(
+            lambda: store.search_examples([parse_id(item_id)], query=options.query())
+        )
     return _answer(request, options, result.hits[0], result.plan, watch)
 
 

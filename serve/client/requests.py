@@ -6,7 +6,7 @@ Both clients send these calls; what a function takes here is what the client's m
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -16,7 +16,7 @@ from serve import schemas
 from serve.client.errors import ServiceError, refusal_of
 from serve.client.importing import stored_by
 from serve.schemas import BatchAnswer, CollectionList, CollectionStats, ItemDocument, SearchAnswer, format_id
-from serve.store.protocol import ItemId
+from serve.store.protocol import DEFAULT_K, ItemId, SearchArguments
 
 A = TypeVar("A")
 
@@ -24,25 +24,15 @@ Image = bytes | Path
 Vector = Sequence[float]
 
 
-class Options(TypedDict, total=False):
-    """What every search may be told.
+class Options(SearchArguments, total=False):
+    """The keyword arguments of every search; :class:`serve.store.protocol.SearchQuery` explains those above.
 
     Attributes:
         label: Only items with this label.
-        where: Only items that pass this filter, such as ``{"metadata.year": {"gte": 1900}}``.
-        min_similarity: Drop neighbours below this cosine.
-        exclude: Ids that are never neighbours.
-        group_by: "label" keeps the best item of each label.
-        exact: Scan exactly instead of asking an approximate index.
         collection: Collection or alias; the service's default when absent.
     """
 
     label: str | None
-    where: Mapping[str, Any] | None
-    min_similarity: float | None
-    exclude: Sequence[ItemId]
-    group_by: Literal["label"] | None
-    exact: bool
     collection: str | None
 
 
@@ -103,19 +93,21 @@ class Call(Generic[A]):
             raise ServiceError(response.status_code, "", text) from error
 
 
-def search_image(image: Image, k: int = 10, **options: Unpack[Options]) -> Call[SearchAnswer]:
+def search_image(image: Image, k: int = DEFAULT_K, **options: Unpack[Options]) -> Call[SearchAnswer]:
     """The nearest neighbours of an image, encoded bytes or a file."""
     return _upload("/v1/search", _as(SearchAnswer), [("image", image)], _named(k, options))
 
 
-def search_images(images: Iterable[Image], k: int = 10, **options: Unpack[Options]) -> Call[BatchAnswer]:
+def search_images(
+    images: Iterable[Image], k: int = DEFAULT_K, **options: Unpack[Options]
+) -> Call[BatchAnswer]:
     """The nearest neighbours of several images at once; an unusable one gives an error in its place."""
     files = [("image", image) for image in images]
     return _upload("/v1/search/batch", _as(BatchAnswer), files, _named(k, options))
 
 
 def search_vector(
-    vector: Vector, k: int = 10, *, fingerprint: str | None = None, **options: Unpack[Options]
+    vector: Vector, k: int = DEFAULT_K, *, fingerprint: str | None = None, **options: Unpack[Options]
 ) -> Call[SearchAnswer]:
     """The nearest neighbours of a vector; another model's ``fingerprint`` is refused."""
     body = {"vector": _numbers(vector), "fingerprint": fingerprint, **_named(k, options)}
@@ -123,7 +115,11 @@ def search_vector(
 
 
 def search_vectors(
-    vectors: Iterable[Vector], k: int = 10, *, fingerprint: str | None = None, **options: Unpack[Options]
+    vectors: Iterable[Vector],
+    k: int = DEFAULT_K,
+    *,
+    fingerprint: str | None = None,
+    **options: Unpack[Options],
 ) -> Call[BatchAnswer]:
     """The nearest neighbours of several vectors of the same model at once."""
     rows = [_numbers(vector) for vector in vectors]
@@ -131,7 +127,7 @@ def search_vectors(
     return _json("POST", "/v1/search/vector", _as(BatchAnswer), body)
 
 
-def search_by_id(item_id: ItemId, k: int = 10, **options: Unpack[Options]) -> Call[SearchAnswer]:
+def search_by_id(item_id: ItemId, k: int = DEFAULT_K, **options: Unpack[Options]) -> Call[SearchAnswer]:
     """The nearest neighbours of a stored item, itself left out."""
     return Call("GET", _item(item_id, "/similar"), _as(SearchAnswer), _fields(_named(k, options)))
 
@@ -139,7 +135,7 @@ def search_by_id(item_id: ItemId, k: int = 10, **options: Unpack[Options]) -> Ca
 def search_examples(
     positives: Sequence[ItemId],
     negatives: Sequence[ItemId] = (),
-    k: int = 10,
+    k: int = DEFAULT_K,
     **options: Unpack[Options],
 ) -> Call[SearchAnswer]:
     """Items like the positives and unlike the negatives, both ids of stored items."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from serve.store import exact
 from serve.store.exact import Positions
-from serve.store.protocol import StoreError, Vectors
+from serve.store.protocol import MOST_EFFORT, StoreError, Vectors
 
 faiss: Any = typed_faiss  # the types it ships lack much of what it has
 
@@ -47,7 +47,6 @@ _ROWS_PER_LIST = 39
 _pointer = faiss.swig_ptr
 _inverted = faiss.try_extract_index_ivf
 _GRAPH = faiss.IndexHNSWFlat
-MOST_EFFORT = 65_536
 _SKIP = faiss.IO_FLAG_SKIP_STORAGE
 
 

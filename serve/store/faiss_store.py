@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 
 from serve.store import filters, rows
-from serve.store.approximate import MOST_EFFORT
 from serve.store.database import Database
 from serve.store.definition import Tuning, settled
-from serve.store.examples import example_query
+from serve.store.examples import ByExamples
 from serve.store.folder import StoreFolder
 from serve.store.live_index import LiveIndex
-from serve.store.parts import How
 from serve.store.protocol import (
+    DEFAULT_K,
     Filter,
     Item,
     ItemId,
+    QueryArguments,
+    SearchQuery,
     SearchResult,
     StoreError,
     StoreMissing,
@@ -29,14 +30,13 @@ from serve.store.protocol import (
     Vectors,
 )
 from serve.store.rows import Changes
-from serve.store.searching import Request
 from serve.store.stored_items import StoredItems
 from serve.store.vectors import unit_rows
 
 _DEFAULT = Tuning()
 
 
-class FaissStore(StoredItems):
+class FaissStore(StoredItems, ByExamples):
     """A collection in a folder of this process; see `serve.store.protocol.Store` for what it does.
 
     Use `FaissStore.open`, or `serve.store.catalogue.Catalogue` for several collections at once.
@@ -184,68 +184,12 @@ class FaissStore(StoredItems):
         self._live.purge()
 
     def search(
-        self,
-        vectors: Vectors,
-        k: int = 10,
-        *,
-        where: Filter | None = None,
-        min_similarity: float | None = None,
-        exclude: Iterable[ItemId] = (),
-        group_by: Literal["label"] | None = None,
-        exact: bool = False,
-        with_metadata: bool = True,
-        fingerprint: str | None = None,
-        effort: int | None = None,
+        self, vectors: Vectors, query: SearchQuery | int = DEFAULT_K, **options: Unpack[QueryArguments]
     ) -> SearchResult:
         """Finds the most similar items; see `Store.search`."""
-        self._definition.check_fingerprint(fingerprint)
-        if k < 1:
-            raise StoreError(f"k is {k}; ask for at least one hit")
-        if group_by not in (None, "label"):
-            raise StoreError(f"Cannot group by {group_by!r}; group by 'label'")
-        if effort is not None and not 1 <= effort <= MOST_EFFORT:
-            raise StoreError(f"effort is {effort}; it goes from 1 to {MOST_EFFORT}")
-        return self._live.search(
-            Request(
-                queries=unit_rows(vectors, self.dim, "query"),
-                k=k,
-                condition=filters.condition(where),
-                min_similarity=min_similarity,
-                exclude=tuple(rows.check_id(value) for value in exclude),
-                group_by_label=group_by is not None,
-                how=How(exact, effort),
-                with_metadata=with_metadata,
-                index=self.index,
-            )
-        )
-
-    def search_examples(
-        self,
-        positives: Sequence[ItemId | Vectors],
-        negatives: Sequence[ItemId | Vectors] = (),
-        k: int = 10,
-        *,
-        where: Filter | None = None,
-        min_similarity: float | None = None,
-        exclude: Iterable[ItemId] = (),
-        group_by: Literal["label"] | None = None,
-        exact: bool = False,
-        with_metadata: bool = True,
-        effort: int | None = None,
-    ) -> SearchResult:
-        """Finds items like the positive and unlike the negative examples; see `Store.search_examples`."""
-        query, named = example_query(self, positives, negatives)
-        return self.search(
-            query,
-            k,
-            where=where,
-            min_similarity=min_similarity,
-            exclude=(*exclude, *named),
-            group_by=group_by,
-            exact=exact,
-            with_metadata=with_metadata,
-            effort=effort,
-        )
+        query = SearchQuery.of(query, options)
+        self._definition.check_fingerprint(query.fingerprint)
+        return self._live.search(unit_rows(vectors, self.dim, "query"), query)
 
     def create_payload_index(self, field: str) -> None:
         """Makes filters on a field fast; see `Store.create_payload_index`."""

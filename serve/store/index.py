@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from serve.store import exact
-from serve.store.parts import How, Mask, Part, PartPlan
-from serve.store.protocol import SearchPlan, Strategy, Vectors
+from serve.store.parts import Mask, Part, PartPlan
+from serve.store.protocol import SearchPlan, SearchQuery, Strategy, Vectors
 from serve.store.records import HeadRecords
 from serve.store.rows import NO_KEYS, Added, Changes, Keys
 
@@ -85,13 +85,13 @@ class IndexState:
         return replace(self, parts=(*rest, self.head))
 
     def search(
-        self, queries: Vectors, k: int, masks: Sequence[Mask | None], how: How, index: str
+        self, queries: Vectors, k: int, masks: Sequence[Mask | None], query: SearchQuery, index: str
     ) -> tuple[Vectors, Keys, SearchPlan]:
         """Searches every part; see `Part.search`. `masks` has one filter mask (or None) for each part."""
         found: list[tuple[Vectors, Keys]] = []
         plans: list[PartPlan] = []
         for part, mask in zip(self.parts, masks, strict=True):
-            similarities, keys, part_plan = part.search(queries, k, mask, how)
+            similarities, keys, part_plan = part.search(queries, k, mask, query)
             found.append((similarities, keys))
             plans.append(part_plan)
         similarities, keys = exact.merge(found, min(k, sum(plan.candidates for plan in plans)))

@@ -11,10 +11,10 @@ from serve.store.database import Database
 from serve.store.definition import Definition, Tuning
 from serve.store.index import IndexState
 from serve.store.maintenance import Maintenance
-from serve.store.protocol import ReadOnly, SearchResult
+from serve.store.protocol import ReadOnly, SearchQuery, SearchResult, Vectors
 from serve.store.recovery import recovered
 from serve.store.rows import Changes, sequence
-from serve.store.searching import Request, Searching
+from serve.store.searching import Searching
 from serve.store.segments import SegmentFolder
 
 
@@ -58,6 +58,7 @@ class LiveIndex:
             lambda: self._state,
             self._candidates,
             None if database.read_only else self._commits,
+            definition.index,
             tuning.search_threads,
         )
 
@@ -70,9 +71,9 @@ class LiveIndex:
         """Last write that the snapshot on disk contains."""
         return self._segments.sequence()
 
-    def search(self, request: Request) -> SearchResult:
-        """Carries out a checked search."""
-        return self._searching.run(request)
+    def search(self, vectors: Vectors, query: SearchQuery) -> SearchResult:
+        """Searches by vectors of unit length; see `Store.search`."""
+        return self._searching.run(vectors, query)
 
     def commit(self, work: Work[T]) -> T:
         """Runs a work in a transaction; returns once it is durable and visible. See `Commits.run`."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from serve.store import exact
 from serve.store.device import DeviceScan
 from serve.store.exact import Positions
-from serve.store.protocol import Strategy, Vectors
+from serve.store.protocol import SearchQuery, Strategy, Vectors
 from serve.store.records import Records
 from serve.store.rows import Keys
 
@@ -42,14 +42,7 @@ class Approximate(Protocol):
         """As `exact.scan`, perhaps missing some."""
 
 
-class How(msgspec.Struct, frozen=True):
-    """How the caller wants a search done: without approximate indexes, or with these looking so far."""
-
-    exact: bool = False
-    effort: int | None = None
-
-
-AS_PLANNED = How()
+_AS_PLANNED = SearchQuery()
 
 
 class PartPlan(msgspec.Struct, frozen=True):
@@ -119,14 +112,14 @@ class Part:
         return mask
 
     def search(
-        self, queries: Vectors, k: int, passing: Mask | None, how: How = AS_PLANNED
+        self, queries: Vectors, k: int, passing: Mask | None, query: SearchQuery = _AS_PLANNED
     ) -> tuple[Vectors, Keys, PartPlan]:
         """As `find`, with the rows' keys (−1 where there are fewer hits) instead of their positions."""
-        similarities, rows, plan = self.find(queries, k, passing, how)
+        similarities, rows, plan = self.find(queries, k, passing, query)
         return similarities, np.where(rows < 0, -1, self.keys[rows]), plan
 
     def find(
-        self, queries: Vectors, k: int, passing: Mask | None, how: How = AS_PLANNED
+        self, queries: Vectors, k: int, passing: Mask | None, query: SearchQuery = _AS_PLANNED
     ) -> tuple[Vectors, Positions, PartPlan]:
         """The `k` best rows of each query among the live ones that pass.
 
@@ -134,7 +127,7 @@ class Part:
             queries: (n, dim) float32, unit length.
             k: Number of neighbours.
             passing: (rows,) True where a filter passes; None passes all.
-            how: How to search.
+            query: Says with `exact` and `effort` how to search; its `k` and its conditions are the caller's.
 
         Returns:
             Similarities (n, ≤k) descending, their rows (−1 where there are fewer), and the plan.
@@ -147,11 +140,11 @@ class Part:
         rate = candidates / len(self.keys)
         # So many that k of them should pass; a filter against the query's surroundings leaves fewer.
         explored = k if wanted is None else min(len(self.keys), int(1.5 * k / rate) + 16)
-        index = None if how.exact else self.approximate
+        index = None if query.exact else self.approximate
         scanned = min(len(self.keys), _ORDERLY * candidates)
-        if index is not None and scanned > index.rows_per_neighbour * index.least(explored, how.effort):
+        if index is not None and scanned > index.rows_per_neighbour * index.least(explored, query.effort):
             strategy: Strategy = "approximate"
-            similarities, rows = index.search(queries, explored, how.effort)
+            similarities, rows = index.search(queries, explored, query.effort)
         elif rate * _ORDERLY >= 1:
             strategy = "exact"
             similarities, rows = self._scan(queries, explored)

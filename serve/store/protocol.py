@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -25,6 +25,13 @@ Vectors: TypeAlias = NDArray[np.float32]
 
 Filter: TypeAlias = Mapping[str, Any]
 """A condition on label, id and metadata in JSON form; `serve.store.filters` defines the language."""
+
+
+DEFAULT_K = 10
+"""Hits per query where nobody says."""
+
+MOST_EFFORT = 65_536
+"""How far an approximate index may be asked to look."""
 
 
 class StoreError(InputError):
@@ -94,6 +101,77 @@ class Item:
     label: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     thumbnail: bytes | None = None
+
+
+class SearchQuery(msgspec.Struct, frozen=True):
+    """What a search asks for, besides the vectors.
+
+    Attributes:
+        k: Most hits per query.
+        where: Only items that pass it.
+        min_similarity: Drop hits below this cosine.
+        exclude: Ids that are never hits, of any of the queries.
+        group_by: "label" keeps the best hit of each label (items without one each stand alone).
+        exact: Do not use an approximate index.
+        effort: How far an approximate index looks: efSearch of HNSW (for 10 hits; more hits take more),
+            nprobe of an inverted index; None as the collection says.
+        with_metadata: False leaves labels and metadata of hits empty, which is faster.
+        fingerprint: The model that made the vectors; None does not check.
+
+    Raises:
+        StoreError: k is below 1, effort out of range, or `group_by` something else.
+    """
+
+    k: int = DEFAULT_K
+    where: Filter | None = None
+    min_similarity: float | None = None
+    exclude: tuple[ItemId, ...] = ()
+    group_by: Literal["label"] | None = None
+    exact: bool = False
+    effort: int | None = None
+    with_metadata: bool = True
+    fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise StoreError(f"k is {self.k}; ask for at least one hit")
+        if self.group_by not in (None, "label"):
+            raise StoreError(f"Cannot group by {self.group_by!r}; group by 'label'")
+        if self.effort is not None and not 1 <= self.effort <= MOST_EFFORT:
+            raise StoreError(f"effort is {self.effort}; it goes from 1 to {MOST_EFFORT}")
+
+    @classmethod
+    def of(cls, query: SearchQuery | int, options: QueryArguments) -> SearchQuery:
+        """The query that the arguments of `Store.search` mean."""
+        if not isinstance(query, SearchQuery):
+            query = cls(query)
+        if "exclude" in options:
+            options = {**options, "exclude": tuple(options["exclude"])}
+        return msgspec.structs.replace(query, **options) if options else query
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether any item may be a hit, of any similarity and label."""
+        return not (self.where or self.exclude or self.group_by) and self.min_similarity is None
+
+
+class SearchArguments(TypedDict, total=False):
+    """Keyword arguments of every search, here and over HTTP; `SearchQuery` says what they mean."""
+
+    where: Filter | None
+    min_similarity: float | None
+    exclude: Iterable[ItemId]
+    group_by: Literal["label"] | None
+    exact: bool
+    effort: int | None
+
+
+class QueryArguments(SearchArguments, total=False):
+    """All fields of a `SearchQuery` as keyword arguments."""
+
+    k: int
+    with_metadata: bool
+    fingerprint: str | None
 
 
 class Hit(msgspec.Struct, frozen=True):
@@ -252,38 +330,19 @@ class Store(Protocol):
         """Items in the order of `ids`, None where there is none; thumbnails are left out."""
 
     def search(
-        self,
-        vectors: Vectors,
-        k: int = 10,
-        *,
-        where: Filter | None = None,
-        min_similarity: float | None = None,
-        exclude: Iterable[ItemId] = (),
-        group_by: Literal["label"] | None = None,
-        exact: bool = False,
-        with_metadata: bool = True,
-        fingerprint: str | None = None,
-        effort: int | None = None,
+        self, vectors: Vectors, query: SearchQuery | int = DEFAULT_K, **options: Unpack[QueryArguments]
     ) -> SearchResult:
-        """Finds the `k` most similar items of each query.
+        """Finds the most similar items of each vector.
 
         Args:
             vectors: (dim,) or (n, dim) floats; need not be normalized.
-            k: Most hits per query.
-            where: Only items that pass it.
-            min_similarity: Drop hits below this cosine.
-            exclude: Ids that are never hits, of any of the queries.
-            group_by: "label" keeps the best hit of each label (items without one each stand alone).
-            exact: Do not use an approximate index.
-            with_metadata: False leaves labels and metadata of hits empty, which is faster.
-            fingerprint: The model that made the queries; None does not check.
-            effort: How far an approximate index looks: efSearch of HNSW (for 10 hits; more hits take more),
-                nprobe of an inverted index; None as the collection says.
+            query: What to look for; a number is short for `SearchQuery(k=number)`.
+            options: Fields of the query that are other than in `query`.
 
         Raises:
-            DimensionMismatch: A query has the wrong length.
+            DimensionMismatch: A vector has the wrong length.
             FingerprintMismatch: The collection belongs to another model.
-            StoreError: A query is zero or not finite; k < 1.
+            StoreError: A vector is zero or not finite, or a field of the query is out of range.
             FilterError: The filter is not in the language.
         """
 
@@ -291,20 +350,13 @@ class Store(Protocol):
         self,
         positives: Sequence[ItemId | Vectors],
         negatives: Sequence[ItemId | Vectors] = (),
-        k: int = 10,
-        *,
-        where: Filter | None = None,
-        min_similarity: float | None = None,
-        exclude: Iterable[ItemId] = (),
-        group_by: Literal["label"] | None = None,
-        exact: bool = False,
-        with_metadata: bool = True,
-        effort: int | None = None,
+        query: SearchQuery | int = DEFAULT_K,
+        **options: Unpack[QueryArguments],
     ) -> SearchResult:
         """Finds items like the positive examples and unlike the negative ones; `hits` has one list.
 
-        The query is 2·mean(positives) − mean(negatives), or mean(positives) without negatives. Examples given
-        by id are not hits themselves.
+        The vector is 2·mean(positives) − mean(negatives), or mean(positives) without negatives. Examples
+        given by id are not hits themselves. The other arguments are those of `search`.
 
         Raises:
             ItemMissing: An example's id is not in the store.

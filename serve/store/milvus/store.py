@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self, Unpack
 
 from serve.store import rows
-from serve.store.examples import example_query
+from serve.store.examples import ByExamples
 from serve.store.milvus.address import parse_address
 from serve.store.milvus.definition import create_collection, open_collection
 from serve.store.milvus.engine import Engine
 from serve.store.milvus.expressions import expression, keys_in
 from serve.store.milvus.keys import id_of, key_of
 from serve.store.milvus.records import checked_rows, merged, messages, metadata_fields
-from serve.store.milvus.searching import Request, excluding
 from serve.store.milvus.stored_items import StoredItems
 from serve.store.protocol import (
+    DEFAULT_K,
     Filter,
     Item,
     ItemId,
     ItemMissing,
+    QueryArguments,
+    SearchQuery,
     SearchResult,
     StoreError,
     StoreMissing,
@@ -37,7 +39,7 @@ _DELETED_AT_ONCE = 5_000
 _EVERYTHING = ("vector", "label", "metadata", "facets", "sequence", "thumbnail")
 
 
-class MilvusStore(StoredItems):
+class MilvusStore(StoredItems, ByExamples):
     """A collection in Milvus; see `serve.store.protocol.Store` for what it does, docs/store.md for what
     differs.
 
@@ -213,67 +215,13 @@ class MilvusStore(StoredItems):
         )
 
     def search(
-        self,
-        vectors: Vectors,
-        k: int = 10,
-        *,
-        where: Filter | None = None,
-        min_similarity: float | None = None,
-        exclude: Iterable[ItemId] = (),
-        group_by: Literal["label"] | None = None,
-        exact: bool = False,
-        with_metadata: bool = True,
-        fingerprint: str | None = None,
-        effort: int | None = None,
+        self, vectors: Vectors, query: SearchQuery | int = DEFAULT_K, **options: Unpack[QueryArguments]
     ) -> SearchResult:
         """Finds the most similar items; see `Store.search`."""
-        self._definition.check_fingerprint(fingerprint)
-        if k < 1:
-            raise StoreError(f"k is {k}; ask for at least one hit")
-        if group_by not in (None, "label"):
-            raise StoreError(f"Cannot group by {group_by!r}; group by 'label'")
-        condition = expression(where, self._engine.dialect)
-        request = Request(
-            queries=unit_rows(vectors, self.dim, "query"),
-            k=k,
-            condition=excluding(condition, [rows.check_id(value) for value in exclude]),
-            filtered=bool(condition),
-            min_similarity=min_similarity,
-            group_by_label=group_by is not None,
-            exact=exact,
-            with_metadata=with_metadata,
-            effort=effort,
-        )
+        query = SearchQuery.of(query, options)
+        self._definition.check_fingerprint(query.fingerprint)
         self._open()
-        return self._searching.run(request)
-
-    def search_examples(
-        self,
-        positives: Sequence[ItemId | Vectors],
-        negatives: Sequence[ItemId | Vectors] = (),
-        k: int = 10,
-        *,
-        where: Filter | None = None,
-        min_similarity: float | None = None,
-        exclude: Iterable[ItemId] = (),
-        group_by: Literal["label"] | None = None,
-        exact: bool = False,
-        with_metadata: bool = True,
-        effort: int | None = None,
-    ) -> SearchResult:
-        """Finds items like these and unlike those: their vectors are read first, then searched by."""
-        query, named = example_query(self, positives, negatives)
-        return self.search(
-            query,
-            k,
-            where=where,
-            min_similarity=min_similarity,
-            exclude=(*exclude, *named),
-            group_by=group_by,
-            exact=exact,
-            with_metadata=with_metadata,
-            effort=effort,
-        )
+        return self._searching.run(unit_rows(vectors, self.dim, "query"), query)
 
     def snapshot(self) -> None:
         """Has milvus-lite write its recent items as a segment; a server does that by itself."""

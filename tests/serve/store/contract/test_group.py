@@ -30,3 +30,10 @@ def test_grouping_keeps_the_best_of_each_label(filled: Store, items: list[Item])
     assert len(every.hits[0]) == 7
     with pytest.raises(StoreError, match="group"):
         filled.search(queries, group_by="price")
+
+
+def test_groups_without_metadata_are_the_same(filled: Store, vectors: np.ndarray) -> None:
+    whole = filled.search(vectors[:2], 12, exact=True, group_by="label").hits
+    bare = filled.search(vectors[:2], 12, exact=True, group_by="label", with_metadata=False).hits
+    assert [[hit.id for hit in hits] for hits in bare] == [[hit.id for hit in hits] for hits in whole]
+    assert not any(hit.label or hit.metadata for hits in bare for hit in hits)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serve.store.protocol import DimensionMismatch, Item, Store, StoreError
+from serve.store.protocol import DimensionMismatch, Item, SearchQuery, Store, StoreError
 
 
 @pytest.mark.parametrize("queries", [1, 3, 20])
@@ -79,6 +79,21 @@ def test_unusable_queries_are_refused(filled: Store, query: object, error: type[
 def test_k_is_at_least_one(filled: Store, vectors: np.ndarray) -> None:
     with pytest.raises(StoreError, match="k is 0"):
         filled.search(vectors[0], 0)
+
+
+def test_effort_has_limits(filled: Store, vectors: np.ndarray) -> None:
+    for effort in (0, 65_537):
+        with pytest.raises(StoreError, match=f"effort is {effort}"):
+            filled.search(vectors[0], effort=effort)
+
+
+def test_a_query_is_a_value_a_number_or_keywords(filled: Store, vectors: np.ndarray) -> None:
+    query = SearchQuery(3, where={"id": {"ne": 1}}, exclude=(5,), exact=True)
+    hits = filled.search(vectors[:2], query).hits
+    assert [len(found) for found in hits] == [3, 3]
+    assert filled.search(vectors[:2], 3, where=query.where, exclude=iter([5]), exact=True).hits == hits
+    assert filled.search(vectors[:2], query, k=2).hits == [found[:2] for found in hits]
+    assert len(filled.search(vectors[0]).hits[0]) == SearchQuery().k
 
 
 def test_no_queries_no_hits(filled: Store) -> None:
