@@ -149,10 +149,11 @@ class FaissStore(StoredItems):
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
         """Stores items; see `Store.upsert`."""
         self._definition.check_fingerprint(fingerprint)
-        written = 0
+        written = taken = 0
         supply = iter(items)
         while chunk := list(itertools.islice(supply, self._tuning.transaction_rows)):
-            batch = rows.check_batch(chunk, self.dim)
+            batch = rows.naming_the_item(lambda some: rows.check_batch(some, self.dim), chunk, taken)
+            taken += len(chunk)
             written += self._live.commit(functools.partial(rows.insert, batch))
         return written
 

@@ -28,7 +28,13 @@ Filter: TypeAlias = Mapping[str, Any]
 
 
 class StoreError(InputError):
-    """A request that a store cannot carry out; every error below is one."""
+    """A request that a store cannot carry out; every error below is one.
+
+    Attributes:
+        position: Which of the items given to `upsert` is at fault, counted from 0; None where it is none of them.
+    """
+
+    position: int | None = None
 
 
 class DimensionMismatch(StoreError):
@@ -203,7 +209,8 @@ class Store(Protocol):
         Raises:
             DimensionMismatch: A vector has the wrong length.
             FingerprintMismatch: The collection belongs to another model.
-            StoreError: A vector is zero or not finite, an id or metadata is not plain JSON.
+            StoreError: A vector is zero or not finite, an id is unusable, metadata is not plain JSON, nested
+                more than 32 deep or over 65,536 bytes; `position` says which item.
             DiskFull: The disk took no more.
         """
 

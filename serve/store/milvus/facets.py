@@ -17,25 +17,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from serve.store.protocol import StoreError
-
 NUMBER, TEXT, LIST, PRESENT = "n:", "t:", "l:", "o:"
 _NAME = re.compile(r"[\w-]+")
-_MOST_NESTED = 200
 
 
 def facets_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Facets of plain JSON metadata; names that no filter can say are left out.
-
-    Raises:
-        StoreError: It is nested too deeply.
-    """
+    """Facets of plain JSON metadata; names that no filter can say are left out."""
     facets: dict[str, Any] = {}
-    waiting: list[tuple[str, Mapping[str, Any], int]] = [("", metadata, 0)]
+    waiting: list[tuple[str, Mapping[str, Any]]] = [("", metadata)]
     while waiting:
-        prefix, fields, depth = waiting.pop()
-        if depth > _MOST_NESTED:
-            raise StoreError(f"Metadata is nested more than {_MOST_NESTED} deep")
+        prefix, fields = waiting.pop()
         for name, value in fields.items():
             if not _NAME.fullmatch(name):
                 continue
@@ -50,7 +41,7 @@ def facets_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
                 facets[LIST + path] = [listed(entry) for entry in plain]
             elif isinstance(value, dict):
                 facets[PRESENT + path] = 1
-                waiting.append((path + ".", value, depth + 1))
+                waiting.append((path + ".", value))
     return facets
 
 
