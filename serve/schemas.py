@@ -287,19 +287,23 @@ class Written(Struct, kw_only=True):
 
 
 class ImportProgress(Struct, kw_only=True, omit_defaults=True):
-    """One line of an import's answer: how many items are stored for good, and how it ended.
+    """One line of an import's answer: how far it is, and how it ended.
 
     Attributes:
-        stored: Items that are stored.
+        stored: Items that are stored for good; of equal ids that come close together, only the last counts.
+        line: Line of the body, counted from 1 and blank ones included, up to which all are stored.
         done: All are.
         error: Why the rest was refused; with the status and the code that a problem would have.
+        refused: The line that was refused, where it is the fault of one.
     """
 
     stored: int
+    line: int
     done: bool = False
     error: str | None = None
     status: int | None = None
     code: str | None = None
+    refused: int | None = None
 
 
 class Deleted(Struct, kw_only=True):

@@ -20,7 +20,6 @@ from serve.api.documents import (
     query_parameters,
     reply,
 )
-from serve.api.search import as_vectors
 from serve.auth import requires
 from serve.problems import Problem
 from serve.schemas import (
@@ -93,19 +92,19 @@ def document(item: Item) -> ItemDocument:
 
 
 def items_of(new: Sequence[NewItem]) -> list[Item]:
-    """Items as they are stored.
+    """Items as they are stored; their vectors are checked by the store.
 
     Raises:
-        Problem: 422, a vector or a thumbnail is unusable.
+        Problem: 422, a thumbnail is unusable.
     """
-    vectors = as_vectors([item.vector for item in new])
-    for item in new:
-        if item.thumbnail is not None and _image_type(item.thumbnail) is None:
-            raise Problem(422, "thumbnail", f"item {item.id}: its thumbnail is no JPEG, PNG or WebP")
-    return [
-        Item(item.id, vector, item.label, item.metadata, item.thumbnail)
-        for item, vector in zip(new, vectors, strict=True)
-    ]
+    return [item_of(item) for item in new]
+
+
+def item_of(new: NewItem) -> Item:
+    """One item as it is stored; see `items_of`."""
+    if new.thumbnail is not None and _image_type(new.thumbnail) is None:
+        raise Problem(422, "thumbnail", f"item {new.id}: its thumbnail is no JPEG, PNG or WebP")
+    return Item(new.id, new.vector, new.label, new.metadata, new.thumbnail)
 
 
 @router.post(

@@ -54,11 +54,12 @@ class Items(Transport):
         Raises:
             ServiceError: An item was refused; its text says how many are stored and which one it was.
         """
-        stored = 0
+        stored = sent = 0
         for block in importing.blocks(items):
-            stored += importing.stored_by(
-                self._send(requests.import_block(block, collection, fingerprint)), stored
-            )
+            answer = self._send(requests.import_block(block, collection, fingerprint))
+            progress = importing.progress_of(answer, sent)
+            stored += progress.stored
+            sent += progress.line
             if on_progress is not None:
                 on_progress(stored)
         return stored
@@ -165,11 +166,12 @@ class AsyncItems(AsyncTransport):
         on_progress: Callable[[int], None] | None = None,
     ) -> int:
         """Store any number of items with their vectors; see :meth:`Items.import_items`."""
-        stored = 0
+        stored = sent = 0
         for block in importing.blocks(items):
-            stored += importing.stored_by(
-                await self._send(requests.import_block(block, collection, fingerprint)), stored
-            )
+            answer = await self._send(requests.import_block(block, collection, fingerprint))
+            progress = importing.progress_of(answer, sent)
+            stored += progress.stored
+            sent += progress.line
             if on_progress is not None:
                 on_progress(stored)
         return stored

@@ -31,7 +31,7 @@ class StoreError(InputError):
     """A request that a store cannot carry out; every error below is one.
 
     Attributes:
-        position: Which of the items given to `upsert` is at fault, counted from 0; None where it is none of them.
+        position: Which of the items given to `upsert` is at fault, counted from 0; None where none is.
     """
 
     position: int | None = None

@@ -79,7 +79,7 @@ class SegmentRecords:
         else:
             starts, ends = self._starts[2 * rows].tolist(), self._starts[2 * rows + 2].tolist()
             pieces = [text[start:end] for start, end in zip(starts, ends, strict=True)]
-            # Earlier versions stored metadata that is too deep to be answered; the database's reader sees to it.
+            # Earlier versions stored metadata too deep to be answered; the database's reader handles it.
             if any(piece.count(b"{") + piece.count(b"[") > MOST_NESTED for piece in pieces):
                 return None
         return _decode(b"[[" + b"],[".join(pieces) + b"]]")

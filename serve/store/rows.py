@@ -28,8 +28,8 @@ NO_KEYS: Keys = np.empty(0, np.int64)
 
 # The longest text id that a path of the API takes.
 MOST_ID_CHARACTERS = 1024
-# Metadata that is nested more deeply could be stored, but neither read back nor answered: parsers of JSON have
-# limits of their own. The size is what Milvus takes, so that every store takes the same items.
+# Metadata that is nested more deeply could be stored, but neither read back nor answered: parsers of JSON
+# have limits of their own. The size is what Milvus takes, so that every store takes the same items.
 MOST_NESTED = 32
 MOST_METADATA_BYTES = 65_536
 
@@ -109,7 +109,7 @@ def naming_the_item(check: Callable[[Sequence[Item]], C], items: Sequence[Item],
             try:
                 check([item])
             except StoreError as error:
-                named = type(error)(f"item {str(item.id)[:40]!r}: {error}")
+                named = type(error)(f"item {item.id!r:.42}: {error}")
                 named.position = position
                 raise named from None
         raise
@@ -191,7 +191,7 @@ def metadata_of(text: str | None) -> dict[str, Any]:
         reason = f"nested more than {MOST_NESTED} deep"
     except (msgspec.DecodeError, RecursionError) as error:
         reason = str(error)
-    _log.warning("metadata that begins with %.40r is shown empty: %s", text, reason)
+    _log.warning("metadata that begins with %.42r is shown empty: %s", text, reason)
     return {}
 
 

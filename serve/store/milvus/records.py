@@ -55,9 +55,7 @@ def metadata_fields(text: str | None) -> Row:
     facets = facets_of(metadata)
     size = len(json.dumps(facets, ensure_ascii=False).encode())
     if size > MOST_METADATA_BYTES:
-        raise StoreError(
-            f"Metadata that takes {size:,} bytes in the form for filters; Milvus takes {MOST_METADATA_BYTES:,}"
-        )
+        raise StoreError(f"Metadata of {size:,} bytes as facets; Milvus takes {MOST_METADATA_BYTES:,}")
     return {"metadata": metadata, "facets": facets}
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import socket
+import time
 
 import httpx
 import numpy as np
@@ -84,17 +86,79 @@ def test_an_import_streams_and_tells_its_progress(client, running):
         return [json.loads(line) for line in answer.text.splitlines()]
 
     assert progress(lines(5000)) == [
-        {"stored": 2000},
-        {"stored": 4000},
-        {"stored": 5000},
-        {"stored": 5000, "done": True},
+        {"stored": 2000, "line": 2000},
+        {"stored": 4000, "line": 4000},
+        {"stored": 5000, "line": 5000},
+        {"stored": 5000, "line": 5000, "done": True},
     ]
     assert client.search_vector(vectors[4321], k=1).hits[0].id == 4321
-    *_, last = progress([*lines(2100), b'{"id": 1}\n'])
-    assert (last["stored"], "item 2101" in last["error"]) == (2000, True)
-    assert progress(b"x" * (2**20 + 10))[-1]["stored"] == 0
-    (last,) = progress(b'{"id": "\xff", "vector": [1]}')  # no UTF-8
-    assert (last["status"], "item 1" in last["error"]) == (422, True)
+
+
+GOOD = {"vector": [1.0] + [0.5] * 31}
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "words"),
+    [
+        ({"vector": [1.0, 2.0]}, "dimension", "takes 32"),
+        ({"vector": [0.0] * 32}, "store", "zero"),
+        ({"vector": [1e300] * 32}, "store", "infinite"),
+        ({"vector": "red"}, "line", "array"),
+        ({**GOOD, "thumbnail": "PHNjcmlwdD4="}, "thumbnail", "no JPEG"),
+        ({**GOOD, "metadata": {"x": float("inf")}}, "line", "JSON"),
+        ({**GOOD, "metadata": {"x": "y" * 70_000}}, "store", "bytes"),
+        ({**GOOD, "colour": "red"}, "line", "colour"),
+        ({**GOOD, "id": "a\0b"}, "store", "NUL"),
+        ({**GOOD, "id": 2**64}, "line", "id"),
+        ({**GOOD, "label": "a\0b"}, "store", "label"),
+        (986, "store", "deep"),
+        (100_000, "line", "recursion"),
+        (b"{", "line", "truncated"),
+        (b'{"id": "\xff"}', "line", "utf-8"),
+        (b"x" * (2**20 + 70_000), "line-too-long", "bytes"),
+    ],
+)
+def test_an_import_names_the_line_that_it_refuses(client, running, bad, code, words):
+    """Whatever came before: duplicates and blank lines count as lines, and all lines before are stored."""
+    good = [json.dumps({"id": n % 3000, **GOOD}).encode() for n in range(4499)]
+    good[10:20] = [b"", b"  "] * 5
+    if isinstance(bad, int):
+        nested = '{"x":' * bad + "1" + "}" * bad
+        bad = json.dumps({"id": "bad", **GOOD})[:-1].encode() + b', "metadata": ' + nested.encode() + b"}"
+    elif isinstance(bad, dict):
+        bad = json.dumps({"id": "bad", **bad}).encode()
+    body = b"\n".join([*good, bad, json.dumps({"id": "after", **GOOD}).encode()])
+    answer = httpx.post(f"{running.address}/v1/import", content=body, timeout=60)
+    last = json.loads(answer.text.splitlines()[-1])
+    assert (last["refused"], last["line"], last["code"]) == (4500, 4499, code)
+    assert last["error"].startswith("line 4500: ")
+    assert words.lower() in last["error"].lower()
+    assert client.stats().items == 3000
+    assert httpx.get(f"{running.address}/v1/items?limit=500").status_code == 200
+
+
+@pytest.mark.parametrize("end", ["silence", "departure"])
+def test_lines_that_came_are_stored_when_no_more_come(start, monkeypatch, end):
+    monkeypatch.setattr("serve.api.imports._PAUSE_SECONDS", 0.05)
+    running = start(body_seconds=1.0)
+    lines = b"".join(json.dumps({"id": n, **GOOD}).encode() + b"\n" for n in range(7))
+    url = httpx.URL(running.address)
+    with running.client() as client, socket.create_connection((url.host, url.port), timeout=20) as wire:
+        head = f"POST /v1/import HTTP/1.1\r\nhost: {url.netloc.decode()}\r\ncontent-length: 99999\r\n\r\n"
+        wire.sendall(head.encode() + lines + b'{"id": "half')
+        if end == "silence":
+            with wire.makefile("rb") as answer:
+                told = [json.loads(line) for line in answer if line.startswith(b"{")]
+            assert told[0] == {"stored": 7, "line": 7}
+            assert (told[-1]["stored"], told[-1]["line"], told[-1]["status"]) == (7, 7, 408)
+            assert "refused" not in told[-1]
+        else:
+            wire.close()
+            for _ in range(400):
+                if client.stats().items:
+                    break
+                time.sleep(0.02)
+        assert [item.id for item in client.scan()] == list(range(7))
 
 
 def test_an_import_that_fails_here_says_so(client, running, monkeypatch, caplog):
