@@ -20,6 +20,7 @@ from serve.api.documents import (
     query_parameters,
     reply,
 )
+from serve.api.paths import ITEM
 from serve.auth import requires
 from serve.problems import Problem
 from serve.schemas import (
@@ -208,7 +209,7 @@ async def list_items(request: Request) -> Response:
 
 
 @router.get(
-    "/items/{item_id:path}/thumbnail",
+    f"{ITEM}/thumbnail",
     summary="An item's thumbnail",
     dependencies=_READ,
     response_class=Response,
@@ -232,7 +233,7 @@ async def get_thumbnail(request: Request, item_id: str) -> Response:
 
 
 @router.get(
-    "/items/{item_id:path}",
+    ITEM,
     summary="Read an item",
     dependencies=_READ,
     responses=answers(ItemDocument),
@@ -251,7 +252,7 @@ async def get_item(request: Request, item_id: str) -> Response:
 
 
 @router.patch(
-    "/items/{item_id:path}",
+    ITEM,
     summary="Change an item's label or metadata",
     dependencies=_WRITE,
     responses=answers(ItemDocument),
@@ -274,7 +275,7 @@ async def change_item(request: Request, item_id: str) -> Response:
 
 
 @router.delete(
-    "/items/{item_id:path}",
+    ITEM,
     summary="Delete an item",
     dependencies=_WRITE,
     responses=answers(Deleted),

@@ -13,6 +13,7 @@ from models.preprocess import ImageError
 from serve.api.bodies import fields_as, json_as, read_images, read_json, read_json_bytes
 from serve.api.context import Stopwatch, check_batch, check_options, service_of
 from serve.api.documents import answers, form_fields, image_body, json_body, query_parameters, reply
+from serve.api.paths import ITEM
 from serve.auth import requires
 from serve.problems import Problem
 from serve.schemas import BatchAnswer, ExampleSearch, SearchAnswer, SearchOptions, VectorSearch, parse_id
@@ -204,7 +205,7 @@ async def search_examples(request: Request) -> Response:
 
 
 @router.get(
-    "/items/{item_id:path}/similar",
+    f"{ITEM}/similar",
     summary="Search by a stored item",
     responses=answers(SearchAnswer),
     openapi_extra=query_parameters(_OPTIONS),

@@ -4,14 +4,17 @@ import io
 import json
 import socket
 import time
+from urllib.parse import quote
 
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from serve.client import ServiceError
-from serve.schemas import NewItem
+from serve.schemas import NewItem, format_id
 
 
 @pytest.fixture
@@ -22,7 +25,8 @@ def client(running):
 
 
 @pytest.mark.parametrize(
-    "item_id", [7, "7", -3, "a/b c.png", "ü 日本", '"quoted"', "x/similar", "..", "%2F", "0012"]
+    "item_id",
+    [7, "7", -3, "a/b c.png", "a\nb", "a\n", "ü 日本", '"quoted"', "x/similar", "..", "%2F", "0012"],
 )
 def test_ids_come_back_as_they_went(client, picture, item_id):
     assert client.upsert(picture(1), item_id) == item_id
@@ -31,6 +35,41 @@ def test_ids_come_back_as_they_went(client, picture, item_id):
     assert client.search_by_id(item_id).hits == []
     assert client.delete([item_id]) == 1
     assert client.get(item_id) is None
+
+
+ODD = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+ID = st.integers(-(2**63), 2**63 - 1) | ODD | st.builds(str, st.integers()) | st.builds('"{}"'.format, ODD)
+
+
+def test_whatever_id_is_accepted_can_be_reached(client):
+    other = [0.5] * 32
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        ID
+        | st.builds("{}\n".format, st.just("a"))
+        | st.sampled_from(["\n", "a\nb/similar", "x" * 1024, "\U0001d11e" * 1024])
+    )
+    def check(item_id):
+        near = f"{item_id} is another"[-1000:]
+        items = [
+            NewItem(id=item_id, vector=[1.0] * 32),
+            NewItem(id=near, vector=other),
+            NewItem(id="a", vector=other),
+        ]
+        client.upsert_vectors(items)
+        assert client.get(item_id).id == item_id
+        assert item_id not in [hit.id for hit in client.search_by_id(item_id).hits]
+        assert client.change(item_id, {"label": "seen"}).id == item_id
+        with pytest.raises(ServiceError) as error:
+            client.thumbnail(item_id)
+        assert error.value.code == "thumbnail-missing"
+        path = f"/v1/items/{quote(format_id(item_id), safe='')}"
+        assert client._http.delete(path).json() == {"deleted": 1}
+        assert client.get(item_id) is None
+        assert client.get(near).id == near
+
+    check()
 
 
 def test_the_string_and_the_integer_are_two_items(client, picture):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serve.store.definition import Tuning
 from serve.store.faiss_store import FaissStore
 from serve.store.protocol import Item, StoreError
-from serve.store.rows import MOST_METADATA_BYTES, MOST_NESTED
+from serve.store.rows import MOST_METADATA_BYTES, MOST_NESTED, merged
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=5)
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -132,3 +132,17 @@ def test_a_segment_of_an_earlier_version_may_hold_deep_metadata(
     with FaissStore.open(tmp_path / "store") as store:
         hits = store.search(np.ones(4), 4).hits[0]
     assert {hit.id: hit.metadata for hit in hits} == {0: {"n": 0}, 1: {"n": 1}, 2: {}, 3: {"n": 3}}
+
+
+def test_merge_patches() -> None:
+    """The examples of RFC 7396."""
+    for target, patch, result in (
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ):
+        assert merged(target, patch) == result
