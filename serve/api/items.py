@@ -1,6 +1,8 @@
 """``/v1/items``: add, read, change and delete what can be found."""
 
 import hashlib
+import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,12 +40,16 @@ from serve.schemas import (
     Written,
     parse_id,
 )
+from serve.service import Service
 from serve.store.protocol import Item, ItemMissing
 
 _READ = [Depends(requires(write=False))]
 _WRITE = [Depends(requires(write=True))]
 
 router = APIRouter(prefix="/v1", tags=["items"])
+
+# Items drawn for each that a sample shows.
+_DRAWN = 4
 
 
 class ImageFields(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -63,6 +69,7 @@ class PageFields(Struct, kw_only=True, forbid_unknown_fields=True):
     label: str | None = None
     filter: dict[str, Any] | None = None
     with_vectors: bool = False
+    sample: bool = False
     collection: CollectionName | None = None
 
 
@@ -193,10 +200,15 @@ async def get_items(request: Request) -> Response:
     openapi_extra=query_parameters(form_fields(PageFields)),
 )
 async def list_items(request: Request) -> Response:
-    """Items in the order of their last write, page by page: pass the answer's `next` as `after`."""
+    """Items in the order of their last write, page by page: pass the answer's `next` as `after`.
+
+    With `sample`, items drawn at random from the whole collection instead, of as many labels as there are.
+    """
     service = service_of(request)
     fields = fields_as(dict(request.query_params), PageFields)
     check_batch(fields.limit, service, "items a page")
+    if fields.sample:
+        return reply(await _sample(service, fields))
     condition: dict[str, Any] | None = fields.filter
     if fields.label is not None:
         by_label: dict[str, Any] = {"label": fields.label}
@@ -206,6 +218,26 @@ async def list_items(request: Request) -> Response:
         lambda: store.scroll(fields.after, fields.limit, where=condition, with_vectors=fields.with_vectors)
     )
     return reply(ItemPage(items=[document(item) for item in page.items], next=page.next))
+
+
+async def _sample(service: Service, fields: PageFields) -> ItemPage:
+    if fields.after is not None or fields.label is not None or fields.filter is not None:
+        raise Problem(422, "invalid", "sample is of the whole collection; leave out after, label and filter")
+    store = service.store(fields.collection)
+    # More than are shown, so that rare labels have a chance beside frequent ones.
+    drawn = await service.threads.call(
+        lambda: store.sample(_DRAWN * fields.limit, with_vectors=fields.with_vectors)
+    )
+    if len(drawn) > fields.limit:
+        random.shuffle(drawn)
+    # The first of each label, then the second of each, and so on.
+    seen: Counter[str | None] = Counter()
+    ranks = []
+    for item in drawn:
+        ranks.append(seen[item.label])
+        seen[item.label] += 1
+    mixed = [drawn[at] for at in sorted(range(len(drawn)), key=ranks.__getitem__)]
+    return ItemPage(items=[document(item) for item in mixed[: fields.limit]], next=None)
 
 
 @router.get(

@@ -124,6 +124,12 @@ class Items(Transport):
                 return
             after = page.next
 
+    def sample(
+        self, limit: int = 100, *, with_vectors: bool = False, collection: str | None = None
+    ) -> list[ItemDocument]:
+        """Items drawn at random from the whole collection, of as many labels as there are."""
+        return (self._send(requests.sample(limit, collection, with_vectors=with_vectors))).items
+
     def thumbnail(self, item_id: ItemId, *, collection: str | None = None) -> bytes:
         """An item's thumbnail, an encoded image; status 404 where there is none."""
         return self._send(requests.thumbnail(item_id, collection))
@@ -238,6 +244,12 @@ class AsyncItems(AsyncTransport):
             if page.next is None:
                 return
             after = page.next
+
+    async def sample(
+        self, limit: int = 100, *, with_vectors: bool = False, collection: str | None = None
+    ) -> list[ItemDocument]:
+        """Items drawn at random from the whole collection, of as many labels as there are."""
+        return (await self._send(requests.sample(limit, collection, with_vectors=with_vectors))).items
 
     async def thumbnail(self, item_id: ItemId, *, collection: str | None = None) -> bytes:
         """An item's thumbnail, an encoded image; status 404 where there is none."""

@@ -218,6 +218,12 @@ def page(
     return Call("GET", "/v1/items", schemas.ItemPage, params=params)
 
 
+def sample(limit: int, collection: str | None, *, with_vectors: bool) -> Call[schemas.ItemPage]:
+    """``GET /v1/items`` with ``sample``."""
+    params = fields(sample=True, limit=limit, collection=collection, with_vectors=with_vectors)
+    return Call("GET", "/v1/items", schemas.ItemPage, params=params)
+
+
 def thumbnail(item_id: ItemId, collection: str | None) -> Call[bytes]:
     """``GET /v1/items/{id}/thumbnail``."""
     return Call("GET", _item_path(item_id, "/thumbnail"), bytes, params=fields(collection=collection))

@@ -3,6 +3,8 @@
 const OPERATORS = { "=": "eq", "!=": "ne", "<": "lt", "<=": "lte", ">": "gt", ">=": "gte" };
 const CONDITION = /^([\w-]+(?:\.[\w-]+)*)\s*(!=|<=|>=|=|<|>)\s*(.+)$/s;
 
+import * as exact from "./exact.js";
+
 // The filter as JSON text, "" for none. Throws an Error whose message can be shown.
 export function filterOf(text) {
   const conditions = text
@@ -10,7 +12,7 @@ export function filterOf(text) {
     .map((part) => part.trim())
     .filter(Boolean)
     .map(condition);
-  return conditions.length ? JSON.stringify({ and: conditions }) : "";
+  return conditions.length ? exact.write({ and: conditions }) : "";
 }
 
 function condition(text) {
@@ -24,7 +26,7 @@ function condition(text) {
 // "3" is the number 3 and "true" is true; what is no JSON is text.
 export function plain(text) {
   try {
-    return JSON.parse(text);
+    return exact.parse(text);
   } catch {
     return text;
   }

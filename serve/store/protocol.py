@@ -333,6 +333,13 @@ class Store(Protocol):
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
         """All items, by scrolling."""
 
+    def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
+        """Items drawn at random from the whole collection, each once, in the order of their last write.
+
+        All of them where there are fewer than `count`; else at most `count`, and fewer where many neighbours
+        in that order were deleted. Takes no longer in a large collection than in a small one.
+        """
+
     def thumbnail(self, item_id: ItemId) -> bytes | None:
         """The item's thumbnail; None where the item or its thumbnail does not exist."""
 
@@ -341,6 +348,9 @@ class Store(Protocol):
 
     def create_payload_index(self, field: str) -> None:
         """Makes filters on `field` ("label" or "metadata.NAME") fast; no effect where it exists."""
+
+    def drop_payload_index(self, field: str) -> None:
+        """Undoes `create_payload_index`; no effect where there is no such index."""
 
     def snapshot(self) -> None:
         """Brings the derived index on disk up to the last write, so that the next start is quick."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -96,6 +97,19 @@ class StoredItems:
         self._open()
         for page in self._reading.pages(condition, _fields(with_vectors)):
             yield from map(item_of, page)
+
+    def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
+        """Items drawn at random; see `Store.sample`."""
+        self._open()
+        fields = _fields(with_vectors)
+        first = self._reading.after(0, count, "", fields)
+        if len(first) < count:
+            return [item_of(row) for row in first]
+        numbers = range(first[0]["sequence"], self._last() + 1)
+        # Deleted items have left their numbers behind: more numbers than items are asked for.
+        found = self._reading.numbered(random.sample(numbers, min(8 * count, len(numbers))), fields)
+        drawn = random.sample(found, min(count, len(found)))
+        return [item_of(row) for row in sorted(drawn, key=lambda row: row["sequence"])]
 
     def thumbnail(self, item_id: ItemId) -> bytes | None:
         """The item's thumbnail; see `Store.thumbnail`."""

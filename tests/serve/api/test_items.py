@@ -259,3 +259,19 @@ def test_a_written_item_is_found_by_the_next_search(client, picture):
     for seed in range(20):
         client.upsert(picture(seed), seed)
         assert client.search_image(picture(seed), k=1).hits[0].id == seed
+
+
+def test_a_sample_mixes_labels(client, running):
+    """Items are mostly stored class by class; the first of them would all be of one class."""
+    vectors = np.random.default_rng(0).standard_normal((300, 32))
+    client.upsert_vectors(
+        NewItem(id=n, vector=vector.tolist(), label=f"label {n // 60}") for n, vector in enumerate(vectors)
+    )
+    drawn = client.sample(20, with_vectors=True)
+    assert len({item.id for item in drawn}) == 20
+    assert len({item.label for item in drawn[:5]}) == 5
+    assert all(len(item.vector) == 32 for item in drawn)
+    assert {item.id for item in client.sample(20)} != {item.id for item in drawn}
+    assert [item.id for item in client.sample(300)][:6] == [0, 60, 120, 180, 240, 1]
+    answer = httpx.get(f"{running.address}/v1/items", params={"sample": True, "label": "label 1"})
+    assert (answer.status_code, "leave out" in answer.json()["detail"]) == (422, True)
