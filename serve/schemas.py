@@ -279,6 +279,19 @@ class DeleteItems(Struct, kw_only=True, forbid_unknown_fields=True):
     collection: CollectionName | None = None
 
 
+class CountItems(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Which items to count: all that pass the filter."""
+
+    filter: dict[str, Any] | None = None
+    collection: CollectionName | None = None
+
+
+class Counted(Struct, kw_only=True):
+    """How many items there are."""
+
+    count: int
+
+
 class Written(Struct, kw_only=True):
     """How many items a write stored."""
 
@@ -385,7 +398,7 @@ class NewCollection(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewPayloadIndex(Struct, kw_only=True, forbid_unknown_fields=True):
-    """The field whose filters shall be fast: "label" or "metadata.NAME"."""
+    """The field whose filters shall be fast (or no longer): "label" or "metadata.NAME"."""
 
     field: Annotated[str, Meta(min_length=1, max_length=256)]
     collection: CollectionName | None = None

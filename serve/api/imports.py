@@ -97,7 +97,7 @@ async def import_items(request: Request) -> Response:
         try:
             async for lines in _blocks(request):
                 work = functools.partial(_store, store, lines, fields.fingerprint)
-                stored += await service.threads.call(work)
+                stored += await service.threads.change(work)
                 line = lines.last
                 yield _line(ImportProgress(stored=stored, line=line))
             yield _line(ImportProgress(stored=stored, line=line, done=True))

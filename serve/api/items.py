@@ -28,6 +28,8 @@ from serve.problems import Problem
 from serve.schemas import (
     CollectionName,
     Count,
+    Counted,
+    CountItems,
     Deleted,
     DeleteItems,
     GetItems,
@@ -135,7 +137,7 @@ async def add_item(request: Request) -> Response:
         place.start()
         embedded = await service.pipeline.embed(content, thumbnail=service.settings.thumbnails)
         item = Item(item_id, embedded.vector, fields.label, fields.metadata, embedded.thumbnail)
-        await service.threads.call(lambda: store.upsert([item], fingerprint=embedded.fingerprint))
+        await service.threads.change(lambda: store.upsert([item], fingerprint=embedded.fingerprint))
     return reply(Written(stored=1, ids=[item_id]), 201)
 
 
@@ -154,7 +156,7 @@ async def add_vectors(request: Request) -> Response:
     check_batch(len(body.items), service, "items")
     items = items_of(body.items)
     store = service.store(body.collection)
-    stored = await service.threads.call(lambda: store.upsert(items, fingerprint=body.fingerprint))
+    stored = await service.threads.change(lambda: store.upsert(items, fingerprint=body.fingerprint))
     return reply(Written(stored=stored, ids=[item.id for item in items]), 201)
 
 
@@ -171,8 +173,25 @@ async def delete_items(request: Request) -> Response:
     body = await read_json(request, DeleteItems)
     check_batch(len(body.ids), service, "ids")
     store = service.store(body.collection)
-    deleted = await service.threads.call(lambda: store.delete(body.ids, where=body.filter, erase=body.erase))
+    deleted = await service.threads.change(
+        lambda: store.delete(body.ids, where=body.filter, erase=body.erase)
+    )
     return reply(Deleted(deleted=deleted))
+
+
+@router.post(
+    "/items/count",
+    summary="Count items",
+    dependencies=_READ,
+    responses=answers(Counted),
+    openapi_extra=json_body(CountItems),
+)
+async def count_items(request: Request) -> Response:
+    """How many items pass `filter`; all without one."""
+    service = service_of(request)
+    body = await read_json(request, CountItems)
+    store = service.store(body.collection)
+    return reply(Counted(count=await service.threads.call(lambda: store.count(body.filter))))
 
 
 @router.post(
@@ -299,7 +318,7 @@ async def change_item(request: Request, item_id: str) -> Response:
     wanted = parse_id(item_id)
     given = {"label": body.label, "metadata": body.metadata}
     changes = {name: value for name, value in given.items() if value is not UNSET}
-    await service.threads.call(lambda: store.update(wanted, changes))
+    await service.threads.change(lambda: store.update(wanted, changes))
     (item,) = await service.threads.call(lambda: store.get([wanted]))
     if item is None:
         raise ItemMissing(f"item {item_id}: deleted meanwhile")
@@ -319,7 +338,7 @@ async def delete_item(request: Request, item_id: str) -> Response:
     fields = fields_as(dict(request.query_params), OneDelete)
     store = service.store(fields.collection)
     wanted = parse_id(item_id)
-    deleted = await service.threads.call(lambda: store.delete([wanted], erase=fields.erase))
+    deleted = await service.threads.change(lambda: store.delete([wanted], erase=fields.erase))
     if not deleted:
         raise ItemMissing(f"item {item_id}: there is none; nothing was deleted")
     return reply(Deleted(deleted=deleted))

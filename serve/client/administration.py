@@ -54,6 +54,10 @@ class Administration(Transport):
         """Make filters on "label" or "metadata.NAME" fast."""
         return self._send(requests.create_payload_index(field, collection))
 
+    def drop_payload_index(self, field: str, *, collection: str | None = None) -> CollectionStats:
+        """Undo :meth:`create_payload_index`."""
+        return self._send(requests.drop_payload_index(field, collection))
+
     def stats(self, *, collection: str | None = None) -> CollectionStats:
         """A collection's figures."""
         return self._send(requests.stats(collection))
@@ -110,6 +114,10 @@ class AsyncAdministration(AsyncTransport):
     async def create_payload_index(self, field: str, *, collection: str | None = None) -> CollectionStats:
         """Make filters on "label" or "metadata.NAME" fast."""
         return await self._send(requests.create_payload_index(field, collection))
+
+    async def drop_payload_index(self, field: str, *, collection: str | None = None) -> CollectionStats:
+        """Undo :meth:`create_payload_index`."""
+        return await self._send(requests.drop_payload_index(field, collection))
 
     async def stats(self, *, collection: str | None = None) -> CollectionStats:
         """A collection's figures."""

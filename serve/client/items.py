@@ -86,6 +86,10 @@ class Items(Transport):
                 return None
             raise
 
+    def count(self, *, where: Mapping[str, Any] | None = None, collection: str | None = None) -> int:
+        """How many items pass the filter; all without one."""
+        return (self._send(requests.count(where, collection))).count
+
     def get_many(
         self, ids: Sequence[ItemId], *, with_vectors: bool = False, collection: str | None = None
     ) -> list[ItemDocument | None]:
@@ -203,6 +207,10 @@ class AsyncItems(AsyncTransport):
             if error.code == "item-missing":
                 return None
             raise
+
+    async def count(self, *, where: Mapping[str, Any] | None = None, collection: str | None = None) -> int:
+        """How many items pass the filter; all without one."""
+        return (await self._send(requests.count(where, collection))).count
 
     async def get_many(
         self, ids: Sequence[ItemId], *, with_vectors: bool = False, collection: str | None = None

@@ -196,6 +196,12 @@ def get(item_id: ItemId, collection: str | None, *, with_vector: bool) -> Call[s
     return Call("GET", _item_path(item_id), schemas.ItemDocument, params=params)
 
 
+def count(where: Mapping[str, Any] | None, collection: str | None) -> Call[schemas.Counted]:
+    """``POST /v1/items/count``."""
+    body = schemas.CountItems(filter=None if where is None else dict(where), collection=collection)
+    return Call("POST", "/v1/items/count", schemas.Counted, content=msgspec.json.encode(body))
+
+
 def get_many(ids: Iterable[ItemId], collection: str | None, *, with_vectors: bool) -> Call[schemas.ItemList]:
     """``POST /v1/items/get``."""
     body = schemas.GetItems(ids=list(ids), with_vectors=with_vectors, collection=collection)
@@ -269,6 +275,12 @@ def create_payload_index(field: str, collection: str | None) -> Call[schemas.Col
     """``POST /v1/payload-indexes``."""
     body = schemas.NewPayloadIndex(field=field, collection=collection)
     return Call("POST", "/v1/payload-indexes", schemas.CollectionStats, content=msgspec.json.encode(body))
+
+
+def drop_payload_index(field: str, collection: str | None) -> Call[schemas.CollectionStats]:
+    """``DELETE /v1/payload-indexes``."""
+    params = fields(field=field, collection=collection)
+    return Call("DELETE", "/v1/payload-indexes", schemas.CollectionStats, params=params)
 
 
 def set_alias(alias: str, collection: str | None) -> Call[schemas.CollectionList]:

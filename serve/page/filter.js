@@ -1,7 +1,8 @@
 // "year >= 1900, shop = Ulm" as the API's filter: one condition each, separated by commas, all of which must hold.
 
 const OPERATORS = { "=": "eq", "!=": "ne", "<": "lt", "<=": "lte", ">": "gt", ">=": "gte" };
-const CONDITION = /^([\w-]+(?:\.[\w-]+)*)\s*(!=|<=|>=|=|<|>)\s*(.+)$/s;
+// Names as the API writes them: one that is not of plain characters stands in double quotes.
+const CONDITION = /^((?:[\w-]+|"[^"\\]+")(?:\.(?:[\w-]+|"[^"\\]+"))*)\s*(!=|<=|>=|=|<|>)\s*(.+)$/s;
 
 import * as exact from "./exact.js";
 

@@ -250,8 +250,13 @@ class FaissStore(StoredItems):
         """Makes filters on a field fast; see `Store.create_payload_index`."""
         expression = filters.column(field)
         if field != "id":  # ids have one anyway
-            statement = f'CREATE INDEX IF NOT EXISTS "payload:{field}" ON items ({expression})'
+            statement = f"CREATE INDEX IF NOT EXISTS {_index_name(field)} ON items ({expression})"
             self._live.commit(lambda connection, _: connection.execute(statement) and None)
+
+    def drop_payload_index(self, field: str) -> None:
+        """Undoes `create_payload_index`; see `Store.drop_payload_index`."""
+        statement = f"DROP INDEX IF EXISTS {_index_name(field)}"
+        self._live.commit(lambda connection, _: connection.execute(statement) and None)
 
     def snapshot(self) -> None:
         """Brings the derived index on disk up to date; see `Store.snapshot`."""
@@ -291,3 +296,8 @@ class FaissStore(StoredItems):
         self._database.close()
         if self._folder is not None:
             self._folder.release()
+
+
+def _index_name(field: str) -> str:
+    """The payload index's name as SQL text."""
+    return '"' + filters.payload_index(field).replace('"', '""') + '"'
