@@ -296,6 +296,19 @@ class DeleteItems(Struct, kw_only=True, forbid_unknown_fields=True):
     collection: CollectionName | None = None
 
 
+class CountItems(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Which items to count: all that pass the filter."""
+
+    filter: dict[str, Any] | None = None
+    collection: CollectionName | None = None
+
+
+class Counted(Struct, kw_only=True):
+    """How many items there are."""
+
+    count: int
+
+
 class Written(Struct, kw_only=True):
     """How many items a write stored."""
 
@@ -304,19 +317,23 @@ class Written(Struct, kw_only=True):
 
 
 class ImportProgress(Struct, kw_only=True, omit_defaults=True):
-    """One line of an import's answer: how many items are stored for good, and how it ended.
+    """One line of an import's answer: how far it is, and how it ended.
 
     Attributes:
-        stored: Items that are stored.
+        stored: Items that are stored for good; of equal ids that come close together, only the last counts.
+        line: Line of the body, counted from 1 and blank ones included, up to which all are stored.
         done: All are.
         error: Why the rest was refused; with the status and the code that a problem would have.
+        refused: The line that was refused, where it is the fault of one.
     """
 
     stored: int
+    line: int
     done: bool = False
     error: str | None = None
     status: int | None = None
     code: str | None = None
+    refused: int | None = None
 
 
 class Deleted(Struct, kw_only=True):
@@ -399,7 +416,7 @@ class NewCollection(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewPayloadIndex(Struct, kw_only=True, forbid_unknown_fields=True):
-    """The field whose filters shall be fast: "label" or "metadata.NAME"."""
+    """The field whose filters shall be fast (or no longer): "label" or "metadata.NAME"."""
 
     field: Annotated[str, Meta(min_length=1, max_length=256)]
     collection: CollectionName | None = None

@@ -52,7 +52,7 @@ class StoreThreads:
     """Runs store calls in threads of their own, and plain single searches in micro-batches.
 
     Args:
-        workers: Threads.
+        workers: Threads for reads, and as many for changes.
         observe: Told the size of each batch of searches and its seconds.
     """
 
@@ -60,6 +60,8 @@ class StoreThreads:
         self, workers: int, observe: Callable[[int, float], None] = lambda _size, _seconds: None
     ) -> None:
         self._pool = ThreadPoolExecutor(workers, "store", initializer=enter_worker)
+        # Changes wait for each other, and an erasure for the whole disk: no read may stand behind them.
+        self._changes = ThreadPoolExecutor(workers, "change", initializer=enter_worker)
         # One thread: FAISS scans a batch in one matrix product, and a second batch would only share the
         # cores.
         self._plain: MicroBatcher[PlainSearch, SearchResult] = MicroBatcher(
@@ -73,8 +75,12 @@ class StoreThreads:
         return {"search": self._plain.depth}
 
     async def call(self, function: Callable[[], R]) -> R:
-        """Call ``function`` in a thread."""
+        """Call ``function``, which changes nothing, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+    async def change(self, function: Callable[[], R]) -> R:
+        """Call ``function``, which changes a store, in a thread that no read needs."""
+        return await asyncio.get_running_loop().run_in_executor(self._changes, function)
 
     async def search(self, store: Store, vectors: NDArray[np.float32], query: SearchQuery) -> SearchResult:
         """Search ``store`` by a vector of shape (dim,), or by several; see `Store.search`."""
@@ -89,6 +95,7 @@ class StoreThreads:
     def close(self) -> None:
         """Finish what runs and end the threads."""
         self._plain.close()
+        self._changes.shutdown()
         self._pool.shutdown()
 
     def _run_plain(self, searches: list[PlainSearch]) -> Sequence[SearchResult]:

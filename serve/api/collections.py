@@ -93,7 +93,7 @@ async def create_collection(request: Request) -> Response:
     def create() -> CollectionStats:
         return figures(body.name, service.collections.create(body.name, dim, fingerprint, index))
 
-    return reply(await service.threads.call(create), 201)
+    return reply(await service.threads.change(create), 201)
 
 
 @router.delete(
@@ -115,7 +115,7 @@ async def delete_collection(request: Request, name: str) -> Response:
         service.collections.drop(name)
         return listing(service.collections, default)
 
-    return reply(await service.threads.call(delete))
+    return reply(await service.threads.change(delete))
 
 
 @router.post(
@@ -136,7 +136,28 @@ async def create_payload_index(request: Request) -> Response:
         store.create_payload_index(body.field)
         return figures(name, store)
 
-    return reply(await service.threads.call(create))
+    return reply(await service.threads.change(create))
+
+
+@router.delete(
+    "/payload-indexes",
+    summary="Remove a field's index",
+    dependencies=_WRITE,
+    responses=answers(CollectionStats),
+    openapi_extra=query_parameters(form_fields(NewPayloadIndex)),
+)
+async def drop_payload_index(request: Request) -> Response:
+    """Filters on the field pass the same items as before; one that does not exist is no error."""
+    service = service_of(request)
+    fields = fields_as(dict(request.query_params), NewPayloadIndex)
+    name = fields.collection or service.settings.collection
+    store = await service.store(name)
+
+    def drop() -> CollectionStats:
+        store.drop_payload_index(fields.field)
+        return figures(name, store)
+
+    return reply(await service.threads.change(drop))
 
 
 @router.put(
@@ -150,7 +171,7 @@ async def set_alias(request: Request, alias: str) -> Response:
     """From the answer on, the alias means the named collection: at once for everybody, or not at all."""
     service = service_of(request)
     body = await read_json(request, AliasTarget)
-    await service.threads.call(lambda: service.collections.set_alias(alias, body.collection))
+    await service.threads.change(lambda: service.collections.set_alias(alias, body.collection))
     default = service.settings.collection
     return reply(await service.threads.call(lambda: listing(service.collections, default)))
 

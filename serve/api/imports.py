@@ -1,6 +1,8 @@
 """``POST /v1/import``: items by the million, streamed in and stored while they come."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import functools
+from collections.abc import AsyncIterator
 
 import msgspec
 from fastapi import APIRouter, Depends
@@ -12,12 +14,12 @@ from serve.api.bodies import fields_as
 from serve.api.context import service_of
 from serve.api.documents import form_fields, problems, query_parameters
 from serve.api.errors import problem_of
-from serve.api.items import items_of
+from serve.api.items import item_of
 from serve.auth import write_key
 from serve.observability import log
 from serve.problems import Problem
 from serve.schemas import CollectionName, ImportProgress, NewItem
-from serve.store.protocol import Store
+from serve.store.protocol import Store, StoreError
 from serve.uploads import IMPORT_PATH
 
 router = APIRouter(tags=["items"])
@@ -26,7 +28,35 @@ router = APIRouter(tags=["items"])
 _LINES = 2000
 _BYTES = 16 * 2**20
 _MOST_LINE_BYTES = 1 << 20
+# What has come is stored when so long nothing more comes.
+_PAUSE_SECONDS = 1.0
 _decoder = msgspec.json.Decoder(NewItem)
+
+
+class _Refused(Exception):  # noqa: N818  (the cause is the error)
+    """A line cannot be stored; its cause says why, `stored` how many items before it were."""
+
+    def __init__(self, line: int, stored: int) -> None:
+        super().__init__(line)
+        self.line = line
+        self.stored = stored
+
+
+class _Lines(msgspec.Struct):
+    """Some lines of the body that are not blank, the number of each, and of the last line that came."""
+
+    texts: list[bytes] = []
+    numbers: list[int] = []
+    last: int = 0
+    size: int = 0
+
+    def add(self, text: bytes) -> None:
+        """Takes the next line."""
+        self.last += 1
+        if text.strip():
+            self.texts.append(text)
+            self.numbers.append(self.last)
+            self.size += len(text)
 
 
 class ImportFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -53,27 +83,41 @@ _SCHEMA = {"application/x-ndjson": {"schema": {"type": "string"}}}
 async def import_items(request: Request) -> Response:
     """The body is one item a line, as in `POST /v1/items/vectors`; no limit holds for the whole of it.
 
-    Each line of the answer says how many items are stored for good; the last one has `done`, or `error` with
-    the line that was refused. What was stored before stays, and repeating an import changes nothing.
+    Each line of the answer says how many items are stored for good, and up to which line of the body. The
+    last one has `done`, or `error` with the line that was `refused`, where it is the fault of one. All lines
+    before that one are stored, and so is what came before the body broke off. Repeating an import changes
+    nothing.
     """
     service = service_of(request)
     fields = fields_as(dict(request.query_params), ImportFields)
     store = await service.store(fields.collection)
 
     async def progress() -> AsyncIterator[bytes]:
-        stored = 0
+        stored = line = 0
         try:
             async for lines in _blocks(request):
-                work = _storing(store, lines, stored, fields.fingerprint)
-                stored += await service.threads.call(work)
-                yield _line(ImportProgress(stored=stored))
-            yield _line(ImportProgress(stored=stored, done=True))
+                work = functools.partial(_store, store, lines, fields.fingerprint)
+                stored += await service.threads.change(work)
+                line = lines.last
+                yield _line(ImportProgress(stored=stored, line=line))
+            yield _line(ImportProgress(stored=stored, line=line, done=True))
         except Exception as error:  # noqa: BLE001  (the status is sent, so the last line has to tell)
-            problem = problem_of(error, service.settings)
+            refused, cause = None, error
+            if isinstance(error, _Refused) and isinstance(error.__cause__, Exception):
+                refused, cause = error.line, error.__cause__
+                stored, line = stored + error.stored, error.line - 1
+            problem = problem_of(cause, service.settings)
             if problem.status == 500:
-                log.exception("an import failed")
+                log.error("an import failed", exc_info=cause)
             yield _line(
-                ImportProgress(stored=stored, error=problem.detail, status=problem.status, code=problem.code)
+                ImportProgress(
+                    stored=stored,
+                    line=line,
+                    error=problem.detail if refused is None else f"line {refused}: {problem.detail}",
+                    status=problem.status,
+                    code=problem.code,
+                    refused=refused,
+                )
             )
 
     return _Answering(progress(), media_type="application/x-ndjson")
@@ -94,41 +138,66 @@ def _line(progress: ImportProgress) -> bytes:
     return msgspec.json.encode(progress) + b"\n"
 
 
-async def _blocks(request: Request) -> AsyncIterator[list[bytes]]:
-    """Lines of the body as they come: some thousands at a time, or some megabytes of long ones."""
-    lines: list[bytes] = []
-    size = 0
-    rest = b""
-    async for chunk in request.stream():
-        *whole, rest = (rest + chunk).split(b"\n")
-        if len(rest) > _MOST_LINE_BYTES:
-            raise Problem(
-                413, "line-too-long", f"a line is over {_MOST_LINE_BYTES} bytes; put one item on each"
-            )
-        for line in whole:
-            if not line.strip():
-                continue
-            lines.append(line)
-            size += len(line)
-            if len(lines) >= _LINES or size >= _BYTES:
+async def _blocks(request: Request) -> AsyncIterator[_Lines]:
+    """Lines of the body as they come: some thousands at a time, some megabytes of long ones, or all so far.
+
+    Lines that have come whole are handed on before an error is raised.
+    """
+    chunks = request.stream()
+    coming = asyncio.ensure_future(anext(chunks, None))
+    lines, rest = _Lines(), b""
+    try:
+        while len(rest) <= _MOST_LINE_BYTES:  # a longer one is refused when it is its turn to be stored
+            await asyncio.wait([coming], timeout=_PAUSE_SECONDS)
+            if lines.texts and (not coming.done() or coming.exception() is not None):
                 yield lines
-                lines, size = [], 0
-    if rest.strip():
-        lines.append(rest)
-    if lines:
+                lines = _Lines(last=lines.last)
+            if not coming.done():
+                continue
+            chunk = coming.result()
+            if chunk is None:
+                break
+            coming = asyncio.ensure_future(anext(chunks, None))
+            *whole, rest = (rest + chunk).split(b"\n")
+            for text in whole:
+                lines.add(text)
+                if len(lines.texts) >= _LINES or lines.size >= _BYTES:
+                    yield lines
+                    lines = _Lines(last=lines.last)
+    finally:
+        coming.cancel()
+    if rest:
+        lines.add(rest)
+    if lines.texts:
         yield lines
 
 
-def _storing(store: Store, lines: list[bytes], before: int, fingerprint: str | None) -> Callable[[], int]:
-    """The work of one block; ``before`` items came ahead of it."""
+def _store(store: Store, lines: _Lines, fingerprint: str | None) -> int:
+    """Stores lines; returns the number of items.
 
-    def work() -> int:
-        items = []
-        for number, line in enumerate(lines, before + 1):
-            try:
-                items.append(_decoder.decode(line))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise Problem(422, "line", f"item {number}: {error}") from error
-        return store.upsert(items_of(items), fingerprint=fingerprint)
-
-    return work
+    Raises:
+        _Refused: One of them is at fault; those before it are stored.
+    """
+    items = []
+    fault: Exception | None = None
+    for text in lines.texts:
+        try:
+            if len(text) > _MOST_LINE_BYTES:
+                raise Problem(413, "line-too-long", f"over {_MOST_LINE_BYTES} bytes; put one item on a line")
+            items.append(item_of(_decoder.decode(text)))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            fault = Problem(422, "line", str(error))
+            break
+        except Problem as error:
+            fault = error
+            break
+    try:
+        stored = store.upsert(items, fingerprint=fingerprint)
+    except StoreError as error:
+        if error.position is None:
+            raise
+        items, fault = items[: error.position], error
+        stored = store.upsert(items, fingerprint=fingerprint)
+    if fault is not None:
+        raise _Refused(lines.numbers[len(items)], stored) from fault
+    return stored

@@ -1,6 +1,8 @@
 """``/v1/items``: add, read, change and delete what can be found."""
 
 import hashlib
+import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +22,14 @@ from serve.api.documents import (
     query_parameters,
     reply,
 )
-from serve.api.search import as_vectors
+from serve.api.paths import ITEM
 from serve.auth import read_key, write_key
 from serve.problems import Problem
 from serve.schemas import (
     CollectionName,
     Count,
+    Counted,
+    CountItems,
     Deleted,
     DeleteItems,
     GetItems,
@@ -38,12 +42,16 @@ from serve.schemas import (
     Written,
     parse_id,
 )
+from serve.service import Service
 from serve.store.protocol import Item, ItemMissing
 
 _READ = [Depends(read_key)]
 _WRITE = [Depends(write_key)]
 
 router = APIRouter(prefix="/v1", tags=["items"])
+
+# Items drawn for each that a sample shows.
+_DRAWN = 4
 
 
 class ImageFields(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -63,6 +71,7 @@ class PageFields(Struct, kw_only=True, forbid_unknown_fields=True):
     label: str | None = None
     filter: dict[str, Any] | None = None
     with_vectors: bool = False
+    sample: bool = False
     collection: CollectionName | None = None
 
 
@@ -93,19 +102,19 @@ def document(item: Item) -> ItemDocument:
 
 
 def items_of(new: Sequence[NewItem]) -> list[Item]:
-    """Items as they are stored.
+    """Items as they are stored; their vectors are checked by the store.
 
     Raises:
-        Problem: 422, a vector or a thumbnail is unusable.
+        Problem: 422, a thumbnail is unusable.
     """
-    vectors = as_vectors([item.vector for item in new])
-    for item in new:
-        if item.thumbnail is not None and _image_type(item.thumbnail) is None:
-            raise Problem(422, "thumbnail", f"item {item.id}: its thumbnail is no JPEG, PNG or WebP")
-    return [
-        Item(item.id, vector, item.label, item.metadata, item.thumbnail)
-        for item, vector in zip(new, vectors, strict=True)
-    ]
+    return [item_of(item) for item in new]
+
+
+def item_of(new: NewItem) -> Item:
+    """One item as it is stored; see `items_of`."""
+    if new.thumbnail is not None and _image_type(new.thumbnail) is None:
+        raise Problem(422, "thumbnail", f"item {new.id}: its thumbnail is no JPEG, PNG or WebP")
+    return Item(new.id, new.vector, new.label, new.metadata, new.thumbnail)
 
 
 @router.post(
@@ -127,7 +136,7 @@ async def add_item(request: Request) -> Response:
     with service.admission.admit():
         embedded = await service.pipeline.embed(content, thumbnail=service.settings.thumbnails)
         item = Item(item_id, embedded.vector, fields.label, fields.metadata, embedded.thumbnail)
-        await service.threads.call(lambda: store.upsert([item], fingerprint=embedded.fingerprint))
+        await service.threads.change(lambda: store.upsert([item], fingerprint=embedded.fingerprint))
     return reply(Written(stored=1, ids=[item_id]), 201)
 
 
@@ -146,7 +155,7 @@ async def add_vectors(request: Request) -> Response:
     check_batch(len(body.items), service, "items")
     items = items_of(body.items)
     store = await service.store(body.collection)
-    stored = await service.threads.call(lambda: store.upsert(items, fingerprint=body.fingerprint))
+    stored = await service.threads.change(lambda: store.upsert(items, fingerprint=body.fingerprint))
     return reply(Written(stored=stored, ids=[item.id for item in items]), 201)
 
 
@@ -163,8 +172,25 @@ async def delete_items(request: Request) -> Response:
     body = await read_json(request, DeleteItems)
     check_batch(len(body.ids), service, "ids")
     store = await service.store(body.collection)
-    deleted = await service.threads.call(lambda: store.delete(body.ids, where=body.filter, erase=body.erase))
+    deleted = await service.threads.change(
+        lambda: store.delete(body.ids, where=body.filter, erase=body.erase)
+    )
     return reply(Deleted(deleted=deleted))
+
+
+@router.post(
+    "/items/count",
+    summary="Count items",
+    dependencies=_READ,
+    responses=answers(Counted),
+    openapi_extra=json_body(CountItems),
+)
+async def count_items(request: Request) -> Response:
+    """How many items pass `filter`; all without one."""
+    service = service_of(request)
+    body = await read_json(request, CountItems)
+    store = await service.store(body.collection)
+    return reply(Counted(count=await service.threads.call(lambda: store.count(body.filter))))
 
 
 @router.post(
@@ -192,10 +218,15 @@ async def get_items(request: Request) -> Response:
     openapi_extra=query_parameters(form_fields(PageFields)),
 )
 async def list_items(request: Request) -> Response:
-    """Items in the order of their last write, page by page: pass the answer's `next` as `after`."""
+    """Items in the order of their last write, page by page: pass the answer's `next` as `after`.
+
+    With `sample`, items drawn at random from the whole collection instead, of as many labels as there are.
+    """
     service = service_of(request)
     fields = fields_as(dict(request.query_params), PageFields)
     check_batch(fields.limit, service, "items a page")
+    if fields.sample:
+        return reply(await _sample(service, fields))
     condition: dict[str, Any] | None = fields.filter
     if fields.label is not None:
         by_label: dict[str, Any] = {"label": fields.label}
@@ -207,8 +238,28 @@ async def list_items(request: Request) -> Response:
     return reply(ItemPage(items=[document(item) for item in page.items], next=page.next))
 
 
+async def _sample(service: Service, fields: PageFields) -> ItemPage:
+    if fields.after is not None or fields.label is not None or fields.filter is not None:
+        raise Problem(422, "invalid", "sample is of the whole collection; leave out after, label and filter")
+    store = await service.store(fields.collection)
+    # More than are shown, so that rare labels have a chance beside frequent ones.
+    drawn = await service.threads.call(
+        lambda: store.sample(_DRAWN * fields.limit, with_vectors=fields.with_vectors)
+    )
+    if len(drawn) > fields.limit:
+        random.shuffle(drawn)
+    # The first of each label, then the second of each, and so on.
+    seen: Counter[str | None] = Counter()
+    ranks = []
+    for item in drawn:
+        ranks.append(seen[item.label])
+        seen[item.label] += 1
+    mixed = [drawn[at] for at in sorted(range(len(drawn)), key=ranks.__getitem__)]
+    return ItemPage(items=[document(item) for item in mixed[: fields.limit]], next=None)
+
+
 @router.get(
-    "/items/{item_id:path}/thumbnail",
+    f"{ITEM}/thumbnail",
     summary="An item's thumbnail",
     dependencies=_READ,
     response_class=Response,
@@ -232,7 +283,7 @@ async def get_thumbnail(request: Request, item_id: str) -> Response:
 
 
 @router.get(
-    "/items/{item_id:path}",
+    ITEM,
     summary="Read an item",
     dependencies=_READ,
     responses=answers(ItemDocument),
@@ -251,7 +302,7 @@ async def get_item(request: Request, item_id: str) -> Response:
 
 
 @router.patch(
-    "/items/{item_id:path}",
+    ITEM,
     summary="Change an item's label or metadata",
     dependencies=_WRITE,
     responses=answers(ItemDocument),
@@ -266,7 +317,7 @@ async def change_item(request: Request, item_id: str) -> Response:
     wanted = parse_id(item_id)
     given = {"label": body.label, "metadata": body.metadata}
     changes = {name: value for name, value in given.items() if value is not UNSET}
-    await service.threads.call(lambda: store.update(wanted, changes))
+    await service.threads.change(lambda: store.update(wanted, changes))
     (item,) = await service.threads.call(lambda: store.get([wanted]))
     if item is None:
         raise ItemMissing(f"item {item_id}: deleted meanwhile")
@@ -274,7 +325,7 @@ async def change_item(request: Request, item_id: str) -> Response:
 
 
 @router.delete(
-    "/items/{item_id:path}",
+    ITEM,
     summary="Delete an item",
     dependencies=_WRITE,
     responses=answers(Deleted),
@@ -286,7 +337,7 @@ async def delete_item(request: Request, item_id: str) -> Response:
     fields = fields_as(dict(request.query_params), OneDelete)
     store = await service.store(fields.collection)
     wanted = parse_id(item_id)
-    deleted = await service.threads.call(lambda: store.delete([wanted], erase=fields.erase))
+    deleted = await service.threads.change(lambda: store.delete([wanted], erase=fields.erase))
     if not deleted:
         raise ItemMissing(f"item {item_id}: there is none; nothing was deleted")
     return reply(Deleted(deleted=deleted))

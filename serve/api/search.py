@@ -11,6 +11,7 @@ from models.preprocess import ImageError
 from serve.api.bodies import fields_as, offload, read_images, read_json
 from serve.api.context import Stopwatch, check_batch, check_k, check_options, service_of
 from serve.api.documents import answers, form_fields, image_body, json_body, query_parameters, reply
+from serve.api.paths import ITEM
 from serve.auth import read_key
 from serve.problems import Problem
 from serve.schemas import (
@@ -232,7 +233,7 @@ async def search_examples(request: Request) -> Response:
 
 
 @router.get(
-    "/items/{item_id:path}/similar",
+    f"{ITEM}/similar",
     summary="Search by a stored item",
     responses=answers(SearchAnswer),
     openapi_extra=query_parameters(_OPTIONS),

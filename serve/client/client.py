@@ -107,8 +107,10 @@ class Client:
     upsert_vectors = _blocking(requests.upsert_vectors)
     delete = _blocking(requests.delete)
     get = _blocking(requests.get)
+    count = _blocking(requests.count)
     get_many = _blocking(requests.get_many)
     page = _blocking(requests.page)
+    sample = _blocking(requests.sample)
     thumbnail = _blocking(requests.thumbnail)
     change = _blocking(requests.change)
     embed = _blocking(requests.embed)
@@ -120,6 +122,7 @@ class Client:
     delete_collection = _blocking(requests.delete_collection)
     set_alias = _blocking(requests.set_alias)
     create_payload_index = _blocking(requests.create_payload_index)
+    drop_payload_index = _blocking(requests.drop_payload_index)
     stats = _blocking(requests.stats)
     labels = _blocking(requests.labels)
 
@@ -145,11 +148,13 @@ class Client:
         Raises:
             ServiceError: An item was refused; its text says how many are stored and which one it was.
         """
-        stored = 0
+        stored = sent = 0
         for block in importing.blocks(items):
-            stored += self._send(
-                requests.import_block(block, stored, collection=collection, fingerprint=fingerprint)
+            progress = self._send(
+                requests.import_block(block, sent, collection=collection, fingerprint=fingerprint)
             )
+            stored += progress.stored
+            sent += progress.line
             if on_progress is not None:
                 on_progress(stored)
         return stored
@@ -218,8 +223,10 @@ class AsyncClient:
     upsert_vectors = _awaiting(requests.upsert_vectors)
     delete = _awaiting(requests.delete)
     get = _awaiting(requests.get)
+    count = _awaiting(requests.count)
     get_many = _awaiting(requests.get_many)
     page = _awaiting(requests.page)
+    sample = _awaiting(requests.sample)
     thumbnail = _awaiting(requests.thumbnail)
     change = _awaiting(requests.change)
     embed = _awaiting(requests.embed)
@@ -231,6 +238,7 @@ class AsyncClient:
     delete_collection = _awaiting(requests.delete_collection)
     set_alias = _awaiting(requests.set_alias)
     create_payload_index = _awaiting(requests.create_payload_index)
+    drop_payload_index = _awaiting(requests.drop_payload_index)
     stats = _awaiting(requests.stats)
     labels = _awaiting(requests.labels)
 
@@ -243,11 +251,13 @@ class AsyncClient:
         on_progress: Callable[[int], None] | None = None,
     ) -> int:
         """Store any number of items with their vectors; see :meth:`Client.import_items`."""
-        stored = 0
+        stored = sent = 0
         for block in importing.blocks(items):
-            stored += await self._send(
-                requests.import_block(block, stored, collection=collection, fingerprint=fingerprint)
+            progress = await self._send(
+                requests.import_block(block, sent, collection=collection, fingerprint=fingerprint)
             )
+            stored += progress.stored
+            sent += progress.line
             if on_progress is not None:
                 on_progress(stored)
         return stored

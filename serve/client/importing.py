@@ -26,17 +26,16 @@ def blocks(items: Iterable[NewItem], most: int = BLOCK_BYTES) -> Iterator[bytes]
         yield b"\n".join(lines)
 
 
-def stored_by(answer: bytes, before: int) -> int:
-    """How many items a block stored, from the answer's last line; ``before`` were stored ahead of it.
+def progress_of(answer: bytes, sent: int) -> ImportProgress:
+    """What became of a block, from the answer's last line; ``sent`` items were sent ahead of it.
 
     Raises:
         ServiceError: The block was refused from some item on.
     """
     last = msgspec.json.decode(answer.rstrip().rpartition(b"\n")[2], type=ImportProgress)
     if last.error is not None:
-        raise ServiceError(
-            last.status or 0,
-            last.code or "",
-            f"after {before} items: {last.error} ({before + last.stored} are stored)",
-        )
-    return last.stored
+        text = f"{last.error} (the {sent + last.line} before are stored)"
+        if last.refused is not None:  # a block has one item on each of its lines
+            text = f"item number {sent + last.refused}: {text.removeprefix(f'line {last.refused}: ')}"
+        raise ServiceError(last.status or 0, last.code or "", text)
+    return last

@@ -14,7 +14,7 @@ import msgspec
 
 from serve import schemas
 from serve.client.errors import ServiceError, refusal_of
-from serve.client.importing import stored_by
+from serve.client.importing import progress_of
 from serve.schemas import BatchAnswer, CollectionList, CollectionStats, ItemDocument, SearchAnswer, format_id
 from serve.store.protocol import DEFAULT_K, ItemId, SearchArguments
 
@@ -170,13 +170,13 @@ def upsert_vectors(
 
 
 def import_block(
-    block: bytes, before: int, *, collection: str | None = None, fingerprint: str | None = None
-) -> Call[int]:
-    """Store the items of some lines of JSON, ``before`` of them ahead of it; returns how many."""
+    block: bytes, sent: int, *, collection: str | None = None, fingerprint: str | None = None
+) -> Call[schemas.ImportProgress]:
+    """Store the items of some lines of JSON, ``sent`` lines of others ahead of them."""
     return Call(
         "POST",
         "/v1/import",
-        lambda body: stored_by(body, before),
+        lambda body: progress_of(body, sent),
         _fields({"collection": collection, "fingerprint": fingerprint}),
         content=block,
         content_type="application/x-ndjson",
@@ -201,6 +201,12 @@ def get(
     """One item, or None where there is none of that id."""
     params = _fields({"with_vector": with_vector, "collection": collection})
     return Call("GET", _item(item_id), _as(ItemDocument), params, instead={"item-missing": None})
+
+
+def count(*, where: Mapping[str, Any] | None = None, collection: str | None = None) -> Call[int]:
+    """How many items pass the filter; all without one."""
+    given = {"filter": where, "collection": collection}
+    return _json("POST", "/v1/items/count", lambda body: _as(schemas.Counted)(body).count, given)
 
 
 def get_many(
@@ -230,6 +236,14 @@ def page(
         "collection": collection,
     }
     return Call("GET", "/v1/items", _as(schemas.ItemPage), _fields(given))
+
+
+def sample(
+    limit: int = 100, *, with_vectors: bool = False, collection: str | None = None
+) -> Call[list[ItemDocument]]:
+    """Items drawn at random from the whole collection, of as many labels as there are."""
+    params = _fields({"sample": True, "limit": limit, "collection": collection, "with_vectors": with_vectors})
+    return Call("GET", "/v1/items", lambda body: _as(schemas.ItemPage)(body).items, params)
 
 
 def thumbnail(item_id: ItemId, *, collection: str | None = None) -> Call[bytes]:
@@ -297,6 +311,12 @@ def create_payload_index(field: str, *, collection: str | None = None) -> Call[C
     """Make filters on "label" or "metadata.NAME" fast."""
     given = {"field": field, "collection": collection}
     return _json("POST", "/v1/payload-indexes", _as(CollectionStats), given)
+
+
+def drop_payload_index(field: str, *, collection: str | None = None) -> Call[CollectionStats]:
+    """Undo :func:`create_payload_index`."""
+    params = _fields({"field": field, "collection": collection})
+    return Call("DELETE", "/v1/payload-indexes", _as(CollectionStats), params)
 
 
 def stats(*, collection: str | None = None) -> Call[CollectionStats]:

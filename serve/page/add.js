@@ -1,6 +1,7 @@
 // The form that adds an image: its label, id and metadata.
 
 import { addItem } from "./api.js";
+import * as exact from "./exact.js";
 import { plain } from "./filter.js";
 import { Picker } from "./picker.js";
 
@@ -29,7 +30,7 @@ export class Adding {
   async submit(onAdded) {
     if (!this.picker.image) throw new Error("Choose, drop or paste an image first.");
     const answer = await addItem(this.picker.image, by("add-id").value.trim(), by("add-label").value.trim(), metadata());
-    by("added").textContent = `Added as ${JSON.stringify(answer.ids[0])}. It can be found from now on.`;
+    by("added").textContent = `Added as ${exact.write(answer.ids[0])}. It can be found from now on.`;
     this.picker.show(null);
     by("add-id").value = "";
     await onAdded();

@@ -1,5 +1,7 @@
 // Talks to the service. Every failure is an Error whose message the page can show as it is.
 
+import * as exact from "./exact.js";
+
 let key = sessionStorage.getItem("kindred-key") || "";
 
 // Where the service is: a proxy may show it below a path of its own, so no address begins with a slash.
@@ -52,7 +54,7 @@ async function request(path, options = {}) {
 }
 
 async function json(path, options) {
-  return (await request(path, options)).json();
+  return exact.parse(await (await request(path, options)).text());
 }
 
 function form(fields) {
@@ -63,10 +65,17 @@ function form(fields) {
   return data;
 }
 
+const INTEGER = /^(0|-?[1-9]\d{0,18})$/;
+
 // The integer 7 is `7` in a path, the string "7" is `"7"`: see the API's description.
 export function idText(id) {
-  if (typeof id === "number") return String(id);
-  return /^(0|-?[1-9]\d{0,18})$/.test(id) || id.startsWith('"') || id.includes("/") || /^\.\.?$/.test(id) ? `"${id}"` : id;
+  if (typeof id !== "string") return String(id);
+  return INTEGER.test(id) || id.startsWith('"') || id.includes("/") || /^\.\.?$/.test(id) ? `"${id}"` : id;
+}
+
+// The inverse of `idText`.
+export function idOf(text) {
+  return INTEGER.test(text) ? exact.parse(text) : text.replace(/^"(.*)"$/s, "$1");
 }
 
 function itemPath(id) {
@@ -86,7 +95,7 @@ export function verify(first, second, rate) {
 }
 
 export function addItem(image, id, label, metadata) {
-  const fields = { image, id, label, collection, metadata: JSON.stringify(metadata) };
+  const fields = { image, id, label, collection, metadata: exact.write(metadata) };
   return json("v1/items", { method: "POST", body: form(fields) });
 }
 
@@ -96,6 +105,10 @@ export function deleteItem(id) {
 
 export function listItems(after, limit, options) {
   return json(`v1/items${here({ after, limit, ...options })}`);
+}
+
+export function sampleItems(limit) {
+  return json(`v1/items${here({ sample: true, limit })}`);
 }
 
 export const stats = () => json(`v1/stats${here()}`);

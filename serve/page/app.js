@@ -14,6 +14,7 @@ const PAGE = 48;
 // What is being looked at: {image} or {id}, or null for browsing.
 let query = null;
 let browsed = null;
+let shown = new Set();
 let running = null;
 
 // --- messages -------------------------------------------------------------------------------------------------
@@ -119,26 +120,33 @@ async function showQuery(id) {
   }
 }
 
-async function browse(after = null) {
+// Looks around: at a mixture of all labels, or at what passes the conditions, page by page. `more` adds to what is
+// shown.
+async function browse({ more = false } = {}) {
   query = null;
   try {
-    const page = await api.listItems(after, PAGE, conditions());
-    if (query) return; // a search was begun meanwhile
-    results.draw(page.items, { onSearch: searchBy, onAbout: about, append: after !== null });
-    results.explain(null);
-    browsed = page.next;
-    by("more").hidden = page.next === null;
     const { label, filter } = conditions();
     const narrowed = Boolean(label || filter);
-    by("empty").hidden = page.items.length > 0 || after !== null || narrowed;
+    if (!more) shown = new Set();
+    const page = narrowed
+      ? await api.listItems(more ? browsed : null, PAGE, { label, filter })
+      : await api.sampleItems(PAGE);
+    if (query) return; // a search was begun meanwhile
+    const fresh = page.items.filter((item) => !shown.has(api.idText(item.id)));
+    for (const item of fresh) shown.add(api.idText(item.id));
+    results.draw(fresh, { onSearch: searchBy, onAbout: about, append: more });
+    results.explain(null);
+    browsed = page.next;
+    by("more").hidden = narrowed ? page.next === null : page.items.length < PAGE || !fresh.length;
+    by("empty").hidden = page.items.length > 0 || more || narrowed;
     by("heading").textContent = narrowed && !page.items.length ? "Nothing passes the filter" : "Have a look around";
-    if (after === null) say(`${page.items.length} items shown`);
+    if (!more) say(`${page.items.length} items shown`);
   } catch (error) {
     trouble(error);
   }
 }
 
-by("more").addEventListener("click", () => browse(browsed));
+by("more").addEventListener("click", () => browse({ more: true }));
 by("options").addEventListener("submit", (event) => event.preventDefault());
 by("options").addEventListener("change", (event) => {
   if (event.target.type === "file" || event.target.id === "collection") return;
@@ -153,7 +161,7 @@ function followAddress() {
     browse();
     return;
   }
-  const id = /^(0|-?[1-9]\d{0,18})$/.test(text) ? Number(text) : text.replace(/^"(.*)"$/s, "$1");
+  const id = api.idOf(text);
   showQuery(id);
   run({ id });
 }

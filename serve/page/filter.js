@@ -1,7 +1,10 @@
 // "year >= 1900, shop = Ulm" as the API's filter: one condition each, separated by commas, all of which must hold.
 
 const OPERATORS = { "=": "eq", "!=": "ne", "<": "lt", "<=": "lte", ">": "gt", ">=": "gte" };
-const CONDITION = /^([\w-]+(?:\.[\w-]+)*)\s*(!=|<=|>=|=|<|>)\s*(.+)$/s;
+// Names as the API writes them: one that is not of plain characters stands in double quotes.
+const CONDITION = /^((?:[\w-]+|"[^"\\]+")(?:\.(?:[\w-]+|"[^"\\]+"))*)\s*(!=|<=|>=|=|<|>)\s*(.+)$/s;
+
+import * as exact from "./exact.js";
 
 // The filter as JSON text, "" for none. Throws an Error whose message can be shown.
 export function filterOf(text) {
@@ -10,7 +13,7 @@ export function filterOf(text) {
     .map((part) => part.trim())
     .filter(Boolean)
     .map(condition);
-  return conditions.length ? JSON.stringify({ and: conditions }) : "";
+  return conditions.length ? exact.write({ and: conditions }) : "";
 }
 
 function condition(text) {
@@ -24,7 +27,7 @@ function condition(text) {
 // "3" is the number 3 and "true" is true; what is no JSON is text.
 export function plain(text) {
   try {
-    return JSON.parse(text);
+    return exact.parse(text);
   } catch {
     return text;
   }

@@ -1,6 +1,7 @@
 // Draws neighbours as a grid of cards, and tells how they were found.
 
 import { showThumbnail } from "./api.js";
+import * as exact from "./exact.js";
 
 const grid = document.getElementById("results");
 const card = document.getElementById("card");
@@ -110,10 +111,10 @@ function fact(name, value, kind = "") {
 }
 
 export function describe(item, list) {
-  const rows = [["id", JSON.stringify(item.id)]];
+  const rows = [["id", exact.write(item.id)]];
   if (item.similarity !== undefined) rows.push(["similarity", item.similarity.toFixed(4)]);
   for (const [name, value] of Object.entries(item.metadata ?? {})) {
-    rows.push([name, typeof value === "string" ? value : JSON.stringify(value)]);
+    rows.push([name, typeof value === "string" ? value : exact.write(value)]);
   }
   list.replaceChildren(...rows.map(([name, value]) => fact(name, value)));
 }

@@ -151,10 +151,11 @@ class FaissStore(StoredItems, ByExamples):
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
         """Stores items; see `Store.upsert`."""
         self._definition.check_fingerprint(fingerprint)
-        written = 0
+        written = taken = 0
         supply = iter(items)
         while chunk := list(itertools.islice(supply, self._tuning.transaction_rows)):
-            batch = rows.check_batch(chunk, self.dim)
+            batch = rows.naming_the_item(lambda some: rows.check_batch(some, self.dim), chunk, taken)
+            taken += len(chunk)
             written += self._live.commit(functools.partial(rows.insert, batch))
         return written
 
@@ -195,8 +196,13 @@ class FaissStore(StoredItems, ByExamples):
         """Makes filters on a field fast; see `Store.create_payload_index`."""
         expression = filters.column(field)
         if field != "id":  # ids have one anyway
-            statement = f'CREATE INDEX IF NOT EXISTS "payload:{field}" ON items ({expression})'
+            statement = f"CREATE INDEX IF NOT EXISTS {_index_name(field)} ON items ({expression})"
             self._live.commit(lambda connection, _: connection.execute(statement) and None)
+
+    def drop_payload_index(self, field: str) -> None:
+        """Undoes `create_payload_index`; see `Store.drop_payload_index`."""
+        statement = f"DROP INDEX IF EXISTS {_index_name(field)}"
+        self._live.commit(lambda connection, _: connection.execute(statement) and None)
 
     def snapshot(self) -> None:
         """Brings the derived index on disk up to date; see `Store.snapshot`."""
@@ -236,3 +242,8 @@ class FaissStore(StoredItems, ByExamples):
         self._database.close()
         if self._folder is not None:
             self._folder.release()
+
+
+def _index_name(field: str) -> str:
+    """The payload index's name as SQL text."""
+    return '"' + filters.payload_index(field).replace('"', '""') + '"'

@@ -7,11 +7,14 @@ A filter is a JSON object; an empty one passes everything. Its keys are fields o
     {"metadata.price": {"gte": 3, "lt": 9}}         range (numbers with numbers, text with text)
     {"metadata.tags": {"contains": "red"}}          a JSON array holds the value
     {"metadata.shop.city": {"exists": true}}        present and not null
+    {"label": {"prefix": "ca"}}                     text that begins so
     {"id": {"ne": "a-17"}}                          not equal, or absent
     {"and": [F, G]}, {"or": [F, G]}, {"not": F}     combinations
 
-Several keys in one object must all hold. Fields are `id`, `label` and `metadata.NAME`, where NAME is made of
-letters, digits, `_` and `-`, with dots between nested names. JSON true and false compare as 1 and 0.
+Several keys in one object must all hold. Fields are `id`, `label` and `metadata.NAME`, with dots between
+nested names. A name that is not of letters, digits, `_` and `-` alone stands in double quotes:
+`metadata."a.b"."my key"` (one that itself holds a double quote, a backslash or a control character cannot be
+said). JSON true and false compare as 1 and 0.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -28,7 +31,10 @@ from serve.store.protocol import FilterError
 MOST_TERMS = 256
 MOST_NESTED = 16
 MOST_VALUES = 10_000
-_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
+_PLAIN = re.compile(r"[\w-]+")
+# SQLite compares a name in quotes with the JSON text as it is, in which the characters left out are escaped.
+_NAME = re.compile(r'\.(?:([\w-]+)|"([^"\\\x00-\x1f\ud800-\udfff]+)")')
+_FIELD = re.compile(f"metadata(?:{_NAME.pattern})+")
 
 Scalar: TypeAlias = str | int | float
 
@@ -44,22 +50,55 @@ class Condition:
 EVERYTHING = Condition("1")
 
 
+def names_of(field: str) -> list[str]:
+    """The nested names of a metadata field: `metadata.shop."my key"` has `shop` and `my key`.
+
+    Raises:
+        FilterError: It is no such field.
+    """
+    if not _FIELD.fullmatch(field):
+        raise FilterError(
+            f'Unknown filter field {_short(field)}; use id, label, metadata.NAME or metadata."ODD NAME"'
+        )
+    return [plain or odd for plain, odd in _NAME.findall(field.removeprefix("metadata"))]
+
+
+def field_of(names: Iterable[str]) -> str:
+    """The inverse of `names_of`, with quotes where they are needed only."""
+    return ".".join(["metadata", *(name if _PLAIN.fullmatch(name) else f'"{name}"' for name in names)])
+
+
 def column(field: str) -> str:
     """The SQL expression of a field.
 
     A metadata field's path stands in the SQL text, because an index on an expression is used only where the
-    same text comes again; it holds nothing but word characters, dots and hyphens.
+    same text comes again. Its names hold no double quote, and single ones are doubled.
 
     Raises:
         FilterError: The field is not in the language.
     """
     if field in ("id", "label"):
         return field
-    prefix, _, name = field.partition(".")
-    if prefix != "metadata" or not _NAME.fullmatch(name):
-        raise FilterError(f"Unknown filter field {field!r}; use id, label or metadata.NAME")
-    path = ".".join(f'"{part}"' for part in name.split("."))
+    path = ".".join(f'"{name}"' for name in names_of(field)).replace("'", "''")
     return f"json_extract(metadata, '$.{path}')"
+
+
+def payload_index(field: str) -> str:
+    """The name of the index on a field, the same however the field is written."""
+    return f"payload:{field if field in ('id', 'label') else field_of(names_of(field))}"
+
+
+def after_prefix(prefix: str) -> str | None:
+    """The least text above all that begin with `prefix`; None where there is none.
+
+    Texts are ordered by their characters' numbers, which is the order of their UTF-8 bytes too.
+    """
+    kept = prefix.rstrip("\U0010ffff")
+    if not kept:
+        return None
+    number = ord(kept[-1]) + 1
+    # Those between are no characters.
+    return kept[:-1] + chr(0xE000 if number == 0xD800 else number)
 
 
 def condition(where: Mapping[str, Any] | None) -> Condition:
@@ -148,8 +187,19 @@ class _Translation:
     def contains(self, key: str, field: str, operand: Any) -> str:
         if key in ("id", "label"):
             raise FilterError(f"'contains' is for lists in metadata, not for {key!r}")
-        array = field.replace("json_extract(", "json_each(")
+        array = field.replace("json_extract(", "json_each(", 1)
         return f"EXISTS (SELECT 1 FROM {array} WHERE value = {self.bind(key, operand)})"  # noqa: S608
+
+    def prefix(self, key: str, field: str, operand: Any) -> str:
+        if not isinstance(operand, str):
+            raise FilterError(f"'prefix' takes text, not {_short(operand)}")
+        sql = f"{field} >= {self.bind(key, operand)}"
+        after = after_prefix(operand)
+        if after is not None:
+            sql += f" AND {field} < {self.bind(key, after)}"
+        if key not in ("id", "label"):  # an object is extracted as the text of its JSON
+            sql += f" AND {field.replace('json_extract(', 'json_type(', 1)} = 'text'"
+        return f"({sql})"
 
 
 def _range(sign: str) -> Callable[[_Translation, str, str, Any], str]:
@@ -174,6 +224,7 @@ _OPERATORS: dict[str, Callable[[_Translation, str, str, Any], str]] = {
     "lte": _range("<="),
     "exists": _Translation.exists,
     "contains": _Translation.contains,
+    "prefix": _Translation.prefix,
 }
 
 

@@ -128,10 +128,11 @@ class IndexState:
             at[at == len(part)] = 0
             here = part.keys[at] == wanted
             numbers = wanted[here].tolist()
-            if part.records is None:
+            rows = None if part.records is None else part.records.take(at[here], ids_only=ids_only)
+            if part.records is None or rows is None:
                 others += numbers
             elif numbers:
-                found.update(zip(numbers, part.records.take(at[here], ids_only=ids_only), strict=True))
+                found.update(zip(numbers, rows, strict=True))
                 if not part.records.edited.isdisjoint(numbers) and not ids_only:
                     others += part.records.edited.intersection(numbers)
         return found, others

@@ -35,7 +35,13 @@ MOST_EFFORT = 65_536
 
 
 class StoreError(InputError):
-    """A request that a store cannot carry out; every error below is one."""
+    """A request that a store cannot carry out; every error below is one.
+
+    Attributes:
+        position: Which of the items given to `upsert` is at fault, counted from 0; None where none is.
+    """
+
+    position: int | None = None
 
 
 class DimensionMismatch(StoreError):
@@ -285,7 +291,8 @@ class Store(Protocol):
         Raises:
             DimensionMismatch: A vector has the wrong length.
             FingerprintMismatch: The collection belongs to another model.
-            StoreError: A vector is zero or not finite, an id or metadata is not plain JSON.
+            StoreError: A vector is zero or not finite, an id is unusable, metadata is not plain JSON, nested
+                more than 32 deep or over 65,536 bytes; `position` says which item.
             DiskFull: The disk took no more.
         """
 
@@ -382,6 +389,13 @@ class Store(Protocol):
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
         """All items, by scrolling."""
 
+    def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
+        """Items drawn at random from the whole collection, each once, in the order of their last write.
+
+        All of them where there are fewer than `count`; else at most `count`, and fewer where many neighbours
+        in that order were deleted. Takes no longer in a large collection than in a small one.
+        """
+
     def thumbnail(self, item_id: ItemId) -> bytes | None:
         """The item's thumbnail; None where the item or its thumbnail does not exist."""
 
@@ -390,6 +404,9 @@ class Store(Protocol):
 
     def create_payload_index(self, field: str) -> None:
         """Makes filters on `field` ("label" or "metadata.NAME") fast; no effect where it exists."""
+
+    def drop_payload_index(self, field: str) -> None:
+        """Undoes `create_payload_index`; no effect where there is no such index."""
 
     def snapshot(self) -> None:
         """Brings the derived index on disk up to the last write, so that the next start is quick."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from serve.store.database import Database
 from serve.store.files import write_synced
-from serve.store.rows import Keys, metadata_of
+from serve.store.rows import MOST_NESTED, Keys, metadata_of
 
 TEXT = "records.json"
 STARTS = "records.i64"
@@ -31,7 +31,7 @@ STARTS = "records.i64"
 # Rows that one statement joins into a JSON text; decoding it holds the interpreter's lock for a millisecond.
 _ROWS = 2048
 Positions = NDArray[np.int64]
-_Row = tuple[int, msgspec.Raw, msgspec.Raw, msgspec.Raw]
+_Row = tuple[int, msgspec.Raw, msgspec.Raw, str | None]
 _decode_rows = msgspec.json.Decoder(list[_Row]).decode
 _decode = msgspec.json.Decoder(list[list[Any]]).decode
 
@@ -42,8 +42,8 @@ class Records(Protocol):
     edited: set[int]
     """Keys whose label or metadata may have changed since; grows only."""
 
-    def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]]:
-        """Of each row the id, or the id, label and metadata."""
+    def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]] | None:
+        """Of each row the id, or the id, label and metadata; None where only the database can say it."""
 
 
 class HeadRecords:
@@ -71,7 +71,7 @@ class SegmentRecords:
         with (folder / TEXT).open("rb") as file:
             self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]]:
+    def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]] | None:
         """See `Records.take`."""
         text = self._text
         if ids_only:
@@ -79,6 +79,9 @@ class SegmentRecords:
         else:
             starts, ends = self._starts[2 * rows].tolist(), self._starts[2 * rows + 2].tolist()
             pieces = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+            # Earlier versions stored metadata too deep to be answered; the database's reader handles it.
+            if any(piece.count(b"{") + piece.count(b"[") > MOST_NESTED for piece in pieces):
+                return None
         return _decode(b"[[" + b"],[".join(pieces) + b"]]")
 
 
@@ -105,7 +108,7 @@ def _texts(database: Database, keys: Keys, lengths: NDArray[np.int64]) -> Iterat
         chunk = keys[start : start + _ROWS]
         with database.read() as connection:
             text = connection.execute(
-                "SELECT json_group_array(json_array(key, id, label, json(metadata))) FROM "
+                "SELECT json_group_array(json_array(key, id, label, metadata)) FROM "
                 "(SELECT * FROM items WHERE key BETWEEN ? AND ? ORDER BY key)",
                 (int(chunk[0]), int(chunk[-1])),
             ).fetchone()[0]
@@ -114,7 +117,9 @@ def _texts(database: Database, keys: Keys, lengths: NDArray[np.int64]) -> Iterat
         found = [row for row in _decode_rows(text) if row[0] in mine]
         at = start + np.searchsorted(chunk, [row[0] for row in found])
         for _, id_, label, metadata in found:
-            pieces += [bytes(id_), b"," + bytes(label) + b"," + bytes(metadata)]
+            # What cannot be used is left out, or it would keep the segment from ever being written.
+            usable = metadata if metadata_of(metadata) else None
+            pieces += [bytes(id_), b"," + bytes(label) + b"," + (usable or "null").encode()]
         if found:
             lengths[at] = np.array([len(piece) for piece in pieces]).reshape(-1, 2)
         yield b"".join(pieces)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from serve.store.filters import Condition
 from serve.store.protocol import Item, ItemId, ItemMissing, StoreError, Vectors
 from serve.store.vectors import unit_rows
 
+C = TypeVar("C")
 Keys = NDArray[np.int64]
 
 # Falling to 1; the largest stays below 999 parameters, the least that any build of SQLite allows.
@@ -24,6 +26,14 @@ _ROWS_PER_STATEMENT = (240, 30, 5, 1)
 
 NO_KEYS: Keys = np.empty(0, np.int64)
 
+# The longest text id that a path of the API takes.
+MOST_ID_CHARACTERS = 1024
+# Metadata that is nested more deeply could be stored, but neither read back nor answered: parsers of JSON
+# have limits of their own. The size is what Milvus takes, so that every store takes the same items.
+MOST_NESTED = 32
+MOST_METADATA_BYTES = 65_536
+
+_log = logging.getLogger(__name__)
 _metadata_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -81,11 +91,35 @@ def check_id(value: Any) -> ItemId:
     raise StoreError(f"{str(value)[:40]!r} is no id; use text without NUL, or a 64-bit integer")
 
 
+def naming_the_item(check: Callable[[Sequence[Item]], C], items: Sequence[Item], first: int = 0) -> C:
+    """The result of a check of items; its error names the first item at fault.
+
+    Args:
+        check: Checks some items.
+        items: All of them.
+        first: Position of the first of them among what the caller was given.
+
+    Raises:
+        StoreError: What `check` raised of one item alone, with its id and its `position`.
+    """
+    try:
+        return check(items)
+    except StoreError:
+        for position, item in enumerate(items, first):  # again one by one, to say which it was
+            try:
+                check([item])
+            except StoreError as error:
+                named = type(error)(f"item {item.id!r:.42}: {error}")
+                named.position = position
+                raise named from None
+        raise
+
+
 def check_batch(items: Sequence[Item], dim: int) -> Batch:
     """Checks items before anything of them is written; of equal ids the last one stays."""
     last: dict[ItemId, Item] = {}
     for item in reversed(items):
-        last.setdefault(check_id(item.id), item)
+        last.setdefault(_check_new_id(item.id), item)
     ids, items = list(reversed(last)), list(reversed(last.values()))
     if any(item.vector is None for item in items):
         raise StoreError("An item has no vector; every item needs one")
@@ -96,6 +130,13 @@ def check_batch(items: Sequence[Item], dim: int) -> Batch:
         thumbnails=[check_thumbnail(item.thumbnail) for item in items],
         vectors=unit_rows([item.vector for item in items], dim),
     )
+
+
+def _check_new_id(value: Any) -> ItemId:
+    item_id = check_id(value)
+    if isinstance(item_id, str) and len(item_id) > MOST_ID_CHARACTERS:
+        raise StoreError(f"The id has {len(item_id)} characters; use at most {MOST_ID_CHARACTERS}")
+    return item_id
 
 
 def check_label(value: Any) -> str | None:
@@ -113,17 +154,70 @@ def check_thumbnail(value: Any) -> bytes | None:
 
 
 def metadata_text(value: Mapping[str, Any] | None) -> str | None:
-    """Metadata as JSON text, None where there is none."""
+    """Metadata as JSON text, None where there is none. All metadata that is stored comes through here.
+
+    Raises:
+        StoreError: It is not plain JSON, too large, or nested too deeply.
+    """
     if not value:
         return None
+    if not isinstance(value, Mapping):
+        raise StoreError("Metadata is an object with named fields, such as {'price': 3}")
+    if _is_deep(value):
+        raise StoreError(f"Metadata is nested more than {MOST_NESTED} deep; flatten it")
     try:
         text = _metadata_json(value)
-        text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
+        size = len(text.encode())
+    except (TypeError, ValueError) as error:
         raise StoreError(f"Metadata is not plain JSON: {error}") from None
-    if text[0] != "{":
-        raise StoreError("Metadata is an object with named fields, such as {'price': 3}")
+    if size > MOST_METADATA_BYTES:
+        raise StoreError(f"Metadata of {size:,} bytes; an item has at most {MOST_METADATA_BYTES:,}")
     return text
+
+
+def metadata_of(text: str | None) -> dict[str, Any]:
+    """Metadata from its JSON text; empty, with a warning in the log, where the text cannot be used.
+
+    Nothing is stored today that could not be read, but what an earlier version stored must not take the items
+    beside it down.
+    """
+    if text is None:
+        return {}
+    try:
+        value = msgspec.json.decode(text, type=dict[str, Any])
+        # A text with few brackets cannot be deep, and counting them is quick.
+        if text.count("{") + text.count("[") <= MOST_NESTED or not _is_deep(value):
+            return value
+        reason = f"nested more than {MOST_NESTED} deep"
+    except (msgspec.DecodeError, RecursionError) as error:
+        reason = str(error)
+    _log.warning("metadata that begins with %.42r is shown empty: %s", text, reason)
+    return {}
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """A JSON merge patch (RFC 7396) applied: null removes, objects merge, everything else replaces."""
+    if not isinstance(patch, Mapping):
+        return patch
+    result = dict(target) if isinstance(target, Mapping) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merged(result.get(name), value)
+    return result
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_NESTED):
+        parts = itertools.chain.from_iterable(
+            one.values() if isinstance(one, Mapping) else one for one in level
+        )
+        level = [part for part in parts if isinstance(part, Mapping | list | tuple)]
+        if not level:
+            return False
+    return True
 
 
 def insert(batch: Batch, connection: sqlite3.Connection, changes: Changes) -> int:
@@ -181,18 +275,16 @@ def edit(connection: sqlite3.Connection, item_id: ItemId, patch: Mapping[str, An
     unknown = set(patch) - {"label", "metadata"}
     if unknown:
         raise StoreError(f"Cannot change {sorted(unknown)[0]!r} of an item; change label or metadata")
-    if not connection.execute("SELECT 1 FROM items WHERE id = ?", (item_id,)).fetchone():
+    found = connection.execute("SELECT key, metadata FROM items WHERE id = ?", (item_id,)).fetchone()
+    if found is None:
         raise ItemMissing(f"There is no item {item_id!r}")
     if "label" in patch:
         connection.execute("UPDATE items SET label = ? WHERE id = ?", (check_label(patch["label"]), item_id))
-    merge = metadata_text(patch.get("metadata"))
-    if merge is not None:
-        connection.execute(
-            "UPDATE items SET metadata = nullif(json_patch(coalesce(metadata, '{}'), ?), '{}') WHERE id = ?",
-            (merge, item_id),
-        )
+    if metadata_text(patch.get("metadata")) is not None:
+        metadata = metadata_text(merged(metadata_of(found[1]), patch["metadata"]))
+        connection.execute("UPDATE items SET metadata = ? WHERE id = ?", (metadata, item_id))
     changes.sequence += 1
-    key = connection.execute("SELECT key FROM items WHERE id = ?", (item_id,)).fetchone()[0]
+    key = found[0]
     connection.execute("INSERT OR REPLACE INTO edits VALUES (?, ?)", (key, changes.sequence))
     changes.edited.append(key)
 
@@ -257,12 +349,12 @@ def read_records(connection: sqlite3.Connection, keys: list[int]) -> dict[int, l
     SQLite joins them into one JSON text, for the same reason as in `insert`: a single step.
     """
     text = connection.execute(
-        "SELECT json_group_array(json_array(key, id, label, json(metadata))) FROM items "
+        "SELECT json_group_array(json_array(key, id, label, metadata)) FROM items "
         "WHERE key IN (SELECT value FROM json_each(?))",
         (json_text(keys),),
     ).fetchone()[0]
     found: list[list[Any]] = msgspec.json.decode(text)
-    return {row[0]: row[1:] for row in found}
+    return {key: [id_, label, metadata_of(metadata)] for key, id_, label, metadata in found}
 
 
 def read_rows(
@@ -278,11 +370,6 @@ def read_rows(
     joined = np.frombuffer(b"".join([row[1] for row in found]), np.uint8)
     records = [row[2:] for row in found]
     return keys, joined.reshape(len(found), -1) if found else joined.reshape(0, 0), records
-
-
-def metadata_of(text: str | None) -> dict[str, Any]:
-    """Metadata from its JSON text."""
-    return {} if text is None else msgspec.json.decode(text, type=dict[str, Any])
 
 
 def json_text(values: list[Any]) -> str:

@@ -114,6 +114,8 @@ class Searching:
             if edited and query.with_metadata and not edited.isdisjoint(part.keys[rows].tolist()):
                 return None
             records = part.records.take(rows, ids_only=not query.with_metadata)
+            if records is None:
+                return None
             hits += map(_hit, similarities.tolist(), records)
         if len(plans) > 1:
             hits.sort(key=lambda hit: -hit.similarity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 
 from serve.store import filters, rows
@@ -58,6 +59,24 @@ class StoredItems:
             page = self.scroll(after, _PAGE, where=where, with_vectors=with_vectors)
             yield from page.items
             after = page.next
+
+    def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
+        """Items drawn at random; see `Store.sample`."""
+        page = self.scroll(None, count, with_vectors=with_vectors)
+        if page.next is None:
+            return page.items
+        with self._database.read() as connection:
+            low, high = connection.execute(
+                "SELECT (SELECT min(key) FROM items), (SELECT max(key) FROM items)"
+            ).fetchone()
+            # Each number stands for the item that follows it.
+            numbers = random.sample(range(low, high + 1), min(count, high + 1 - low))
+            condition = Condition(
+                "key IN (SELECT (SELECT min(key) FROM items WHERE key >= value) FROM json_each(?))",
+                (rows.json_text(numbers),),
+            )
+            found = rows.read_items(connection, condition, with_vectors=with_vectors)
+        return [item for _, item in found]
 
     def thumbnail(self, item_id: ItemId) -> bytes | None:
         """The item's thumbnail; see `Store.thumbnail`."""

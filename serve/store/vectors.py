@@ -34,7 +34,8 @@ def unit_rows(vectors: Any, dim: int | None, what: str = "vector") -> Vectors:
         if _TINY < square < _HUGE:  # the common query, in a third of the time; what is beyond is judged below
             return np.divide(vectors, math.sqrt(square), dtype=np.float32)[np.newaxis]
     try:
-        rows = np.asarray(vectors, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused below
+            rows = np.asarray(vectors, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
         _name_the_odd_one(vectors, dim, what)
         raise StoreError(f"A {what} is not a list of numbers; give {dim or 'some'} numbers each") from None
@@ -46,11 +47,11 @@ def unit_rows(vectors: Any, dim: int | None, what: str = "vector") -> Vectors:
         raise DimensionMismatch(f"A {what} has {rows.shape[1]} numbers, the collection takes {dim}")
     # In float64, squares of tiny or huge float32 numbers neither vanish nor overflow.
     norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    if not np.isfinite(norms).all():
-        at = int(np.flatnonzero(~np.isfinite(norms))[0])
-        raise StoreError(f"The {what} at position {at} holds NaN or an infinite number")
-    if not norms.all():
-        raise StoreError(f"The {what} at position {int(np.flatnonzero(norms == 0)[0])} is zero: no direction")
+    odd = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if len(odd):
+        which = f"The {what} at position {odd[0]}" if len(rows) > 1 else f"The {what}"
+        wrong = "is zero: no direction" if norms[odd[0]] == 0 else "holds NaN or an infinite number"
+        raise StoreError(f"{which} {wrong}")
     return np.ascontiguousarray(rows / norms[:, np.newaxis], dtype=np.float32)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.store import filters
-from serve.store.milvus.facets import LIST, NUMBER, PRESENT, TEXT, listed, plain_number
+from serve.store.milvus.facets import LIST, NUMBER, PRESENT, TEXT, facet_name, listed, plain_number
 from serve.store.milvus.keys import key_of
 from serve.store.protocol import ItemId
 
@@ -99,7 +99,12 @@ class _Translation:
         if name == "eq":
             return self._one_of(field, [_plain(operand)], hold)
         if name == "contains":
-            return self._contains(field.partition(".")[2], _plain(operand), hold)
+            return self._contains(_facet_name(field), _plain(operand), hold)
+        if name == "prefix":
+            # Not `like`: engines differ in how they escape its wildcards.
+            bounds = ((">=", operand), ("<", filters.after_prefix(operand)))
+            parts = [self._range(field, sign, bound, hold) for sign, bound in bounds if bound is not None]
+            return _joined(parts, conjunction=hold)
         return self._range(field, _SIGNS[name], _plain(operand), hold)
 
     def _one_of(self, field: str, values: list[str | int | float], hold: bool) -> str:
@@ -109,7 +114,7 @@ class _Translation:
         if field == "label":
             texts = ", ".join(quoted(str(value)) for value in values)
             return _leaf(f"label in [{texts}]" if texts else NEVER, "label is null", hold)
-        name = field.partition(".")[2]
+        name = _facet_name(field)
         # Apart: a list of integers and floats is more than some versions compare.
         kinds = (
             (TEXT, [value for value in values if isinstance(value, str)]),
@@ -140,7 +145,7 @@ class _Translation:
             return condition if hold else f"not ({condition})"
         if field == "label":
             return _leaf(f"label {sign} {quoted(str(bound))}", "label is null", hold)
-        path = _path((TEXT if isinstance(bound, str) else NUMBER) + field.partition(".")[2])
+        path = _path((TEXT if isinstance(bound, str) else NUMBER) + _facet_name(field))
         return _leaf(f"{path} {sign} {_literal(bound)}", f"not (exists {path})", hold)
 
 
@@ -158,6 +163,10 @@ def _leaf(condition: str, absent: str, hold: bool) -> str:
     return condition if hold else f"({absent}) or (not ({condition}))"
 
 
+def _facet_name(field: str) -> str:
+    return facet_name(filters.names_of(field))
+
+
 def _path(facet: str) -> str:
     return f"facets[{quoted(facet)}]"
 
@@ -167,7 +176,7 @@ def _present(field: str, hold: bool) -> str:
         return ALWAYS if hold else NEVER
     if field == "label":
         return "label is not null" if hold else "label is null"
-    name = field.partition(".")[2]
+    name = _facet_name(field)
     parts = [f"exists {_path(kind + name)}" for kind in (NUMBER, TEXT, PRESENT)]
     return _joined([part if hold else f"not ({part})" for part in parts], conjunction=not hold)
 

@@ -4,42 +4,35 @@ How Milvus compares a number with a text inside JSON, or negates a condition on 
 between its engines and versions. Beside the metadata itself each item therefore has *facets*, in which such
 questions do not come up:
 
-    {"price": 3, "new": true, "tags": ["a", 1], "shop": {"city": "B"}}
-    {"n:price": 3, "n:new": 1, "l:tags": ["ta", "n1"], "o:tags": 1, "o:shop": 1, "t:shop.city": "B"}
+    {"price": 3, "new": true, "tags": ["a", 1], "shop": {"city": "B"}, "a b": 1}
+    {"n:price": 3, "n:new": 1, "l:tags": ["ta", "n1"], "o:tags": 1, "o:shop": 1, "t:shop.city": "B",
+     "n:a%000020b": 1}
 
 `n:` holds numbers (true and false as 1 and 0), `t:` texts, `l:` the plain values of a list as texts with
-their kind, `o:` says that there is a list or an object. What is absent or null has no facet.
+their kind, `o:` says that there is a list or an object. What is absent or null has no facet. A character
+that no plain name has is written as `%` and its number in six hexadecimal digits, so that dots stand between
+names only.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from serve.store.protocol import StoreError
-
 NUMBER, TEXT, LIST, PRESENT = "n:", "t:", "l:", "o:"
-_NAME = re.compile(r"[\w-]+")
-_MOST_NESTED = 200
+_ODD = re.compile(r"[^\w-]")
+_WRITTEN = re.compile(r"%([0-9a-f]{6})")
 
 
 def facets_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Facets of plain JSON metadata; names that no filter can say are left out.
-
-    Raises:
-        StoreError: It is nested too deeply.
-    """
+    """Facets of plain JSON metadata."""
     facets: dict[str, Any] = {}
-    waiting: list[tuple[str, Mapping[str, Any], int]] = [("", metadata, 0)]
+    waiting: list[tuple[str, Mapping[str, Any]]] = [("", metadata)]
     while waiting:
-        prefix, fields, depth = waiting.pop()
-        if depth > _MOST_NESTED:
-            raise StoreError(f"Metadata is nested more than {_MOST_NESTED} deep")
+        prefix, fields = waiting.pop()
         for name, value in fields.items():
-            if not _NAME.fullmatch(name):
-                continue
-            path = prefix + name
+            path = prefix + facet_name([name])
             if isinstance(value, str):
                 facets[TEXT + path] = value
             elif isinstance(value, int | float):
@@ -50,8 +43,18 @@ def facets_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
                 facets[LIST + path] = [listed(entry) for entry in plain]
             elif isinstance(value, dict):
                 facets[PRESENT + path] = 1
-                waiting.append((path + ".", value, depth + 1))
+                waiting.append((path + ".", value))
     return facets
+
+
+def facet_name(names: Iterable[str]) -> str:
+    """Nested names as one, without the kind."""
+    return ".".join(_ODD.sub(lambda found: f"%{ord(found[0]):06x}", name) for name in names)
+
+
+def names_in(facet: str) -> list[str]:
+    """The inverse of `facet_name`."""
+    return [_WRITTEN.sub(lambda found: chr(int(found[1], 16)), name) for name in facet.split(".")]
 
 
 def listed(value: str | float) -> str:

@@ -18,6 +18,7 @@ MOST_ROWS = 16_384
 """Most rows that Milvus returns for one query or search."""
 
 _IDS_A_QUERY = 1_000
+_NUMBERS_A_QUERY = 10_000
 
 
 class Reading:
@@ -67,6 +68,14 @@ class Reading:
             low = high
             if len(rows) < limit // 4 + 1:
                 width *= 4
+        return found
+
+    def numbered(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Row]:
+        """Rows whose last write has one of these numbers, in any order; `sequence` is among their fields."""
+        found: list[Row] = []
+        for start in range(0, len(numbers), _NUMBERS_A_QUERY):
+            listed = ", ".join(map(str, numbers[start : start + _NUMBERS_A_QUERY]))
+            found += self._query(f"sequence in [{listed}]", [*fields, "id", "sequence"])
         return found
 
     def everything(self, condition: str, fields: Sequence[str]) -> list[Row]:

@@ -12,11 +12,10 @@ import numpy as np
 from serve.store.milvus.facets import facets_of
 from serve.store.milvus.keys import MOST_BYTES, id_of, key_of
 from serve.store.protocol import Item, StoreError
-from serve.store.rows import check_batch
+from serve.store.rows import MOST_METADATA_BYTES, check_batch
 
 Row = dict[str, Any]
 
-MOST_JSON_BYTES = 65_536
 MOST_THUMBNAIL_BYTES = MOST_BYTES // 4 * 3
 """Milvus has no type for bytes, so thumbnails are base64 text, 4 characters for 3 bytes."""
 
@@ -37,7 +36,7 @@ def checked_rows(items: Sequence[Item], dim: int) -> list[Row]:
             "id": key_of(item_id),
             "vector": vector,
             "label": _short(label, "label"),
-            **metadata_fields({} if metadata is None else json.loads(metadata)),
+            **metadata_fields(metadata),
             "thumbnail": _packed(thumbnail),
         }
         for item_id, vector, label, metadata, thumbnail in zip(
@@ -46,17 +45,17 @@ def checked_rows(items: Sequence[Item], dim: int) -> list[Row]:
     ]
 
 
-def metadata_fields(metadata: dict[str, Any]) -> Row:
-    """The two columns that hold metadata.
+def metadata_fields(text: str | None) -> Row:
+    """The two columns that hold metadata, from its checked text.
 
     Raises:
-        StoreError: It is larger than Milvus takes.
+        StoreError: Its facets are larger than Milvus takes.
     """
+    metadata = {} if text is None else json.loads(text)
     facets = facets_of(metadata)
-    for value in (metadata, facets):
-        size = len(json.dumps(value, ensure_ascii=False).encode())
-        if size > MOST_JSON_BYTES:
-            raise StoreError(f"Metadata of {size:,} bytes; Milvus takes {MOST_JSON_BYTES:,} an item")
+    size = len(json.dumps(facets, ensure_ascii=False).encode())
+    if size > MOST_METADATA_BYTES:
+        raise StoreError(f"Metadata of {size:,} bytes as facets; Milvus takes {MOST_METADATA_BYTES:,}")
     return {"metadata": metadata, "facets": facets}
 
 
@@ -91,19 +90,6 @@ def item_of(row: Mapping[str, Any]) -> Item:
 def unpacked(thumbnail: str | None) -> bytes | None:
     """A thumbnail's bytes."""
     return None if thumbnail is None else base64.b64decode(thumbnail)
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """A JSON merge patch (RFC 7396) applied: null removes, objects merge, everything else replaces."""
-    if not isinstance(patch, Mapping):
-        return patch
-    result = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = merged(result.get(name), value)
-    return result
 
 
 def _packed(thumbnail: bytes | None) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, Unpack
 
@@ -14,7 +13,7 @@ from serve.store.milvus.definition import create_collection, open_collection
 from serve.store.milvus.engine import Engine
 from serve.store.milvus.expressions import expression, keys_in
 from serve.store.milvus.keys import id_of, key_of
-from serve.store.milvus.records import checked_rows, merged, messages, metadata_fields
+from serve.store.milvus.records import checked_rows, messages, metadata_fields
 from serve.store.milvus.stored_items import StoredItems
 from serve.store.protocol import (
     DEFAULT_K,
@@ -145,10 +144,11 @@ class MilvusStore(StoredItems, ByExamples):
         in the middle may have stored a part of them.
         """
         self._definition.check_fingerprint(fingerprint)
-        written = 0
+        written = taken = 0
         supply = iter(items)
         while chunk := list(itertools.islice(supply, _CHECKED_AT_ONCE)):
-            checked = checked_rows(chunk, self.dim)
+            checked = rows.naming_the_item(lambda some: checked_rows(some, self.dim), chunk, taken)
+            taken += len(chunk)
             self._open()
             with self._writing:
                 first = self._numbers.take(len(checked))
@@ -170,7 +170,7 @@ class MilvusStore(StoredItems, ByExamples):
         if unknown:
             raise StoreError(f"Cannot change {sorted(unknown)[0]!r} of an item; change label or metadata")
         label = rows.check_label(changes.get("label"))
-        patch = rows.metadata_text(changes.get("metadata"))
+        patched = rows.metadata_text(changes.get("metadata")) is not None
         self._open()
         with self._writing:
             found = self._reading.by_id([item_id], _EVERYTHING)
@@ -179,8 +179,9 @@ class MilvusStore(StoredItems, ByExamples):
             row = found[key_of(item_id)]
             if "label" in changes:
                 row["label"] = label
-            if patch is not None:
-                row.update(metadata_fields(merged(row["metadata"] or {}, json.loads(patch))))
+            if patched:
+                metadata = rows.merged(row["metadata"] or {}, changes["metadata"])
+                row.update(metadata_fields(rows.metadata_text(metadata)))
             self._engine.call("upsert", self._definition.inside, [row])
             self._numbers.take(1)
 

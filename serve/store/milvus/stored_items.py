@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from serve.store import filters, rows
 from serve.store.milvus.definition import MilvusDefinition
 from serve.store.milvus.engine import Engine
 from serve.store.milvus.expressions import expression
-from serve.store.milvus.facets import NUMBER, TEXT
+from serve.store.milvus.facets import NUMBER, TEXT, facet_name, names_in
 from serve.store.milvus.keys import key_of
 from serve.store.milvus.numbers import WriteNumbers
 from serve.store.milvus.reading import Reading
@@ -97,6 +98,19 @@ class StoredItems:
         for page in self._reading.pages(condition, _fields(with_vectors)):
             yield from map(item_of, page)
 
+    def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
+        """Items drawn at random; see `Store.sample`."""
+        self._open()
+        fields = _fields(with_vectors)
+        first = self._reading.after(0, count, "", fields)
+        if len(first) < count:
+            return [item_of(row) for row in first]
+        numbers = range(first[0]["sequence"], self._last() + 1)
+        # Deleted items have left their numbers behind: more numbers than items are asked for.
+        found = self._reading.numbered(random.sample(numbers, min(8 * count, len(numbers))), fields)
+        drawn = random.sample(found, min(count, len(found)))
+        return [item_of(row) for row in sorted(drawn, key=lambda row: row["sequence"])]
+
     def thumbnail(self, item_id: ItemId) -> bytes | None:
         """The item's thumbnail; see `Store.thumbnail`."""
         item_id = rows.check_id(item_id)
@@ -128,9 +142,9 @@ class StoredItems:
         Raises:
             Unsupported: milvus-lite has no index for metadata.
         """
-        filters.column(field)
+        name = filters.payload_index(field).removeprefix("payload:")
         self._open()
-        if field == "id" or field in self._payload_indexes():
+        if name == "id" or name in self._payload_indexes():
             return
         indexes = self._engine.pymilvus.MilvusClient.prepare_index_params()
         if field == "label":
@@ -138,15 +152,30 @@ class StoredItems:
         elif self._engine.embedded:
             raise Unsupported("milvus-lite has no index for metadata; filters work without one")
         else:
-            name = field.partition(".")[2]
-            for kind, cast in ((NUMBER, "double"), (TEXT, "varchar")):
+            for facet, cast in zip(_indexed_facets(field), ("double", "varchar"), strict=True):
                 indexes.add_index(
                     "facets",
-                    index_name=f"payload {kind}{name}",
+                    index_name=f"payload {facet}",
                     index_type="INVERTED",
-                    params={"json_path": f'facets["{kind}{name}"]', "json_cast_type": cast},
+                    params={"json_path": f'facets["{facet}"]', "json_cast_type": cast},
                 )
         self._engine.call("create_index", self._definition.inside, indexes)
+
+    def drop_payload_index(self, field: str) -> None:
+        """Undoes `create_payload_index`; see `Store.drop_payload_index`.
+
+        Raises:
+            Unsupported: milvus-lite drops no index of a collection that is open.
+        """
+        name = filters.payload_index(field).removeprefix("payload:")
+        self._open()
+        if name == "id" or name not in self._payload_indexes():
+            return
+        if self._engine.embedded:
+            raise Unsupported("milvus-lite drops no index of an open collection; copy it to a new one")
+        dropped = ["label"] if field == "label" else [f"payload {facet}" for facet in _indexed_facets(field)]
+        for index in dropped:
+            self._engine.call("drop_index", self._definition.inside, index)
 
     def stats(self) -> StoreStats:
         """Figures about the collection; what Milvus does not tell is 0."""
@@ -180,8 +209,17 @@ class StoredItems:
 
     def _payload_indexes(self) -> tuple[str, ...]:
         names = set(self._engine.call("list_indexes", self._definition.inside))
-        found = {name.partition(":")[2] for name in names if name.startswith("payload ")}
-        return tuple(sorted({f"metadata.{name}" for name in found} | (names & {"label"})))
+        found = {
+            filters.field_of(names_in(name.partition(":")[2]))
+            for name in names
+            if name.startswith("payload ")
+        }
+        return tuple(sorted(found | (names & {"label"})))
+
+
+def _indexed_facets(field: str) -> list[str]:
+    name = facet_name(filters.names_of(field))
+    return [NUMBER + name, TEXT + name]
 
 
 def _fields(with_vectors: bool) -> list[str]:

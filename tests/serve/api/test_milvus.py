@@ -38,7 +38,7 @@ def test_what_milvus_cannot_do_is_a_problem(start, picture, tmp_path):
         assert len(answer.json()["detail"]) > 30
     with running.client() as client:
         assert client.get("kept").id == "kept"
-    assert measure(running.store) == (1.0, 16)
+    assert measure(running.store) == (1.0, 1)
 
 
 def test_a_service_comes_back_to_its_items(start, picture, tmp_path, bundle):

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -49,6 +51,43 @@ def test_metrics_have_no_series_for_each_item(running):
     text = httpx.get(f"{running.address}/metrics").text
     assert "{item_id" in text
     assert "zweites" not in text
+
+
+def test_reads_do_not_wait_for_changes(start, picture, monkeypatch):
+    """However many changes stand behind an erasure, which rewrites the database."""
+    running = start()
+    erasing, erased = threading.Event(), threading.Event()
+
+    def purge():
+        erasing.set()
+        assert erased.wait(60)
+
+    with running.client() as client, ThreadPoolExecutor(40) as pool:
+        client.upsert(picture(1), "kept", label="x")
+        monkeypatch.setattr(running.service.store(), "purge", purge)
+        changes = [
+            *(
+                pool.submit(httpx.post, f"{running.address}/v1/items/delete", json=body, timeout=60)
+                for body in [{"ids": ["none"], "erase": True}] * 20
+            ),
+            *(
+                pool.submit(httpx.patch, f"{running.address}/v1/items/other", json={"label": "y"}, timeout=60)
+                for _ in range(8)
+            ),
+            *(
+                pool.submit(httpx.post, f"{running.address}/v1/import", content=b"{}", timeout=60)
+                for _ in range(8)
+            ),
+        ]
+        try:
+            assert erasing.wait(20)
+            assert client.get("kept").label == "x"
+            assert client.labels() == {"x": 1}
+            assert client.search_vector([1.0] * 32, exact=True).hits[0].id == "kept"
+            assert client.count() == 1
+        finally:
+            erased.set()
+        assert {change.result().status_code for change in changes} == {200, 404}
 
 
 def test_recall_of_an_exact_index_is_one(running, picture):

@@ -49,6 +49,7 @@ def test_reading_several_items(client):
     assert [item.id for item in page.items] == [1, 3, 5]
     assert len(page.items[0].vector) == 32
     assert [item.id for item in client.page(page.next, 3, label="b").items] == [7]
+    assert (client.count(), client.count(where={"label": {"prefix": "b"}})) == (8, 4)
 
 
 def test_collections_come_and_go(client):
@@ -57,6 +58,7 @@ def test_collections_come_and_go(client):
     stats = client.create_payload_index("metadata.year", collection="spare")
     assert "metadata.year" in stats.payload_indexes
     assert client.create_payload_index("metadata.year", collection="spare") == stats
+    assert client.drop_payload_index('metadata."year"', collection="spare").payload_indexes == ["label"]
     with pytest.raises(ServiceError) as error:
         client.create_payload_index('metadata.x" --')
     assert error.value.code == "filter"

@@ -75,10 +75,12 @@ def test_what_is_refused_is_named_and_what_came_before_stays(start):
     items = new_items(150)
     items[120] = NewItem(id=120, vector=[1.0, 2.0])
     with running.client() as client:
-        with pytest.raises(ServiceError, match=r"after \d+ items: .*are stored") as error:
+        with pytest.raises(
+            ServiceError, match=r"^item number 121: item 120: .*the 120 before are stored"
+        ) as error:
             client.import_items(items)
-        assert (error.value.status, error.value.code) == (422, "invalid")
-        assert 0 < client.stats().items < 120
+        assert (error.value.status, error.value.code) == (422, "dimension")
+        assert client.stats().items == 120
         with pytest.raises(ServiceError) as error:
             client.import_items(new_items(3), fingerprint="another")
         assert (error.value.status, error.value.code) == (409, "fingerprint")

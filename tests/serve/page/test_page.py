@@ -3,9 +3,12 @@
 import base64
 
 import httpx
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
+
+from serve.schemas import NewItem
 
 pytestmark = pytest.mark.browser
 
@@ -211,6 +214,96 @@ def test_add_find_and_delete_with_the_write_key(page, start, picture):
     expect(page.locator("#results .card")).to_have_count(0)
     with running.client() as client:
         assert client.get("o/1") is None
+
+
+def about(page, name):
+    """Open what is known of the card with this title."""
+    card = page.locator("#results li", has=page.locator(f'.name[title="{name}"]'))
+    card.hover()
+    card.locator(".about").click()
+
+
+def test_ids_of_64_bits_keep_their_last_digits(page, start, picture):
+    """JavaScript's own numbers would round them: to another item's."""
+    running = start()
+    first, second, text = 1770000000000000001, 1770000000000000000, "1770000000000000001"
+    with running.client() as client:
+        client.upsert(
+            picture(1), first, label="first", metadata={"code": 2**63 - 1, "deep": [{"n": 10**17 + 1}]}
+        )
+        client.upsert(picture(2), second, label="second")
+        client.upsert(picture(3), text, label="text")
+        client.upsert(picture(4), 7, label="short")
+    page.goto(running.address)
+    expect(page.locator("#results .card")).to_have_count(4)
+    until(page, "[...document.querySelectorAll('#results img')].every((image) => image.naturalWidth > 0)")
+    about(page, f"first ({first})")
+    expect(page.locator("#details-facts")).to_contain_text(str(2**63 - 1))
+    expect(page.locator("#details-facts")).to_contain_text('[{"n":100000000000000001}]')
+    page.click("#details [value=similar]")
+    expect(page.locator("#heading")).to_have_text("3 nearest")
+    expect(page.locator("#results")).not_to_contain_text("first")
+    assert page.url.endswith(f"#{first}")
+    page.reload()
+    expect(page.locator("#heading")).to_have_text("3 nearest")
+    expect(page.locator("#results")).not_to_contain_text("first")
+    about(page, f"text ({text})")
+    expect(page.locator("#details-facts")).to_contain_text(f'"{text}"')
+    page.click("#details [value=similar]")
+    expect(page.locator("#results")).not_to_contain_text("text")
+    page.click(".brand")
+    page.fill("#filter", f"id = {first}")
+    page.locator("#filter").blur()
+    expect(page.locator("#results .card")).to_have_count(1)
+    about(page, f"first ({first})")
+    page.click("#details [value=compare]")
+    expect(page.locator('[data-picker="first"] .clear')).to_be_visible()
+    choose(page, '[data-picker="second"] input', picture(1, form="JPEG"))
+    expect(page.locator(".decision")).to_be_visible()
+    page.click("#tab-add")
+    choose(page, '[data-picker="new"] input', picture(5))
+    page.fill("#add-id", str(first + 2))
+    page.fill("#add-metadata", f"code: {2**60 + 1}")
+    page.click("#add [type=submit]")
+    expect(page.locator("#added")).to_contain_text(f"Added as {first + 2}")
+    with running.client() as client:
+        assert client.get(first + 2).metadata == {"code": 2**60 + 1}
+    page.click("#tab-search")
+    page.fill("#filter", "")
+    page.locator("#filter").blur()
+    for item_id, label in ((first, "first"), (text, "text"), (7, "short")):
+        about(page, f"{label} ({item_id})")
+        page.click("#delete")
+        page.click("#delete")
+        expect(page.locator(f'#results .name[title="{label} ({item_id})"]')).to_have_count(0)
+    with running.client() as client:
+        assert {item.id for item in client.scan()} == {second, first + 2}
+
+
+def test_looking_around_shows_a_mixture(page, start, bundle):
+    """Images are mostly stored class by class; the first ones would all be of one class."""
+    running = start()
+    vectors = np.random.default_rng(0).standard_normal((600, bundle.dim))
+    with running.client() as client:
+        client.upsert_vectors(
+            NewItem(id=n, vector=vector.tolist(), label=f"label {n // 60}")
+            for n, vector in enumerate(vectors)
+        )
+    page.goto(running.address)
+    cards = page.locator("#results .card")
+    expect(cards).to_have_count(48)
+    assert len(set(page.locator("#results .name").all_inner_texts()[:10])) == 10
+    page.click("#more")
+    until(page, "document.querySelectorAll('#results .card').length > 70")
+    titles = [one.get_attribute("title") for one in page.locator("#results .name").all()]
+    assert len(titles) == len(set(titles))
+    page.fill("#label", "label 3")
+    page.locator("#label").blur()
+    expect(cards).to_have_count(48)
+    assert set(page.locator("#results .name").all_inner_texts()) == {"label 3"}
+    page.click("#more")
+    expect(cards).to_have_count(60)
+    expect(page.locator("#more")).to_be_hidden()
 
 
 def test_the_theme_is_remembered(page, stocked):

@@ -37,6 +37,8 @@ def holds(item: Item, field: str, operator: str, operand: Any) -> bool:
         return value in operand
     if value is None:
         return False
+    if operator == "prefix":
+        return isinstance(value, str) and value.startswith(operand)
     if operator == "contains":
         return operand in (value if isinstance(value, list) else [value])
     if isinstance(value, list | dict) or not same_kind(value, operand):
@@ -76,6 +78,7 @@ WORD = st.one_of(
     st.fixed_dictionaries({"in": st.lists(TEXTS, max_size=3)}),
     st.fixed_dictionaries({"ne": TEXTS | st.none()}),
     st.fixed_dictionaries({"exists": st.booleans()}),
+    st.fixed_dictionaries({"prefix": TEXTS | st.sampled_from(["label", "l", "item 1", "\U0010ffff"])}),
 )
 TERM = st.one_of(
     st.fixed_dictionaries({"metadata.price": PRICE}),
@@ -84,7 +87,14 @@ TERM = st.one_of(
     st.fixed_dictionaries({"metadata.absent": WORD}),
     st.fixed_dictionaries({"metadata.tags": st.fixed_dictionaries({"contains": TEXTS | NUMBERS})}),
     st.fixed_dictionaries(
-        {"id": st.one_of(TEXTS, st.integers(0, 9), st.fixed_dictionaries({"gt": NUMBERS | TEXTS}))}
+        {
+            "id": st.one_of(
+                TEXTS,
+                st.integers(0, 9),
+                st.fixed_dictionaries({"gt": NUMBERS | TEXTS}),
+                st.fixed_dictionaries({"prefix": st.sampled_from(["item 1", "item", "", "j"])}),
+            )
+        }
     ),
 )
 WHERE = st.recursive(
@@ -152,6 +162,15 @@ def test_filtered_search_is_the_naive_one_after_every_kind_of_write(
         {"metadata": 3},
         {"metadata.": 3},
         {"metadata.a'b": 3},
+        {"metadata.a b": 3},
+        {'metadata."a': 3},
+        {'metadata.""': 3},
+        {'metadata."a\\"': 3},
+        {'metadata."a\n"': 3},
+        {'metadata."\ud800"': 3},
+        {'metadata."a"b': 3},
+        {"label": {"prefix": 3}},
+        {"label": {"prefix": "\ud800"}},
         {"metadata.a.": 3},
         {'metadata.x") OR 1=1 --': 3},
         {"metadata.x": {"like": "a%"}},
@@ -198,3 +217,63 @@ def test_deep_filters_are_refused_or_answered(filled: Store) -> None:
         where = {"not": where}
     with pytest.raises(FilterError):
         filled.count(where)
+
+
+ODD_NAMES = [
+    "a.b",
+    "my key",
+    "it's",
+    "%",
+    "größe",
+    "名前 x",
+    "json_extract(",
+    "$",
+    "[0]",
+    "a-b",
+    "\u2028",
+    "?",
+]
+
+
+def test_odd_names_are_said_in_quotes(store: Store) -> None:
+    names = [*ODD_NAMES, 'a"b', "a\\b", "a"]
+    store.upsert(
+        Item(n, np.eye(16)[n], metadata={name: {"x.y": n, "tags": [name]}}) for n, name in enumerate(names)
+    )
+    for n, name in enumerate(ODD_NAMES):
+        assert store.count({f'metadata."{name}"."x.y"': n}) == 1
+        assert store.count({f'metadata."{name}"."x.y"': {"lt": n}}) == 0
+        assert store.count({f'metadata."{name}"': {"exists": True}}) == 1
+        assert [item.id for item in store.scan(where={f'metadata."{name}".tags': {"contains": name}})] == [n]
+        assert store.search(np.ones(16), where={f'metadata."{name}"."x.y"': n}).hits[0][0].id == n
+    assert store.count({'metadata."a"."x.y"': len(names) - 1}) == 1
+    assert store.count({"metadata.a.x.y": {"exists": True}}) == 0
+
+
+@pytest.mark.parametrize(
+    ("prefix", "passing"),
+    [
+        ("", {"", "a", "ab%", "ab_", "abc", "a\U0010ffffz", "\ud7ffx", "\ue000", "3"}),
+        ("a", {"a", "ab%", "ab_", "abc", "a\U0010ffffz"}),
+        ("ab%", {"ab%"}),
+        ("ab_", {"ab_"}),
+        ("a\U0010ffff", {"a\U0010ffffz"}),
+        ("\ud7ff", {"\ud7ffx"}),
+        ("\U0010ffff", set()),
+        ("{", set()),
+    ],
+)
+def test_a_prefix_is_of_text(store: Store, prefix: str, passing: set[str]) -> None:
+    texts = ["", "a", "ab%", "ab_", "abc", "a\U0010ffffz", "\ud7ffx", "\ue000", "3"]
+    values = [*texts, 3, {"a": 1}, ["a"], None]
+    store.upsert(
+        Item(n, np.eye(16)[n], label=value if isinstance(value, str) else None, metadata={"x": value})
+        for n, value in enumerate(values)
+    )
+    for field in ("label", "metadata.x"):
+        found = {item.id for item in store.scan(where={field: {"prefix": prefix}})}
+        assert {values[n] for n in found} == passing
+        others = {item.id for item in store.scan(where={"not": {field: {"prefix": prefix}}})}
+        assert others == set(range(len(values))) - found
+    store.upsert([Item("abc", np.ones(16)), Item(7, np.ones(16))])
+    assert store.count({"id": {"prefix": "ab"}}) == 1

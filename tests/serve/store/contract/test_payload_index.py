@@ -1,5 +1,7 @@
 """Payload indexes make filters fast and change no answer."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from serve.store.protocol import FilterError, Item, Store, Unsupported
@@ -23,8 +25,30 @@ def test_payload_indexes_change_no_answer(
     filled.create_payload_index(field)
     assert [item.id for item in filled.scan(where=where)] == before
     assert field == "id" or field in filled.stats().payload_indexes
+    if kind.startswith("lite"):
+        with pytest.raises(Unsupported, match="copy") if field == "label" else nullcontext():
+            filled.drop_payload_index(field)
+        return
+    filled.drop_payload_index(field)
+    filled.drop_payload_index(field)
+    assert field not in filled.stats().payload_indexes
+    assert [item.id for item in filled.scan(where=where)] == before
+
+
+def test_a_field_has_one_index_however_it_is_written(filled: Store, kind: str) -> None:
+    if kind.startswith("lite"):
+        return  # it has no index for metadata
+    filled.create_payload_index('metadata."shop"."my "')
+    filled.create_payload_index('metadata.shop."it\'s, [0]"')
+    filled.create_payload_index('metadata."shop"."city"')
+    filled.create_payload_index("metadata.shop.city")
+    indexes = {"label", "metadata.shop.city", 'metadata.shop."my "', 'metadata.shop."it\'s, [0]"'}
+    assert set(filled.stats().payload_indexes) | {"label"} == indexes
+    filled.drop_payload_index('metadata.shop."city"')
+    assert set(filled.stats().payload_indexes) | {"label"} == indexes - {"metadata.shop.city"}
 
 
 def test_fields_outside_the_language_are_refused(filled: Store) -> None:
-    with pytest.raises(FilterError):
-        filled.create_payload_index("metadata.a b")
+    for change in (filled.create_payload_index, filled.drop_payload_index):
+        with pytest.raises(FilterError):
+            change("metadata.a b")

@@ -28,3 +28,28 @@ def test_a_scan_survives_writes_between_its_pages(filled: Store, items: list[Ite
     rest = list(filled.scan())
     assert {item.id for item in rest} == {item.id for item in items[50:]}
     assert filled.scroll(page.next, 500).items == rest
+
+
+def test_a_sample_is_drawn_from_the_whole_collection(
+    filled: Store, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = [item.id for item in items]
+    assert [item.id for item in filled.sample(500)] == everything
+    filled.delete(everything[:100])
+    left = everything[100:]
+    assert [item.id for item in filled.sample(101)] == left
+    seen: set[str | int] = set()
+    for _ in range(60):
+        drawn = [item.id for item in filled.sample(10)]
+        assert drawn == sorted(set(drawn), key=everything.index)
+        assert 0 < len(drawn) <= 10
+        seen.update(drawn)
+    assert len(seen) > 90
+    assert seen <= set(left)
+    (one,) = filled.sample(1, with_vectors=True)
+    assert one.vector is not None
+    assert one.label == next(item.label for item in items if item.id == one.id)
+
+
+def test_a_sample_of_nothing_is_empty(store: Store) -> None:
+    assert store.sample(5) == []

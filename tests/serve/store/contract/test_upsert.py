@@ -1,5 +1,7 @@
 """Storing, reading and replacing items."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,20 @@ def test_text_and_number_ids_are_different(store: Store, vectors: np.ndarray) ->
 
 
 @pytest.mark.parametrize(
-    "id_", ["ümlaut 漢字", "a'b\"c;--", -(2**63), 2**63 - 1, 0, " ", "x" * 5000, np.int32(7)]
+    "id_",
+    [
+        "ümlaut 漢字",
+        "a'b\"c;--",
+        -(2**63),
+        2**63 - 1,
+        0,
+        " ",
+        "x" * 1024,
+        "a\nb",
+        "\n",
+        "\x01\x85\u2028",
+        np.int32(7),
+    ],
 )
 def test_odd_ids(store: Store, vectors: np.ndarray, id_: str | int) -> None:
     store.upsert([Item(id_, vectors[0], "odd")])
@@ -36,7 +51,7 @@ def test_odd_ids(store: Store, vectors: np.ndarray, id_: str | int) -> None:
     assert store.delete([id_]) == 1
 
 
-@pytest.mark.parametrize("id_", ["", 1.5, None, True, 2**63, b"x", "a\0b", "\ud800", ("a",)])
+@pytest.mark.parametrize("id_", ["", 1.5, None, True, 2**63, b"x", "a\0b", "\ud800", ("a",), "x" * 1025])
 def test_unusable_ids_are_refused(store: Store, vectors: np.ndarray, id_: object) -> None:
     with pytest.raises(StoreError, match="id"):
         store.upsert([Item(id_, vectors[0])])
@@ -77,17 +92,27 @@ def test_a_bad_item_leaves_nothing_of_its_call(store: Store, vectors: np.ndarray
             assert store.upsert(items) == 2
             assert store.delete(["good", "bad"]) == 2
         else:
-            with pytest.raises(error):
+            with pytest.raises(error, match="item 'bad'") as caught:
                 store.upsert(items)
+            assert caught.value.position == 1
             assert store.count() == 0
 
 
 @pytest.mark.parametrize(
-    "metadata", [{"x": float("nan")}, {"x": object()}, ["x"], "x", {"x": "\ud800"}, {"x": b"y"}]
+    "metadata",
+    [
+        *({"x": float("nan")}, {"x": object()}, ["x"], "x", {"x": "\ud800"}, {"x": b"y"}, 5),
+        *({"x": "y" * 66_000}, {"x": json.loads("[" * 32 + "]" * 32)}),
+    ],
 )
 def test_metadata_must_be_plain_json(store: Store, vectors: np.ndarray, metadata: object) -> None:
+    with pytest.raises(StoreError, match=r"item 'x'.*etadata") as caught:
+        store.upsert([Item("good", vectors[0]), Item("x", vectors[0], metadata=metadata)])
+    assert caught.value.position == 1
+    store.upsert([Item("x", vectors[0], metadata={"kept": 1})])
     with pytest.raises(StoreError, match="etadata"):
-        store.upsert([Item("x", vectors[0], metadata=metadata)])
+        store.update("x", {"metadata": metadata})
+    assert store.get(["x"])[0].metadata == {"kept": 1}
 
 
 @pytest.mark.parametrize("field", [{"label": 3}, {"label": "\ud800"}, {"thumbnail": "text"}])
