@@ -45,7 +45,7 @@ class Upload:
         uploads = self._uploads
         if not self.started:
             uploads.admit(self)
-        message = await self._receive()
+        message = await (self._receive() if self.limited else self._receive_in_time())
         if self._refusal is not None:
             raise self._refusal
         if message["type"] == "http.request":
@@ -62,6 +62,15 @@ class Upload:
                 raise _too_much("bytes come in")
         return message
 
+    async def _receive_in_time(self) -> Message:
+        """As the server's `receive`; an import has begun its answer, and says there that no more came."""
+        seconds = self._uploads.settings.body_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._receive()
+        except TimeoutError as error:
+            raise _too_slow(f"no byte of the body came for {seconds:g} s") from error
+
     def close(self) -> None:
         """The request has been answered: its body no longer counts."""
         self._uploads.open.pop(self, None)
@@ -69,7 +78,7 @@ class Upload:
 
     def give_up(self, connection: Connection, reason: str) -> None:
         """Answer with status 408 and end the connection."""
-        self._refusal = Problem(408, "body-timeout", f"{reason}; send it again", {"Connection": "close"})
+        self._refusal = _too_slow(reason)
         self._uploads.open.pop(self, None)
         connection.refuse(self._refusal)
 
@@ -117,11 +126,11 @@ class Uploads:
         now = asyncio.get_running_loop().time()
         idle, total = self.settings.body_seconds, self.settings.upload_seconds
         for upload, connection in list(self.open.items()):
-            if connection is None:
+            if connection is None or not upload.limited:
                 continue
             if now - upload.moved > idle:
                 upload.give_up(connection, f"no byte of the body came for {idle:g} s")
-            elif upload.limited and now - upload.started > total:
+            elif now - upload.started > total:
                 upload.give_up(connection, f"the body took longer than {total:g} s")
 
 
@@ -129,6 +138,10 @@ def too_large(limit: int) -> Problem:
     """What the sender of too long a body hears; the connection ends, for the rest is not worth reading."""
     text = f"the body is over the limit of {limit} bytes; send fewer or smaller images at once"
     return Problem(413, "body-too-large", text, {"Connection": "close"})
+
+
+def _too_slow(reason: str) -> Problem:
+    return Problem(408, "body-timeout", f"{reason}; send it again", {"Connection": "close"})
 
 
 def _too_much(what: str) -> Problem:

@@ -18,6 +18,7 @@ from serve.store.catalogue import Catalogue
 
 
 def test_ready_means_that_the_canary_sings(running, monkeypatch):
+    monkeypatch.setattr("serve.api.health._FRESH_SECONDS", 0.0)
     assert httpx.get(f"{running.address}/readyz").json() == {"status": "ok"}
     monkeypatch.setattr(
         running.service.bundle, "embed_tensor", lambda batch: batch.new_full((len(batch), 32), float("nan"))
@@ -64,7 +65,7 @@ def test_reads_do_not_wait_for_changes(start, picture, monkeypatch):
 
     with running.client() as client, ThreadPoolExecutor(40) as pool:
         client.upsert(picture(1), "kept", label="x")
-        monkeypatch.setattr(running.service.store(), "purge", purge)
+        monkeypatch.setattr(running.store, "purge", purge)
         changes = [
             *(
                 pool.submit(httpx.post, f"{running.address}/v1/items/delete", json=body, timeout=60)

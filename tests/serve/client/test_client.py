@@ -107,7 +107,7 @@ def test_every_operation_is_a_method_that_tells_what_it_takes():
         if inspect.isfunction(value) and value.__module__ == requests.__name__ and name[0] != "_"
     }
     del operations["import_block"]  # a part of import_items
-    assert len(operations) == 25
+    assert len(operations) == 28
     for name, operation in operations.items():
         taken = inspect.signature(operation)
         for kind in (Client, AsyncClient):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from serve.api.errors import problem_of
+from serve.settings import Settings
 from serve.store.faiss_store import FaissStore
 from serve.store.protocol import Item, StoreDamaged
 
@@ -38,7 +39,7 @@ def test_a_request_that_meets_it_says_so(database: Path, items: list[Item]) -> N
     damage(database, 8192, database.stat().st_size)  # all but the first page, which says where the others are
     with pytest.raises(StoreDamaged) as met, FaissStore.open(database.parents[2]) as store:
         store.get([item.id for item in items], with_vectors=True)
-    assert problem_of(met.value).status == 500
+    assert problem_of(met.value, Settings()).status == 500
 
 
 def test_other_mistakes_are_not_called_damage(database: Path) -> None:
