@@ -229,7 +229,10 @@ def test_ids_of_64_bits_keep_their_last_digits(page, start, picture):
     first, second, text = 1770000000000000001, 1770000000000000000, "1770000000000000001"
     with running.client() as client:
         client.upsert(
-            picture(1), first, label="first", metadata={"code": 2**63 - 1, "deep": [{"n": 10**17 + 1}]}
+            picture(1),
+            first,
+            label="first",
+            metadata={"code": 2**63 - 1, "deep": [{"n": 10**17 + 1}], "a.b": 3},
         )
         client.upsert(picture(2), second, label="second")
         client.upsert(picture(3), text, label="text")
@@ -252,7 +255,7 @@ def test_ids_of_64_bits_keep_their_last_digits(page, start, picture):
     page.click("#details [value=similar]")
     expect(page.locator("#results")).not_to_contain_text("text")
     page.click(".brand")
-    page.fill("#filter", f"id = {first}")
+    page.fill("#filter", f'id = {first}, "a.b" = 3')
     page.locator("#filter").blur()
     expect(page.locator("#results .card")).to_have_count(1)
     about(page, f"first ({first})")
