@@ -255,7 +255,7 @@ def change(
     item_id: ItemId, changes: Mapping[str, Any], *, collection: str | None = None
 ) -> Call[ItemDocument]:
     """Change "label" and "metadata" in part; None removes a field of the metadata."""
-    body = msgspec.json.encode(dict(changes))
+    body = _encode(changes)
     params = _fields({"collection": collection})
     return Call("PATCH", _item(item_id), _as(ItemDocument), params, content=body)
 
@@ -303,7 +303,7 @@ def delete_collection(name: str) -> Call[CollectionList]:
 
 def set_alias(alias: str, collection: str | None) -> Call[CollectionList]:
     """Let an alias mean a collection from now on, or nothing."""
-    body = msgspec.json.encode({"collection": collection})
+    body = _encode({"collection": collection})
     return Call("PUT", f"/v1/aliases/{quote(alias, safe='')}", _as(CollectionList), content=body)
 
 
@@ -334,10 +334,21 @@ def _as(kind: type[A]) -> Callable[[bytes], A]:
     return msgspec.json.Decoder(kind).decode
 
 
+def _encode(value: object) -> bytes:
+    return msgspec.json.encode(value, enc_hook=_plain)
+
+
+def _plain(value: object) -> object:
+    """Mappings of all kinds; msgspec knows dictionaries only."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise NotImplementedError
+
+
 def _json(method: str, path: str, read: Callable[[bytes], A], given: Mapping[str, Any]) -> Call[A]:
     """A call with a JSON body, from which what is None is left out."""
     present = {name: value for name, value in given.items() if value is not None}
-    return Call(method, path, read, content=msgspec.json.encode(present))
+    return Call(method, path, read, content=_encode(present))
 
 
 def _upload(
@@ -353,7 +364,7 @@ def _upload(
 def _fields(given: Mapping[str, Any]) -> dict[str, str]:
     """Form fields or query parameters: what is None is left out, lists and objects become JSON text."""
     return {
-        name: value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        name: value if isinstance(value, str) else _encode(value).decode()
         for name, value in given.items()
         if value is not None and value is not False
     }

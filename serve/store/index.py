@@ -85,13 +85,13 @@ class IndexState:
         return replace(self, parts=(*rest, self.head))
 
     def search(
-        self, queries: Vectors, k: int, masks: Sequence[Mask | None], query: SearchQuery, index: str
+        self, queries: Vectors, k: int, masks: Sequence[Mask | None], how: SearchQuery, index: str
     ) -> tuple[Vectors, Keys, SearchPlan]:
         """Searches every part; see `Part.search`. `masks` has one filter mask (or None) for each part."""
         found: list[tuple[Vectors, Keys]] = []
         plans: list[PartPlan] = []
         for part, mask in zip(self.parts, masks, strict=True):
-            similarities, keys, part_plan = part.search(queries, k, mask, query)
+            similarities, keys, part_plan = part.search(queries, k, mask, how)
             found.append((similarities, keys))
             plans.append(part_plan)
         similarities, keys = exact.merge(found, min(k, sum(plan.candidates for plan in plans)))

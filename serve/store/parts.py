@@ -42,9 +42,6 @@ class Approximate(Protocol):
         """As `exact.scan`, perhaps missing some."""
 
 
-_AS_PLANNED = SearchQuery()
-
-
 class PartPlan(msgspec.Struct, frozen=True):
     """How one part was searched; see `SearchPlan`."""
 
@@ -112,14 +109,14 @@ class Part:
         return mask
 
     def search(
-        self, queries: Vectors, k: int, passing: Mask | None, query: SearchQuery = _AS_PLANNED
+        self, queries: Vectors, k: int, passing: Mask | None, how: SearchQuery
     ) -> tuple[Vectors, Keys, PartPlan]:
         """As `find`, with the rows' keys (−1 where there are fewer hits) instead of their positions."""
-        similarities, rows, plan = self.find(queries, k, passing, query)
+        similarities, rows, plan = self.find(queries, k, passing, how)
         return similarities, np.where(rows < 0, -1, self.keys[rows]), plan
 
     def find(
-        self, queries: Vectors, k: int, passing: Mask | None, query: SearchQuery = _AS_PLANNED
+        self, queries: Vectors, k: int, passing: Mask | None, how: SearchQuery
     ) -> tuple[Vectors, Positions, PartPlan]:
         """The `k` best rows of each query among the live ones that pass.
 
@@ -127,7 +124,7 @@ class Part:
             queries: (n, dim) float32, unit length.
             k: Number of neighbours.
             passing: (rows,) True where a filter passes; None passes all.
-            query: Says with `exact` and `effort` how to search; its `k` and its conditions are the caller's.
+            how: Its `exact` and `effort` say how to search; the rest of it is the caller's business.
 
         Returns:
             Similarities (n, ≤k) descending, their rows (−1 where there are fewer), and the plan.
@@ -140,11 +137,11 @@ class Part:
         rate = candidates / len(self.keys)
         # So many that k of them should pass; a filter against the query's surroundings leaves fewer.
         explored = k if wanted is None else min(len(self.keys), int(1.5 * k / rate) + 16)
-        index = None if query.exact else self.approximate
+        index = None if how.exact else self.approximate
         scanned = min(len(self.keys), _ORDERLY * candidates)
-        if index is not None and scanned > index.rows_per_neighbour * index.least(explored, query.effort):
+        if index is not None and scanned > index.rows_per_neighbour * index.least(explored, how.effort):
             strategy: Strategy = "approximate"
-            similarities, rows = index.search(queries, explored, query.effort)
+            similarities, rows = index.search(queries, explored, how.effort)
         elif rate * _ORDERLY >= 1:
             strategy = "exact"
             similarities, rows = self._scan(queries, explored)

@@ -70,6 +70,7 @@ def test_batches_are_pinned_for_the_trainers_device(
     monkeypatch.setattr("torch.cuda.is_available", lambda: kind == "cpu")
     data = ImageDataModule(image_folder)
     strategy = type("Strategy", (), {"root_device": torch.device(kind)})()
-    data.trainer = type("Trainer", (), {"strategy": strategy, "global_rank": 0, "world_size": 1})()
+    settings = {"strategy": strategy, "global_rank": 0, "world_size": 1, "overfit_batches": 0.0}
+    data.trainer = type("Trainer", (), settings)()
     data.val_dataloader()
     assert asked == [kind == "cuda"]

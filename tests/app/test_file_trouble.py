@@ -54,7 +54,7 @@ def test_caches_that_cannot_be_done_without(
     options: list[str],
 ) -> None:
     monkeypatch.setenv("KINDRED_CACHE", str(file))
-    line = line_of(capsys, *fit_options, *(f"--data.init_args.{option}" for option in options))
+    line = line_of(capsys, *fit_options, *(f"--data.{option}" for option in options))
     assert "set KINDRED_CACHE to a folder that can be written" in line
     assert str(file) in line
 

@@ -69,9 +69,9 @@ def test_a_logger_of_ones_own(fit_options: list[str], tmp_path: Path, kind: str)
 def test_schedulers_from_a_config(
     fit_options: list[str], tmp_path: Path, scheduler: str, interval: str | None, rate: float
 ) -> None:
-    options = [f"--model.init_args.scheduler={scheduler}", "--compare=false"]
+    options = [f"--model.scheduler={scheduler}", "--compare=false"]
     if interval:
-        options.append(f"--model.init_args.scheduler_interval={interval}")
+        options.append(f"--model.scheduler_interval={interval}")
     assert main([*fit_options, *options]) == 0
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(rate)
@@ -88,8 +88,8 @@ def test_schedulers_from_a_config(
         ),
         (
             [
-                "--model.init_args.scheduler={class_path: torch.optim.lr_scheduler.ReduceLROnPlateau}",
-                "--model.init_args.scheduler_monitor=val/recall",
+                "--model.scheduler={class_path: torch.optim.lr_scheduler.ReduceLROnPlateau}",
+                "--model.scheduler_monitor=val/recall",
             ],
             FIGURES,
         ),
@@ -111,11 +111,11 @@ def test_a_figure_that_there_is_none_of_is_told_before_the_first_step(
     [
         ("--trainer.logger=CometLogger", "pip install -U 'comet-ml"),
         ("--trainer.max_epochs=many", "trainer.max_epochs: expected int, found many"),
-        ("--model.init_args.sise=3", "Option 'sise' is not accepted"),
-        ("--model.init_args.embedding_dim=x", "embedding_dim: expected int, found 'x'"),
-        ("--model.init_args.optimizer=Adm", "Adm"),
-        ("--model.init_args.scheduler=StepLR", "the following arguments are required: step_size"),
-        ("--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: -1}}", "learning rate"),
+        ("--model.sise=3", "Option 'sise' is not accepted"),
+        ("--model.embedding_dim=x", "embedding_dim: expected int, found 'x'"),
+        ("--model.optimizer=Adm", "Adm"),
+        ("--model.scheduler=StepLR", "the following arguments are required: step_size"),
+        ("--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: -1}}", "learning rate"),
         ("--trainer.callbacks+=Nothing", "Nothing"),
         (f"--trainer.callbacks+={AVERAGE}", "decay 3.0 is outside [0, 1)"),
         ("--trainer.devices=0", "Trainer(devices='0')"),
@@ -184,8 +184,8 @@ def test_classes_in_the_current_folder(fit_options: list[str], tmp_path: Path) -
         (mine / package / "__init__.py").write_text("raise RuntimeError('hides the package')")
     (mine / "own.py").write_text(OWN_CLASSES)
     own = [
-        "--model.init_args.backbone=own.Backbone",
-        "--model.init_args.trust_code=true",
+        "--model.backbone=own.Backbone",
+        "--model.trust_code=true",
         "--trainer.callbacks=own.Told",
     ]
     options = [option.replace("configs/", f"{ROOT}/configs/") for option in fit_options]

@@ -24,8 +24,8 @@ from serve.settings import Settings
 @pytest.fixture
 def trained(fit_options: list[str], tmp_path: Path) -> Path:
     """A bundle trained for one step; Conv-4's "flatten" is built for one size."""
-    options = ["--data.init_args.image_size=[32, 48]", "--trainer.max_steps=1", "--compare=false"]
-    options += ["--model.init_args.backbone_args={width: 8, pool: flatten, image_size: [32, 48]}"]
+    options = ["--data.image_size=[32, 48]", "--trainer.max_steps=1", "--compare=false"]
+    options += ["--model.backbone_args={width: 8, pool: flatten, image_size: [32, 48]}"]
     assert main([*fit_options, *options]) == 0
     return tmp_path / "run" / "bundle"
 
@@ -85,7 +85,7 @@ def test_turned_copies_need_squares(image_folder: Path) -> None:
 def test_other_shapes_are_refused_in_one_plain_line(
     option: str, fit_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*fit_options, f"--data.init_args.{option}"]) == 2
+    assert main([*fit_options, f"--data.{option}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("kindred: preprocess: ")
 

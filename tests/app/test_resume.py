@@ -148,14 +148,14 @@ def test_more_epochs_lengthen_the_schedule(short: tuple[list[str], Path], whole:
 def test_what_is_set_now_is_in_force_and_in_the_config(short: tuple[list[str], Path]) -> None:
     options, run = short
     optimizer = "{class_path: torch.optim.Adam, init_args: {lr: 0.05, betas: [0.8, 0.9]}}"
-    assert main([*options, f"--model.init_args.optimizer={optimizer}"]) == 0
+    assert main([*options, f"--model.optimizer={optimizer}"]) == 0
     checkpoint = last_of(run)
     (group,), (schedule,) = checkpoint["optimizer_states"][0]["param_groups"], checkpoint["lr_schedulers"]
     assert (group["initial_lr"], group["betas"]) == (0.05, (0.8, 0.9))
     assert schedule["base_lrs"] == [0.05]
     assert group["lr"] == pytest.approx(0.0005)  # 1% at the end of the run
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.05
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.05
     assert {int(state["step"]) for state in checkpoint["optimizer_states"][0]["state"].values()} == {10}
 
 
@@ -170,7 +170,7 @@ def test_what_is_set_now_is_in_force_and_in_the_config(short: tuple[list[str], P
 )
 def test_a_run_goes_on_under_other_settings(short: tuple[list[str], Path], change: list[str]) -> None:
     options, run = short
-    assert main([*options, *(f"--model.init_args.{setting}" for setting in change)]) == 0
+    assert main([*options, *(f"--model.{setting}" for setting in change)]) == 0
     assert last_of(run)["global_step"] == BATCHES * EPOCHS
     # And on from there, back under the settings of the beginning.
     assert main([*options, "--trainer.max_epochs=3"]) == 0
@@ -181,10 +181,10 @@ def test_a_run_goes_on_under_other_settings(short: tuple[list[str], Path], chang
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--model.init_args.embedding_dim=8", "embedding_dim was 128 and is 8"),
-        ("--model.init_args.backbone=resnet10", "backbone was conv4 and is resnet10"),
-        ("--model.init_args.memory_size=0", "memory_size was 24 and is 0"),
-        ("--model.init_args.memory_size=32", "make them equal"),
+        ("--model.embedding_dim=8", "embedding_dim was 128 and is 8"),
+        ("--model.backbone=resnet10", "backbone was conv4 and is resnet10"),
+        ("--model.memory_size=0", "memory_size was 24 and is 0"),
+        ("--model.memory_size=32", "make them equal"),
         ("--trainer.max_epochs=0", "trained for 1"),
         ("--trainer.max_steps=2", "trained for 5"),
         ("--monitor=val/mpa@r", "there are val/embedding_variance"),
@@ -196,7 +196,7 @@ def test_what_cannot_go_on_is_refused_in_one_line_and_left_as_it_is(
     options, run = short
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     capfd.readouterr()
-    backbone = ["--model.init_args.backbone_args=null"] if "backbone" in change else []
+    backbone = ["--model.backbone_args=null"] if "backbone" in change else []
     assert main([*options, *backbone, change]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("kindred: ")]
     assert len(lines) == 1
@@ -231,8 +231,8 @@ def test_the_number_of_processes_may_change(short: tuple[list[str], Path]) -> No
     two = [
         "--config=configs/trainer/ddp.yaml",
         "--trainer.devices=2",
-        "--model.init_args.normalization=sync_renorm",
-        "--data.init_args.classes_per_batch=2",
+        "--model.normalization=sync_renorm",
+        "--data.classes_per_batch=2",
     ]
     process = subprocess.run(
         [sys.executable, "-m", "app", *options, *two],

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from types import MappingProxyType
 
 import httpx
 import pytest
@@ -98,6 +99,17 @@ def test_what_is_encoded_wrongly_is_an_error_in_one_line():
     )
     with pytest.raises(ServiceError, match="no answer"):
         make(transport).model()
+
+
+def test_any_mapping_is_a_filter_or_metadata():
+    where = MappingProxyType({"metadata.year": MappingProxyType({"lt": 3})})
+    text = '{"metadata.year":{"lt":3}}'
+    assert requests.search_image(b"", where=where).data["filter"] == text
+    assert requests.page(where=where).params["filter"] == text
+    assert requests.upsert(b"", metadata=where).data["metadata"] == text
+    for call in (requests.search_vector([1.0], where=where), requests.delete(where=where)):
+        assert f'"filter":{text}' in call.content.decode()
+    assert requests.change(1, where).content.decode() == text
 
 
 def test_every_operation_is_a_method_that_tells_what_it_takes():
