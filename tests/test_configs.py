@@ -163,7 +163,7 @@ def test_configs_with_class_paths_still_work(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
     printed = printed_config(
         capsys, f"--config={ROOT / 'configs/folder.yaml'}", f"--config={tmp_path / 'old.yaml'}",
-        "--model.embedding_dim=7", "--data.image_size=49",
+        "--model.init_args.embedding_dim=7", "--data.image_size=49",
     )  # fmt: skip
     assert (printed["model"]["backbone"], printed["model"]["embedding_dim"]) == ("resnet18", 7)
     assert printed["data"]["image_size"] == 49

@@ -148,7 +148,7 @@ def test_interrupted_run_leaves_a_checkpoint_and_a_bundle(fit_options: list[str]
     process = run_in_process([*fit_options, "--save_seconds=0", "--trainer.max_epochs=100000"])
     wait_for(run / "checkpoints" / "last.ckpt", process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 130, err
     assert err.strip().splitlines()[-1] == "kindred: interrupted"
     assert "Traceback" not in err
