@@ -22,7 +22,7 @@ class _Endpoint:
     """
 
     def __init__(self, route: APIRoute) -> None:
-        self._path = route.path
+        self._path = route.path_format
         self._checks = [depends.dependency for depends in route.dependencies if depends.dependency]
         self._function = route.endpoint
 
