@@ -89,8 +89,8 @@ def upright(image: Image.Image, mode: ColorMode, white_level: int = WHITE) -> Im
         # Pillow's own conversion clips at 255, which turns 16-bit scans white, and float images black.
         if image.mode == "F":
             _warn_of_floats()
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float32)) * 255 / level
-        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert(mode)
+        grey = np.clip(np.nan_to_num(np.asarray(image, dtype=np.float32)), 0, level) * 255 / level
+        return Image.fromarray(grey.astype(np.uint8)).convert(mode)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

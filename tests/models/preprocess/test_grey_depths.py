@@ -103,10 +103,10 @@ def test_floating_point_is_taken_as_zero_to_one_and_said_once(
     order: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     _warn_of_floats.cache_clear()
-    values = [0, 0.5, 1, 300, -1, float("nan")]
+    values = [0, 0.5, 1, 300, -1, float("nan"), 3e38]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert decoded(plain_tiff(values, order + "f4"), 4095) == [0, 127, 255, 255, 0, 0]
+            assert decoded(plain_tiff(values, order + "f4"), 4095) == [0, 127, 255, 255, 0, 0, 255]
     assert len(caplog.records) == 1
     assert "0 (black) to 1 (white)" in caplog.text
 
