@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from models.bundle import Bundle
 from serve import recall
 from serve.api import collections as collection_routes
-from serve.api import documents, embed, errors, health, imports, items, page, search
+from serve.api import documents, embed, health, imports, items, page, search
 from serve.api.guard import Guard
 from serve.api.routing import include_routers
 from serve.collections import Collections
@@ -60,18 +60,18 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
             "tracing": False,
             "metrics": False,
             "logs": False,
-        },  # /metrics tells; these cost each request
+        },  # /metrics has it
     )
     app.state.service = service
     # The most frequent ones first; paths of items end in anything, so those with a fixed ending come before.
     routers = (search, health, embed, collection_routes, items, imports, page)
     declared = include_routers(app, (module.router for module in routers))
-    errors.install(app, settings)
     documents.install(app, declared)
-    app.add_middleware(Guard, service=service)
+    # In place of FastAPI's own middlewares, which do for a request what the guard does, and more slowly.
+    app.middleware_stack = Guard(app.router, service)
     if settings.cors_origins:  # outside of the guard: its refusals can be read by the allowed pages, too
-        app.add_middleware(
-            CORSMiddleware,
+        app.middleware_stack = CORSMiddleware(
+            app.middleware_stack,
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],

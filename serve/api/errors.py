@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from models.errors import InputError
@@ -80,16 +79,3 @@ def _without_folders(text: str, settings: Settings) -> str:
             for path in (place.absolute(), place):
                 text = text.replace(f"{path}", path.name)
     return text
-
-
-def install(app: FastAPI, settings: Settings) -> None:
-    """Answer FastAPI's own exceptions (unknown path, wrong method) with problem documents.
-
-    All others reach `serve.api.guard`.
-    """
-
-    async def handle(request: Request, error: Exception) -> Response:
-        return response_of(problem_of(error, settings), request.scope["state"]["request_id"])
-
-    for kind in (RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, handle)
