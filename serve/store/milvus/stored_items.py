@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from serve.store import filters, rows
+from serve.store.files import bytes_below
 from serve.store.milvus.definition import MilvusDefinition
 from serve.store.milvus.engine import Engine
 from serve.store.milvus.expressions import expression
@@ -193,9 +194,7 @@ class StoredItems:
             head=0,
             dead=0,
             snapshot_sequence=sequence,
-            disk_bytes=0
-            if place is None
-            else sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
+            disk_bytes=0 if place is None else bytes_below(place),
             payload_indexes=self._payload_indexes(),
         )
 
