@@ -140,7 +140,8 @@ class FaissIndex:
         if isinstance(outer, faiss.IndexRefine):
             outer = faiss.downcast_index(outer.base_index)
         if isinstance(outer, faiss.IndexPreTransform):
-            queries = outer.apply_chain(queries)
+            for at in range(outer.chain.size()):
+                queries = faiss.downcast_VectorTransform(outer.chain.at(at)).apply(queries)
         quantizer = self._inverted.quantizer
         lists: Positions = _search_of(quantizer)(queries, probes)[1]
         return lists

@@ -1,7 +1,7 @@
 """Which approximate indexes a collection may have: known kinds, sane sizes, and one was built on trial.
 
-FAISS takes many more strings than it survives. Some of its failures end the process or take all its memory, so
-an index is first built over random rows in a process of its own: `python -m serve.store.factory INDEX DIM`.
+FAISS takes many more strings than it survives. Some of its failures end the process or take all its memory,
+so an index is first built over random rows in a process of its own.
 """
 
 from __future__ import annotations

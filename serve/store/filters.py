@@ -17,8 +17,8 @@ nested names. A name that is not of letters, digits, `_` and `-` alone stands in
 said).
 
 Values compare within their type: text with text and number with number, JSON true and false being 1 and 0.
-Arrays and objects equal nothing and lie in no range; `contains` looks at the texts and numbers of an array and
-at nothing else. Text that holds NUL passes no comparison either: SQLite reads it only up to there.
+Arrays and objects equal nothing and lie in no range; `contains` looks at the texts and numbers of an array
+and at nothing else. Text that holds NUL passes no comparison either: SQLite reads it only up to there.
 """
 
 from __future__ import annotations
@@ -190,8 +190,9 @@ class _Translation:
         return self.within_type(key, field, f"{field} = {self.bind(key, operand)}", operand)
 
     def within_type(self, key: str, field: str, sql: str, *operands: Any) -> str:
-        """The comparison with these operands, without what only looks like text: the JSON of an array or object,
-        and the beginning of a text that holds NUL.
+        """The comparison with these operands, without what only looks like the text that it is not.
+
+        That is the JSON of an array or object, and the beginning of a text that holds NUL.
         """
         if key in ("id", "label") or not any(isinstance(operand, str) for operand in operands):
             return sql
@@ -214,17 +215,15 @@ class _Translation:
             raise FilterError("'exists' takes true or false")
         return f"{field} IS {'NOT ' if operand else ''}NULL"
 
-    def contains(self, key: str, field: str, operand: Any) -> str:
+    def contains(self, key: str, _field: str, operand: Any) -> str:
         if key in ("id", "label"):
             raise FilterError(f"'contains' is for lists in metadata, not for {key!r}")
         sql = f"value = {self.bind(key, operand)}"
         if isinstance(operand, str):
             sql += f" AND type = 'text' AND {_holds_no_nul('fullkey')}"
         path = _path(key)
-        return (
-            f"(json_type(metadata, {path}) = 'array' AND "
-            f"EXISTS (SELECT 1 FROM json_each(metadata, {path}) WHERE {sql}))"  # noqa: S608
-        )
+        holds = f"EXISTS (SELECT 1 FROM json_each(metadata, {path}) WHERE {sql})"  # noqa: S608
+        return f"(json_type(metadata, {path}) = 'array' AND {holds})"
 
     def prefix(self, key: str, field: str, operand: Any) -> str:
         if not isinstance(operand, str):

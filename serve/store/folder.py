@@ -3,7 +3,7 @@
 lock.db                   held by the process that owns the folder
 catalogue.json            aliases
 collections/NAME/         one collection: items.db (the truth) and its snapshot
-collections/.NAME         one that is being made or deleted; what a crash leaves of these is deleted at opening
+collections/.new-NAME     one that is being made, or .old-NAME deleted; both go at the next opening
 """
 
 from __future__ import annotations

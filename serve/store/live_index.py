@@ -123,7 +123,7 @@ class LiveIndex:
                 self._swap(before.after(changes, self._tuning.head_rows))
             else:  # an earlier publication was cut short
                 self._catch_up()
-        except Exception:
+        except Exception:  # noqa: BLE001  (whatever it is, the write is durable and has to be seen)
             _log.exception("a write could not be added to the index, which is now derived anew")
             self._catch_up()
         finally:

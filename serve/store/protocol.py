@@ -207,8 +207,8 @@ class SearchPlan(msgspec.Struct, frozen=True):
         selectivity: `candidates` as a part of all items, in [0, 1]; None where the engine does not say.
         index: The index factory string or index type of the collection.
         explored: Most rows that the approximate index compared with a query, as far as it tells: all in the
-            lists that an inverted index looked into, the neighbours that a graph kept in view; 0 where no such
-            index was asked.
+            lists that an inverted index looked into, the neighbours that a graph kept in view; 0 where no
+            such index was asked.
     """
 
     strategy: Strategy

@@ -20,8 +20,9 @@ def recovered(database: Database, dim: int, segments: Sequence[Part], head_rows:
     """The state that holds exactly the items of the database.
 
     A row of a segment is alive if and only if the truth has its key and no segment before it does; an item
-    whose key no segment has is read from the truth. So no list of deletions has to be kept, and a segment that
-    is missing, old, left over beside its successor or from before a restored backup costs time, never an item.
+    whose key no segment has is read from the truth. So no list of deletions has to be kept, and a segment
+    that is missing, old, left over beside its successor or from before a restored backup costs time, never an
+    item.
 
     Raises:
         StoreError: The database holds a vector of another length.

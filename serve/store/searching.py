@@ -2,8 +2,8 @@
 
 The index and the database are two views of one truth, and a search looks at both. All its looks at the
 database are at one version, that of the index; when a write has come between, the search starts over on the
-newer state. So an item that is being replaced is always found, as it was or as it is, and a hit's label is the
-one that passed the filter.
+newer state. So an item that is being replaced is always found, as it was or as it is, and a hit's label is
+the one that passed the filter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _StateMoved(Exception):  # noqa: N818  (not an error: the search starts ov
 
 
 class _View:
-    """The database at the version of a state; where another process writes, at the version of the first look."""
+    """The database at the version of a state; where another process writes, at that of the first look."""
 
     def __init__(self, database: Database, state: IndexState, *, alone: bool) -> None:
         self._database = database
