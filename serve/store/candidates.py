@@ -29,7 +29,6 @@ class _Entry:
 
     keys: Keys
     sequence: int
-    edition: int
     masks: dict[str, Mask]
 
     @property
@@ -48,12 +47,15 @@ class Candidates:
         self._alone = alone
         self._entries: OrderedDict[Condition, _Entry] = OrderedDict()
         self._lock = threading.Lock()
-        self._edition = 0
+        self._edited = 0
 
-    def forget(self) -> None:
-        """Labels or metadata were edited: what passed may pass no longer."""
+    def forget(self, number: int) -> None:
+        """Labels or metadata were edited, last by the write of that number: what passed may pass no longer.
+
+        Searches may still be at an earlier write; what they find out then is not remembered.
+        """
         with self._lock:
-            self._edition += 1
+            self._edited = number
             self._entries.clear()
 
     def masks(
@@ -71,9 +73,8 @@ class Candidates:
             return [None] * len(state.parts)
         with self._lock:
             entry = self._entries.get(condition)
-            edition = self._edition
-        if entry is None:
-            entry = _Entry(NO_KEYS, -1, edition, {})
+        if entry is None or entry.sequence > state.sequence:
+            entry = _Entry(NO_KEYS, -1, {})
         if entry.sequence != state.sequence:
             entry = _extended(entry, condition, connect())
         named = {
@@ -86,7 +87,7 @@ class Candidates:
 
     def _remember(self, condition: Condition, entry: _Entry) -> None:
         with self._lock:
-            if entry.edition != self._edition or not self._alone:
+            if entry.sequence < self._edited or not self._alone:
                 return
             self._entries[condition] = entry
             self._entries.move_to_end(condition)

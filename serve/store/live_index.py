@@ -118,7 +118,7 @@ class LiveIndex:
         before = self._state
         try:
             if changes.edited:
-                self._candidates.forget()
+                self._candidates.forget(changes.sequence)
             if changes.began == before.sequence:
                 self._swap(before.after(changes, self._tuning.head_rows))
             else:  # an earlier publication was cut short
@@ -144,7 +144,7 @@ class LiveIndex:
         with self._database.read() as connection:
             now = sequence(connection)
         if now != self._state.sequence:
-            self._candidates.forget()
+            self._candidates.forget(now)
             segments = [part for part in self._state.parts if part.name is not None]
             self._swap(recovered(self._database, self._definition.dim, segments, self._tuning.head_rows))
 

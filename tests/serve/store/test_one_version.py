@@ -53,6 +53,18 @@ def test_a_hit_has_the_label_that_passed_the_filter(
         searched.close()
 
 
+def test_a_search_at_an_earlier_version_leaves_no_mask_behind(
+    store: FaissStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filters that grouping makes are asked for after the first one, here with an edit in between."""
+    store.upsert([Item(8, np.eye(4)[0], "owl"), Item(9, np.eye(4)[1], "cat")])
+    where = {"label": {"in": ["cat", "dog", "owl"]}}
+    after_first_call(monkeypatch, Candidates, "masks", lambda: store.update(0, {"label": "dog"}))
+    for _ in range(2):
+        hits = store.search(np.eye(4)[2], 3, where=where, group_by="label").hits[0]
+    assert {hit.label for hit in hits} == {"cat", "dog", "owl"}
+
+
 def test_an_excluded_item_stays_out_though_it_is_replaced(
     store: FaissStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
