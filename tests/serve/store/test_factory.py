@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from serve.store import factory
 from serve.store.catalogue import Catalogue
-from serve.store.factory import _try_out
 from serve.store.faiss_store import FaissStore
 from serve.store.protocol import StoreError
 
@@ -59,9 +59,10 @@ def test_an_index_that_works_is_taken(tmp_path: Path, index: str) -> None:
 
 
 @pytest.mark.parametrize("index", ["HNSW2147483647", "IVF4_HNSW0,Flat", "NSG0"])
-def test_a_trial_that_dies_is_a_refusal(index: str) -> None:
+def test_a_trial_that_dies_or_never_ends_is_a_refusal(monkeypatch: pytest.MonkeyPatch, index: str) -> None:
+    monkeypatch.setattr(factory, "_SECONDS", 4.0)
     with pytest.raises(StoreError, match="FAISS makes no index"):
-        _try_out(index, 16)
+        factory._try_out(index, 16)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
