@@ -31,6 +31,7 @@ soak: $(READY) ## Kill, load and fuzz the service for many minutes
 	PYTHONPATH=. $(BIN)/python tests/soak/store_load.py
 	PYTHONPATH=. $(BIN)/python tests/soak/embed_kill.py
 	PYTHONPATH=. $(BIN)/python tests/soak/hostile.py
+	KINDRED_MACHINE_EXAMPLES=500 $(BIN)/python -m pytest --timeout 3600 tests/serve/store/contract/test_machine.py
 	KINDRED_COMPILE=1 $(BIN)/python -m pytest tests/models/inference
 	KINDRED_FUZZ_BODIES=10000 KINDRED_FUZZ_EXAMPLES=100 $(BIN)/python -m pytest -s --timeout 7200 \
 	  tests/serve/api/test_fuzz.py tests/serve/api/test_openapi.py

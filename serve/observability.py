@@ -55,6 +55,12 @@ class Metrics:
             "kindred_images_inside", "Images admitted and not yet answered.", registry=registry
         )
         self.items = Gauge("kindred_items", "Items stored.", ["collection"], registry=registry)
+        self.index_trouble = Gauge(
+            "kindred_index_trouble",
+            "1 while background work on the index fails and is tried again, else 0.",
+            ["collection"],
+            registry=registry,
+        )
         self.recall = Gauge(
             "kindred_index_recall",
             "Recall@10 of the live index against an exact scan, on sampled stored vectors.",

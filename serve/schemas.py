@@ -389,6 +389,7 @@ class CollectionStats(Struct):
     snapshot_sequence: int | None = None
     disk_bytes: int | None = None
     payload_indexes: list[str] | None = None
+    trouble: str | None = None
 
 
 class CollectionList(Struct, kw_only=True):

@@ -120,10 +120,13 @@ class Service:
         self.metrics.inside.set(self.admission.inside)
         self.metrics.connections.set(len(self.connections))
         self.metrics.uploads.set(len(self.uploads.open))
-        self.metrics.items.clear()  # of what was dropped meanwhile
+        for gauge in (self.metrics.items, self.metrics.index_trouble):
+            gauge.clear()  # of what was dropped meanwhile
         for name, store in self.collections.open_stores().items():
             try:
-                self.metrics.items.labels(name).set(store.count())
+                stats = store.stats()
+                self.metrics.items.labels(name).set(stats.items)
+                self.metrics.index_trouble.labels(name).set(stats.trouble is not None)
             except StoreError as error:  # one that is out of reach or damaged hides no other
                 log.warning("items of %s are not counted: %s", name, error)
 

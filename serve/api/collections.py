@@ -49,6 +49,7 @@ def figures(name: str, store: Store) -> CollectionStats:
         snapshot_sequence=stats.snapshot_sequence,
         disk_bytes=stats.disk_bytes,
         payload_indexes=list(stats.payload_indexes),
+        trouble=stats.trouble,
     )
 
 

@@ -1,4 +1,4 @@
-"""Approximate indexes over a segment: built from any FAISS factory string, kept in a file beside the vectors.
+"""Approximate indexes over a segment: built from a FAISS factory string, kept in a file beside the vectors.
 
 Behind the factory string may stand how far a search looks: `HNSW32,ef=128`, `IVF1024,SQ8,nprobe=32`. Without
 that, a graph is measured when it is built and looks as far as its vectors demand.
@@ -19,7 +19,7 @@ import numpy as np
 
 from serve.store import exact
 from serve.store.exact import Positions
-from serve.store.protocol import MOST_EFFORT, StoreError, Vectors
+from serve.store.protocol import Vectors
 
 faiss: Any = typed_faiss  # the types it ships lack much of what it has
 
@@ -58,19 +58,6 @@ def parse(text: str) -> tuple[str, int | None]:
     return text, None
 
 
-def check(text: str, dim: int) -> None:
-    """Raises StoreError unless FAISS can make such an index for inner products."""
-    factory, effort = parse(text)
-    if factory == EXACT and effort is None:
-        return
-    index = None if factory == EXACT else _made(factory, dim)
-    takes = "nprobe" if _inverted(index) is not None else "ef" if isinstance(index, _GRAPH) else "nothing"
-    if effort is not None and not (f",{takes}=" in text and 1 <= effort <= MOST_EFFORT):
-        raise StoreError(
-            f"Index {text!r}: {factory} takes {takes} to say how far a search looks (1 to {MOST_EFFORT})"
-        )
-
-
 class FaissIndex:
     """A FAISS index over the rows of `vectors`."""
 
@@ -79,16 +66,18 @@ class FaissIndex:
         self.effort = effort
         self._index = index
         self._vectors = vectors
-        # pytorch-metric-learning, where it is loaded too, replaces `search` by one that knows no parameters.
-        self._search = getattr(index, "search_numpy", index.search)
+        self._search = _search_of(index)
         self._parameters: dict[int, Any] = {}
         self.compressed = not isinstance(index, _GRAPH)
         # To explore a neighbour is to compare the query with up to 2·M others, at random places in memory.
         self.rows_per_neighbour = _LIST_ROWS if self.compressed else 4 * index.hnsw.nb_neighbors(1)
         self._storage = None if self.compressed else _lend_vectors(index, vectors)
-        inverted = _inverted(index)
-        if inverted is not None:  # set once and for all: changing it between searches would be a race
-            inverted.nprobe = effort or max(_PROBED, inverted.nlist // 16)
+        self._inverted = _inverted(index)
+        self._list_rows = np.empty(0, np.int64)
+        if self._inverted is not None:
+            lists = self._inverted.invlists
+            self._list_rows = np.array([lists.list_size(at) for at in range(lists.nlist)])
+            self.effort = effort or max(_PROBED, lists.nlist // 16)
 
     @classmethod
     def load(cls, path: Path, factory: str, vectors: Vectors, effort: int | None = None) -> FaissIndex:
@@ -102,21 +91,60 @@ class FaissIndex:
         view = effort or self.effort or _VIEW
         return max(view, math.ceil(_VIEW_PER_HIT * view * k))
 
-    def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions]:
+    def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions, int]:
         """The `k` nearest rows as far as the index finds them; see `exact.scan`.
 
         Args:
             queries: (n, dim) float32, unit length.
             k: Number of neighbours.
-            effort: How far to look: a graph's efSearch for 10 hits, an inverted index's nprobe; None as the
-                collection or the index's own measurement says.
+            effort: How far to look at least: a graph's efSearch for 10 hits, an inverted index's nprobe; None
+                as the collection or the index's own measurement says.
+
+        Returns:
+            Similarities and rows (−1 where fewer were found), and the most rows that a query was compared
+            with, as far as the index tells: of a graph, the neighbours kept in view.
         """
         if not self.compressed:
-            return self._walked(queries, k, self.least(k, effort))
+            view = self.least(k, effort)
+            return *self._walked(queries, k, view), min(view, len(self._vectors))
         wider = min(len(self._vectors), _RESCORED * k)
-        found = self._search(queries, wider, params=_probing(self._index, effort))[1]
+        if self._inverted is None:
+            found, examined = self._search(queries, wider)[1], len(self._vectors)
+        else:
+            found, examined = self._probed(queries, k, wider, effort or self.effort or _PROBED)
         scores = np.einsum("qd,qkd->qk", queries, self._vectors[found])
-        return exact.merge([(scores, found)], k)
+        return *exact.merge([(scores, found)], k), examined
+
+    def _probed(self, queries: Vectors, k: int, wider: int, probes: int) -> tuple[Positions, int]:
+        """Up to `wider` rows of each query from an inverted index, and the most rows in one's lists.
+
+        Queries whose lists hold fewer than `k` rows look into twice as many, and again.
+        """
+        found = np.full((len(queries), wider), -1, np.int64)
+        examined, waiting = 0, np.arange(len(queries))
+        while len(waiting):
+            probes = min(probes, len(self._list_rows))
+            rows = self._search(queries[waiting], wider, params=_probing(self._index, probes))[1]
+            found[waiting] = rows
+            lists = self._lists(queries[waiting], probes)
+            examined = max(examined, int(np.where(lists < 0, 0, self._list_rows[lists]).sum(axis=1).max()))
+            waiting = waiting[(rows >= 0).sum(axis=1) < min(k, len(self._vectors))]
+            if probes == len(self._list_rows):
+                break
+            probes *= 2
+        return found, examined
+
+    def _lists(self, queries: Vectors, probes: int) -> Positions:
+        """Numbers of the lists that so many probes of each query look into."""
+        outer = faiss.downcast_index(self._index)
+        if isinstance(outer, faiss.IndexRefine):
+            outer = faiss.downcast_index(outer.base_index)
+        if isinstance(outer, faiss.IndexPreTransform):
+            for at in range(outer.chain.size()):
+                queries = faiss.downcast_VectorTransform(outer.chain.at(at)).apply(queries)
+        quantizer = self._inverted.quantizer
+        lists: Positions = _search_of(quantizer)(queries, probes)[1]
+        return lists
 
     def _walked(self, queries: Vectors, k: int, view: int) -> tuple[Vectors, Positions]:
         """The graph's hits. FAISS's own wrapper takes 30 µs to check arguments, a tenth of the search."""
@@ -181,7 +209,7 @@ def build(
         Whether there is an index now: not where there are too few rows to train it, or it was abandoned.
     """
     exact.use_threads(threads)
-    index, done = _made(factory, vectors.shape[1]), 0
+    index, done = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT), 0
     if grown is not None:
         index, done = _with_own_vectors(faiss.read_index(str(grown[0]), _SKIP), vectors[: grown[1]]), grown[1]
     inverted = _inverted(index)
@@ -199,10 +227,13 @@ def build(
     return True
 
 
-def _probing(index: Any, effort: int | None) -> Any:
+def _search_of(index: Any) -> Any:
+    """The index's `search`; pytorch-metric-learning, where it is loaded too, replaces it by a simpler one."""
+    return getattr(index, "search_numpy", index.search)
+
+
+def _probing(index: Any, effort: int) -> Any:
     """Search parameters with which an inverted index, perhaps inside others, looks into so many lists."""
-    if effort is None:
-        return None
     if isinstance(index, faiss.IndexPreTransform):
         inner = _probing(faiss.downcast_index(index.index), effort)
         return None if inner is None else faiss.SearchParametersPreTransform(index_params=inner)
@@ -210,15 +241,6 @@ def _probing(index: Any, effort: int | None) -> Any:
         inner = _probing(faiss.downcast_index(index.base_index), effort)
         return None if inner is None else faiss.IndexRefineSearchParameters(base_index_params=inner)
     return faiss.SearchParametersIVF(nprobe=effort) if isinstance(index, faiss.IndexIVF) else None
-
-
-def _made(factory: str, dim: int) -> Any:
-    try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError:
-        raise StoreError(
-            f"FAISS makes no index {factory!r} for {dim} dimensions; use Flat, HNSW32 or IVF1024,SQ8"
-        ) from None
 
 
 def _with_own_vectors(index: Any, vectors: Vectors) -> Any:

@@ -7,13 +7,14 @@ an edit of labels or metadata forgets everything.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from serve.store.database import Database
 from serve.store.filters import EVERYTHING, Condition
 from serve.store.index import IndexState
 from serve.store.parts import Mask
@@ -28,7 +29,6 @@ class _Entry:
 
     keys: Keys
     sequence: int
-    edition: int
     masks: dict[str, Mask]
 
     @property
@@ -37,39 +37,46 @@ class _Entry:
 
 
 class Candidates:
-    """Filter masks of one collection."""
+    """Filter masks of one collection.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        # Another process may be writing what we only read: nothing is worth remembering then.
-        self._alone = not database.read_only
+    Args:
+        alone: Whether no other process writes to it; nothing is worth remembering where one does.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        self._alone = alone
         self._entries: OrderedDict[Condition, _Entry] = OrderedDict()
         self._lock = threading.Lock()
-        self._edition = 0
+        self._edited = 0
 
-    def forget(self) -> None:
-        """Labels or metadata were edited: what passed may pass no longer."""
+    def forget(self, number: int) -> None:
+        """Labels or metadata were edited, last by the write of that number: what passed may pass no longer.
+
+        Searches may still be at an earlier write; what they find out then is not remembered.
+        """
         with self._lock:
-            self._edition += 1
+            self._edited = number
             self._entries.clear()
 
-    def masks(self, condition: Condition, state: IndexState) -> list[Mask | None] | None:
-        """For each part of the state, which rows pass; None in the list means all.
+    def masks(
+        self, condition: Condition, state: IndexState, connect: Callable[[], sqlite3.Connection]
+    ) -> list[Mask | None]:
+        """For each part of the state, which rows pass; None means all.
 
-        Returns:
-            The masks, or None where the database has already moved past the state: take the new state then.
+        Args:
+            condition: The filter.
+            state: What is searched.
+            connect: Gives a connection to the database as it was at that state; asked for only where what is
+                remembered is older.
         """
         if condition == EVERYTHING:
             return [None] * len(state.parts)
         with self._lock:
             entry = self._entries.get(condition)
-            edition = self._edition
-        if entry is None:
-            entry = _Entry(NO_KEYS, -1, edition, {})
+        if entry is None or entry.sequence > state.sequence:
+            entry = _Entry(NO_KEYS, -1, {})
         if entry.sequence != state.sequence:
-            entry = self._extended(entry, condition)
-            if entry.sequence != state.sequence and self._alone:
-                return None
+            entry = _extended(entry, condition, connect())
         named = {
             part.name: entry.masks[part.name] if part.name in entry.masks else part.mask(entry.keys)
             for part in state.parts
@@ -78,18 +85,17 @@ class Candidates:
         self._remember(condition, replace(entry, masks=named))
         return [part.mask(entry.keys) if part.name is None else named[part.name] for part in state.parts]
 
-    def _extended(self, entry: _Entry, condition: Condition) -> _Entry:
-        with self._database.read_transaction() as connection:
-            now = sequence(connection)
-            fresh = keys_where(connection, condition, above=entry.sequence if entry.sequence >= 0 else None)
-        return replace(entry, keys=np.concatenate([entry.keys, fresh]), sequence=now)
-
     def _remember(self, condition: Condition, entry: _Entry) -> None:
         with self._lock:
-            if entry.edition != self._edition or not self._alone:
+            if entry.sequence < self._edited or not self._alone:
                 return
             self._entries[condition] = entry
             self._entries.move_to_end(condition)
             used = sum(kept.bytes for kept in self._entries.values())
             while used > _MOST_BYTES:
                 used -= self._entries.popitem(last=False)[1].bytes
+
+
+def _extended(entry: _Entry, condition: Condition, connection: sqlite3.Connection) -> _Entry:
+    fresh = keys_where(connection, condition, above=entry.sequence if entry.sequence >= 0 else None)
+    return replace(entry, keys=np.concatenate([entry.keys, fresh]), sequence=sequence(connection))

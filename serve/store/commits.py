@@ -7,6 +7,7 @@ and that of others, then publishes the changes to the searchable state; the othe
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import threading
 from collections import deque
@@ -15,8 +16,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from models.errors import InputError
 from serve.store.database import Database
-from serve.store.protocol import StoreError
+from serve.store.protocol import StoreBehind, StoreError
 from serve.store.rows import Changes, sequence
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[sqlite3.Connection, Changes], T]
@@ -36,7 +39,11 @@ class _Pending:
 
 
 class Commits:
-    """Runs works in transactions of `database`; `publish` gets the changes before any is acknowledged."""
+    """Runs works in transactions of `database`; `publish` gets the changes before any is acknowledged.
+
+    Where `publish` fails, the works are told that they are durable all the same (`StoreBehind`), and whoever
+    holds the state has to bring it up to date later.
+    """
 
     def __init__(self, database: Database, publish: Callable[[Changes], None]) -> None:
         self._database = database
@@ -76,7 +83,6 @@ class Commits:
                 connection.execute(
                     "UPDATE properties SET value = ? WHERE name = 'sequence'", (changes.sequence,)
                 )
-            self._publish(changes)
         except (StoreError, sqlite3.Error, OSError) as error:
             if len(group) > 1:  # one of them may be too large for the disk; the others need not fail with it
                 for pending in group:
@@ -88,8 +94,20 @@ class Commits:
                 pending.error, pending.done = error, True
             raise
         else:
-            for pending, result, refusal in results:
-                pending.result, pending.error, pending.done = result, refusal, True
+            unseen: StoreBehind | None = None
+            try:
+                self._publish(changes)
+            except BaseException as error:
+                unseen = StoreBehind(
+                    "The write is stored, but searches do not see it yet: "
+                    f"{type(error).__name__}; they will soon, do not write it again"
+                )
+                if not isinstance(error, Exception):
+                    raise
+                _log.exception("a write is stored, but searches do not see it yet")
+            finally:
+                for pending, result, refusal in results:
+                    pending.result, pending.error, pending.done = result, refusal or unseen, True
 
 
 def _run(

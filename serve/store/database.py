@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from serve.store.protocol import DiskFull, ReadOnly, StoreDamaged, StoreError
@@ -37,7 +37,7 @@ CREATE INDEX "payload:label" ON items (label) WHERE label IS NOT NULL;
 
 
 class Database:
-    """Opens (or creates) the file; `read_only` neither creates nor writes."""
+    """Opens the file that `create` made; `read_only` does not write to it."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -45,18 +45,48 @@ class Database:
         self._idle: deque[sqlite3.Connection] = deque()
         self._closing = threading.Event()
         self._writer: sqlite3.Connection | None = None
-        if not read_only:
-            self._writer = self._connect()
-            with _translated(path):
-                self._prepare(self._writer)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
         with self.read() as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'properties'").fetchone():
+                raise StoreDamaged(
+                    f"{self.path} holds no collection; put a backup in its place, or delete its folder"
+                )
             properties = dict(connection.execute("SELECT name, value FROM properties").fetchall())
         if properties.get("format") not in _READABLE:
-            raise StoreError(f"{path} has format {properties.get('format')}, this version reads {FORMAT}")
+            raise StoreError(
+                f"{self.path} has format {properties.get('format')}, this version reads {FORMAT}"
+            )
         self.store_id = str(properties["store_id"])
+        if not self.read_only:
+            with _translated(self.path):
+                self._writer = _writer(self._connect())
+                if properties["format"] == 1:
+                    self._add_edits()
+
+    @staticmethod
+    def create(path: Path, properties: Mapping[str, str | int | None]) -> None:
+        """Makes an empty database with these properties beside its own.
+
+        Raises:
+            DiskFull: The disk took no more; the file may be there in part.
+        """
+        start = {"format": FORMAT, "store_id": uuid.uuid4().hex, "sequence": 0, **properties}
+        with _translated(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA page_size = 8192")
+            _writer(connection).execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.executemany("INSERT INTO properties VALUES (?, ?)", start.items())
+            connection.execute("COMMIT")
 
     def _connect(self, *, query_only: bool = False) -> sqlite3.Connection:
-        mode = "ro" if self.read_only else "rwc"
+        mode = "ro" if self.read_only else "rw"
         uri = f"{self.path.absolute().as_uri()}?mode={mode}"
         connection = sqlite3.connect(
             uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30.0, cached_statements=256
@@ -65,24 +95,10 @@ class Database:
             connection.execute("PRAGMA query_only = 1")
         return connection
 
-    def _prepare(self, writer: sqlite3.Connection) -> None:
-        writer.execute("PRAGMA page_size = 8192")
-        writer.execute("PRAGMA journal_mode = WAL")
-        writer.execute("PRAGMA synchronous = FULL")
-        writer.execute("PRAGMA wal_autocheckpoint = 4000")
-        writer.execute("PRAGMA journal_size_limit = 67108864")
-        writer.execute("PRAGMA cache_size = -16384")
+    def _add_edits(self) -> None:
         with self.write() as connection:
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'properties'").fetchone():
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
-                start = [("format", FORMAT), ("store_id", uuid.uuid4().hex), ("sequence", 0)]
-                connection.executemany("INSERT INTO properties VALUES (?, ?)", start)
-            elif connection.execute(
-                "SELECT 1 FROM properties WHERE name = 'format' AND value = 1"
-            ).fetchone():
-                connection.execute("CREATE TABLE edits (key INTEGER PRIMARY KEY, sequence INTEGER NOT NULL)")
-                connection.execute("UPDATE properties SET value = ? WHERE name = 'format'", (FORMAT,))
+            connection.execute("CREATE TABLE edits (key INTEGER PRIMARY KEY, sequence INTEGER NOT NULL)")
+            connection.execute("UPDATE properties SET value = ? WHERE name = 'format'", (FORMAT,))
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -156,6 +172,16 @@ class Database:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _writer(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """The connection, set up for writing."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA wal_autocheckpoint = 4000")
+    connection.execute("PRAGMA journal_size_limit = 67108864")
+    connection.execute("PRAGMA cache_size = -16384")
+    return connection
 
 
 @contextlib.contextmanager

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from serve.store import approximate
+from serve.store import factory
+from serve.store.approximate import EXACT
 from serve.store.database import Database
+from serve.store.files import disk_errors, sync_folder
+from serve.store.folder import DATABASE, UNFINISHED
 from serve.store.protocol import DimensionMismatch, FingerprintMismatch, StoreError
 
 
@@ -51,30 +56,66 @@ class Definition:
             )
 
 
+def create(place: Path, dim: int, fingerprint: str | None, index: str | None) -> None:
+    """Makes an empty collection, which is there whole, whatever happens meanwhile, or not at all.
+
+    Args:
+        place: Its folder; the one above exists.
+        dim: Length of a vector.
+        fingerprint: The model that makes the vectors, if known.
+        index: Its index; None means exact.
+
+    Raises:
+        StoreError: The index is not known to work, dim is below 1, or other files lie at the place.
+        DiskFull: The disk took no more.
+    """
+    if dim < 1:
+        raise StoreError("A new collection needs dim, the length of its vectors")
+    factory.check(index or EXACT, dim)
+    if place.is_dir() and any(place.iterdir()):
+        raise StoreError(f"{place} holds files of no collection; move them away")
+    temporary = place.with_name(f"{UNFINISHED}{place.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with disk_errors(temporary):
+            temporary.mkdir()
+            properties = {"dim": dim, "fingerprint": fingerprint, "index": index or EXACT}
+            Database.create(temporary / DATABASE, properties)
+            sync_folder(temporary)
+            temporary.replace(place)
+            sync_folder(place.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def settled(database: Database, dim: int | None, fingerprint: str | None, index: str | None) -> Definition:
-    """The definition in the database, compared with what the caller says of it, which a new one gets.
+    """The definition in the database, compared with what the caller says of it; another index takes over.
 
     Raises:
         DimensionMismatch: The collection has another dim.
         FingerprintMismatch: It has another fingerprint.
-        StoreError: FAISS knows no such index, or a new collection is given no dim.
+        StoreError: The index is not known to work, or an earlier version left the collection without a dim.
     """
     with database.read() as connection:
         kept = dict(connection.execute("SELECT name, value FROM properties").fetchall())
     known = kept.get("dim", dim)
     if known is None or known < 1:
-        raise StoreError("A new collection needs dim, the length of its vectors")
+        raise StoreError(
+            f"{database.path.parent} was never finished; delete the collection and make it again"
+        )
     definition = Definition(
         int(known),
         kept.get("fingerprint", fingerprint),
-        index or str(kept.get("index", approximate.EXACT)),
+        index or str(kept.get("index", EXACT)),
     )
     if dim is not None and dim != definition.dim:
         raise DimensionMismatch(f"The collection takes vectors of {definition.dim} numbers, not {dim}")
     definition.check_fingerprint(fingerprint)
     changed = {"dim": definition.dim, "fingerprint": definition.fingerprint, "index": definition.index}
     if not database.read_only and changed.items() - kept.items():
-        approximate.check(definition.index, definition.dim)
+        if definition.index != kept.get("index"):
+            factory.check(definition.index, definition.dim)
         with database.write() as connection:
             connection.executemany("INSERT OR REPLACE INTO properties VALUES (?, ?)", changed.items())
     return definition

@@ -10,11 +10,12 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 
-from serve.store import filters, rows
+from serve.store import definition, filters, rows
 from serve.store.database import Database
-from serve.store.definition import Tuning, settled
+from serve.store.definition import Tuning
 from serve.store.examples import ByExamples
-from serve.store.folder import StoreFolder
+from serve.store.files import bytes_below
+from serve.store.folder import DATABASE, StoreFolder
 from serve.store.live_index import LiveIndex
 from serve.store.protocol import (
     DEFAULT_K,
@@ -56,18 +57,18 @@ class FaissStore(StoredItems, ByExamples):
         tuning: Tuning = _DEFAULT,
         folder: StoreFolder | None = None,
     ) -> None:
-        if not (place / "items.db").exists():
+        if not (place / DATABASE).exists():
             if read_only or not create:
                 raise StoreMissing(f"There is no collection {place.name!r} in {place.parent.parent}")
             if dim is None:
                 raise StoreError(f"The new collection {place.name!r} needs dim, the length of its vectors")
-            place.mkdir(parents=True, exist_ok=True)
-        super().__init__(Database(place / "items.db", read_only=read_only))
+            definition.create(place, dim, fingerprint, index)
+        super().__init__(Database(place / DATABASE, read_only=read_only))
         self.place = place
         self._folder = folder
         self._tuning = tuning
         try:
-            self._definition = settled(self._database, dim, fingerprint, index)
+            self._definition = definition.settled(self._database, dim, fingerprint, index)
             self._live = LiveIndex(place, self._database, self._definition, tuning)
         except BaseException:
             self._database.close()
@@ -232,8 +233,9 @@ class FaissStore(StoredItems, ByExamples):
             head=sum(len(part) for part in state.parts if part.name is None),
             dead=sum(part.dead_count for part in state.parts),
             snapshot_sequence=self._live.snapshot_sequence(),
-            disk_bytes=sum(path.stat().st_size for path in self.place.rglob("*") if path.is_file()),
+            disk_bytes=bytes_below(self.place),
             payload_indexes=tuple(sorted(row[0].removeprefix("payload:") for row in names)),
+            trouble=self._live.trouble,
         )
 
     def close(self) -> None:

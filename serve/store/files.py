@@ -69,6 +69,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def bytes_below(folder: Path) -> int:
+    """Bytes of all files in a folder and below; one that is deleted meanwhile counts nothing."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(place) / name).stat().st_size
+    return total
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns the system's "no space" errors into `DiskFull`."""

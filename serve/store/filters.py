@@ -14,7 +14,11 @@ A filter is a JSON object; an empty one passes everything. Its keys are fields o
 Several keys in one object must all hold. Fields are `id`, `label` and `metadata.NAME`, with dots between
 nested names. A name that is not of letters, digits, `_` and `-` alone stands in double quotes:
 `metadata."a.b"."my key"` (one that itself holds a double quote, a backslash or a control character cannot be
-said). JSON true and false compare as 1 and 0.
+said).
+
+Values compare within their type: text with text and number with number, JSON true and false being 1 and 0.
+Arrays and objects equal nothing and lie in no range; `contains` looks at the texts and numbers of an array
+and at nothing else. Text that holds NUL passes no comparison either: SQLite reads it only up to there.
 """
 
 from __future__ import annotations
@@ -79,8 +83,23 @@ def column(field: str) -> str:
     """
     if field in ("id", "label"):
         return field
+    return f"json_extract(metadata, {_path(field)})"
+
+
+def _path(field: str) -> str:
+    """SQLite's path of a metadata field, as an SQL literal."""
     path = ".".join(f'"{name}"' for name in names_of(field)).replace("'", "''")
-    return f"json_extract(metadata, '$.{path}')"
+    return f"'$.{path}'"
+
+
+def _is_text(key: str) -> str:
+    """The SQL condition that a metadata field is text without NUL."""
+    return f"json_type(metadata, {_path(key)}) = 'text' AND {_holds_no_nul(_path(key))}"
+
+
+def _holds_no_nul(path: str) -> str:
+    """Given two paths, json_extract answers in JSON: NUL is escaped there, and a backslash itself doubled."""
+    return f"instr(replace(json_extract(metadata, {path}, {path}), '\\\\', ''), '\\u0000') = 0"
 
 
 def payload_index(field: str) -> str:
@@ -166,7 +185,18 @@ class _Translation:
         return "?"
 
     def equal(self, key: str, field: str, operand: Any) -> str:
-        return f"{field} IS NULL" if operand is None else f"{field} = {self.bind(key, operand)}"
+        if operand is None:
+            return f"{field} IS NULL"
+        return self.within_type(key, field, f"{field} = {self.bind(key, operand)}", operand)
+
+    def within_type(self, key: str, field: str, sql: str, *operands: Any) -> str:
+        """The comparison with these operands, without what only looks like the text that it is not.
+
+        That is the JSON of an array or object, and the beginning of a text that holds NUL.
+        """
+        if key in ("id", "label") or not any(isinstance(operand, str) for operand in operands):
+            return sql
+        return f"({sql} AND (typeof({field}) <> 'text' OR {_is_text(key)}))"
 
     def unequal(self, key: str, field: str, operand: Any) -> str:
         return f"({self.equal(key, field, operand)}) IS NOT TRUE"
@@ -177,18 +207,23 @@ class _Translation:
         if len(operand) > MOST_VALUES:
             raise FilterError(f"'in' takes at most {MOST_VALUES} values")
         self.parameters.append(json.dumps([_scalar(key, value) for value in operand]))
-        return f"{field} IN (SELECT value FROM json_each(?))"  # noqa: S608  (text from `column`)
+        sql = f"{field} IN (SELECT value FROM json_each(?))"  # noqa: S608  (text from `column`)
+        return self.within_type(key, field, sql, *operand)
 
     def exists(self, _key: str, field: str, operand: Any) -> str:
         if not isinstance(operand, bool):
             raise FilterError("'exists' takes true or false")
         return f"{field} IS {'NOT ' if operand else ''}NULL"
 
-    def contains(self, key: str, field: str, operand: Any) -> str:
+    def contains(self, key: str, _field: str, operand: Any) -> str:
         if key in ("id", "label"):
             raise FilterError(f"'contains' is for lists in metadata, not for {key!r}")
-        array = field.replace("json_extract(", "json_each(", 1)
-        return f"EXISTS (SELECT 1 FROM {array} WHERE value = {self.bind(key, operand)})"  # noqa: S608
+        sql = f"value = {self.bind(key, operand)}"
+        if isinstance(operand, str):
+            sql += f" AND type = 'text' AND {_holds_no_nul('fullkey')}"
+        path = _path(key)
+        holds = f"EXISTS (SELECT 1 FROM json_each(metadata, {path}) WHERE {sql})"  # noqa: S608
+        return f"(json_type(metadata, {path}) = 'array' AND {holds})"
 
     def prefix(self, key: str, field: str, operand: Any) -> str:
         if not isinstance(operand, str):
@@ -197,9 +232,7 @@ class _Translation:
         after = after_prefix(operand)
         if after is not None:
             sql += f" AND {field} < {self.bind(key, after)}"
-        if key not in ("id", "label"):  # an object is extracted as the text of its JSON
-            sql += f" AND {field.replace('json_extract(', 'json_type(', 1)} = 'text'"
-        return f"({sql})"
+        return self.within_type(key, field, f"({sql})", operand)
 
 
 def _range(sign: str) -> Callable[[_Translation, str, str, Any], str]:
@@ -208,7 +241,8 @@ def _range(sign: str) -> Callable[[_Translation, str, str, Any], str]:
     def write(translation: _Translation, key: str, field: str, operand: Any) -> str:
         sql = f"{field} {sign} {translation.bind(key, operand)}"
         if isinstance(operand, str):
-            return sql if sign.startswith(">") else f"({sql} AND {field} >= '')"
+            sql = sql if sign.startswith(">") else f"({sql} AND {field} >= '')"
+            return translation.within_type(key, field, sql, operand)
         return f"({sql} AND {field} < '')" if sign.startswith(">") else sql
 
     return write
@@ -235,6 +269,8 @@ def _scalar(key: str, value: Any) -> Scalar:
         raise FilterError(f"The filter on {key!r} compares with {value}; use a finite number")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise FilterError(f"The filter on {key!r} compares with an integer beyond 64 bits")
+    if isinstance(value, str) and "\0" in value:
+        raise FilterError(f"The filter on {key!r} compares with text that holds NUL; leave NUL out")
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode()

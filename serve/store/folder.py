@@ -3,6 +3,7 @@
 lock.db                   held by the process that owns the folder
 catalogue.json            aliases
 collections/NAME/         one collection: items.db (the truth) and its snapshot
+collections/.new-NAME     one that is being made, or .old-NAME deleted; both go at the next opening
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from pathlib import Path
 from serve.store.files import replace_file, sync_folder
 from serve.store.lock import FolderLock
 from serve.store.protocol import ReadOnly, StoreError, StoreMissing
+
+DATABASE = "items.db"
+UNFINISHED, _DELETED = ".new-", ".old-"
+"""How the folder of a collection begins while it is made or deleted; no name of a collection does."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -31,13 +36,20 @@ class StoreFolder:
                 raise StoreMissing(f"There is no store in {path}; build one with `kindred index`")
             if path.is_dir() and any(path.iterdir()) and not (path / "lock.db").exists():
                 raise StoreError(f"{path} holds other files; name an empty or a new folder for the store")
+            new = [folder for folder in (path / "collections", path, *path.parents) if not folder.exists()]
             (path / "collections").mkdir(parents=True, exist_ok=True)
-            sync_folder(path)
+            for folder in new:
+                sync_folder(folder.parent)
         self._lock = None if read_only else FolderLock(path)
+        if self._lock is not None:
+            for start in (UNFINISHED, _DELETED):
+                for left in (path / "collections").glob(f"{start}*"):
+                    shutil.rmtree(left, ignore_errors=True)
 
     def collections(self) -> list[str]:
         """Names of the collections, sorted."""
-        return sorted(path.parent.name for path in (self.path / "collections").glob("*/items.db"))
+        found = (path.parent.name for path in (self.path / "collections").glob(f"*/{DATABASE}"))
+        return sorted(name for name in found if _NAME.fullmatch(name))
 
     def aliases(self) -> dict[str, str]:
         """Collections by alias."""
@@ -92,8 +104,11 @@ class StoreFolder:
     def remove(self, name: str) -> None:
         """Deletes a closed collection with all its files."""
         self.check_removable(name)
-        shutil.rmtree(self.path / "collections" / name)
-        sync_folder(self.path / "collections")
+        place = self.path / "collections" / name
+        deleted = place.replace(place.with_name(f"{_DELETED}{name}"))
+        sync_folder(place.parent)
+        shutil.rmtree(deleted)
+        sync_folder(place.parent)
 
     def release(self) -> None:
         """Gives the lock up; a second call does nothing."""

@@ -69,6 +69,11 @@ class IndexState:
             return self
         return replace(self, parts=(*self.parts, _empty_head(self.head.vectors.shape[1])))
 
+    def holds(self, parts: Sequence[Part]) -> bool:
+        """Whether these parts of an earlier state are still here; not where the state was derived anew."""
+        here = {id(part.keys) for part in self.parts[:-1]}
+        return all(id(part.keys) in here for part in parts)
+
     def replaced(self, old: Sequence[Part], new: Part | None) -> IndexState:
         """The state with some parts merged into one; what died in them meanwhile is dead in it too.
 

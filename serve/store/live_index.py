@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from serve.store.approximate import parse
@@ -16,6 +17,8 @@ from serve.store.recovery import recovered
 from serve.store.rows import Changes, sequence
 from serve.store.searching import Searching
 from serve.store.segments import SegmentFolder
+
+_log = logging.getLogger(__name__)
 
 
 class LiveIndex:
@@ -38,7 +41,7 @@ class LiveIndex:
             now = sequence(connection)
         parts, entries = self._segments.load(now, read_only=database.read_only)
         self._state = recovered(database, definition.dim, parts, tuning.head_rows)
-        self._candidates = Candidates(database)
+        self._candidates = Candidates(alone=not database.read_only)
         self._commits = Commits(database, self._publish)
         self._maintenance: Maintenance | None = None
         if not database.read_only:
@@ -49,6 +52,7 @@ class LiveIndex:
                 self._commits,
                 lambda: self._state,
                 self._swap,
+                self._catch_up,
                 index=factory,
                 tuning=tuning,
             )
@@ -58,6 +62,7 @@ class LiveIndex:
             lambda: self._state,
             self._candidates,
             None if database.read_only else self._commits,
+            self._catch_up,
             definition.index,
             tuning.search_threads,
         )
@@ -66,6 +71,11 @@ class LiveIndex:
     def state(self) -> IndexState:
         """The current state; immutable."""
         return self._state
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the background work failed the last time; None if it did not."""
+        return None if self._maintenance is None else self._maintenance.trouble
 
     def snapshot_sequence(self) -> int:
         """Last write that the snapshot on disk contains."""
@@ -105,16 +115,38 @@ class LiveIndex:
 
     def _publish(self, changes: Changes) -> None:
         """Lets searches see a committed transaction."""
-        if changes.edited:
-            self._candidates.forget()
         before = self._state
-        if changes.began == before.sequence:
-            self._swap(before.after(changes, self._tuning.head_rows))
-        else:  # an earlier publication was cut short, by lack of memory or an interrupt
-            segments = [part for part in before.parts if part.name is not None]
+        try:
+            if changes.edited:
+                self._candidates.forget(changes.sequence)
+            if changes.began == before.sequence:
+                self._swap(before.after(changes, self._tuning.head_rows))
+            else:  # an earlier publication was cut short
+                self._catch_up()
+        except Exception:  # noqa: BLE001  (whatever it is, the write is durable and has to be seen)
+            _log.exception("a write could not be added to the index, which is now derived anew")
+            self._catch_up()
+        finally:
+            if (
+                changes.removed
+                or self._state.sequence != changes.sequence
+                or len(self._state.parts) > len(before.parts)
+            ):
+                self._writable().wake()
+
+    def _catch_up(self) -> None:
+        """Derives the state anew where a publication was cut short, by lack of memory or an interrupt.
+
+        Called with writes excluded.
+        """
+        if self._database.read_only:
+            return
+        with self._database.read() as connection:
+            now = sequence(connection)
+        if now != self._state.sequence:
+            self._candidates.forget(now)
+            segments = [part for part in self._state.parts if part.name is not None]
             self._swap(recovered(self._database, self._definition.dim, segments, self._tuning.head_rows))
-        if changes.removed or len(self._state.parts) > len(before.parts):
-            self._writable().wake()
 
     def _swap(self, state: IndexState) -> None:
         self._state = state

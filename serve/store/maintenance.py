@@ -6,6 +6,7 @@ The work happens beside searches and writes; only the swap of the state excludes
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable
 
@@ -23,8 +24,8 @@ _log = logging.getLogger(__name__)
 
 # A segment with more dead rows than this part is written anew.
 _ROTTEN = 0.25
-# Seconds until background work that failed (a full disk) is tried again.
-_RETRY = 30.0
+# Seconds until background work that failed (a full disk) is tried again: at first, and at most.
+_RETRY, _LONGEST_RETRY = 1.0, 300.0
 
 
 class Maintenance:
@@ -37,6 +38,7 @@ class Maintenance:
         commits: Excludes writes while the state is swapped.
         state: The current state.
         swap: Replaces it; called with writes excluded.
+        catch_up: Derives it anew where it has fallen behind the database; called with writes excluded.
         index: Factory string of the approximate index.
         tuning: Sizes, threads, and how long a collection has to be left alone for the full merge.
     """
@@ -49,6 +51,7 @@ class Maintenance:
         commits: Commits,
         state: Callable[[], IndexState],
         swap: Callable[[IndexState], None],
+        catch_up: Callable[[], None],
         *,
         index: str,
         tuning: Tuning,
@@ -59,8 +62,11 @@ class Maintenance:
         self._commits = commits
         self._state = state
         self._swap = swap
+        self._catch_up = catch_up
         self._index = index
         self._tuning = tuning
+        self.trouble: str | None = None
+        """Why the work in the background failed the last time; None if it did not."""
         self._busy = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -104,24 +110,37 @@ class Maintenance:
         with self._busy:
             while self._round(rotten=0.0):
                 pass
+            self._write_manifest()
 
     def _loop(self) -> None:
         wait: float | None = None
         seen = -1
+        pause = _RETRY
         while True:
             self._wake.wait(wait)
             self._wake.clear()
             if self._stop.is_set():
                 return
             try:
+                with self._commits.paused():
+                    self._catch_up()
                 with self._busy:
                     while not self._stop.is_set() and self._round(everything=self._state().sequence == seen):
                         pass
                 seen = self._state().sequence
                 wait = self._tuning.settle_seconds if self._scattered() else None
-            except (InputError, OSError, RuntimeError, MemoryError) as error:
-                _log.warning("background work on the index failed, trying again later: %s", error)
-                wait = _RETRY
+                self.trouble, pause = None, _RETRY
+            except Exception as error:  # noqa: BLE001  (without this thread no segment would ever be built again)
+                expected = isinstance(error, InputError | OSError | MemoryError | sqlite3.OperationalError)
+                _log.warning(
+                    "background work on the index failed, trying again in %.0f s: %s",
+                    pause,
+                    error,
+                    exc_info=None if expected else error,
+                )
+                self.trouble = str(error) or type(error).__name__
+                self._stop.wait(pause)
+                wait, pause = 0.0, min(2 * pause, _LONGEST_RETRY)
 
     def _scattered(self) -> bool:
         """Whether a search asks several indexes where it could ask one, twice as quick or more."""
@@ -142,14 +161,15 @@ class Maintenance:
         if self._stop.is_set():
             return False
         new = None if entry is None else self._segments.map(entry)
-        gone = {part.name for part in old}
-        kept = {name: kept for name, kept in self._entries.items() if name not in gone}
-        self._entries = kept if entry is None else kept | {entry.name: entry}
         with self._commits.paused():
+            if not self._state().holds(old):
+                return True
             if new is not None:
                 with self._database.read() as connection:
                     new.edit(edited_after(connection, new.recorded))
             self._swap(self._state().replaced(old, new))
+        if entry is not None:
+            self._entries[entry.name] = entry
         self._write_manifest()
         return True
 
@@ -193,6 +213,8 @@ class Maintenance:
 
     def _write_manifest(self) -> None:
         state = self._state()
+        named = {part.name for part in state.parts}
+        self._entries = {name: entry for name, entry in self._entries.items() if name in named}
         loose = [part.keys[0] for part in state.parts if part.name is None and len(part)]
         covered = int(min(loose)) - 1 if loose else state.sequence
         self._segments.commit(list(self._entries.values()), covered)

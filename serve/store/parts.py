@@ -38,8 +38,8 @@ class Approximate(Protocol):
     def least(self, k: int, effort: int | None = None) -> int:
         """Neighbours that a search for `k` explores at least."""
 
-    def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions]:
-        """As `exact.scan`, perhaps missing some."""
+    def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions, int]:
+        """As `exact.scan`, perhaps missing some, and the most rows that a query was compared with."""
 
 
 class PartPlan(msgspec.Struct, frozen=True):
@@ -137,26 +137,28 @@ class Part:
         rate = candidates / len(self.keys)
         # So many that k of them should pass; a filter against the query's surroundings leaves fewer.
         explored = k if wanted is None else min(len(self.keys), int(1.5 * k / rate) + 16)
+        examined = 0
         index = None if how.exact else self.approximate
         scanned = min(len(self.keys), _ORDERLY * candidates)
         if index is not None and scanned > index.rows_per_neighbour * index.least(explored, how.effort):
             strategy: Strategy = "approximate"
-            similarities, rows = index.search(queries, explored, how.effort)
+            similarities, rows, examined = index.search(queries, explored, how.effort)
         elif rate * _ORDERLY >= 1:
             strategy = "exact"
             similarities, rows = self._scan(queries, explored)
         else:
-            strategy, explored = "exact_subset", 0
+            strategy = "exact_subset"
             similarities, rows = self._subset(queries, wanted, k)
             wanted = None
-        if wanted is not None:
+        if wanted is None:
+            short = np.flatnonzero(rows[:, -1] < 0)
+        else:
             similarities, rows, short = _keep(similarities, rows, wanted, k)
-            if len(short):
-                if strategy == "approximate":
-                    strategy = "approximate_then_exact"
-                similarities[short], rows[short] = self._subset(queries[short], wanted, k)
-        found_exactly = strategy in ("exact", "exact_subset")
-        return similarities, rows, PartPlan(strategy, candidates, 0 if found_exactly else explored)
+        if len(short):
+            if strategy == "approximate":
+                strategy = "approximate_then_exact"
+            similarities[short], rows[short] = self._subset(queries[short], wanted, k)
+        return similarities, rows, PartPlan(strategy, candidates, examined)
 
     def _wanted(self, passing: Mask | None) -> tuple[Mask | None, int]:
         """Rows that may be hits (None: all), and their number."""

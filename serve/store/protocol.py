@@ -76,6 +76,10 @@ class DiskFull(StoreError):
     """The disk took no more; nothing of the refused write was stored (HTTP 507)."""
 
 
+class StoreBehind(StoreError):
+    """The write is durable, but this process could not show it to searches; it tries again (HTTP 503)."""
+
+
 class StoreDamaged(StoreError):
     """The disk gave back something else than was written (HTTP 500)."""
 
@@ -198,11 +202,13 @@ class SearchPlan(msgspec.Struct, frozen=True):
     Attributes:
         strategy: "exact" scans every vector; "exact_subset" scans only those that pass the filter;
             "approximate" asks the index and drops what does not pass; "approximate_then_exact" did so, found
-            too few, and scanned the subset; "empty" had nothing to look at.
+            too few, and scanned what passes; "empty" had nothing to look at.
         candidates: Number of items that could be hits; None where the store's engine does not say.
         selectivity: `candidates` as a part of all items, in [0, 1]; None where the engine does not say.
         index: The index factory string or index type of the collection.
-        explored: Number of neighbours asked of the index before the filter; 0 for exact strategies.
+        explored: Most rows that the approximate index compared with a query, as far as it tells: all in the
+            lists that an inverted index looked into, the neighbours that a graph kept in view; 0 where no
+            such index was asked.
     """
 
     strategy: Strategy
@@ -243,6 +249,8 @@ class StoreStats:
         snapshot_sequence: Last write that the snapshot on disk contains.
         disk_bytes: Bytes in the collection's folder.
         payload_indexes: Fields with an index for filters.
+        trouble: Why background work on the index fails at the moment and is tried again later; None where it
+            does not.
     """
 
     items: int
@@ -256,6 +264,7 @@ class StoreStats:
     snapshot_sequence: int
     disk_bytes: int
     payload_indexes: tuple[str, ...]
+    trouble: str | None = None
 
 
 @runtime_checkable
@@ -387,7 +396,7 @@ class Store(Protocol):
         """
 
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
-        """All items, by scrolling."""
+        """All items, by scrolling. One that is written after the first was asked for is left out."""
 
     def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
         """Items drawn at random from the whole collection, each once, in the order of their last write.

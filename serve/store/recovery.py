@@ -19,9 +19,10 @@ _PAGE = 16_384
 def recovered(database: Database, dim: int, segments: Sequence[Part], head_rows: int) -> IndexState:
     """The state that holds exactly the items of the database.
 
-    A row of a segment is alive if and only if the truth has its key; an item whose key no segment has is read
-    from the truth. So no list of deletions has to be kept, and a segment that is missing, old or from before
-    a restored backup costs time, never an item.
+    A row of a segment is alive if and only if the truth has its key and no segment before it does; an item
+    whose key no segment has is read from the truth. So no list of deletions has to be kept, and a segment
+    that is missing, old, left over beside its successor or from before a restored backup costs time, never an
+    item.
 
     Raises:
         StoreError: The database holds a vector of another length.
@@ -35,9 +36,8 @@ def recovered(database: Database, dim: int, segments: Sequence[Part], head_rows:
     uncovered = np.ones(len(live), np.bool_)
     parts: list[Part] = []
     for segment in segments:
-        at = np.searchsorted(live, segment.keys)
-        alive = live[np.minimum(at, max(0, len(live) - 1))] == segment.keys if len(live) else at < 0
-        uncovered[at[alive]] = False
+        alive = np.isin(segment.keys, live[uncovered], assume_unique=True)
+        uncovered[np.searchsorted(live, segment.keys[alive])] = False
         if alive.any():
             parts.append(segment.without(segment.keys[~alive]))
     state = IndexState.empty(dim, now)

@@ -1,16 +1,18 @@
 """One search from normalized vectors to hits: filter masks, neighbours, rows of the hits, groups.
 
-The index and the database are two views of one truth, and a search looks at both. When a write falls between
-the two looks, the search starts over on the newer state: an item that is being replaced is always found, as
-it was or as it is.
+The index and the database are two views of one truth, and a search looks at both. All its looks at the
+database are at one version, that of the index; when a write has come between, the search starts over on the
+newer state. So an item that is being replaced is always found, as it was or as it is, and a hit's label is
+the one that passed the filter.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,7 +25,7 @@ from serve.store.grouping import best_of_each_label
 from serve.store.index import IndexState
 from serve.store.parts import Mask
 from serve.store.protocol import Hit, ItemId, SearchPlan, SearchQuery, SearchResult, Vectors
-from serve.store.rows import NO_KEYS, Keys, check_id, keys_of_ids, read_records
+from serve.store.rows import NO_KEYS, Keys, check_id, keys_of_ids, read_records, sequence
 
 # Lock-free tries before one that holds writers back for its duration.
 _TRIES = 4
@@ -31,6 +33,35 @@ _TRIES = 4
 
 class _StateMoved(Exception):  # noqa: N818  (not an error: the search starts over)
     """A write came between the look at the index and the look at the database."""
+
+
+class _View:
+    """The database at the version of a state; where another process writes, at that of the first look."""
+
+    def __init__(self, database: Database, state: IndexState, *, alone: bool) -> None:
+        self._database = database
+        self._state = state
+        self._alone = alone
+        self._opened = contextlib.ExitStack()
+        self._connection: sqlite3.Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection that sees that version until the view is closed.
+
+        Raises:
+            _StateMoved: The database is at another version.
+        """
+        if self._connection is None:
+            self._connection = self._opened.enter_context(self._database.read_transaction())
+            if self._alone and sequence(self._connection) != self._state.sequence:
+                raise _StateMoved
+        return self._connection
 
 
 class Searching:
@@ -41,6 +72,8 @@ class Searching:
         state: Gives its current searchable state.
         candidates: Its filter masks.
         commits: What writes to it; None where another process does.
+        catch_up: Brings the state to the database's version where it has fallen behind; called with writes
+            excluded.
         index: Its index factory string.
         threads: OpenMP threads of a search.
     """
@@ -51,6 +84,7 @@ class Searching:
         state: Callable[[], IndexState],
         candidates: Candidates,
         commits: Commits | None,
+        catch_up: Callable[[], None],
         index: str,
         threads: int,
     ) -> None:
@@ -58,6 +92,7 @@ class Searching:
         self._state = state
         self._candidates = candidates
         self._commits = commits
+        self._catch_up = catch_up
         self._index = index
         self._threads = threads
 
@@ -71,6 +106,7 @@ class Searching:
             except _StateMoved:
                 continue
         with self._commits.paused() if self._commits else contextlib.nullcontext():
+            self._catch_up()
             return self._once(self._state(), vectors, query, condition)
 
     def _once(
@@ -80,16 +116,18 @@ class Searching:
             result = self._nearest(state, vectors, query)
             if result is not None:
                 return result
-        masks = self._masks(condition, state)
-        excluded = self._keys(query.exclude)
-        hits, plan = self._find(state, vectors, query, masks, excluded)
-        if query.group_by is not None:
-            hits = [
-                best_of_each_label(
-                    first, query, partial(self._further, state, vectors[at : at + 1], query, masks, excluded)
-                )
-                for at, first in enumerate(hits)
-            ]
+        with _View(self._database, state, alone=self._commits is not None) as view:
+            masks = self._candidates.masks(condition, state, view.connect)
+            excluded = NO_KEYS
+            if query.exclude:
+                excluded = keys_of_ids(view.connect(), [check_id(value) for value in query.exclude])
+            hits, plan = self._find(state, view, vectors, query, masks, excluded)
+            if query.group_by is not None:
+                further = partial(self._further, state, view, query, masks, excluded)
+                hits = [
+                    best_of_each_label(first, query, partial(further, vectors[at : at + 1]))
+                    for at, first in enumerate(hits)
+                ]
         return SearchResult(hits, plan)
 
     def _nearest(self, state: IndexState, vectors: Vectors, query: SearchQuery) -> SearchResult | None:
@@ -125,6 +163,7 @@ class Searching:
     def _find(
         self,
         state: IndexState,
+        view: _View,
         vectors: Vectors,
         query: SearchQuery,
         masks: Sequence[Mask | None],
@@ -137,16 +176,17 @@ class Searching:
             similarities, keys = exact.merge([(similarities, np.where(out, -1, keys))], query.k)
         if query.min_similarity is not None:
             keys = np.where(similarities < query.min_similarity, -1, keys)
-        found = self._records(state, keys, query)
+        found = self._records(state, view, keys, query)
         return [self._hits(*row, found) for row in zip(similarities, keys, strict=True)], plan
 
     def _further(
         self,
         state: IndexState,
-        vector: Vectors,
+        view: _View,
         query: SearchQuery,
         masks: Sequence[Mask | None],
         excluded: Keys,
+        vector: Vectors,
         labels: list[str],
         ids: list[ItemId],
     ) -> list[Hit]:
@@ -154,24 +194,14 @@ class Searching:
         seen = filters.condition({"or": [{"label": {"in": labels}}, {"id": {"in": ids}}]})
         rest = [
             ~out if mask is None else mask & ~out
-            for mask, out in zip(masks, self._masks(seen, state), strict=True)
+            for mask, out in zip(masks, self._candidates.masks(seen, state, view.connect), strict=True)
             if out is not None
         ]
-        return self._find(state, vector, query, rest, excluded)[0][0]
+        return self._find(state, view, vector, query, rest, excluded)[0][0]
 
-    def _masks(self, condition: Condition, state: IndexState) -> list[Mask | None]:
-        masks = self._candidates.masks(condition, state)
-        if masks is None:
-            raise _StateMoved
-        return masks
-
-    def _keys(self, ids: Sequence[ItemId]) -> Keys:
-        if not ids:
-            return NO_KEYS
-        with self._database.read() as connection:
-            return keys_of_ids(connection, [check_id(value) for value in ids])
-
-    def _records(self, state: IndexState, keys: Keys, query: SearchQuery) -> dict[int, list[Any]]:
+    def _records(
+        self, state: IndexState, view: _View, keys: Keys, query: SearchQuery
+    ) -> dict[int, list[Any]]:
         """Of each hit by key: its id and, if they are wanted, label and metadata."""
         if self._commits is None:  # another process writes, and only the database knows what
             found: dict[int, list[Any]] = {}
@@ -180,11 +210,7 @@ class Searching:
             ids_only = not (query.with_metadata or query.group_by)
             found, others = state.records(keys, ids_only=ids_only)
         if others:
-            with self._database.read() as connection:
-                rows = read_records(connection, others)
-            if len(rows) < len(others) and self._commits is not None:
-                raise _StateMoved
-            found.update(rows)
+            found.update(read_records(view.connect(), others))
         return found
 
     def _hits(self, similarities: Vectors, keys: Keys, found: dict[int, list[Any]]) -> list[Hit]:

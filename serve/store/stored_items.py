@@ -53,12 +53,20 @@ class StoredItems:
         return Page([item for _, item in found], found[-1][0] if len(found) == limit else None)
 
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
-        """All items, by scrolling."""
-        after: int | None = 0
-        while after is not None:
-            page = self.scroll(after, _PAGE, where=where, with_vectors=with_vectors)
-            yield from page.items
-            after = page.next
+        """All items, by scrolling; see `Store.scan`."""
+        condition = filters.condition(where)
+        with self._database.read() as connection:
+            last = rows.sequence(connection)
+        after, full = 0, True
+        while full:
+            bounded = Condition(
+                f"key > ? AND key <= ? AND ({condition.sql})", (after, last, *condition.parameters)
+            )
+            with self._database.read() as connection:
+                found = rows.read_items(connection, bounded, with_vectors=with_vectors, limit=_PAGE)
+            yield from (item for _, item in found)
+            full = len(found) == _PAGE
+            after = found[-1][0] if full else last
 
     def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
         """Items drawn at random; see `Store.sample`."""

@@ -3,9 +3,10 @@
     python tests/soak/store_load.py --writers 16 --readers 64 --seconds 120
 
 After each acknowledged write its writer searches and reads at once, and must see it. A reader searches at
-random, with and without a filter, and derives from every hit's metadata what its vector was: the similarity
-must be that of the version whose metadata the hit carries, and an item that is rewritten all the time but
-never deleted must always be found.
+random, with and without a filter, and derives from every hit's metadata what its vector and its label were:
+the similarity and the label must be those of the version whose metadata the hit carries, the label must pass
+the filter, and an item that is rewritten all the time but never deleted must always be found. Versions come
+from upserts; updates give one another label and leave its vector.
 """
 
 from __future__ import annotations
@@ -33,11 +34,17 @@ def vector_of(version: str) -> np.ndarray:
     return np.random.default_rng(list(version.encode())).standard_normal(DIM).astype(np.float32)
 
 
+def label_of(version: str, edit: int) -> str:
+    return f"label {(len(version) + edit) % 5}"
+
+
 def item_of(id_: str, version: str) -> Item:
-    return Item(id_, vector_of(version), f"label {len(version) % 5}", {"version": version})
+    return Item(id_, vector_of(version), label_of(version, 0), {"version": version, "edit": 0})
 
 
 def check_hit(hit: Hit, query: np.ndarray) -> None:
+    label = label_of(hit.metadata["version"], hit.metadata["edit"])
+    assert hit.label == label, f"{hit} should have {label}: two versions were mixed"
     vector = vector_of(hit.metadata["version"])
     right = float(vector @ query / np.linalg.norm(vector) / np.linalg.norm(query))
     assert abs(hit.similarity - right) < 1e-4, (
@@ -68,6 +75,17 @@ class Load:
         count = 0
         while time.monotonic() < self.end and not self.errors:
             count += 1
+            known = rng.choice(list(model))
+            if rng.random() < 0.3:
+                label = label_of(model[known], count)
+                self.store.update(known, {"label": label, "metadata": {"edit": count}})
+                (item,) = self.store.get([known])
+                assert item is not None, "an item that was updated is gone"
+                assert (item.label, item.metadata["edit"]) == (label, count), "a stale label was read"
+                hit = self.store.search(vector_of(model[known]), 1, where={"label": label}).hits[0][0]
+                assert hit.id == known, f"stale read: {hit} instead of {known}"
+                self.writes += 1
+                continue
             ids = [f"{number}-{rng.randrange(IDS)}" for _ in range(rng.choice([1, 1, 4, 10]))]
             if rng.random() < 0.3:
                 self.store.delete(ids)
@@ -96,6 +114,8 @@ class Load:
             for query, hits in zip(queries, result.hits, strict=True):
                 for hit in hits:
                     check_hit(hit, query)
+                    if where and "label" in where:
+                        assert hit.label == where["label"], f"{hit} does not pass the filter"
                 similarities = [hit.similarity for hit in hits]
                 assert similarities == sorted(similarities, reverse=True)
                 assert len({hit.id for hit in hits}) == len(hits), "an item was found in two versions"

@@ -135,9 +135,7 @@ class _Translation:
     def _contains(self, name: str, value: str | int | float, hold: bool) -> str:
         path = _path(LIST + name)
         inside = f"json_contains({path}, {quoted(listed(value))})"
-        in_list = _leaf(inside, f"not (exists {_path(PRESENT + name)})", hold)
-        kind = TEXT if isinstance(value, str) else NUMBER
-        return _joined([self._facet_in(kind + name, [value], hold), in_list], conjunction=not hold)
+        return _leaf(inside, f"not (exists {_path(PRESENT + name)})", hold)
 
     def _range(self, field: str, sign: str, bound: str | int | float, hold: bool) -> str:
         if field == "id":

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from serve.store import filters, rows
+from serve.store.files import bytes_below
 from serve.store.milvus.definition import MilvusDefinition
 from serve.store.milvus.engine import Engine
-from serve.store.milvus.expressions import expression
+from serve.store.milvus.expressions import all_of, expression
 from serve.store.milvus.facets import NUMBER, TEXT, facet_name, names_in
 from serve.store.milvus.keys import key_of
 from serve.store.milvus.numbers import WriteNumbers
@@ -92,10 +93,11 @@ class StoredItems:
         return Page([item_of(row) for row in found], found[-1]["sequence"] if len(found) >= limit else None)
 
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
-        """All items, by scrolling."""
+        """All items, by scrolling; see `Store.scan`."""
         condition = expression(where, self._engine.dialect)
         self._open()
-        for page in self._reading.pages(condition, _fields(with_vectors)):
+        until = all_of(condition, f"sequence <= {self._last()}")
+        for page in self._reading.pages(until, _fields(with_vectors)):
             yield from map(item_of, page)
 
     def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
@@ -193,9 +195,7 @@ class StoredItems:
             head=0,
             dead=0,
             snapshot_sequence=sequence,
-            disk_bytes=0
-            if place is None
-            else sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
+            disk_bytes=0 if place is None else bytes_below(place),
             payload_indexes=self._payload_indexes(),
         )
 

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -44,6 +45,20 @@ def test_metrics_tell_stages_batches_items_and_recall(running, picture):
         'kindred_items{collection="default"}',
     ):
         assert line in text
+
+
+def test_metrics_and_figures_say_that_the_index_is_not_kept_up(running, monkeypatch):
+    def shown() -> str:
+        text = httpx.get(f"{running.address}/metrics").text
+        return next(line for line in text.splitlines() if line.startswith("kindred_index_trouble{"))
+
+    with running.client() as client:
+        assert client.stats().trouble is None
+        assert shown() == 'kindred_index_trouble{collection="default"} 0.0'
+        troubled = replace(running.store.stats(), trouble="the disk is full")
+        monkeypatch.setattr(running.store, "stats", lambda: troubled)
+        assert client.stats().trouble == "the disk is full"
+        assert shown() == 'kindred_index_trouble{collection="default"} 1.0'
 
 
 def test_metrics_have_no_series_for_each_item(running):

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve.store import exact
 from serve.store.definition import Tuning
 from serve.store.faiss_store import FaissStore
+from serve.store.parts import Part
 from serve.store.protocol import Item
 
 DIM = 32
@@ -118,3 +120,49 @@ def test_a_search_never_waits_or_fails_while_the_index_is_rebuilt(
             reader.join()
         assert not failures, failures[0]
         assert store.stats().dead <= 0.25 * store.count()
+
+
+INVERTED = ("IVF128,Flat,nprobe=1", "PCA8,IVF128,SQ8,nprobe=1", "IVF128,SQ4,RFlat,nprobe=1")
+
+
+@pytest.mark.parametrize("index", INVERTED)
+def test_an_inverted_index_looks_until_it_has_k(tmp_path: Path, index: str) -> None:
+    vectors = np.random.default_rng(7).standard_normal((20_000, 16)).astype(np.float32)
+    tuning = Tuning(approximate_rows=1000, build_threads=1)
+    with FaissStore.open(tmp_path / "store", dim=16, index=index, tuning=tuning) as store:
+        store.upsert(Item(n, vectors[n]) for n in range(20_000))
+        store.compact()
+        few, many = store.search(vectors[:5], 5), store.search(vectors[:5], 300)
+        one = store.search(vectors[0], 300)
+    for result in (few, many, one):
+        assert result.plan.strategy == "approximate"
+    assert [len(hits) for hits in (*many.hits, *one.hits)] == [300] * 6
+    assert [hits[0].id for hits in many.hits] == list(range(5))
+    assert all(len({hit.id for hit in hits}) == 300 for hits in many.hits)
+    # One list has about 150 rows.
+    assert 5 <= few.plan.explored < 1000
+    assert 300 <= many.plan.explored < 5000
+
+
+def test_what_an_index_does_not_find_is_scanned() -> None:
+    """A graph may have islands that no search reaches."""
+
+    class Island:
+        rows_per_neighbour = 0
+
+        def least(self, k: int, effort: int | None = None) -> int:
+            return k
+
+        def search(self, queries: np.ndarray, k: int, effort: int | None = None) -> tuple:
+            rows = np.full((len(queries), k), -1)
+            rows[:, 0] = 3
+            rows[1:, 1] = 4
+            return np.where(rows < 0, -np.inf, 0.5).astype(np.float32), rows, 1
+
+    vectors = clustered(np.random.default_rng(8), 50)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    part = Part("x", np.arange(50), vectors, approximate=Island())
+    _, rows, plan = part.find(vectors[:2], 2, None)
+    assert rows[0].tolist() == exact.scan(vectors[:1], vectors, 2)[1][0].tolist()
+    assert rows[1].tolist() == [3, 4]
+    assert plan.strategy == "approximate_then_exact"

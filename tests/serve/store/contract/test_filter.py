@@ -40,7 +40,7 @@ def holds(item: Item, field: str, operator: str, operand: Any) -> bool:
     if operator == "prefix":
         return isinstance(value, str) and value.startswith(operand)
     if operator == "contains":
-        return operand in (value if isinstance(value, list) else [value])
+        return isinstance(value, list) and operand in value
     if isinstance(value, list | dict) or not same_kind(value, operand):
         return False
     return {"gt": value > operand, "gte": value >= operand, "lt": value < operand, "lte": value <= operand}[
@@ -184,6 +184,10 @@ def test_filtered_search_is_the_naive_one_after_every_kind_of_write(
         {"metadata.x": float("nan")},
         {"metadata.x": 2**64},
         {"metadata.x": "\ud800"},
+        {"metadata.x": "a\0b"},
+        {"metadata.x": {"in": ["a\0b"]}},
+        {"metadata.x": {"contains": "\0"}},
+        {"id": {"gt": "\0"}},
         {"label": 3},
         {"label": {"contains": "x"}},
         {"and": {"label": "x"}},

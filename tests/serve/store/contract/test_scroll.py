@@ -30,6 +30,21 @@ def test_a_scan_survives_writes_between_its_pages(filled: Store, items: list[Ite
     assert filled.scroll(page.next, 500).items == rest
 
 
+def test_a_scan_ends_though_its_items_are_rewritten(filled: Store, items: list[Item]) -> None:
+    """What is written after its start is not for it: neither what is new nor what is written again."""
+    more = [Item(f"more {n}", items[n % 200].vector) for n in range(2000)]
+    filled.upsert(more)
+    seen = []
+    for item in filled.scan():
+        seen.append(item.id)
+        assert len(seen) <= 2200
+        if len(seen) % 500 == 1:
+            filled.upsert([*more[-20:], Item(f"new {len(seen)}", items[0].vector)])
+            filled.upsert([Item(id_, items[0].vector) for id_ in seen[-1000:]])
+    assert set(seen) <= {item.id for item in [*items, *more]}
+    assert len(set(seen)) == len(seen) >= 2180
+
+
 def test_a_sample_is_drawn_from_the_whole_collection(
     filled: Store, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:

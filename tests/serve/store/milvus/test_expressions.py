@@ -122,7 +122,7 @@ def naive(metadata: dict, where: dict) -> bool:
     if name == "in":
         return plain is not None and plain in operand
     if name == "contains":
-        return operand in value if isinstance(value, list) else plain == operand
+        return isinstance(value, list) and operand in value
     if plain is None or isinstance(plain, str) != isinstance(operand, str):
         return False
     return {"gt": plain > operand, "gte": plain >= operand, "lt": plain < operand, "lte": plain <= operand}[
