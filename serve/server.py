@@ -64,6 +64,7 @@ def config_of(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=app.state.service.connections.protocol,
+        proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
         root_path=settings.root_path,
         log_config=None,

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         max_connections: Most open connections; beyond, the one that has been idle for longest is closed.
         head_seconds: Longest time a connection may be without a request, or take for the head of one.
         root_path: Path under which a proxy shows the service, such as /kindred, where it strips it.
-        trusted_proxies: Addresses of proxies whose X-Forwarded headers are believed.
+        trusted_proxies: Addresses of proxies whose X-Forwarded headers are believed; none by default.
         max_batch: Most images or vectors in one request.
         max_k: Most neighbours per query.
         latency_budget_ms: An image that would wait longer than this is refused with 429.
@@ -115,7 +115,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(4096, ge=1)
     head_seconds: float = Field(15, gt=0)
     root_path: str = Field("", pattern=r"^(/[A-Za-z0-9_.~-]+)*$")
-    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    trusted_proxies: tuple[str, ...] = ()
     max_batch: int = Field(1024, ge=1)
     max_k: int = Field(1000, ge=1)
     latency_budget_ms: float = Field(1000, gt=0)
