@@ -255,6 +255,7 @@ def test_ids_of_64_bits_keep_their_last_digits(page, start, picture):
     page.click("#details [value=similar]")
     expect(page.locator("#results")).not_to_contain_text("text")
     page.click(".brand")
+    expect(page.locator("#heading")).to_have_text("Have a look around")
     page.fill("#filter", f'id = {first}, "a.b" = 3')
     page.locator("#filter").blur()
     expect(page.locator("#results .card")).to_have_count(1)

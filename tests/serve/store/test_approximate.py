@@ -11,7 +11,7 @@ from serve.store import exact
 from serve.store.definition import Tuning
 from serve.store.faiss_store import FaissStore
 from serve.store.parts import Part
-from serve.store.protocol import Item
+from serve.store.protocol import Item, SearchQuery
 
 DIM = 32
 ROWS = 14_000
@@ -162,7 +162,7 @@ def test_what_an_index_does_not_find_is_scanned() -> None:
     vectors = clustered(np.random.default_rng(8), 50)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     part = Part("x", np.arange(50), vectors, approximate=Island())
-    _, rows, plan = part.find(vectors[:2], 2, None)
+    _, rows, plan = part.find(vectors[:2], 2, None, SearchQuery())
     assert rows[0].tolist() == exact.scan(vectors[:1], vectors, 2)[1][0].tolist()
     assert rows[1].tolist() == [3, 4]
     assert plan.strategy == "approximate_then_exact"
