@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from serve.api.context import service_of
 from serve.problems import Problem
@@ -44,6 +44,23 @@ class Form:
     files: dict[str, list[bytes]] = field(default_factory=dict)
 
 
+async def read_body(request: Request) -> bytes:
+    """The whole body; Starlette's own way to it is a generator, which takes several times as long.
+
+    Raises:
+        ClientDisconnect: The client went away before it was complete.
+    """
+    chunks: list[bytes] = []
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
 async def read_json(request: Request, struct: type[S]) -> S:
     """The body as ``struct``.
 
@@ -54,7 +71,7 @@ async def read_json(request: Request, struct: type[S]) -> S:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise Problem(415, "not-json", f"content type {kind}: this endpoint takes application/json")
-    body = await request.body()
+    body = await read_body(request)
     # A number may be two bytes long and takes a hundred times that once decoded, while nothing else runs.
     if body.count(b",") > _MOST_VALUES:
         raise Problem(413, "too-many-values", f"body: over {_MOST_VALUES} values; send parts")
@@ -90,10 +107,10 @@ async def read_images(request: Request, *names: str) -> Form:
     kind = header.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         most = service_of(request).settings.max_batch + _MOST_FIELDS
-        body = await request.body()
+        body = await read_body(request)
         form = await offload(parse_multipart, body, header, most, size=len(body))
     elif len(names) == 1 and (kind.startswith("image/") or kind == "application/octet-stream"):
-        form = Form(files={names[0]: [await request.body()]})
+        form = Form(files={names[0]: [await read_body(request)]})
     else:
         raise Problem(
             415,

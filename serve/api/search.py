@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.preprocess import ImageError
-from serve.api.bodies import fields_as, offload, read_images, read_json
+from serve.api.bodies import fields_as, offload, read_body, read_images, read_json
 from serve.api.context import Stopwatch, check_batch, check_k, check_options, service_of
 from serve.api.documents import answers, form_fields, image_body, json_body, query_parameters, reply
 from serve.api.paths import ITEM
@@ -108,7 +108,7 @@ class RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 async def raw_search(request: Request) -> Response:
     """One or several vectors as little-endian float32; ids and similarities come back."""
     service = service_of(request)
-    body = await request.body()
+    body = await read_body(request)
     given = request.scope["query_string"]
     options = fields_as(dict(request.query_params), RawOptions) if given else _DEFAULTS
     check_k(options.k, service)
