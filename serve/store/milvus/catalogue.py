@@ -7,10 +7,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
-from serve.store.milvus.address import parse_address
-from serve.store.milvus.definition import create_collection, open_collection
+from serve.store.milvus.address import check_name, milvus_name, our_name, parse_address
+from serve.store.milvus.collection import create_collection, open_collection
 from serve.store.milvus.engine import Engine
-from serve.store.milvus.names import check_name, milvus_name, our_name
 from serve.store.milvus.store import Consistency, MilvusStore
 from serve.store.protocol import StoreError, StoreMissing
 

@@ -16,9 +16,8 @@ import pytest
 
 from serve.store.definition import Tuning
 from serve.store.faiss_store import FaissStore
-from serve.store.milvus.address import TOKEN, parse_address
+from serve.store.milvus.address import TOKEN, milvus_name, parse_address
 from serve.store.milvus.engine import Engine
-from serve.store.milvus.names import milvus_name
 from serve.store.milvus.store import MilvusStore
 from serve.store.protocol import Item, Store
 
