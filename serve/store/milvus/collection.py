@@ -15,8 +15,9 @@ from serve.store.protocol import DimensionMismatch, FingerprintMismatch, StoreEr
 _PROPERTY = "kindred"
 # Of the rows; another one reads them wrongly.
 _FORMAT = 2
-# A server reads a large collection into memory before it answers from it.
-_LOAD_SECONDS = 600.0
+INDEX_SECONDS = 600.0
+"""How long a server may take to build an index, or to read a collection into memory."""
+
 _FIELDS = ("id", "vector", "label", "metadata", "facets", "sequence", "thumbnail")
 
 
@@ -136,5 +137,5 @@ def open_collection(
             f"The collection {name!r} has the index {definition.index}; for another one build a new "
             "collection (kindred index copy) and move the alias"
         )
-    engine.call("load_collection", definition.inside, timeout=_LOAD_SECONDS)
+    engine.call("load_collection", definition.inside, timeout=INDEX_SECONDS)
     return definition

@@ -235,9 +235,16 @@ class Searching:
         if not len(vectors):
             return [], None
         if self._compares_here(query, condition, filtered=filtered):
-            rows = self._fetched(query, condition)
-            return _compared(vectors, query, rows), len(rows)
-        return self._asked(vectors, query, condition), None
+            return self._compared(vectors, query, condition)
+        hits = self._asked(vectors, query, condition)
+        fewest = min(map(len, hits))
+        if fewest < query.k and not self._definition.index.exact:
+            # Fewer hits than items that pass: an index does that, above all the one that a server makes do
+            # with for recent items.
+            passing = self._reading.count(condition)
+            if fewest < passing <= self._most_fetched:
+                return self._compared(vectors, query, condition)
+        return [_similar_enough(found, query.min_similarity) for found in hits], None
 
     def _further(
         self, vector: Vectors, query: SearchQuery, condition: str, labels: list[str], ids: list[ItemId]
@@ -260,7 +267,11 @@ class Searching:
             return False
         passing = self._reading.count(condition)
         few = passing <= _SELECTIVE * self._reading.count("")
-        return few and passing * self._definition.dim <= _MOST_FETCHED
+        return few and passing <= self._most_fetched
+
+    @property
+    def _most_fetched(self) -> int:
+        return _MOST_FETCHED // self._definition.dim
 
     def _asked(self, vectors: Vectors, query: SearchQuery, condition: str) -> list[list[Hit]]:
         """Asks Milvus."""
@@ -282,18 +293,18 @@ class Searching:
                 [_hit(hit["id"], float(hit["distance"]), hit["entity"]) for hit in answer]
                 for answer in answers
             ]
-        return [_similar_enough(hits, query.min_similarity) for hits in found]
+        return found
 
-    def _fetched(self, query: SearchQuery, condition: str) -> list[Row]:
-        """All vectors that pass, for an exact search over an approximate index."""
-        most = _MOST_FETCHED // self._definition.dim
+    def _compared(self, vectors: Vectors, query: SearchQuery, condition: str) -> tuple[list[list[Hit]], int]:
+        """Fetches all vectors that pass and compares them here; the hits, and how many vectors there were."""
         count = self._reading.count(condition)
-        if count > most:
+        if count > self._most_fetched:
             raise Unsupported(
                 f"An exact search over the index {self._definition.index} would fetch {count:,} vectors, "
-                f"more than {most:,}; narrow the filter, or build the collection with the index FLAT"
+                f"more than {self._most_fetched:,}; narrow the filter, or build it with the index FLAT"
             )
-        return self._reading.everything(condition, ["vector", *_fields(query)])
+        rows = self._reading.everything(condition, ["vector", *_fields(query)])
+        return _best(vectors, query, rows), len(rows)
 
     def _plan(
         self, query: SearchQuery, hits: list[list[Hit]], candidates: int | None, *, filtered: bool
@@ -325,7 +336,7 @@ def _hit(key: str, similarity: float, row: Row) -> Hit:
     )
 
 
-def _compared(vectors: Vectors, query: SearchQuery, rows: list[Row]) -> list[list[Hit]]:
+def _best(vectors: Vectors, query: SearchQuery, rows: list[Row]) -> list[list[Hit]]:
     """The best of these rows for each vector."""
     if not rows:
         return [[] for _ in vectors]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, Unpack
@@ -12,7 +13,7 @@ from typing import Any, Literal, Self, Unpack
 from serve.store import filters, rows
 from serve.store.examples import ByExamples
 from serve.store.milvus.address import parse_address
-from serve.store.milvus.collection import MilvusDefinition, create_collection, open_collection
+from serve.store.milvus.collection import INDEX_SECONDS, MilvusDefinition, create_collection, open_collection
 from serve.store.milvus.engine import Engine
 from serve.store.milvus.expressions import HAS_LABEL, expression, keys_in
 from serve.store.milvus.items import (
@@ -415,10 +416,28 @@ class MilvusStore(ByExamples):
         )
 
     def snapshot(self) -> None:
-        """Has milvus-lite write its recent items as a segment; a server does that by itself."""
+        """Has the engine build the index over recent items, and waits until searches use it.
+
+        By itself a server does so only minutes later; until then an approximate index finds far fewer of the
+        right ones among them. The exact index needs none of that.
+
+        Raises:
+            StoreError: The server takes more than ten minutes.
+        """
         self._open()
+        inside = self._definition.inside
         if self._engine.can.embedded:
-            self._engine.call("flush", self._definition.inside)
+            self._engine.call("flush", inside)
+        elif not self._definition.index.exact:
+            self._engine.call("flush", inside, timeout=INDEX_SECONDS)
+            deadline = time.monotonic() + INDEX_SECONDS
+            while self._engine.call("describe_index", inside, "vector")["pending_index_rows"] > 0:
+                if time.monotonic() > deadline:
+                    raise StoreError(
+                        f"{self._engine.address.uri}: the index is not built; look into its logs"
+                    )
+                time.sleep(0.5)
+            self._engine.call("refresh_load", inside, timeout=INDEX_SECONDS)
 
     def close(self) -> None:
         """Ends the connection if it is the store's own; a second call does nothing."""
