@@ -61,7 +61,12 @@ class MilvusCatalogue:
         """Collections by alias."""
         found: dict[str, str] = {}
         for name in self.collections():
-            told = self._engine.call("list_aliases", collection_name=milvus_name(name))
+            # Not every version learns the database from the connection.
+            told = self._engine.call(
+                "list_aliases",
+                collection_name=milvus_name(name),
+                db_name=self._engine.address.database,
+            )
             for alias in map(our_name, told["aliases"]):
                 if alias is not None:
                     found[alias] = name

@@ -431,13 +431,10 @@ class MilvusStore(ByExamples):
         elif not self._definition.index.exact:
             self._engine.call("flush", inside, timeout=INDEX_SECONDS)
             deadline = time.monotonic() + INDEX_SECONDS
-            while self._engine.call("describe_index", inside, "vector")["pending_index_rows"] > 0:
+            while not self._indexed():
                 if time.monotonic() > deadline:
-                    raise StoreError(
-                        f"{self._engine.address.uri}: the index is not built; look into its logs"
-                    )
+                    raise StoreError(f"{self._engine.address.uri} builds no index; look into its log")
                 time.sleep(0.5)
-            self._engine.call("refresh_load", inside, timeout=INDEX_SECONDS)
 
     def close(self) -> None:
         """Ends the connection if it is the store's own; a second call does nothing."""
@@ -453,6 +450,14 @@ class MilvusStore(ByExamples):
     def _open(self) -> None:
         if self._closed:
             raise StoreError(f"The collection {self.name!r} is closed")
+
+    def _indexed(self) -> bool:
+        """Whether a server has built the index over all that it has flushed, and searches with it."""
+        inside = self._definition.inside
+        told = self._engine.call("describe_index", inside, "vector")
+        segments = self._engine.call("list_loaded_segments", inside)
+        searched = sum(segment.num_rows for segment in segments if segment.state_name == "Sealed")
+        return bool(told["pending_index_rows"] == 0 and searched >= told["total_rows"])
 
     def _payload_indexes(self) -> tuple[str, ...]:
         names = set(self._engine.call("list_indexes", self._definition.inside))
