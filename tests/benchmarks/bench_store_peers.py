@@ -277,10 +277,10 @@ def main() -> None:
         report[f"threads_{threads}"] = results
         title = f"{options.items:,} × {DIM}, {threads} thread{'s' * (threads > 1)}, {processor()}"
         Console(width=180).print(table(results, title))
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(" ".join(installed.values()))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
