@@ -5,12 +5,13 @@ FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK    := $(if $(filter gpu,$(FLAVOUR)),requirements-gpu.lock,requirements.lock)
 UV      := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 BIN     := .venv/bin
+MILVUS  := .tools/milvus
 READY   := .venv/.ready-$(FLAVOUR)
 # Trust the certificates that the machine trusts, as pip does: company networks bring their own.
 export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test contract soak evidence lint format lock clean
+.PHONY: help install demo test contract milvus-server soak evidence lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,13 +24,23 @@ demo: $(READY) ## Draw glyphs, train on them, evaluate, and open a visual search
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-contract: $(READY) ## Run the tests of what every store does, also over a Milvus if KINDRED_MILVUS_URI names one
-	$(BIN)/python -m pytest tests/serve/store/contract $(ARGS)
+# Over the server that KINDRED_MILVUS_URI names, or over one that is started for it, if there is milvus-server.
+contract: $(READY) ## Run the tests of what every store does, also over a Milvus server
+	PATH="$(CURDIR)/$(MILVUS)/bin:$$PATH" $(BIN)/python -m pytest tests/serve/store/contract $(ARGS)
+
+milvus-server: $(MILVUS)/bin/milvus-server ## Install a Milvus server for the tests (Linux on x86-64)
+
+$(MILVUS)/bin/milvus-server: | $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) $(MILVUS)
+	# Its start script imports pkg_resources.
+	$(UV) pip install --quiet --python $(MILVUS)/bin/python milvus==2.3.5 'setuptools<81'
 
 soak: $(READY) ## Kill, load and fuzz the service for many minutes
 	PYTHONPATH=. $(BIN)/python tests/soak/store_kill.py
 	PYTHONPATH=. $(BIN)/python tests/soak/store_load.py
 	PYTHONPATH=. $(BIN)/python tests/soak/embed_kill.py
+	if [ -x $(MILVUS)/bin/milvus-server ]; then \
+	  PATH="$(CURDIR)/$(MILVUS)/bin:$$PATH" PYTHONPATH=. $(BIN)/python tests/soak/milvus_kill.py; fi
 	PYTHONPATH=. $(BIN)/python tests/soak/hostile.py
 	KINDRED_MACHINE_EXAMPLES=500 $(BIN)/python -m pytest --timeout 3600 tests/serve/store/contract/test_machine.py
 	KINDRED_COMPILE=1 $(BIN)/python -m pytest tests/models/inference

@@ -7,10 +7,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
-from serve.store.milvus.address import parse_address
-from serve.store.milvus.definition import create_collection, open_collection
+from serve.store.milvus.address import check_name, milvus_name, our_name, parse_address
+from serve.store.milvus.collection import create_collection, open_collection
 from serve.store.milvus.engine import Engine
-from serve.store.milvus.names import check_name, milvus_name, our_name
 from serve.store.milvus.store import Consistency, MilvusStore
 from serve.store.protocol import StoreError, StoreMissing
 
@@ -62,7 +61,12 @@ class MilvusCatalogue:
         """Collections by alias."""
         found: dict[str, str] = {}
         for name in self.collections():
-            told = self._engine.call("list_aliases", collection_name=milvus_name(name))
+            # Not every version learns the database from the connection.
+            told = self._engine.call(
+                "list_aliases",
+                collection_name=milvus_name(name),
+                db_name=self._engine.address.database,
+            )
             for alias in map(our_name, told["aliases"]):
                 if alias is not None:
                     found[alias] = name

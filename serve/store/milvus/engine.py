@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.store.milvus.address import TOKEN, Address
-from serve.store.milvus.expressions import Dialect
+from serve.store.milvus.capabilities import LITE, capabilities
 from serve.store.protocol import StoreError, StoreLocked, StoreMissing, StoreUnreachable
 
 _EXTRA = "a store in Milvus needs pymilvus{}; install Kindred with its extra: pip install 'kindred[milvus]'"
@@ -30,15 +30,17 @@ class Engine:
         token: `USER:PASSWORD` or an API key, for a server that wants one.
         timeout: Seconds that one call to a server may take.
 
+    Attributes:
+        can: What this engine can do.
+
     Raises:
         StoreUnreachable: The server does not answer.
         StoreLocked: Another process has the embedded engine's files open.
-        StoreError: pymilvus or milvus-lite is not installed, or the server refuses the token.
+        StoreError: pymilvus or milvus-lite is not installed, or the server refuses the token or is too old.
     """
 
     def __init__(self, address: Address, *, token: str = "", timeout: float = 30.0) -> None:
         self.address = address
-        self.dialect = Dialect(in_json=not address.embedded)
         self._pymilvus = _pymilvus()
         # milvus-lite loses sight of rows for a moment while it writes a segment, and takes one writer at a
         # time.
@@ -54,20 +56,16 @@ class Engine:
                     dedicated=True,
                     timeout=timeout,
                 )
+            told = self.call("get_server_version")
+            self.can = LITE if address.embedded else capabilities(told)
         except BaseException:
-            if self._embedded:
-                self._embedded.stop()
+            self.close()
             raise
 
     @property
     def pymilvus(self) -> Any:
         """The client's package, for schemas and data types."""
         return self._pymilvus
-
-    @property
-    def embedded(self) -> bool:
-        """Whether it is milvus-lite in this process."""
-        return self._embedded is not None
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Calls a method of the client.

@@ -9,40 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from serve.store import filters
-from serve.store.milvus.facets import LIST, NUMBER, PRESENT, TEXT, facet_name, listed, plain_number
-from serve.store.milvus.keys import key_of
+from serve.store.milvus.capabilities import Capabilities
+from serve.store.milvus.items import LIST, NUMBER, PRESENT, TEXT, facet_name, key_of, listed, plain_number
 from serve.store.protocol import ItemId
 
 ALWAYS = "sequence >= 0"
 NEVER = "sequence < 0"
+HAS_LABEL = 'label > ""'
+NO_LABEL = 'label == ""'
 _SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """What an engine understands.
-
-    Attributes:
-        in_json: Whether `in [...]` may stand after a JSON path.
-    """
-
-    in_json: bool
-
-
-def expression(where: Mapping[str, Any] | None, dialect: Dialect) -> str:
-    """Translates a filter; empty text passes everything.
+def expression(where: Mapping[str, Any] | None, engine: Capabilities) -> str:
+    """Translates a filter for an engine; empty text passes everything.
 
     Raises:
         FilterError: It is outside the language or too large; the same filters as `serve.store.filters`
             refuses.
     """
     filters.condition(where)  # says all that is wrong with it
-    return _Translation(dialect).both(where, True) if where else ""
+    return _Translation(engine).both(where, True) if where else ""
 
 
 def all_of(*conditions: str) -> str:
@@ -56,6 +46,14 @@ def keys_in(ids: Iterable[ItemId], *, negate: bool = False) -> str:
     if not keys:
         return "" if negate else NEVER
     return f"id {'not in' if negate else 'in'} [{keys}]"
+
+
+def labels_in(labels: Iterable[str], *, negate: bool = False) -> str:
+    """The condition that an item has (not) one of these labels; empty for no labels and `negate`."""
+    texts = ", ".join(quoted("s" + label) for label in labels)
+    if not texts:
+        return "" if negate else NEVER
+    return f"label {'not in' if negate else 'in'} [{texts}]"
 
 
 def quoted(text: str) -> str:
@@ -73,8 +71,8 @@ def _literal(value: str | float) -> str:
 class _Translation:
     """Walks a filter that `filters.condition` has accepted; `hold` is false below an odd number of `not`."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self._dialect = dialect
+    def __init__(self, engine: Capabilities) -> None:
+        self._engine = engine
 
     def both(self, where: Mapping[str, Any], hold: bool) -> str:
         return _joined([self._entry(key, value, hold) for key, value in where.items()], conjunction=hold)
@@ -112,8 +110,8 @@ class _Translation:
             ids: list[ItemId] = [value for value in values if isinstance(value, str | int)]
             return keys_in(ids, negate=not hold) or ALWAYS
         if field == "label":
-            texts = ", ".join(quoted(str(value)) for value in values)
-            return _leaf(f"label in [{texts}]" if texts else NEVER, "label is null", hold)
+            labels = [str(value) for value in values]
+            return labels_in(labels, negate=not hold) or ALWAYS
         name = _facet_name(field)
         # Apart: a list of integers and floats is more than some versions compare.
         kinds = (
@@ -126,7 +124,7 @@ class _Translation:
 
     def _facet_in(self, facet: str, values: list[Any], hold: bool) -> str:
         path = _path(facet)
-        if len(values) > 1 and self._dialect.in_json:
+        if len(values) > 1 and self._engine.lists_in_json:
             condition = f"{path} in [{', '.join(map(_literal, values))}]"
         else:
             condition = " or ".join(f"{path} == {_literal(value)}" for value in values)
@@ -138,11 +136,11 @@ class _Translation:
         return _leaf(inside, f"not (exists {_path(PRESENT + name)})", hold)
 
     def _range(self, field: str, sign: str, bound: str | int | float, hold: bool) -> str:
-        if field == "id":
-            condition = _text_ids(sign, bound) if isinstance(bound, str) else _integer_ids(sign, bound)
+        if field in ("id", "label"):
+            condition = (
+                _text_range(field, sign, bound) if isinstance(bound, str) else _integer_ids(sign, bound)
+            )
             return condition if hold else f"not ({condition})"
-        if field == "label":
-            return _leaf(f"label {sign} {quoted(str(bound))}", "label is null", hold)
         path = _path((TEXT if isinstance(bound, str) else NUMBER) + _facet_name(field))
         return _leaf(f"{path} {sign} {_literal(bound)}", f"not (exists {path})", hold)
 
@@ -173,7 +171,7 @@ def _present(field: str, hold: bool) -> str:
     if field == "id":
         return ALWAYS if hold else NEVER
     if field == "label":
-        return "label is not null" if hold else "label is null"
+        return HAS_LABEL if hold else NO_LABEL
     name = _facet_name(field)
     parts = [f"exists {_path(kind + name)}" for kind in (NUMBER, TEXT, PRESENT)]
     return _joined([part if hold else f"not ({part})" for part in parts], conjunction=not hold)
@@ -183,10 +181,10 @@ def _plain(value: Any) -> str | int | float:
     return value if isinstance(value, str) else plain_number(value)
 
 
-def _text_ids(sign: str, bound: str) -> str:
-    # Every text id's key is above "s" and every integer's below.
-    condition = f"id {sign} {quoted('s' + bound)}"
-    return condition if sign.startswith(">") else f'{condition} and id >= "s"'
+def _text_range(field: str, sign: str, bound: str) -> str:
+    # Every text of ours begins with "s"; the keys of integers and the sign of an absent label are below.
+    condition = f"{field} {sign} {quoted('s' + bound)}"
+    return condition if sign.startswith(">") else f'{condition} and {field} >= "s"'
 
 
 def _integer_ids(sign: str, bound: float) -> str:

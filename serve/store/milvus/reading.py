@@ -1,18 +1,92 @@
-"""Reads rows in the order of their write, a bounded number at a time.
+"""Reads and searches the rows of one collection.
 
-Milvus answers a query in an order of its own and with at most 16,384 rows. Rows are therefore asked for by
-windows of write numbers: as many numbers as rows are wanted where numbers are dense, more where few rows
-pass.
+Each row carries the number of the write that stored it, in ascending order. Milvus answers a query in an
+order of its own and with at most 16,384 rows; rows are therefore asked for by windows of these numbers: as
+many numbers as rows are wanted where numbers are dense, more where few rows pass.
+
+A search is asked of Milvus, or carried out here where an exact answer is wanted and its index is approximate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
+import numpy as np
+
+from serve.store.grouping import best_of_each_label
+from serve.store.milvus.collection import MilvusDefinition
 from serve.store.milvus.engine import Engine
-from serve.store.milvus.expressions import all_of, keys_in
-from serve.store.milvus.records import Row
-from serve.store.protocol import ItemId
+from serve.store.milvus.expressions import all_of, expression, keys_in, labels_in
+from serve.store.milvus.items import Row, id_of, text_of
+from serve.store.protocol import (
+    Hit,
+    ItemId,
+    SearchPlan,
+    SearchQuery,
+    SearchResult,
+    StoreError,
+    Strategy,
+    Unsupported,
+    Vectors,
+)
+from serve.store.rows import check_id
+
+
+class WriteNumbers:
+    """Counts the writes of one collection. Not thread-safe: the store calls it under its lock for writes.
+
+    Milvus has no such counter. This one continues from the highest number in the collection; before each
+    write to a server it looks whether other processes have gone further. Two that write at the very same
+    moment may take the same number, which readers expect.
+    """
+
+    def __init__(self, engine: Engine, inside: str) -> None:
+        self._engine = engine
+        self._inside = inside
+        self._last: int | None = None
+
+    def last(self) -> int:
+        """Number of the last write that this process knows of or can see."""
+        if self._last is None:
+            # Numbers are distinct, so the highest is at least the number of items.
+            self._last = self._highest(int(self._count()))
+        elif not self._engine.can.embedded:
+            self._last = self._highest(self._last)
+        return self._last
+
+    def take(self, count: int) -> int:
+        """Reserves `count` numbers in a row; returns the first."""
+        first = self.last() + 1
+        self._last = first + count - 1
+        return first
+
+    def _highest(self, low: int) -> int:
+        """The highest number in the collection, or `low` where none is above it."""
+        step = 1
+        while self._any_above(low + step - 1):
+            low, step = low + step, 2 * step
+        # Nothing is above low + step - 1; `low` itself is taken or was given.
+        high = low + step - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self._any_above(middle):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _any_above(self, bound: int) -> bool:
+        found = self._engine.call(
+            "query", self._inside, filter=f"sequence > {bound}", output_fields=["id"], limit=1
+        )
+        return len(found) > 0
+
+    def _count(self) -> int:
+        return int(
+            self._engine.call("query", self._inside, filter="", output_fields=["count(*)"])[0]["count(*)"]
+        )
+
 
 MOST_ROWS = 16_384
 """Most rows that Milvus returns for one query or search."""
@@ -80,7 +154,7 @@ class Reading:
 
     def everything(self, condition: str, fields: Sequence[str]) -> list[Row]:
         """All rows that pass, in any order."""
-        if self._engine.embedded:  # it knows no limit, and reads every row for each window
+        if self._engine.can.embedded:  # it knows no limit, and reads every row for each window
             return self._query(condition, [*fields, "id"])
         return [row for page in self.pages(condition, fields) for row in page]
 
@@ -107,3 +181,174 @@ def _first(rows: list[Row], count: int) -> list[Row]:
     while end < len(rows) and rows[end]["sequence"] == rows[count - 1]["sequence"]:
         end += 1
     return rows[:end]
+
+
+# Numbers that an exact search over an approximate index may fetch: 256 MiB of float32.
+_MOST_FETCHED = 2**26
+# Part of all items below which a filter is too selective for milvus-lite's approximate indexes.
+_SELECTIVE = 0.25
+# Hits of one message.
+_MOST_HITS = 200_000
+
+
+class Searching:
+    """Searches one collection."""
+
+    def __init__(self, engine: Engine, definition: MilvusDefinition, reading: Reading) -> None:
+        self._engine = engine
+        self._definition = definition
+        self._reading = reading
+
+    def run(self, vectors: Vectors, query: SearchQuery) -> SearchResult:
+        """Searches by vectors of shape (n, dim) and unit length; see `Store.search`.
+
+        Raises:
+            StoreError: k is larger than Milvus takes.
+            Unsupported: An exact search over an approximate index has too many vectors to look at.
+        """
+        if query.k > MOST_ROWS:
+            raise StoreError(f"k is {query.k}; Milvus returns at most {MOST_ROWS:,} neighbours")
+        where = expression(query.where, self._engine.can)
+        condition = _excluding(where, [check_id(value) for value in query.exclude])
+        hits, candidates = self._find(vectors, query, condition, filtered=bool(where))
+        if query.group_by is not None:
+            # Milvus's own grouping looks at a few times `k` neighbours and counts absent labels as one.
+            hits = [
+                best_of_each_label(
+                    first, query, partial(self._further, vectors[at : at + 1], query, condition)
+                )
+                for at, first in enumerate(hits)
+            ]
+        return SearchResult(hits, self._plan(query, hits, candidates, filtered=bool(where)))
+
+    def _find(
+        self, vectors: Vectors, query: SearchQuery, condition: str, *, filtered: bool
+    ) -> tuple[list[list[Hit]], int | None]:
+        """Hits of each vector, and the number of candidates where they were compared here.
+
+        Args:
+            vectors: (n, dim), unit length.
+            query: What is asked for; `condition` says what of its filter and of its excluded ids.
+            condition: Only rows that pass it.
+            filtered: Whether it may leave few rows.
+        """
+        if not len(vectors):
+            return [], None
+        if self._compares_here(query, condition, filtered=filtered):
+            return self._compared(vectors, query, condition)
+        hits = self._asked(vectors, query, condition)
+        fewest = min(map(len, hits))
+        if fewest < query.k and not self._definition.index.exact:
+            # Fewer hits than items that pass: an index does that, above all the one that a server makes do
+            # with for recent items.
+            passing = self._reading.count(condition)
+            if fewest < passing <= self._most_fetched:
+                return self._compared(vectors, query, condition)
+        return [_similar_enough(found, query.min_similarity) for found in hits], None
+
+    def _further(
+        self, vector: Vectors, query: SearchQuery, condition: str, labels: list[str], ids: list[ItemId]
+    ) -> list[Hit]:
+        """Hits of one vector, of shape (1, dim), outside these labels and ids."""
+        rest = _excluding(all_of(condition, labels_in(labels, negate=True)), ids)
+        return self._find(vector, query, rest, filtered=True)[0][0]
+
+    def _compares_here(self, query: SearchQuery, condition: str, *, filtered: bool) -> bool:
+        """Whether the vectors that pass are fetched and compared, instead of asking the index.
+
+        milvus-lite walks its graph over passing rows only, which finds ever fewer of the right ones the fewer
+        pass: it is asked only where many do. A server has a plan of its own for that.
+        """
+        if self._definition.index.exact:
+            return False
+        if query.exact:
+            return True
+        if not (filtered and self._engine.can.embedded):
+            return False
+        passing = self._reading.count(condition)
+        few = passing <= _SELECTIVE * self._reading.count("")
+        return few and passing <= self._most_fetched
+
+    @property
+    def _most_fetched(self) -> int:
+        return _MOST_FETCHED // self._definition.dim
+
+    def _asked(self, vectors: Vectors, query: SearchQuery, condition: str) -> list[list[Hit]]:
+        """Asks Milvus."""
+        parameters = self._definition.index.search_parameters(query.k, query.effort)
+        at_a_time = max(1, _MOST_HITS // query.k)
+        found: list[list[Hit]] = []
+        for start in range(0, len(vectors), at_a_time):
+            answers = self._engine.call(
+                "search",
+                self._definition.inside,
+                data=list(vectors[start : start + at_a_time]),
+                anns_field="vector",
+                limit=query.k,
+                filter=condition,
+                output_fields=_fields(query),
+                search_params={"metric_type": "COSINE", "params": parameters},
+            )
+            found += [
+                [_hit(hit["id"], float(hit["distance"]), hit["entity"]) for hit in answer]
+                for answer in answers
+            ]
+        return found
+
+    def _compared(self, vectors: Vectors, query: SearchQuery, condition: str) -> tuple[list[list[Hit]], int]:
+        """Fetches all vectors that pass and compares them here; the hits, and how many vectors there were."""
+        count = self._reading.count(condition)
+        if count > self._most_fetched:
+            raise Unsupported(
+                f"An exact search over the index {self._definition.index} would fetch {count:,} vectors, "
+                f"more than {self._most_fetched:,}; narrow the filter, or build it with the index FLAT"
+            )
+        rows = self._reading.everything(condition, ["vector", *_fields(query)])
+        return _best(vectors, query, rows), len(rows)
+
+    def _plan(
+        self, query: SearchQuery, hits: list[list[Hit]], candidates: int | None, *, filtered: bool
+    ) -> SearchPlan:
+        strategy: Strategy = "approximate"
+        if query.min_similarity is None and hits and not any(hits):
+            strategy, candidates = "empty", 0
+        elif candidates is not None or self._definition.index.exact:
+            strategy = "exact_subset" if filtered else "exact"
+        return SearchPlan(strategy, candidates, 0.0 if candidates == 0 else None, str(self._definition.index))
+
+
+def _excluding(condition: str, ids: Sequence[ItemId]) -> str:
+    """A condition that these ids do not pass."""
+    return all_of(condition, keys_in(ids, negate=True))
+
+
+def _fields(query: SearchQuery) -> list[str]:
+    if query.with_metadata:
+        return ["label", "metadata"]
+    # milvus-lite returns every field where none is named.
+    return ["label"] if query.group_by is not None else ["id"]
+
+
+def _hit(key: str, similarity: float, row: Row) -> Hit:
+    # Rounding may carry the cosine past 1.
+    return Hit(
+        id_of(key), min(1.0, max(-1.0, similarity)), text_of(row.get("label")), row.get("metadata") or {}
+    )
+
+
+def _best(vectors: Vectors, query: SearchQuery, rows: list[Row]) -> list[list[Hit]]:
+    """The best of these rows for each vector."""
+    if not rows:
+        return [[] for _ in vectors]
+    similarities = vectors @ np.asarray([row["vector"] for row in rows], dtype=np.float32).T
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, : query.k]
+    return [
+        _similar_enough(
+            [_hit(rows[at]["id"], float(line[at]), rows[at]) for at in best], query.min_similarity
+        )
+        for line, best in zip(similarities, order.tolist(), strict=True)
+    ]
+
+
+def _similar_enough(hits: list[Hit], least: float | None) -> list[Hit]:
+    return hits if least is None else [hit for hit in hits if hit.similarity >= least]

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, Unpack
 
-from serve.store import rows
+from serve.store import filters, rows
 from serve.store.examples import ByExamples
+from serve.store.files import bytes_below
 from serve.store.milvus.address import parse_address
-from serve.store.milvus.definition import create_collection, open_collection
+from serve.store.milvus.collection import INDEX_SECONDS, MilvusDefinition, create_collection, open_collection
 from serve.store.milvus.engine import Engine
-from serve.store.milvus.expressions import expression, keys_in
-from serve.store.milvus.keys import id_of, key_of
-from serve.store.milvus.records import checked_rows, messages, metadata_fields
-from serve.store.milvus.stored_items import StoredItems
+from serve.store.milvus.expressions import HAS_LABEL, all_of, expression, keys_in
+from serve.store.milvus.items import (
+    NUMBER,
+    TEXT,
+    checked_rows,
+    facet_name,
+    id_of,
+    item_of,
+    key_of,
+    messages,
+    metadata_fields,
+    names_in,
+    optional_text,
+    thumbnail_of,
+)
+from serve.store.milvus.reading import Reading, Searching, WriteNumbers
 from serve.store.protocol import (
     DEFAULT_K,
     Filter,
     Item,
     ItemId,
     ItemMissing,
+    Page,
     QueryArguments,
     SearchQuery,
     SearchResult,
     StoreError,
     StoreMissing,
+    StoreStats,
     Unsupported,
     Vectors,
 )
@@ -35,10 +54,12 @@ Consistency = Literal["Strong", "Session"]
 
 _CHECKED_AT_ONCE = 20_000
 _DELETED_AT_ONCE = 5_000
+_MOST_LABELLED = 1_000_000
+_INDEX = "kindred_payload_"
 _EVERYTHING = ("vector", "label", "metadata", "facets", "sequence", "thumbnail")
 
 
-class MilvusStore(StoredItems, ByExamples):
+class MilvusStore(ByExamples):
     """A collection in Milvus; see `serve.store.protocol.Store` for what it does, docs/store.md for what
     differs.
 
@@ -51,6 +72,16 @@ class MilvusStore(StoredItems, ByExamples):
     """
 
     in_process = False
+
+    def __init__(self, engine: Engine, definition: MilvusDefinition, *, owned: bool = False) -> None:
+        self._engine = engine
+        self._definition = definition
+        self._owned = owned
+        self._closed = False
+        self._writing = threading.RLock()
+        self._numbers = WriteNumbers(engine, definition.inside)
+        self._reading = Reading(engine, definition.inside, self._last)
+        self._searching = Searching(engine, definition, self._reading)
 
     @classmethod
     def open(
@@ -137,6 +168,26 @@ class MilvusStore(StoredItems, ByExamples):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def name(self) -> str:
+        """The collection's own name."""
+        return self._definition.name
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._definition.dim
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The model that made the vectors, if it was given."""
+        return self._definition.fingerprint
+
+    @property
+    def index(self) -> str:
+        """The index type with its parameters."""
+        return str(self._definition.index)
+
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
         """Stores items; see `Store.upsert`.
 
@@ -178,7 +229,7 @@ class MilvusStore(StoredItems, ByExamples):
                 raise ItemMissing(f"There is no item {item_id!r}")
             row = found[key_of(item_id)]
             if "label" in changes:
-                row["label"] = label
+                row["label"] = optional_text(label)
             if patched:
                 metadata = rows.merged(row["metadata"] or {}, changes["metadata"])
                 row.update(metadata_fields(rows.metadata_text(metadata)))
@@ -188,7 +239,7 @@ class MilvusStore(StoredItems, ByExamples):
     def delete(self, ids: Iterable[ItemId] = (), *, where: Filter | None = None, erase: bool = False) -> int:
         """Deletes by id, by filter or both; see `Store.delete`. `erase` is refused, see `purge`."""
         listed = [rows.check_id(value) for value in ids]
-        condition = None if where is None else expression(where, self._engine.dialect)
+        condition = None if where is None else expression(where, self._engine.can)
         if erase:
             self.purge()
         self._open()
@@ -224,11 +275,166 @@ class MilvusStore(StoredItems, ByExamples):
         self._open()
         return self._searching.run(unit_rows(vectors, self.dim, "query"), query)
 
-    def snapshot(self) -> None:
-        """Has milvus-lite write its recent items as a segment; a server does that by itself."""
+    def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
+        """Items by id; see `Store.get`."""
+        ids = [rows.check_id(value) for value in ids]
         self._open()
-        if self._engine.embedded:
-            self._engine.call("flush", self._definition.inside)
+        found = self._reading.by_id(ids, _fields(with_vectors))
+        wanted = [found.get(key_of(value)) for value in ids]
+        return [None if row is None else item_of(row) for row in wanted]
+
+    def count(self, where: Filter | None = None) -> int:
+        """Number of items that pass; see `Store.count`."""
+        condition = expression(where, self._engine.can)
+        self._open()
+        return self._reading.count(condition)
+
+    def scroll(
+        self,
+        after: int | None = None,
+        limit: int = 100,
+        *,
+        where: Filter | None = None,
+        with_vectors: bool = False,
+    ) -> Page:
+        """Reads items in the order of their last write; see `Store.scroll`."""
+        if limit < 1:
+            raise StoreError(f"limit is {limit}; ask for at least one item")
+        condition = expression(where, self._engine.can)
+        self._open()
+        found = self._reading.after(after or 0, limit, condition, _fields(with_vectors))
+        return Page([item_of(row) for row in found], found[-1]["sequence"] if len(found) >= limit else None)
+
+    def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
+        """All items, by scrolling; see `Store.scan`."""
+        condition = expression(where, self._engine.can)
+        self._open()
+        until = all_of(condition, f"sequence <= {self._last()}")
+        for page in self._reading.pages(until, _fields(with_vectors)):
+            yield from map(item_of, page)
+
+    def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
+        """Items drawn at random; see `Store.sample`."""
+        self._open()
+        fields = _fields(with_vectors)
+        first = self._reading.after(0, count, "", fields)
+        if len(first) < count:
+            return [item_of(row) for row in first]
+        numbers = range(first[0]["sequence"], self._last() + 1)
+        # Deleted items have left their numbers behind: more numbers than items are asked for.
+        found = self._reading.numbered(random.sample(numbers, min(8 * count, len(numbers))), fields)
+        drawn = random.sample(found, min(count, len(found)))
+        return [item_of(row) for row in sorted(drawn, key=lambda row: row["sequence"])]
+
+    def thumbnail(self, item_id: ItemId) -> bytes | None:
+        """The item's thumbnail; see `Store.thumbnail`."""
+        item_id = rows.check_id(item_id)
+        self._open()
+        found = self._reading.by_id([item_id], ["thumbnail"])
+        return thumbnail_of(found[key_of(item_id)]["thumbnail"]) if found else None
+
+    def labels(self, limit: int = 1000) -> dict[str, int]:
+        """Labels with their number of items, most frequent first; every item's label is read for it.
+
+        Raises:
+            Unsupported: There are too many items for that.
+        """
+        self._open()
+        items = self._reading.count("")
+        if items > _MOST_LABELLED:
+            raise Unsupported(
+                f"Milvus does not count labels, and {items:,} items are too many to read them all; "
+                "count the labels you want with a filter"
+            )
+        counts: Counter[str] = Counter()
+        for page in self._reading.pages(HAS_LABEL, ["label"], size=10_000):
+            counts.update(row["label"][1:] for row in page)
+        return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:limit])
+
+    def create_payload_index(self, field: str) -> None:
+        """Makes filters on a field fast; see `Store.create_payload_index`.
+
+        Raises:
+            Unsupported: The engine has no such index.
+        """
+        name = filters.payload_index(field).removeprefix("payload:")
+        self._open()
+        if name == "id" or name in self._payload_indexes():
+            return
+        engine = self._engine.can
+        indexes = self._engine.pymilvus.MilvusClient.prepare_index_params()
+        if field == "label":
+            indexes.add_index("label", index_type=engine.label_index)
+        elif not engine.indexes_metadata:
+            raise Unsupported(f"{engine.name} has no index for metadata; filters work without one")
+        else:
+            for facet, cast in zip(_indexed_facets(field), ("double", "varchar"), strict=True):
+                indexes.add_index(
+                    "facets",
+                    index_name=_index_name(facet),
+                    index_type="INVERTED",
+                    params={"json_path": f'facets["{facet}"]', "json_cast_type": cast},
+                )
+        self._engine.call("create_index", self._definition.inside, indexes)
+
+    def drop_payload_index(self, field: str) -> None:
+        """Undoes `create_payload_index`; see `Store.drop_payload_index`.
+
+        Raises:
+            Unsupported: The engine drops no index of a collection that is open.
+        """
+        name = filters.payload_index(field).removeprefix("payload:")
+        self._open()
+        if name == "id" or name not in self._payload_indexes():
+            return
+        if not self._engine.can.drops_indexes:
+            raise Unsupported(
+                f"{self._engine.can.name} drops no index of an open collection; copy it to a new one"
+            )
+        dropped = ["label"] if field == "label" else list(map(_index_name, _indexed_facets(field)))
+        for index in dropped:
+            self._engine.call("drop_index", self._definition.inside, index)
+
+    def stats(self) -> StoreStats:
+        """Figures about the collection; what Milvus does not tell is 0."""
+        self._open()
+        sequence = self._last()
+        folder = self._engine.address.folder
+        place = None if folder is None else folder / "collections" / self._definition.inside
+        return StoreStats(
+            items=self._reading.count(""),
+            dim=self.dim,
+            fingerprint=self.fingerprint,
+            index=self.index,
+            sequence=sequence,
+            segments=0,
+            head=0,
+            dead=0,
+            snapshot_sequence=sequence,
+            disk_bytes=0 if place is None else bytes_below(place),
+            payload_indexes=self._payload_indexes(),
+        )
+
+    def snapshot(self) -> None:
+        """Has the engine build the index over recent items, and waits until searches use it.
+
+        By itself a server does so only minutes later; until then an approximate index finds far fewer of the
+        right ones among them. The exact index needs none of that.
+
+        Raises:
+            StoreError: The server takes more than ten minutes.
+        """
+        self._open()
+        inside = self._definition.inside
+        if self._engine.can.embedded:
+            self._engine.call("flush", inside)
+        elif not self._definition.index.exact:
+            self._engine.call("flush", inside, timeout=INDEX_SECONDS)
+            deadline = time.monotonic() + INDEX_SECONDS
+            while not self._indexed():
+                if time.monotonic() > deadline:
+                    raise StoreError(f"{self._engine.address.uri} builds no index; look into its log")
+                time.sleep(0.5)
 
     def close(self) -> None:
         """Ends the connection if it is the store's own; a second call does nothing."""
@@ -236,3 +442,41 @@ class MilvusStore(StoredItems, ByExamples):
             self._closed = True
             if self._owned:
                 self._engine.close()
+
+    def _last(self) -> int:
+        with self._writing:
+            return self._numbers.last()
+
+    def _open(self) -> None:
+        if self._closed:
+            raise StoreError(f"The collection {self.name!r} is closed")
+
+    def _indexed(self) -> bool:
+        """Whether a server has built the index over all that it has flushed, and searches with it."""
+        inside = self._definition.inside
+        told = self._engine.call("describe_index", inside, "vector")
+        segments = self._engine.call("list_loaded_segments", inside)
+        searched = sum(segment.num_rows for segment in segments if segment.state_name == "Sealed")
+        return bool(told["pending_index_rows"] == 0 and searched >= told["total_rows"])
+
+    def _payload_indexes(self) -> tuple[str, ...]:
+        names = set(self._engine.call("list_indexes", self._definition.inside))
+        facets = [
+            bytes.fromhex(name.removeprefix(_INDEX)).decode() for name in names if name.startswith(_INDEX)
+        ]
+        found = {filters.field_of(names_in(facet.partition(":")[2])) for facet in facets}
+        return tuple(sorted(found | (names & {"label"})))
+
+
+def _indexed_facets(field: str) -> list[str]:
+    name = facet_name(filters.names_of(field))
+    return [NUMBER + name, TEXT + name]
+
+
+def _index_name(facet: str) -> str:
+    # Milvus takes letters, digits and "_" only.
+    return _INDEX + facet.encode().hex()
+
+
+def _fields(with_vectors: bool) -> list[str]:
+    return ["label", "metadata", "vector"] if with_vectors else ["label", "metadata"]

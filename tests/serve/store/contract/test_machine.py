@@ -182,6 +182,6 @@ def test_the_embedded_store(tmp_path: Path) -> None:
 def test_milvus_lite(lite: Engine) -> None:
     class Lite(Machine):
         def make_home(self) -> Home:
-            return MilvusHome(lite, {})
+            return MilvusHome(lite, {}, [])
 
     run(Lite, max(2, EXAMPLES // 20), 8)

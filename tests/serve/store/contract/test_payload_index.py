@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from serve.store.milvus.capabilities import Capabilities
 from serve.store.protocol import FilterError, Item, Store, Unsupported
 
 
@@ -12,12 +13,12 @@ from serve.store.protocol import FilterError, Item, Store, Unsupported
     [("label", "label 4"), ("id", "item 20"), ("metadata.price", 5.0), ("metadata.shop.city", "C")],
 )
 def test_payload_indexes_change_no_answer(
-    filled: Store, items: list[Item], field: str, least: str | float, kind: str
+    filled: Store, items: list[Item], field: str, least: str | float, can: Capabilities | None
 ) -> None:
     where = {field: {"gte": least}}
     before = [item.id for item in filled.scan(where=where)]
     assert 0 < len(before) < len(items)
-    if kind.startswith("lite") and field.startswith("metadata"):
+    if can and not can.indexes_metadata and field.startswith("metadata"):
         with pytest.raises(Unsupported, match="without"):
             filled.create_payload_index(field)
         return
@@ -25,7 +26,7 @@ def test_payload_indexes_change_no_answer(
     filled.create_payload_index(field)
     assert [item.id for item in filled.scan(where=where)] == before
     assert field == "id" or field in filled.stats().payload_indexes
-    if kind.startswith("lite"):
+    if can and not can.drops_indexes:
         with pytest.raises(Unsupported, match="copy") if field == "label" else nullcontext():
             filled.drop_payload_index(field)
         return
@@ -35,9 +36,9 @@ def test_payload_indexes_change_no_answer(
     assert [item.id for item in filled.scan(where=where)] == before
 
 
-def test_a_field_has_one_index_however_it_is_written(filled: Store, kind: str) -> None:
-    if kind.startswith("lite"):
-        return  # it has no index for metadata
+def test_a_field_has_one_index_however_it_is_written(filled: Store, can: Capabilities | None) -> None:
+    if can and not can.indexes_metadata:
+        return
     filled.create_payload_index('metadata."shop"."my "')
     filled.create_payload_index('metadata.shop."it\'s, [0]"')
     filled.create_payload_index('metadata."shop"."city"')

@@ -111,3 +111,21 @@ def test_the_plan_says_what_was_done(filled: Store, vectors: np.ndarray) -> None
     assert plan.selectivity in (None, 0.01)
     plan = filled.search(vectors[0], where={"label": "nobody's"}).plan
     assert (plan.strategy, plan.candidates) == ("empty", 0)
+
+
+def test_a_selective_filter_finds_all_that_pass(store: Store) -> None:
+    """Also among items for which the engine has no index of its own yet, or one that looks at few of them."""
+    vectors = np.random.default_rng(0).standard_normal((4000, 16)).astype(np.float32)
+    store.upsert(Item(n, vector, metadata={"bucket": n % 1000}) for n, vector in enumerate(vectors))
+    result = store.search(vectors[:20], 10, where={"metadata.bucket": 7})
+    assert [{hit.id for hit in hits} for hits in result.hits] == [{7, 1007, 2007, 3007}] * 20
+
+
+def test_a_snapshot_brings_the_index_up_to_date(store: Store) -> None:
+    vectors = np.random.default_rng(0).standard_normal((4000, 16)).astype(np.float32)
+    store.upsert(Item(n, vector) for n, vector in enumerate(vectors))
+    store.snapshot()
+    queries = np.random.default_rng(1).standard_normal((50, 16)).astype(np.float32)
+    found, right = (store.search(queries, 10, exact=exact).hits for exact in (False, True))
+    common = [len({hit.id for hit in a} & {hit.id for hit in b}) for a, b in zip(found, right, strict=True)]
+    assert sum(common) / 500 >= 0.9

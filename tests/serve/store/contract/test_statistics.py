@@ -10,10 +10,11 @@ def test_labels_are_counted(filled: Store) -> None:
     assert len(filled.labels(limit=3)) == 3
 
 
-def test_figures(filled: Store) -> None:
+def test_figures(filled: Store, kind: str) -> None:
     stats = filled.stats()
     assert (stats.items, stats.dim) == (200, 16)
     assert stats.sequence >= 200
-    assert stats.disk_bytes > 200 * 16 * 4
+    # A server does not say how much it keeps on its disks.
+    assert stats.disk_bytes == 0 if kind.startswith("server") else stats.disk_bytes > 200 * 16 * 4
     filled.delete([1])
     assert filled.stats().sequence > stats.sequence

@@ -19,6 +19,18 @@ def test_what_goes_in_comes_out(filled: Store, items: list[Item]) -> None:
     assert filled.count() == len(items)
 
 
+def test_empty_is_not_absent(store: Store, vectors: np.ndarray) -> None:
+    store.upsert([Item("empty", vectors[0], "", thumbnail=b""), Item("absent", vectors[1])])
+    assert [item.label for item in store.get(["empty", "absent"])] == ["", None]
+    assert [store.thumbnail(item_id) for item_id in ("empty", "absent")] == [b"", None]
+    assert store.labels() == {"": 1}
+    assert {hit.id: hit.label for hit in store.search(vectors[0], 2).hits[0]} == {"empty": "", "absent": None}
+    store.update("empty", {"label": None})
+    store.update("absent", {"label": ""})
+    assert [item.label for item in store.get(["empty", "absent"])] == [None, ""]
+    assert store.thumbnail("empty") == b""
+
+
 def test_text_and_number_ids_are_different(store: Store, vectors: np.ndarray) -> None:
     store.upsert([Item("1", vectors[0], "text"), Item(1, vectors[1], "number")])
     assert [item.label for item in store.get(["1", 1])] == ["text", "number"]

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.store.milvus.address import is_address, parse_address
-from serve.store.milvus.keys import id_of, key_of
-from serve.store.milvus.names import milvus_name, our_name
+from serve.store.milvus.address import is_address, milvus_name, our_name, parse_address
+from serve.store.milvus.items import id_of, key_of
 from serve.store.protocol import StoreError
 
 

@@ -12,10 +12,11 @@ from milvus_lite.search.filter.ast import CmpOp, InOp, StringLit
 from milvus_lite.search.filter.eval.python_backend import evaluate_python
 from milvus_lite.search.filter.semantic import compile_expr
 
-from serve.store.milvus.expressions import Dialect, expression, keys_in, quoted
-from serve.store.milvus.facets import facets_of
-from serve.store.milvus.keys import key_of
+from serve.store.milvus.capabilities import LITE, capabilities
+from serve.store.milvus.expressions import expression, keys_in, quoted
+from serve.store.milvus.items import facets_of, key_of
 
+SERVER = capabilities("v2.6.0")
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 
 
@@ -36,16 +37,16 @@ def test_ids_stay_a_list_of_ids(ids: list[str]) -> None:
 
 @pytest.mark.parametrize("value", ['x" or id != "', "\\", '\\"', "a\nb", "' or 1 == 1 or '"])
 def test_injections_stay_values(value: str) -> None:
-    for dialect in (Dialect(in_json=True), Dialect(in_json=False)):
+    for engine in (SERVER, LITE):
         for where in ({"label": value}, {"id": {"gt": value}}, {"metadata.a": {"in": [value, "b"]}}):
-            text = expression(where, dialect)
+            text = expression(where, engine)
             assert text.replace(quoted(value)[1:-1], "").count("or") <= 1
 
 
 def test_an_engine_that_knows_lists_in_json_gets_them() -> None:
     where = {"metadata.a": {"in": [1, 2]}}
-    assert expression(where, Dialect(in_json=True)) == 'facets["n:a"] in [1, 2]'
-    assert expression(where, Dialect(in_json=False)) == 'facets["n:a"] == 1 or facets["n:a"] == 2'
+    assert expression(where, SERVER) == 'facets["n:a"] in [1, 2]'
+    assert expression(where, LITE) == 'facets["n:a"] == 1 or facets["n:a"] == 2'
 
 
 def test_facets_say_kinds() -> None:
@@ -145,6 +146,6 @@ def test_translated_filters_pass_what_the_naive_interpreter_passes(metadata: lis
         "sequence": list(range(len(metadata))),
         "facets": [json.dumps(facets_of(one)) for one in metadata],
     }
-    text = expression(where, Dialect(in_json=False))
+    text = expression(where, LITE)
     passed = evaluate_python(compile_expr(parse_expr(text), schema), pa.table(rows)).to_pylist()
     assert passed == [naive(one, where) for one in metadata]

@@ -8,10 +8,12 @@ import faiss
 import numpy as np
 import pytest
 
+from serve.store.milvus.capabilities import LITE, capabilities, parse_index
 from serve.store.milvus.engine import Engine
-from serve.store.milvus.index_type import EMBEDDED, SERVER, parse_index
 from serve.store.milvus.store import MilvusStore
 from serve.store.protocol import Item, StoreError, Unsupported
+
+SERVER = capabilities("v2.6.0")
 
 BUILT = {
     "HNSW,M=8": "IndexHNSWFlat",
@@ -51,15 +53,15 @@ def test_milvus_lite_builds_what_is_accepted(lite: Engine, index: str) -> None:
 
 
 def test_every_embedded_type_is_among_these() -> None:
-    assert {index.partition(",")[0] for index in BUILT} | {"FLAT"} == set(EMBEDDED)
+    assert {index.partition(",")[0] for index in BUILT} | {"FLAT"} == set(LITE.indexes)
 
 
 def test_milvus_lite_itself_takes_any_name_and_builds_nothing(lite: Engine) -> None:
     """The trap that `parse_index` closes; should this fail, milvus-lite has learnt to refuse."""
-    for name in sorted(set(SERVER) - set(EMBEDDED)):
+    for name in sorted(set(SERVER.indexes) - set(LITE.indexes)):
         if name != "AUTOINDEX":  # an alias of HNSW there, so it is not offered twice
-            with pytest.raises(StoreError, match="does not build"):
-                parse_index(name, embedded=True)
+            with pytest.raises(StoreError, match="milvus-lite builds no"):
+                parse_index(name, LITE)
     client = lite.pymilvus.MilvusClient
     indexes = client.prepare_index_params()
     indexes.add_index("v", index_type="DISKANN", metric_type="COSINE")
@@ -85,20 +87,20 @@ def test_milvus_lite_itself_takes_any_name_and_builds_nothing(lite: Engine) -> N
     ],
 )
 def test_texts(text: str | None, name: str, parameters: dict) -> None:
-    index = parse_index(text, embedded=True)
+    index = parse_index(text, LITE)
     assert index.name == name
     assert parameters.items() <= (index.build | index.search).items()
-    assert parse_index(str(index), embedded=True) == index
+    assert parse_index(str(index), LITE) == index
 
 
 @pytest.mark.parametrize("text", ["HNSW,M", "HNSW,M=", "HNSW,=3", "IVF256,PQ8", "", "HNSW,M=a b"])
 def test_malformed_texts_are_refused(text: str) -> None:
     with pytest.raises(StoreError):
-        parse_index(text, embedded=False)
+        parse_index(text, SERVER)
 
 
 def test_a_graph_looks_at_no_fewer_than_k() -> None:
-    assert parse_index("HNSW", embedded=True).search_parameters(500)["ef"] == 500
+    assert parse_index("HNSW", LITE).search_parameters(500)["ef"] == 500
 
 
 def test_a_selective_filter_does_not_cost_recall(lite: Engine) -> None:
@@ -122,7 +124,7 @@ def test_a_selective_filter_does_not_cost_recall(lite: Engine) -> None:
 def test_an_exact_search_over_too_many_vectors_is_refused(
     lite: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.store.milvus.searching._MOST_FETCHED", 40)
+    monkeypatch.setattr("serve.store.milvus.reading._MOST_FETCHED", 40)
     store = MilvusStore.on(lite, 8, index="HNSW", collection=f"index-{uuid.uuid4().hex[:8]}")
     store.upsert(Item(n, np.eye(8)[n]) for n in range(8))
     with pytest.raises(Unsupported, match="FLAT"):

@@ -1,8 +1,4 @@
-"""Index types by engine, and the text that names one: `HNSW`, or `HNSW,M=32,efConstruction=300,ef=128`.
-
-milvus-lite accepts the name of any index and scans every vector where it cannot build it; what it builds is
-listed here and tested, and everything else is refused.
-"""
+"""What an engine can do, by its version, and the index types that it builds."""
 
 from __future__ import annotations
 
@@ -13,25 +9,80 @@ from typing import TypeAlias
 from serve.store.protocol import StoreError
 
 EXACT = "FLAT"
+OLDEST = (2, 3)
+"""The first version with upsert, COSINE and count(*)."""
 
-EMBEDDED = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8")
-"""What milvus-lite really builds."""
+_VERSION = re.compile(r"(\d+)\.(\d+)")
 
-SERVER = (
-    *EMBEDDED,
-    "HNSW_PQ",
-    "HNSW_PRQ",
-    "IVF_PQ",
-    "IVF_RABITQ",
-    "SCANN",
-    "DISKANN",
-    "AUTOINDEX",
-    "GPU_CAGRA",
-    "GPU_IVF_FLAT",
-    "GPU_IVF_PQ",
-    "GPU_BRUTE_FORCE",
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do, where engines differ.
+
+    Attributes:
+        name: The engine and its version, for messages.
+        embedded: Whether it is milvus-lite in this process.
+        indexes: The index types for vectors that it builds.
+        label_index: Its index type for labels.
+        lists_in_json: Whether `in [...]` may stand after a JSON path in an expression.
+        indexes_metadata: Whether it has indexes for paths inside JSON.
+        drops_indexes: Whether it drops an index while the collection can be searched.
+    """
+
+    name: str
+    embedded: bool
+    indexes: tuple[str, ...]
+    label_index: str
+    lists_in_json: bool
+    indexes_metadata: bool
+    drops_indexes: bool
+
+
+LITE = Capabilities(
+    "milvus-lite",
+    embedded=True,
+    # It accepts the name of any index and scans every vector where it cannot build it.
+    indexes=("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8"),
+    label_index="INVERTED",
+    lists_in_json=False,
+    indexes_metadata=False,
+    drops_indexes=False,
 )
-"""What a server is asked for; whether its build has it, it says itself."""
+
+# Index types by the version that brought them. Those for GPUs need a build for GPUs as well.
+_INDEXES = {
+    (2, 3): (
+        *("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "IVF_PQ", "SCANN", "DISKANN", "AUTOINDEX"),
+        *("GPU_IVF_FLAT", "GPU_IVF_PQ"),
+    ),
+    (2, 4): ("GPU_CAGRA", "GPU_BRUTE_FORCE"),
+    (2, 5): ("HNSW_SQ", "HNSW_PQ", "HNSW_PRQ"),
+    (2, 6): ("IVF_RABITQ",),
+}
+
+
+def capabilities(told: str) -> Capabilities:
+    """What a server can do, from what it says of its version, such as `v2.3.5` or `2.6-20250501-1a2b3c4`.
+
+    Raises:
+        StoreError: It is too old, or tells no version.
+    """
+    found = _VERSION.search(told)
+    if not found:
+        raise StoreError(f"The Milvus server tells no version ({told[:40]!r}); use a released version")
+    version = (int(found[1]), int(found[2]))
+    if version < OLDEST:
+        raise StoreError(f"The Milvus server has version {told[:40]}; update it to 2.3 or newer")
+    return Capabilities(
+        f"Milvus {version[0]}.{version[1]}",
+        embedded=False,
+        indexes=tuple(name for since, names in _INDEXES.items() if version >= since for name in names),
+        label_index="INVERTED" if version >= (2, 4) else "Trie",
+        lists_in_json=True,
+        indexes_metadata=version >= (2, 6),
+        drops_indexes=version >= (2, 4),
+    )
+
 
 _Parameters: TypeAlias = dict[str, int | float | str]
 
@@ -76,7 +127,7 @@ class IndexType:
         return found
 
 
-def parse_index(text: str | None, *, embedded: bool) -> IndexType:
+def parse_index(text: str | None, engine: Capabilities) -> IndexType:
     """The index type that a text names; None means exact.
 
     `Flat` and `HNSW32` mean what they mean to FAISS, so that one setting serves both kinds of store.
@@ -85,14 +136,13 @@ def parse_index(text: str | None, *, embedded: bool) -> IndexType:
         StoreError: The engine does not build it, or a parameter is malformed.
     """
     head, *rest = (EXACT if text is None else text).split(",")
-    name, known = head.strip().upper(), EMBEDDED if embedded else SERVER
+    name = head.strip().upper()
     given: _Parameters = {}
     factory = _FACTORY_HNSW.fullmatch(name)
     if factory:
         name, given = "HNSW", {"M": int(factory[1])}
-    if name not in known:
-        where = "milvus-lite does not build" if embedded else "Milvus knows no"
-        raise StoreError(f"{where} index {head!r}; use one of {', '.join(known)}")
+    if name not in engine.indexes:
+        raise StoreError(f"{engine.name} builds no index {head!r}; use one of {', '.join(engine.indexes)}")
     for part in rest:
         found = _PARAMETER.fullmatch(part.strip())
         if not found:

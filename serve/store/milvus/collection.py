@@ -6,15 +6,18 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from serve.store.milvus.address import milvus_name, our_name
+from serve.store.milvus.capabilities import IndexType, parse_index
 from serve.store.milvus.engine import Engine
-from serve.store.milvus.index_type import IndexType, parse_index
-from serve.store.milvus.keys import MOST_BYTES
-from serve.store.milvus.names import milvus_name, our_name
+from serve.store.milvus.items import MOST_BYTES
 from serve.store.protocol import DimensionMismatch, FingerprintMismatch, StoreError, StoreMissing
 
 _PROPERTY = "kindred"
-# A server reads a large collection into memory before it answers from it.
-_LOAD_SECONDS = 600.0
+# Of the rows; another one reads them wrongly.
+_FORMAT = 2
+INDEX_SECONDS = 600.0
+"""How long a server may take to build an index, or to read a collection into memory."""
+
 _FIELDS = ("id", "vector", "label", "metadata", "facets", "sequence", "thumbnail")
 
 
@@ -58,15 +61,15 @@ def create_collection(
     """
     if dim < 1:
         raise StoreError("A new collection needs dim, the length of its vectors")
-    chosen = parse_index(index, embedded=engine.embedded)
+    chosen = parse_index(index, engine.can)
     definition = MilvusDefinition(name, dim, fingerprint, chosen)
     # The description as well: milvus-lite drops it, and an old server may drop properties it does not know.
-    note = json.dumps({"fingerprint": fingerprint, "index": str(chosen)})
+    note = json.dumps({"format": _FORMAT, "fingerprint": fingerprint, "index": str(chosen)})
     client = engine.pymilvus.MilvusClient
     indexes = client.prepare_index_params()
     indexes.add_index("vector", index_type=chosen.name, metric_type="COSINE", params=chosen.build)
-    if not engine.embedded:
-        indexes.add_index("label", index_type="INVERTED")
+    if not engine.can.embedded:
+        indexes.add_index("label", index_type=engine.can.label_index)
         indexes.add_index("sequence", index_type="STL_SORT")
     engine.call(
         "create_collection",
@@ -86,12 +89,12 @@ def _schema(engine: Engine, dim: int, note: str) -> Any:
     )
     schema.add_field("id", kind.VARCHAR, is_primary=True, max_length=MOST_BYTES)
     schema.add_field("vector", kind.FLOAT_VECTOR, dim=dim)
-    schema.add_field("label", kind.VARCHAR, max_length=MOST_BYTES, nullable=True)
+    schema.add_field("label", kind.VARCHAR, max_length=MOST_BYTES)
     schema.add_field("metadata", kind.JSON)
     schema.add_field("facets", kind.JSON)
     schema.add_field("sequence", kind.INT64)
     # Thumbnails are read one by one and never searched: on a server they stay on disk.
-    schema.add_field("thumbnail", kind.VARCHAR, max_length=MOST_BYTES, nullable=True, mmap_enabled=True)
+    schema.add_field("thumbnail", kind.VARCHAR, max_length=MOST_BYTES, mmap_enabled=True)
     return schema
 
 
@@ -115,19 +118,24 @@ def open_collection(
     if set(fields) != set(_FIELDS) or not note:
         raise StoreError(f"The collection {inside} was not made by Kindred; choose another name")
     kept = json.loads(note)
+    if kept.get("format") != _FORMAT:
+        raise StoreError(
+            f"The collection {inside} has the form of another version of Kindred; with that version, copy it "
+            "to a folder (kindred index copy), and from there with this one"
+        )
     definition = MilvusDefinition(
         our_name(told["collection_name"]) or name,
         int(fields["vector"]["params"]["dim"]),
         kept["fingerprint"],
-        parse_index(kept["index"], embedded=engine.embedded),
+        parse_index(kept["index"], engine.can),
     )
     if dim is not None and dim != definition.dim:
         raise DimensionMismatch(f"The collection takes vectors of {definition.dim} numbers, not {dim}")
     definition.check_fingerprint(fingerprint)
-    if index is not None and parse_index(index, embedded=engine.embedded) != definition.index:
+    if index is not None and parse_index(index, engine.can) != definition.index:
         raise StoreError(
             f"The collection {name!r} has the index {definition.index}; for another one build a new "
             "collection (kindred index copy) and move the alias"
         )
-    engine.call("load_collection", definition.inside, timeout=_LOAD_SECONDS)
+    engine.call("load_collection", definition.inside, timeout=INDEX_SECONDS)
     return definition

@@ -1,0 +1,212 @@
+"""Items as rows of Milvus, and back.
+
+*Ids* become text keys: a string gets the prefix `s`, an integer `i` and 16 hexadecimal digits of its value
+plus 2⁶³. Both kinds sort as the ids themselves do, so that ranges over ids stay ranges over keys.
+
+*Labels and thumbnails* get the prefix `s` too, and are the empty text where there are none: Milvus has no
+null before 2.5.
+
+*Metadata* is kept as it is and, beside it, as facets: flat, each value under a name that says its kind. How
+Milvus compares a number with a text inside JSON, or negates a condition on an absent field, differs between
+its engines and versions; on facets such questions do not come up:
+
+    {"price": 3, "new": true, "tags": ["a", 1], "shop": {"city": "B"}, "a b": 1}
+    {"n:price": 3, "n:new": 1, "l:tags": ["ta", "n1"], "o:tags": 1, "o:shop": 1, "t:shop.city": "B",
+     "n:a%000020b": 1}
+
+`n:` holds numbers (true and false as 1 and 0), `t:` texts, `l:` the plain values of a list as texts with
+their kind, `o:` says that there is a list or an object. What is absent or null has no facet. A character
+that no plain name has is written as `%` and its number in six hexadecimal digits, so that dots stand between
+names only.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from serve.store.protocol import Item, ItemId, StoreError
+from serve.store.rows import MOST_METADATA_BYTES, check_batch
+
+MOST_BYTES = 65_535
+"""Milvus's limit for a text, in UTF-8."""
+
+_SHIFT = 2**63
+
+
+def key_of(item_id: ItemId) -> str:
+    """The key of a checked id.
+
+    Raises:
+        StoreError: The id is longer than Milvus takes.
+    """
+    if isinstance(item_id, int):
+        return f"i{item_id + _SHIFT:016x}"
+    key = "s" + item_id
+    if len(key) > MOST_BYTES // 4 and len(key.encode()) > MOST_BYTES:
+        raise StoreError(f"The id {item_id[:40]!r}… is longer than the {MOST_BYTES - 1:,} bytes Milvus takes")
+    return key
+
+
+def id_of(key: str) -> ItemId:
+    """The inverse of `key_of`."""
+    return key[1:] if key[0] == "s" else int(key[1:], 16) - _SHIFT
+
+
+NUMBER, TEXT, LIST, PRESENT = "n:", "t:", "l:", "o:"
+_ODD = re.compile(r"[^\w-]")
+_WRITTEN = re.compile(r"%([0-9a-f]{6})")
+
+
+def facets_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Facets of plain JSON metadata."""
+    facets: dict[str, Any] = {}
+    waiting: list[tuple[str, Mapping[str, Any]]] = [("", metadata)]
+    while waiting:
+        prefix, fields = waiting.pop()
+        for name, value in fields.items():
+            path = prefix + facet_name([name])
+            if isinstance(value, str):
+                facets[TEXT + path] = value
+            elif isinstance(value, int | float):
+                facets[NUMBER + path] = plain_number(value)
+            elif isinstance(value, list):
+                facets[PRESENT + path] = 1
+                plain = [entry for entry in value if isinstance(entry, str | int | float)]
+                facets[LIST + path] = [listed(entry) for entry in plain]
+            elif isinstance(value, dict):
+                facets[PRESENT + path] = 1
+                waiting.append((path + ".", value))
+    return facets
+
+
+def facet_name(names: Iterable[str]) -> str:
+    """Nested names as one, without the kind."""
+    return ".".join(_ODD.sub(lambda found: f"%{ord(found[0]):06x}", name) for name in names)
+
+
+def names_in(facet: str) -> list[str]:
+    """The inverse of `facet_name`."""
+    return [_WRITTEN.sub(lambda found: chr(int(found[1], 16)), name) for name in facet.split(".")]
+
+
+def listed(value: str | float) -> str:
+    """A plain value of a list; equal values have equal texts."""
+    return "t" + value if isinstance(value, str) else "n" + repr(plain_number(value))
+
+
+def plain_number(value: float) -> int | float:
+    """A number in the one form that equal numbers share: 1 for true, 3 for 3.0, floats beyond 64 bits."""
+    fits = -(2**63) <= value < 2**63
+    return int(value) if fits and value == int(value) else float(value)
+
+
+Row = dict[str, Any]
+
+MOST_THUMBNAIL_BYTES = MOST_BYTES // 4 * 3
+"""Milvus has no type for bytes, so thumbnails are base64 text, 4 characters for 3 bytes."""
+
+# A message may have 64 MiB; this leaves room for what surrounds the numbers.
+_MOST_MESSAGE_BYTES = 16 * 2**20
+_MOST_ROWS = 5_000
+
+
+def checked_rows(items: Sequence[Item], dim: int) -> list[Row]:
+    """Rows of items, each id once; of equal ids the last one stays. The write's number is still missing.
+
+    Raises:
+        StoreError: What `FaissStore` refuses, and what is larger than Milvus takes.
+    """
+    batch = check_batch(items, dim)
+    return [
+        {
+            "id": key_of(item_id),
+            "vector": vector,
+            "label": optional_text(label),
+            **metadata_fields(metadata),
+            "thumbnail": optional_text(_packed(thumbnail)),
+        }
+        for item_id, vector, label, metadata, thumbnail in zip(
+            batch.ids, batch.vectors, batch.labels, batch.metadata, batch.thumbnails, strict=True
+        )
+    ]
+
+
+def metadata_fields(text: str | None) -> Row:
+    """The two columns that hold metadata, from its checked text.
+
+    Raises:
+        StoreError: Its facets are larger than Milvus takes.
+    """
+    metadata = {} if text is None else json.loads(text)
+    facets = facets_of(metadata)
+    size = len(json.dumps(facets, ensure_ascii=False).encode())
+    if size > MOST_METADATA_BYTES:
+        raise StoreError(f"Metadata of {size:,} bytes as facets; Milvus takes {MOST_METADATA_BYTES:,}")
+    return {"metadata": metadata, "facets": facets}
+
+
+def messages(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Rows in runs that one message each can carry."""
+    run: list[Row] = []
+    size = 0
+    for row in rows:
+        weight = 4 * len(row["vector"]) + len(row["thumbnail"]) + 256
+        # Most metadata is small, and measuring it costs more than sending it.
+        weight += 2 * len(str(row["metadata"])) if row["metadata"] else 0
+        if run and (size + weight > _MOST_MESSAGE_BYTES or len(run) == _MOST_ROWS):
+            yield run
+            run, size = [], 0
+        run.append(row)
+        size += weight
+    if run:
+        yield run
+
+
+def item_of(row: Mapping[str, Any]) -> Item:
+    """The item that a row holds; fields that were not read stay empty."""
+    vector = row.get("vector")
+    return Item(
+        id_of(row["id"]),
+        None if vector is None else np.asarray(vector, dtype=np.float32),
+        text_of(row.get("label")),
+        row.get("metadata") or {},
+    )
+
+
+def optional_text(text: str | None) -> str:
+    """A label or thumbnail as Milvus keeps it.
+
+    Raises:
+        StoreError: It is longer than Milvus takes.
+    """
+    kept = "" if text is None else "s" + text
+    if len(kept) > MOST_BYTES // 4 and len(kept.encode()) > MOST_BYTES:
+        raise StoreError(f"A label of {len(kept.encode()) - 1:,} bytes; Milvus takes {MOST_BYTES - 1:,}")
+    return kept
+
+
+def text_of(kept: str | None) -> str | None:
+    """The inverse of `optional_text`; None also for a field that was not read."""
+    return kept[1:] if kept else None
+
+
+def thumbnail_of(kept: str) -> bytes | None:
+    """The bytes of a thumbnail as Milvus keeps it."""
+    text = text_of(kept)
+    return None if text is None else base64.b64decode(text)
+
+
+def _packed(thumbnail: bytes | None) -> str | None:
+    if thumbnail is None:
+        return None
+    if len(thumbnail) > MOST_THUMBNAIL_BYTES:
+        raise StoreError(
+            f"A thumbnail of {len(thumbnail):,} bytes; Milvus takes {MOST_THUMBNAIL_BYTES:,}, make it smaller"
+        )
+    return base64.b64encode(thumbnail).decode("ascii")
