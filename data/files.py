@@ -32,21 +32,7 @@ IMAGE_SUFFIXES = frozenset(
 # What lies beside images and is none; every other ending that is not read is worth a word.
 _NO_IMAGES = frozenset(
     {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log"}
-    | {
-        ".md",
-        ".rst",
-        ".html",
-        ".htm",
-        ".css",
-        ".js",
-        ".pdf",
-        ".doc",
-        ".docx",
-        ".odt",
-        ".rtf",
-        ".xls",
-        ".xlsx",
-    }
+    | {".md", ".rst", ".html", ".htm", ".css", ".js", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".xls"}
     | {".mat", ".npy", ".npz", ".pkl", ".parquet", ".arrow", ".h5", ".hdf5", ".pt", ".pth", ".db", ".sqlite"}
     | {".xlsx", ".py", ".pyc", ".ipynb", ".m", ".sh", ".bat", ".lock", ".url", ".lnk"}
 )

@@ -56,6 +56,14 @@ def format_id(item_id: ItemId) -> str:
     return item_id if plain and item_id not in (".", "..") else f'"{item_id}"'
 
 
+def with_label(condition: dict[str, Any] | None, label: str | None) -> dict[str, Any] | None:
+    """A filter with the label shorthand folded in; None where neither asks for anything."""
+    if label is None:
+        return condition or None
+    by_label = {"label": label}
+    return {"and": [by_label, condition]} if condition else by_label
+
+
 class SearchOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     """How to search; in JSON bodies, query strings and form fields alike.
 
@@ -85,13 +93,9 @@ class SearchOptions(Struct, kw_only=True, forbid_unknown_fields=True):
 
     def query(self, fingerprint: str | None = None) -> SearchQuery:
         """What to ask of the store; ``fingerprint`` is the model's that made the vectors."""
-        where = self.filter or None
-        if self.label is not None:
-            by_label = {"label": self.label}
-            where = by_label if where is None else {"and": [by_label, where]}
         return SearchQuery(
             k=self.k,
-            where=where,
+            where=with_label(self.filter, self.label),
             min_similarity=self.min_similarity,
             exclude=tuple(self.exclude),
             group_by=self.group_by,

@@ -56,11 +56,8 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
         docs_url=None,
         redoc_url=None,
         openapi_url="/v1/openapi.json",
-        telemetry={
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-        },  # /metrics has it
+        # Looked up at every request; /metrics has what it would tell.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
     # The most frequent ones first; paths of items end in anything, so those with a fixed ending come before.

@@ -41,6 +41,7 @@ from serve.schemas import (
     UpsertVectors,
     Written,
     parse_id,
+    with_label,
 )
 from serve.service import Service
 from serve.store.protocol import Item, ItemMissing
@@ -227,10 +228,7 @@ async def list_items(request: Request) -> Response:
     check_batch(fields.limit, service, "items a page")
     if fields.sample:
         return reply(await _sample(service, fields))
-    condition: dict[str, Any] | None = fields.filter
-    if fields.label is not None:
-        by_label: dict[str, Any] = {"label": fields.label}
-        condition = by_label if condition is None else {"and": [by_label, condition]}
+    condition = with_label(fields.filter, fields.label)
     store = await service.store(fields.collection)
     page = await service.threads.call(
         lambda: store.scroll(fields.after, fields.limit, where=condition, with_vectors=fields.with_vectors)

@@ -35,14 +35,13 @@ _OPTIONS = form_fields(SearchOptions)
 
 
 def _answer(
-    request: Request, options: SearchOptions, hits: object, plan: object, watch: Stopwatch
+    service: Service, options: SearchOptions, found: dict[str, object], plan: object, watch: Stopwatch
 ) -> Response:
-    service = service_of(request)
-    # Hits and plans are dataclasses whose fields are those of the schema's structs; msgspec encodes them as
-    # they are.
+    """What was found, under the schema's name of it, with how and for how long."""
+    # Hits and plans are structs whose fields are those of the schema's; msgspec encodes them as they are.
     return reply(
         {
-            "hits": hits,
+            **found,
             "plan": plan,
             "timings_ms": watch.finish(service),
             "collection": options.collection or service.settings.collection,
@@ -71,18 +70,13 @@ async def search_vector(request: Request) -> Response:
         vector = as_vectors([options.vector])[0]
         with watch.stage("search"):
             result = await service.threads.search(store, vector, query)
-        return _answer(request, options, result.hits[0], result.plan, watch)
+        return _answer(service, options, {"hits": result.hits[0]}, result.plan, watch)
     rows = options.vectors or []
     vectors = await offload(as_vectors, rows, size=4 * sum(map(len, rows)))
     with watch.stage("search"):
         result = await service.threads.search(store, vectors, query)
-    return reply(
-        {
-            "results": [{"hits": hits} for hits in result.hits],
-            "plan": result.plan,
-            "timings_ms": watch.finish(service),
-            "collection": options.collection or service.settings.collection,
-        }
+    return _answer(
+        service, options, {"results": [{"hits": hits} for hits in result.hits]}, result.plan, watch
     )
 
 
@@ -165,7 +159,7 @@ async def search_image(request: Request) -> Response:
         with watch.stage("search"):
             query = options.query(embedded.fingerprint)
             result = await service.threads.search(store, embedded.vector, query)
-    return _answer(request, options, result.hits[0], result.plan, watch)
+    return _answer(service, options, {"hits": result.hits[0]}, result.plan, watch)
 
 
 @router.post(
@@ -201,14 +195,7 @@ async def search_images(request: Request) -> Response:
         {"error": str(image)} if isinstance(image, ImageError) else {"hits": next(remaining)}
         for image in embedded
     ]
-    return reply(
-        {
-            "results": results,
-            "plan": plan,
-            "timings_ms": watch.finish(service),
-            "collection": options.collection or service.settings.collection,
-        }
-    )
+    return _answer(service, options, {"results": results}, plan, watch)
 
 
 @router.post(
@@ -229,7 +216,7 @@ async def search_examples(request: Request) -> Response:
         result = await service.threads.call(
             lambda: store.search_examples(options.positives, options.negatives, options.query())
         )
-    return _answer(request, options, result.hits[0], result.plan, watch)
+    return _answer(service, options, {"hits": result.hits[0]}, result.plan, watch)
 
 
 @router.get(
@@ -249,7 +236,7 @@ async def search_similar(request: Request, item_id: str) -> Response:
         result = await service.threads.call(
             lambda: store.search_examples([parse_id(item_id)], query=options.query())
         )
-    return _answer(request, options, result.hits[0], result.plan, watch)
+    return _answer(service, options, {"hits": result.hits[0]}, result.plan, watch)
 
 
 def as_vectors(rows: list[list[float]]) -> NDArray[np.float32]:
