@@ -103,12 +103,12 @@ export function deleteItem(id) {
   return json(`${itemPath(id)}${here()}`, { method: "DELETE" });
 }
 
-export function listItems(after, limit, options) {
-  return json(`v1/items${here({ after, limit, ...options })}`);
+export function listItems(after, limit, options, signal) {
+  return json(`v1/items${here({ after, limit, ...options })}`, { signal });
 }
 
-export function sampleItems(limit) {
-  return json(`v1/items${here({ sample: true, limit })}`);
+export function sampleItems(limit, signal) {
+  return json(`v1/items${here({ sample: true, limit })}`, { signal });
 }
 
 export const stats = () => json(`v1/stats${here()}`);

@@ -80,16 +80,26 @@ function options() {
   };
 }
 
-async function run(next) {
-  query = next;
+// The results show the answer to the latest request: whatever is still on its way is given up.
+function onlyThis() {
   running?.abort();
   running = new AbortController();
   by("results").setAttribute("aria-busy", "true");
+  return running.signal;
+}
+
+function finished(signal) {
+  if (!signal.aborted) by("results").removeAttribute("aria-busy");
+}
+
+async function run(next) {
+  query = next;
+  const signal = onlyThis();
   const started = performance.now();
   try {
     const answer = query.image
-      ? await api.searchImage(query.image, options(), running.signal)
-      : await api.searchSimilar(query.id, options(), running.signal);
+      ? await api.searchImage(query.image, options(), signal)
+      : await api.searchSimilar(query.id, options(), signal);
     const roundTrip = performance.now() - started;
     results.draw(answer.hits, { onSearch: searchBy, onAbout: about });
     results.explain(answer, roundTrip);
@@ -100,7 +110,7 @@ async function run(next) {
   } catch (error) {
     trouble(error);
   } finally {
-    by("results").removeAttribute("aria-busy");
+    finished(signal);
   }
 }
 
@@ -124,14 +134,14 @@ async function showQuery(id) {
 // shown.
 async function browse({ more = false } = {}) {
   query = null;
+  const signal = onlyThis();
   try {
     const { label, filter } = conditions();
     const narrowed = Boolean(label || filter);
     if (!more) shown = new Set();
     const page = narrowed
-      ? await api.listItems(more ? browsed : null, PAGE, { label, filter })
-      : await api.sampleItems(PAGE);
-    if (query) return; // a search was begun meanwhile
+      ? await api.listItems(more ? browsed : null, PAGE, { label, filter }, signal)
+      : await api.sampleItems(PAGE, signal);
     const fresh = page.items.filter((item) => !shown.has(api.idText(item.id)));
     for (const item of fresh) shown.add(api.idText(item.id));
     results.draw(fresh, { onSearch: searchBy, onAbout: about, append: more });
@@ -143,6 +153,8 @@ async function browse({ more = false } = {}) {
     if (!more) say(`${page.items.length} items shown`);
   } catch (error) {
     trouble(error);
+  } finally {
+    finished(signal);
   }
 }
 

@@ -12,6 +12,7 @@ from serve.schemas import NewItem
 
 pytestmark = pytest.mark.browser
 
+expect.set_options(timeout=30_000)  # a machine under load is slow, and waits only where something is wrong
 QUERY = '[data-picker="query"] input'
 
 
@@ -308,6 +309,26 @@ def test_looking_around_shows_a_mixture(page, start, bundle):
     page.click("#more")
     expect(cards).to_have_count(60)
     expect(page.locator("#more")).to_be_hidden()
+
+
+def test_a_late_answer_does_not_disturb_a_newer_one(page, stocked):
+    """The first look around may be answered when a filter is already set."""
+    late, asked = [], []
+    page.route("**/v1/items?*sample=true*", lambda route: late.append(route))
+    page.route("**/v1/items?*filter=*", lambda route: asked.append(route))
+    page.goto(stocked.address)
+    while not late:
+        page.wait_for_timeout(20)
+    page.fill("#filter", "seed = 7")
+    page.locator("#filter").blur()
+    while not asked:
+        page.wait_for_timeout(20)
+    late[0].continue_()
+    page.wait_for_timeout(300)
+    asked[0].continue_()
+    expect(page.locator('#results .name[title="bee (n/7)"]')).to_have_count(1)
+    expect(page.locator("#results .card")).to_have_count(1)
+    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
 
 
 def test_the_theme_is_remembered(page, stocked):
