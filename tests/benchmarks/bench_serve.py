@@ -16,6 +16,7 @@ What is compared with what:
 - **echo** is an event loop that answers without a search: what the loopback and the load generator take. A
   single client waits for both in turn, so no server gives it more than 1 / (1 / FAISS + 1 / echo) a second.
 - **thinnest** is the same loop with FAISS's search in it: no HTTP parser, no checks, no ids, no counters.
+- **asgi** is uvicorn with one function that searches, the most that a service on uvicorn can give.
 - **Image queries** may use every core, and the load generator lives on them too. The limit is the same work
   in this process: decode, forward pass and search in as many threads as clients, at most one a core.
 - Beside the rate stands the CPU time of the server's processes for a request (user and system). The limit's
@@ -104,6 +105,7 @@ def vector_queries(
         "minimal": {"JSON, labels": [request("/vector", "application/json", body) for body in as_json]},
         "echo": {"no search": as_bytes},
         "thinnest": {"raw, ids": as_bytes},
+        "asgi": {"raw, ids": as_bytes},
         "litserve": {"JSON, ids": [request("/predict", "application/json", body) for body in as_json]},
     }
     for name in servers:
@@ -199,7 +201,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--only", choices=["build", "flat", "hnsw", "image", "overload", "milvus"])
-    servers = ["kindred", "minimal", "litserve", "echo", "thinnest"]
+    servers = ["kindred", "minimal", "litserve", "echo", "thinnest", "asgi"]
     parser.add_argument("--servers", choices=servers, nargs="+", default=servers)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

@@ -113,6 +113,24 @@ def echo(folder: Path, kind: str, port: int, *, searching: bool = False) -> None
     uvloop.run(run())
 
 
+def asgi(folder: Path, kind: str, port: int) -> None:
+    """One function on uvicorn that searches, as bare as it can be: the most that a service on uvicorn gives."""
+    import uvicorn
+
+    index = plain_index(folder, kind)
+    faiss.omp_set_num_threads(1)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = (await receive())["body"]
+        similarities, ids = index.search(np.frombuffer(body, np.float32)[np.newaxis], 10)
+        body = msgspec.json.encode([ids[0].tolist(), similarities[0].tolist()])
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    uvicorn.run(app, port=port, log_level="warning", access_log=False, lifespan="off")
+
+
 if importlib.util.find_spec("litserve"):
     import litserve as ls
 
@@ -152,7 +170,7 @@ def litserve(folder: Path, kind: str, port: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=["kindred", "minimal", "litserve", "echo", "thinnest"])
+    parser.add_argument("name", choices=["kindred", "minimal", "litserve", "echo", "thinnest", "asgi"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("kind")
     parser.add_argument("port", type=int)
@@ -162,5 +180,11 @@ if __name__ == "__main__":
         kindred(given.folder, given.kind, given.port, given.budget)
     else:
         thinnest = functools.partial(echo, searching=True)
-        others = {"minimal": minimal, "litserve": litserve, "echo": echo, "thinnest": thinnest}
+        others = {
+            "minimal": minimal,
+            "litserve": litserve,
+            "echo": echo,
+            "thinnest": thinnest,
+            "asgi": asgi,
+        }
         others[given.name](given.folder, given.kind, given.port)
