@@ -114,7 +114,7 @@ def echo(folder: Path, kind: str, port: int, *, searching: bool = False) -> None
 
 
 def asgi(folder: Path, kind: str, port: int) -> None:
-    """One function on uvicorn that searches, as bare as it can be: the most that a service on uvicorn gives."""
+    """A bare function on uvicorn that searches: the most that a service on uvicorn can give."""
     import uvicorn
 
     index = plain_index(folder, kind)
