@@ -1,4 +1,6 @@
-"""Every command block of the README is executed, in order, at a reduced size where it would train long."""
+"""Every command block of the README and of docs/omniglot.md is executed, in order, reduced where it would
+train long.
+"""
 
 import contextlib
 import io
@@ -20,7 +22,10 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+OMNIGLOT = (ROOT / "docs/omniglot.md").read_text(encoding="utf-8")
+BLOCKS: list[tuple[str, str]] = re.findall(
+    r"^```(\w+)\n(.*?)^```", README + OMNIGLOT, re.MULTILINE | re.DOTALL
+)
 
 SMALL = " --data.classes_per_batch=4 --data.num_workers=0 --trainer.accelerator=cpu"
 FEW_STEPS = f"{SMALL} --data.image_size=32 --trainer.max_steps="
