@@ -1,4 +1,4 @@
-"""One run of classification: the gradient batch is fixed, and only the normalization is the arm's."""
+"""One run of classification: the gradient batch is fixed, and only the normalization is the variant's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from app.experiment.batches import Batch, GradientBatches, partition_of
 from app.experiment.images import Images, load_images
 from app.experiment.networks import build_classifier
 from app.experiment.settings import Setting
-from app.experiment.testing import accuracy, predictions, test_figures
+from app.experiment.testing import accuracy, predictions, test_metrics
 from app.experiment.training import Progress, rounded, train
 
 _CURVE_IMAGES = 2000
@@ -20,16 +20,16 @@ _CURVE_IMAGES = 2000
 def run_classification(
     setting: Setting, seed: int, progress: Progress, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Train and test one arm with one seed.
+    """Train and test one variant with one seed.
 
     Args:
-        setting: the arm.
+        setting: the variant.
         seed: of weights, batches and augmentation.
         progress: told (steps done, steps in all).
         device: to train on.
 
     Returns:
-        Plain JSON values: figures, curve, split_hash, seconds (of processor time, training alone).
+        Plain JSON values: metrics, curve, split_hash, seconds (of processor time, training alone).
     """
     data = load_images(setting.data)
     batches = GradientBatches(setting, data.train, data.preprocess, seed, partition_of(setting), device)
@@ -41,7 +41,7 @@ def run_classification(
 
     trained = train(setting, network, batches, classify, measure, progress)
     return {
-        "figures": rounded(test_figures(trained.network, data.val, batches) | trained.watched),
+        "metrics": rounded(test_metrics(trained.network, data.val, batches) | trained.watched),
         "curve": [rounded(point) for point in trained.curve],
         "split_hash": data.split_hash,
         "seconds": round(trained.seconds, 1),
@@ -49,7 +49,7 @@ def run_classification(
 
 
 def classify(network: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
-    """Cross-entropy of a batch, and the share it gets right while training."""
+    """Cross-entropy of a batch, and the fraction it gets right while training."""
     logits = network(batch.images)
     return (
         functional.cross_entropy(logits, batch.labels),

@@ -1,4 +1,4 @@
-"""An arm's network: the product's backbone and normalization, and a classifier."""
+"""A variant's network: the product's backbone and normalization, and a classifier."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from models.normalization import set_normalization
 
 
 def build_classifier(setting: Setting, batches: GradientBatches, classes: int, seed: int) -> nn.Module:
-    """A network (B, C, H, W) → (B, classes) whose normalization sees the arm's groups.
+    """A network (B, C, H, W) → (B, classes) whose normalization sees the variant's groups.
 
     Weights depend on the seed alone: the normalization is chosen after they are drawn.
     """
@@ -27,12 +27,13 @@ def build_classifier(setting: Setting, batches: GradientBatches, classes: int, s
     if setting.normalization == "frozen_batch":
         calibrate(network, batches, 1)
     set_normalization(network, setting.normalization, setting.normalization_args)
-    return group_normalization(network, batches.groups)
+    return group_normalization(network, batches.groups, batches.consecutive, batches.shared_momentum)
 
 
 @torch.no_grad()
 def calibrate(network: nn.Module, batches: GradientBatches, count: int) -> None:
-    """Set BatchNorm's running statistics to the mean over some batches, each pass taken as a whole.
+    """Set BatchNorm's running statistics to the mean over some batches, each pass taken as a whole; groups
+    that are consecutive, and small therefore, in one pass.
 
     Args:
         network: with plain BatchNorm layers; left in evaluation mode.
@@ -46,8 +47,9 @@ def calibrate(network: nn.Module, batches: GradientBatches, count: int) -> None:
         norm.momentum = None
     network.train()
     for step in range(count):
-        for batch in batches[step]:
-            network(batch.images)
+        parts = [batch.images for batch in batches[step]]
+        for images in [torch.cat(parts)] if batches.consecutive else parts:
+            network(images)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
     network.eval()

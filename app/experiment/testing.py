@@ -31,11 +31,11 @@ def predictions(network: nn.Module, images: Images, preprocess: Preprocess) -> t
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose class comes first."""
+    """Fraction of images whose class comes first."""
     return float((logits.argmax(1) == labels).float().mean())
 
 
-def test_figures(network: nn.Module, images: Images, batches: GradientBatches) -> dict[str, float]:
+def test_metrics(network: nn.Module, images: Images, batches: GradientBatches) -> dict[str, float]:
     """Accuracy and loss under the statistics that evaluation may use.
 
     Args:
@@ -50,23 +50,23 @@ def test_figures(network: nn.Module, images: Images, batches: GradientBatches) -
         accuracy/grouped_batches (of 2 classes a group, or as many as in training).
     """
     logits, labels = predictions(network, images, batches.preprocess)
-    figures = {
+    metrics = {
         "accuracy/running": accuracy(logits, labels),
         "loss/running": float(functional.cross_entropy(logits, labels)),
     }
     if not any(True for _ in grouped_layers(network)):
-        return figures
+        return metrics
     size, classes = batches.partition.size, batches.partition.classes or 2
     rng = np.random.default_rng(0)
     shuffled = rng.permutation(len(images.labels))
-    figures["accuracy/iid_batches"] = by_batch(network, images, batches, shuffled, min(size, len(shuffled)))
+    metrics["accuracy/iid_batches"] = by_batch(network, images, batches, shuffled, min(size, len(shuffled)))
     each = min(size // classes, int(np.bincount(images.labels).min()))
     grouped = class_groups(images.labels, classes, each, rng)
-    figures["accuracy/grouped_batches"] = by_batch(network, images, batches, grouped, classes * each)
+    metrics["accuracy/grouped_batches"] = by_batch(network, images, batches, grouped, classes * each)
     plain = revert_to_batch_norm(ungroup_normalization(deepcopy(network)))
     calibrate(plain, batches, min(_CALIBRATION, len(batches.sampler)))
-    figures["accuracy/recalibrated"] = accuracy(*predictions(plain, images, batches.preprocess))
-    return figures
+    metrics["accuracy/recalibrated"] = accuracy(*predictions(plain, images, batches.preprocess))
+    return metrics
 
 
 def class_groups(
