@@ -14,7 +14,7 @@ from app.experiment.batches import GradientBatches, partition_of
 from app.experiment.images import load_images
 from app.experiment.runs import Results, Run, planned
 from app.experiment.settings import Experiment, Setting, load_experiment, merge
-from app.experiment.tables import compare, draw_table, holds, put_table
+from app.experiment.tables import by_variant, compare, draw_table, holds, put_table
 from app.experiment.training import make_optimizer
 from models.errors import InputError
 from models.network import Architecture, EmbeddingNetwork
@@ -452,6 +452,24 @@ def test_every_experiment_of_the_project_is_sound(path: Path) -> None:
         setting = experiment.setting(variant)
         groups = partition_of(setting).groups(setting.classes_per_step, setting.images_per_class, (0,))
         assert len(groups) % setting.passes == 0
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs/results").glob("*/runs.jsonl")), ids=lambda p: p.parent.name
+)
+def test_the_committed_runs_are_the_configurations_and_the_tables_theirs(path: Path) -> None:
+    name = path.parent.name
+    experiment, results = (
+        load_experiment(ROOT / f"configs/experiment/{name}.yaml"),
+        Results(path.parent, name),
+    )
+    for variant, seed in results.read():
+        assert results.is_done(Run(variant, seed, experiment.setting(variant)))
+    page = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert (
+        put_table(page, draw_table(experiment, by_variant(results.records(experiment))), experiment, name)
+        == page
+    )
 
 
 def test_the_papers_setting_runs_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
