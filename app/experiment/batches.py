@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.experiment.images import Images
+from app.experiment.loading import Images
 from app.experiment.settings import Setting
 from data.augment.geometry import Geometry
 from data.counter_rng import derive, uniform

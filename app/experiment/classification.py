@@ -4,15 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from app.experiment.batches import Batch, GradientBatches, partition_of
-from app.experiment.images import Images, load_images
-from app.experiment.networks import build_classifier
+from app.experiment.grouped import group_normalization
+from app.experiment.loading import Images, load_images
 from app.experiment.settings import Setting
-from app.experiment.testing import accuracy, predictions, test_metrics
+from app.experiment.testing import accuracy, calibrate, predictions, test_metrics
 from app.experiment.training import Progress, rounded, train
+from models.backbones import build_backbone
+from models.backbones.adapt import remove_classifier
+from models.backbones.registry import feature_width
+from models.normalization import set_normalization
 
 _CURVE_IMAGES = 2000
 
@@ -46,6 +51,24 @@ def run_classification(
         "split_hash": data.split_hash,
         "seconds": round(trained.seconds, 1),
     }
+
+
+def build_classifier(setting: Setting, batches: GradientBatches, classes: int, seed: int) -> nn.Module:
+    """A network (B, C, H, W) → (B, classes) whose normalization sees the variant's groups.
+
+    Weights depend on the seed alone: the normalization is chosen after they are drawn.
+    """
+    torch.manual_seed(seed)
+    channels = batches.preprocess.channels
+    backbone = build_backbone(setting.backbone, setting.backbone_args, channels)
+    remove_classifier(backbone)
+    head = nn.Linear(feature_width(backbone, setting.backbone, channels), classes)
+    network = nn.Sequential(backbone, head)
+    network.to(batches.device)
+    if setting.normalization == "frozen_batch":
+        calibrate(network, batches, 1)
+    set_normalization(network, setting.normalization, setting.normalization_args)
+    return group_normalization(network, batches.groups, batches.consecutive, batches.shared_momentum)
 
 
 def classify(network: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:

@@ -40,7 +40,6 @@ def experiment(
     """Run an experiment's variants over its seeds and draw the table and the curves.
 
     A run that is there already, made with the same setting, is skipped: start the command again to continue.
-    One that an experiment in a folder beside has made with the very same setting is taken over.
 
     Args:
         name: of a file in the folder of experiments, without its ending.
@@ -106,9 +105,6 @@ def _run_all(runs: list[Run], results: Results, device: str, console: Console) -
     with Progress(*columns, console=console, transient=True) as progress:
         for run in runs:
             if results.is_done(run):  # by a process beside this one
-                continue
-            if (other := results.take_over(run)) is not None:
-                console.print(f"{run.variant}, seed {run.seed}: as in {other}", highlight=False)
                 continue
             task = progress.add_task(f"{run.variant}, seed {run.seed}")
 

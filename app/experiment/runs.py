@@ -47,50 +47,51 @@ class Results:
         """Every record, by variant and seed.
 
         Raises:
-            InputError: a line of the file is broken.
+            InputError: the file cannot be read, or a line of it is broken.
         """
-        return _read(self.path)
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path}: cannot be read ({error})") from error
+        runs: dict[tuple[str, int], Record] = {}
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                runs[record["variant"], record["seed"]] = record
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(
+                    f"{self.path}: line {number} is no run; delete it to run it again"
+                ) from error
+        return runs
 
     def is_done(self, run: Run) -> bool:
         """Whether the run's record is there and was made with the very same setting."""
         record = self.read().get((run.variant, run.seed))
         return record is not None and _made_with(run.setting, record)
 
-    def take_over(self, run: Run) -> str | None:
-        """Copy the record of another experiment beside this one that ran the very same setting and seed.
-
-        Returns:
-            The other experiment's name, which the copy keeps as ``taken_from``; None where there is none.
-        """
-        for path in sorted(self.folder.parent.glob("*/runs.jsonl")):
-            for record in _read(path).values() if path != self.path else ():
-                if record["seed"] == run.seed and _made_with(run.setting, record):
-                    kept = {k: record[k] for k in record if k not in ("experiment", "variant", "seed")}
-                    self._write(run, {"taken_from": record["experiment"], **kept})
-                    return str(record["experiment"])
-        return None
-
     def write(self, run: Run, outcome: Record) -> None:
-        """Keep what a run gave, with all that is needed to repeat it."""
+        """Keep what a run gave, with all that is needed to repeat it.
+
+        The file is replaced as a whole, and other processes wait meanwhile.
+        """
         kernels = "KINDRED_RENORM_NATIVE=1 " if native.enabled() else ""
         record = {
+            "experiment": self.name,
+            "variant": run.variant,
+            "seed": run.seed,
             "command": f"{kernels}kindred experiment {self.name} --variants {run.variant} --seeds {run.seed}",
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "platform": f"{sys.platform} {platform.machine()}",
             **outcome,
             "setting": run.setting.model_dump(mode="json"),
         }
-        self._write(run, record)
-
-    def _write(self, run: Run, content: Record) -> None:
-        """Put a line in its place; the file is replaced as a whole, and other processes wait meanwhile."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder):
-            runs = self.read()
-            key = {"experiment": self.name, "variant": run.variant, "seed": run.seed}
-            runs[run.variant, run.seed] = {**key, **content}
+            runs = {**self.read(), (run.variant, run.seed): record}
             part = self.path.with_suffix(".part")
-            part.write_text("".join(json.dumps(runs[k]) + "\n" for k in sorted(runs)), encoding="utf-8")
+            part.write_text("".join(json.dumps(runs[key]) + "\n" for key in sorted(runs)), encoding="utf-8")
             part.replace(self.path)
 
     def records(self, experiment: Experiment) -> Iterator[Record]:
@@ -98,23 +99,6 @@ class Results:
         runs = self.read()
         for variant in experiment.variants:
             yield from (runs[key] for key in sorted(runs) if key[0] == variant)
-
-
-def _read(path: Path) -> dict[tuple[str, int], Record]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    runs: dict[tuple[str, int], Record] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            runs[record["variant"], record["seed"]] = record
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}: line {number} is no run; delete it to run it again") from error
-    return runs
 
 
 @contextmanager

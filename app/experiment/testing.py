@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from app.experiment.batches import GradientBatches
 from app.experiment.grouped import group_normalization, grouped_layers, ungroup_normalization
-from app.experiment.images import Images
-from app.experiment.networks import calibrate
+from app.experiment.loading import Images
 from models.preprocess import Preprocess
 from models.renorm import revert_to_batch_norm
 
@@ -104,3 +103,28 @@ def by_batch(
         logits = tested(pixels.to(batches.device)).cpu()
         right += accuracy(logits, torch.from_numpy(images.labels[chosen])) * len(chosen)
     return right / whole.size
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, batches: GradientBatches, count: int) -> None:
+    """Set BatchNorm's running statistics to the mean over some batches, each pass taken as a whole; groups
+    that are consecutive, and small therefore, in one pass.
+
+    Args:
+        network: with plain BatchNorm layers; left in evaluation mode.
+        batches: where to take them from, from the first step on.
+        count: how many.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    network.train()
+    for step in range(count):
+        parts = [batch.images for batch in batches[step]]
+        for images in [torch.cat(parts)] if batches.consecutive else parts:
+            network(images)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    network.eval()

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from app.experiment.batches import Batch, GradientBatches, Partition, partition_of
-from app.experiment.classification import classify
+from app.experiment.classification import build_classifier, classify
 from app.experiment.grouped import group_normalization, ungroup_normalization
-from app.experiment.images import Images, Loaded, load_images
-from app.experiment.networks import build_classifier
+from app.experiment.loading import Images, Loaded, load_images
 from app.experiment.settings import Setting
 from app.experiment.testing import predictions
 from app.experiment.training import Objective, Progress, rounded, train

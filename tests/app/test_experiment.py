@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.cli import main
 from app.experiment.batches import GradientBatches, partition_of
-from app.experiment.images import load_images
+from app.experiment.loading import load_images
 from app.experiment.runs import Results, Run, planned
 from app.experiment.settings import Experiment, Setting, load_experiment, merge
 from app.experiment.tables import by_variant, compare, draw_table, holds, put_table
@@ -135,12 +135,6 @@ def test_an_experiment_runs_draws_and_skips_what_is_done(
     assert "7 runs, 6 done already" in capsys.readouterr().out
     after = Results(out, "colours").read()
     assert [run for run in after if after[run] != before[run]] == [("group", 0)]
-
-    assert main([*command[:-1], str(tmp_path / "beside"), "--variants", "frozen", "--no-draw"]) == 0
-    assert "frozen, seed 0: as in colours" in capsys.readouterr().out
-    taken = record_of(tmp_path / "beside", "frozen")
-    assert taken["taken_from"] == "colours"
-    assert taken["metrics"] == record_of(out, "frozen")["metrics"]
 
 
 def test_the_same_seed_gives_the_same_metrics(folder: Path, tmp_path: Path) -> None:
@@ -384,7 +378,7 @@ def test_unknown_names_and_broken_records_are_bad_input(
     runs.parent.mkdir()
     runs.write_text('{"variant": "group", "seed": 0}\n{"variant"')
     assert main(command) == 2
-    assert "line 2 is no run; delete it to run it again" in capsys.readouterr().err
+    assert "line 2 is no run; delete the line" in capsys.readouterr().err
 
 
 def test_the_keys_of_earlier_files_are_read_with_a_message(
