@@ -20,6 +20,7 @@ from models.renorm import native
 
 PACKAGES = ("kindred", "torch", "torchvision", "numpy")
 Record = dict[str, Any]
+_NEEDED = ("variant", "seed", "setting", "metrics", "curve")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Results:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-                runs[record["variant"], record["seed"]] = record
+                variant, seed, *_ = (record[key] for key in _NEEDED)
+                runs[variant, seed] = record
             except (ValueError, TypeError, KeyError) as error:
                 raise InputError(
                     f"{self.path}: line {number} is no run; delete it to run it again"

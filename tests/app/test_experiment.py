@@ -243,7 +243,7 @@ def test_processes_that_write_at_once_keep_each_others_runs(folder: Path, tmp_pa
 
 def write_runs(folder: Path, setting: Setting, start: int) -> None:
     for seed in range(start, start + 20):
-        Results(folder, "colours").write(Run("group", seed, setting), {"metrics": {}})
+        Results(folder, "colours").write(Run("group", seed, setting), {"metrics": {}, "curve": []})
 
 
 def test_a_page_keeps_what_is_written_around_its_table(folder: Path) -> None:
@@ -376,9 +376,10 @@ def test_unknown_names_and_broken_records_are_bad_input(
     assert main([*command, "--threads", "0"]) == 2
     runs = Results(tmp_path / "out", "colours").path
     runs.parent.mkdir()
-    runs.write_text('{"variant": "group", "seed": 0}\n{"variant"')
-    assert main(command) == 2
-    assert "line 2 is no run; delete the line" in capsys.readouterr().err
+    for line in ('{"variant": "group", "seed": 0}', "[]", "5", '{"variant"'):
+        runs.write_text(line)
+        assert main(command) == 2
+        assert "line 1 is no run; delete it to run it again" in capsys.readouterr().err
 
 
 def test_the_keys_of_earlier_files_are_read_with_a_message(
