@@ -50,7 +50,8 @@ class GroupedNormalization(nn.Module):
         self.groups = groups
         self.consecutive = consecutive
         self.shared_momentum = shared_momentum
-        self._shared: Tensor | None = None
+        self._shared = torch.zeros(2, plain.num_features)
+        self._shared_steps = 0
         self.by_batch = False
         self._collected: list[list[Tensor]] = []
         wide = deepcopy(plain).requires_grad_(False)
@@ -85,16 +86,20 @@ class GroupedNormalization(nn.Module):
         return y.reshape(x.shape)
 
     def shared_statistics(self, statistics: Tensor) -> Tensor:
-        """Moving averages of gradient statistics over all groups, each batch's own among them.
+        """Moving averages of gradient statistics over all groups, this step's among them.
+
+        As in the layer itself, the first steps all weigh the same.
 
         Args:
-            statistics: of each group, (n, G · C).
+            statistics: of each group, (2, G · C).
 
         Returns:
             The averages, repeated for each group.
         """
-        now = statistics.view(len(statistics), self.groups, -1).mean(1)
-        self._shared = now if self._shared is None else self._shared.lerp(now, self.shared_momentum or 1.0)
+        self._shared_steps += 1
+        weight = max(1 / self._shared_steps, self.shared_momentum or 0.0)
+        now = statistics.view(2, self.groups, -1).mean(1)
+        self._shared = self._shared.to(now).lerp(now, weight)
         return self._shared.repeat(1, self.groups)
 
     @torch.no_grad()

@@ -111,12 +111,12 @@ def test_consecutive_groups_are_one_layer_called_for_each(kind: str) -> None:
 
 
 def test_shared_gradient_statistics_are_those_of_all_groups_averaged_over_steps() -> None:
-    layer = GroupedNormalization(made("renorm"), GROUPS, shared_momentum=0.25).train()
+    layer = GroupedNormalization(made("renorm"), GROUPS, shared_momentum=0.4).train()
     twins = [made("renorm").train() for _ in range(GROUPS)]
     weight = layer.plain.weight.detach()[None, :, None, None]
-    averages: list[torch.Tensor] | None = None
+    averages = [torch.zeros(())] * 2
     generator = torch.Generator().manual_seed(0)
-    for _ in range(3):
+    for step_weight in (1, 1 / 2, 0.4):
         x = torch.randn(
             GROUPS * SIZE, CHANNELS, 2, 2, dtype=torch.float64, generator=generator, requires_grad=True
         )
@@ -141,9 +141,7 @@ def test_shared_gradient_statistics_are_those_of_all_groups_averaged_over_steps(
             centred = part - part.mean((0, 2, 3), keepdim=True)
             normalized[group::GROUPS] = centred * (r / std)[None, :, None, None] + d[None, :, None, None]
         now = [dy.mean((0, 2, 3), keepdim=True), (dy * normalized).mean((0, 2, 3), keepdim=True)]
-        averages = (
-            now if averages is None else [0.75 * a + 0.25 * n for a, n in zip(averages, now, strict=True)]
-        )
+        averages = [a + step_weight * (n - a) for a, n in zip(averages, now, strict=True)]
         expected = weight * slope * (dy - averages[0] - normalized * averages[1])
         torch.testing.assert_close(x.grad, expected)
         torch.testing.assert_close(layer.plain.weight.grad, (dy * normalized).sum((0, 2, 3)))
