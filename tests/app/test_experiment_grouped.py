@@ -148,6 +148,23 @@ def test_shared_gradient_statistics_are_those_of_all_groups_averaged_over_steps(
         torch.testing.assert_close(layer.plain.bias.grad, dy.sum((0, 2, 3)))
 
 
+def test_sharing_in_one_group_is_the_layers_own_moving_average() -> None:
+    settings = {"rmax": 1.0, "dmax": 0.0, "gradient_momentum": 0.4}
+    shared = GroupedNormalization(BatchRenorm2d(CHANNELS, **settings), 1, shared_momentum=0.4).train()
+    own = BatchRenorm2d(CHANNELS, **settings, gradient_statistics="moving").train()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        x = torch.randn(SIZE, CHANNELS, 4, 4, generator=generator)
+        dy = torch.randn(x.shape, generator=generator)
+        mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        shared.restart()
+        shared(mine).backward(dy)
+        shared.collect()
+        shared.settle()
+        own(theirs).backward(dy)
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
 def settle_naively(twins: list[nn.Module]) -> None:
     """All twins go on from the mean of their statistics: deviations for renorm, variances for batch norm."""
     if isinstance(twins[0], BatchRenorm2d):
