@@ -16,9 +16,9 @@ _COLOURS = 10
 
 
 def draw_curves(experiment: Experiment, records: Iterable[dict[str, Any]], path: Path) -> None:
-    """The curve of each variant's own measure over the steps, mean of its seeds, their range shaded.
+    """The curve of each primary variant over the steps, mean of its seeds, their range shaded.
 
-    Curves of fewer than three points are not drawn.
+    Without primary variants all are drawn. Curves of fewer than three points are not.
 
     Args:
         experiment: title and order of variants.
@@ -27,7 +27,8 @@ def draw_curves(experiment: Experiment, records: Iterable[dict[str, Any]], path:
         path: the PNG file.
     """
     curves: dict[str, list[list[dict[str, float]]]] = {}
-    for record in records:
+    shown = set(experiment.primary or experiment.variants)
+    for record in (r for r in records if r["variant"] in shown):
         curves.setdefault(record["variant"], []).append(record["curve"])
     if max((len(run) for runs in curves.values() for run in runs), default=0) < 3:
         return
