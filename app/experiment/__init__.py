@@ -1,1 +1,1 @@
-"""Experiments that the documentation's claims rest on: arms × seeds from a YAML file, one JSON a run."""
+"""Experiments that the documentation's claims rest on: variants × seeds, described in YAML."""

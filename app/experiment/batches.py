@@ -1,4 +1,7 @@
-"""The gradient batches of a run: the same images, augmented the same way, whatever the normalization."""
+"""The gradient batches of a run, and how each is divided into normalization groups.
+
+Images and augmentation are the same whatever the normalization and the groups.
+"""
 
 from dataclasses import dataclass
 
@@ -7,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.experiment.images import Images
-from app.experiment.partition import Partition
+from app.experiment.loading import Images
 from app.experiment.settings import Setting
 from data.augment.geometry import Geometry
 from data.counter_rng import derive, uniform
@@ -16,8 +18,68 @@ from data.sampling import PKBatchSampler
 from models.errors import InputError
 from models.preprocess import Preprocess
 
-# Key of the random stream of augmentations.
+# Keys of the random streams of augmentations and of shuffled groups.
 _AUGMENT = 3
+_SHUFFLE = 7
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Groups of equal size; only which images share a group differs between partitions.
+
+    Attributes:
+        size: images in a group.
+        classes: classes in a group, with size / classes images each; None shuffles the whole batch.
+    """
+
+    size: int
+    classes: int | None = None
+
+    def groups(self, classes: int, images: int, key: tuple[int, ...]) -> NDArray[np.int64]:
+        """The groups of a batch that holds ``classes`` runs of ``images`` images of one class.
+
+        Args:
+            classes: in the batch.
+            images: of each class in the batch.
+            key: of the random choice, where there is one.
+
+        Returns:
+            Positions in the batch, int64 (number of groups, size).
+
+        Raises:
+            InputError: the batch cannot be divided so.
+        """
+        total = classes * images
+        if self.size < 1 or total % self.size:
+            raise InputError(
+                f"a batch of {total} images has no groups of {self.size}; let the size divide it"
+            )
+        if self.classes is None:
+            of_group = np.random.default_rng((_SHUFFLE, *key)).permutation(total)
+        else:
+            of_group = self._by_class(classes, images)
+        return of_group.reshape(-1, self.size)
+
+    @staticmethod
+    def interleaved(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Groups (G, size) in the order in which position i is of group i modulo G.
+
+        A contiguous tensor (B, C, H, W) in this order, viewed as (size, G · C, H, W), has each group in
+        channels of its own.
+        """
+        return groups.T.ravel()
+
+    def _by_class(self, classes: int, images: int) -> NDArray[np.int64]:
+        """Positions group by group."""
+        inside = self.classes or 1
+        each = self.size // inside
+        if self.size % inside or images % each or classes % inside:
+            raise InputError(
+                f"groups of {inside} classes in {self.size} images do not divide {classes} classes × "
+                f"{images} images evenly"
+            )
+        chunks = np.arange(classes * images).reshape(classes, images // each, each)
+        return chunks.transpose(1, 0, 2).ravel()
 
 
 @dataclass(frozen=True)
@@ -34,14 +96,14 @@ class Batch:
 
 
 def partition_of(setting: Setting) -> Partition:
-    """The normalization groups of an arm; without any, the whole batch is one."""
+    """The normalization groups of a variant; without any, the whole batch is one."""
     whole = setting.classes_per_step * setting.images_per_class
     groups = setting.groups
     return Partition(whole) if groups is None else Partition(groups.size, groups.classes)
 
 
 class GradientBatches:
-    """The batches of a run, by step; they follow from (seed, step), so every arm sees the same.
+    """The batches of a run, by step; they follow from (seed, step), so every variant sees the same.
 
     Args:
         setting: classes and images in a step, and the augmentation.
@@ -68,8 +130,15 @@ class GradientBatches:
         self.device = device
         self.classes, self.each = setting.classes_per_step, setting.images_per_class
         self.sampler = PKBatchSampler(images.labels, self.classes, self.each, setting.steps, seed)
-        self.passes = setting.passes
-        if self.classes * self.each // partition.size % self.passes:
+        groups = self.classes * self.each // partition.size
+        self.consecutive = setting.groups is not None and setting.groups.consecutive
+        self.shared_momentum = setting.groups.shared_gradient_momentum if setting.groups else None
+        if (self.consecutive or self.shared_momentum) and setting.passes > 1:
+            raise InputError("groups that are consecutive or share gradient statistics want passes: 1")
+        if self.consecutive and self.shared_momentum:
+            raise InputError("consecutive groups cannot share gradient statistics; leave out one of the two")
+        self.passes = groups if self.consecutive else setting.passes
+        if groups % self.passes:
             raise InputError(f"{self.passes} passes do not divide a step's groups evenly")
         self.geometry = None if setting.augmentation is None else Geometry(**setting.augmentation)
 

@@ -1,4 +1,4 @@
-"""``kindred experiment``: runs the arms of an experiment, and draws its table and curves."""
+"""``kindred experiment``: runs the variants of an experiment, and draws its table and curves."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from app.experiment.classification import run_classification
 from app.experiment.plots import draw_curves
 from app.experiment.runs import Results, Run, planned
 from app.experiment.settings import Experiment, load_experiment
-from app.experiment.tables import by_arm, draw_table, holds
+from app.experiment.tables import by_variant, draw_table, holds, put_table
 from app.experiment.triplets import run_triplets
 from app.memory import keep_freed_memory
 from models.errors import InputError
@@ -26,7 +26,7 @@ def experiment(
     name: str,
     /,
     *,
-    arms: Annotated[list[str] | None, Many] = None,
+    variants: Annotated[list[str] | None, Many] = None,
     seeds: Annotated[list[int] | None, Many] = None,
     pilot: bool = False,
     out: Path | None = None,
@@ -37,20 +37,19 @@ def experiment(
     reduced: bool = False,
     check: bool = False,
 ) -> int:
-    """Run an experiment's arms over its seeds and draw the table and the curves.
+    """Run an experiment's variants over its seeds and draw the table and the curves.
 
     A run that is there already, made with the same setting, is skipped: start the command again to continue.
-    One that an experiment in a folder beside has made with the very same setting is taken over.
 
     Args:
         name: of a file in the folder of experiments, without its ending.
-        arms: run these alone; by default all with the first seed, and the decisive ones with every seed.
+        variants: run these alone; by default all with the first seed, and the primary ones with every seed.
         seeds: with these seeds instead of the experiment's.
         pilot: with the first seed alone.
         out: folder for runs, table and curves; by default docs/results/NAME.
         configs: folder of experiments.
-        threads: of torch; figures may differ in their last digits between numbers of threads.
-        device: to train on, cpu or cuda; figures differ between devices in more than their last digits.
+        threads: of torch; metrics may differ in their last digits between numbers of threads.
+        device: to train on, cpu or cuda; metrics differ between devices in more than their last digits.
         draw: draw the table and the curves at the end; --no-draw where several processes share the work.
         reduced: run only the part that shows whether the published conclusions hold.
         check: say of each published conclusion whether it holds in these runs.
@@ -68,8 +67,8 @@ def experiment(
     if reduced:
         if described.reduced is None:
             raise InputError(f"{name} has no reduced part; run it without --reduced")
-        arms, seeds = arms or described.reduced.arms, seeds or described.reduced.seeds
-    runs = planned(described, arms, seeds, pilot=pilot)
+        variants, seeds = variants or described.reduced.variants, seeds or described.reduced.seeds
+    runs = planned(described, variants, seeds, pilot=pilot)
     missing = [run for run in runs if not results.is_done(run)]
     console = Console()
     console.print(
@@ -80,19 +79,21 @@ def experiment(
     _run_all(missing, results, device, console)
     if draw:
         records = list(results.records(described))
-        table = draw_table(described, name, by_arm(records))
-        (results.folder / "table.md").write_text(table, encoding="utf-8")
+        table = draw_table(described, by_variant(records))
+        page = results.folder / "README.md"
+        text = page.read_text(encoding="utf-8") if page.is_file() else None
+        page.write_text(put_table(text, table, described, name), encoding="utf-8")
         draw_curves(described, records, results.folder / "curves.png")
         console.print(Markdown(table))
-        console.print(f"{results.folder}: runs/, table.md, curves.png", highlight=False)
+        console.print(f"{results.folder}: runs.jsonl, README.md, curves.png", highlight=False)
     return _check(described, results, console) if check else 0
 
 
 def _check(described: Experiment, results: Results, console: Console) -> int:
-    figures = by_arm(results.records(described))
+    metrics = by_variant(results.records(described))
     failed = False
     for comparison in described.comparisons:
-        found = holds(comparison, described.figure, figures)
+        found = holds(comparison, described.metric, metrics)
         if found is not None:
             failed |= not found
             console.print(f"{'holds' if found else 'DOES NOT HOLD'}: {comparison.title}", highlight=False)
@@ -103,10 +104,9 @@ def _run_all(runs: list[Run], results: Results, device: str, console: Console) -
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         for run in runs:
-            if (other := results.take_over(run)) is not None:
-                console.print(f"{run.arm}, seed {run.seed}: as in {other}", highlight=False)
+            if results.is_done(run):  # by a process beside this one
                 continue
-            task = progress.add_task(f"{run.arm}, seed {run.seed}")
+            task = progress.add_task(f"{run.variant}, seed {run.seed}")
 
             def shown(done: int, total: int, task: object = task) -> None:
                 progress.update(task, completed=done, total=total)  # type: ignore[arg-type]
@@ -115,8 +115,8 @@ def _run_all(runs: list[Run], results: Results, device: str, console: Console) -
             outcome = perform(run.setting, run.seed, shown, device)
             results.write(run, outcome)
             progress.remove_task(task)
-            main = outcome["figures"]
+            main = outcome["metrics"]
             brief = ", ".join(f"{key} {main[key]:.3f}" for key in sorted(main) if not key.startswith("loss"))
             console.print(
-                f"{run.arm}, seed {run.seed}: {brief} ({outcome['seconds']:.0f} s)", highlight=False
+                f"{run.variant}, seed {run.seed}: {brief} ({outcome['seconds']:.0f} s)", highlight=False
             )

@@ -7,11 +7,13 @@ product's own.
 
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.errors import InputError
 from models.renorm import BatchRenorm
 
 Normalizer = nn.BatchNorm2d | BatchRenorm
@@ -27,6 +29,8 @@ class GroupedNormalization(nn.Module):
     Args:
         plain: the layer to group, of C channels: parameters and running statistics stay in it.
         groups: G.
+        consecutive: each pass starts from what the one before has left, and a step ends with the last one's.
+        shared_momentum: the gradient subtracts statistics of all groups; see ``settings.Groups``.
 
     Attributes:
         wide: the layer of G · C channels that does the work in training. Not a submodule: it has no
@@ -34,10 +38,20 @@ class GroupedNormalization(nn.Module):
         by_batch: test with the statistics of each group instead of the running statistics.
     """
 
-    def __init__(self, plain: Normalizer, groups: int) -> None:
+    def __init__(
+        self,
+        plain: Normalizer,
+        groups: int,
+        consecutive: bool = False,
+        shared_momentum: float | None = None,
+    ) -> None:
         super().__init__()
         self.plain = plain
         self.groups = groups
+        self.consecutive = consecutive
+        self.shared_momentum = shared_momentum
+        self._shared = torch.zeros(2, plain.num_features)
+        self._shared_steps = 0
         self.by_batch = False
         self._collected: list[list[Tensor]] = []
         wide = deepcopy(plain).requires_grad_(False)
@@ -47,6 +61,7 @@ class GroupedNormalization(nn.Module):
                 tensor.data = tensor.data.repeat(groups)
         # Each forward pass lends it the repeated parameters of the plain layer.
         del wide.weight, wide.bias
+        wide.weight = wide.bias = None  # type: ignore[assignment]
         object.__setattr__(self, "wide", wide.train())
         self.wide: Normalizer
 
@@ -60,20 +75,45 @@ class GroupedNormalization(nn.Module):
         folded = x.reshape(batch // self.groups, self.groups * channels, *inner)
         if self.by_batch:
             y = functional.batch_norm(folded, None, None, weight, bias, True, 0.0, self.plain.eps)
+        elif self.shared_momentum is not None:
+            with torch.no_grad():
+                normalized = self.wide(folded)
+            y = _SharedGradient.apply(folded, normalized, weight, bias, self)
         else:
             self.wide.weight, self.wide.bias = weight, bias  # type: ignore[assignment]
             y = self.wide(folded)
             self.wide.weight = self.wide.bias = None  # type: ignore[assignment]
         return y.reshape(x.shape)
 
+    def shared_statistics(self, statistics: Tensor) -> Tensor:
+        """Moving averages of gradient statistics over all groups, this step's among them.
+
+        As in the layer itself, the first steps all weigh the same.
+
+        Args:
+            statistics: of each group, (2, G · C).
+
+        Returns:
+            The averages, repeated for each group.
+        """
+        self._shared_steps += 1
+        weight = max(1 / self._shared_steps, self.shared_momentum or 0.0)
+        now = statistics.view(2, self.groups, -1).mean(1)
+        self._shared = self._shared.to(now).lerp(now, weight)
+        return self._shared.repeat(1, self.groups)
+
     @torch.no_grad()
     def collect(self) -> None:
         """Note the groups' statistics after a backward pass; several passes may make one step."""
+        if self.consecutive:
+            self._collected.clear()
         self._collected.append([v.view(self.groups, -1).mean(0) for v in self._statistics(self.wide)])
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin a pass from the running statistics as they were before the step."""
+        """Begin a pass from the running statistics as they were before the step, unless it is consecutive."""
+        if self.consecutive:
+            return
         self._set(self.wide, [v.repeat(self.groups) for v in self._statistics(self.plain)])
         if isinstance(self.wide, BatchRenorm) and self._moving:
             self.wide.gradient_batches.copy_(self.plain.gradient_batches)  # type: ignore[arg-type]
@@ -108,18 +148,59 @@ class GroupedNormalization(nn.Module):
             old.copy_(new)
 
 
-def group_normalization(network: nn.Module, groups: int) -> nn.Module:
+class _SharedGradient(torch.autograd.Function):
+    """y = weight · x̂ + bias, whose gradient subtracts statistics of all groups together.
+
+    dx = weight · dx̂/dx · (dy - mean(dy) - x̂ · mean(dy · x̂)), with x̂ as Batch Renormalization puts it out. It
+    is linear in x, so that its slope is the ratio of their standard deviations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, normalized: Tensor, weight: Tensor, bias: Tensor, layer: GroupedNormalization
+    ) -> Tensor:
+        slope = (normalized.var((0, 2, 3)) / x.var((0, 2, 3))).sqrt().nan_to_num(0.0, 0.0, 0.0)
+        ctx.save_for_backward(normalized, weight, slope)
+        ctx.layer = layer
+        return torch.addcmul(_along(bias), normalized, _along(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        normalized, weight, slope = ctx.saved_tensors
+        (dy,) = gradients
+        sums = torch.stack([dy.sum((0, 2, 3)), (dy * normalized).sum((0, 2, 3))])
+        mean, product = ctx.layer.shared_statistics(sums * (dy.shape[1] / dy.numel()))
+        dx = (dy - _along(mean) - normalized * _along(product)) * _along(weight * slope)
+        return dx, None, sums[1], sums[0], None
+
+
+def _along(values: Tensor) -> Tensor:
+    """(C,) as (1, C, 1, 1)."""
+    return values.view(1, -1, 1, 1)
+
+
+def group_normalization(
+    network: nn.Module, groups: int, consecutive: bool = False, shared_momentum: float | None = None
+) -> nn.Module:
     """Let every batch-normalizing layer of a network see G groups; other layers stay as they are.
 
     Args:
         network: changed in place.
         groups: G; batches must be multiples of it, with the groups interleaved.
+        consecutive: as in :class:`GroupedNormalization`.
+        shared_momentum: likewise.
+
+    Raises:
+        InputError: a layer that is no Batch Renormalization is to share gradient statistics.
     """
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm2d | BatchRenorm) and type(child).__name__[:6] != "Frozen":
-            setattr(network, name, GroupedNormalization(child, groups))
+            if shared_momentum is not None and not isinstance(child, BatchRenorm):
+                raise InputError("only normalization: renorm shares gradient statistics between groups")
+            layer = GroupedNormalization(child, groups, consecutive, shared_momentum)
+            setattr(network, name, layer)
         else:
-            group_normalization(child, groups)
+            group_normalization(child, groups, consecutive, shared_momentum)
     return network
 
 

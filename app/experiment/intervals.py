@@ -1,4 +1,4 @@
-"""Intervals over seeds: of a paired difference, and of the share of a loss that is recovered."""
+"""Intervals over seeds: of a paired difference, and of the fraction of a loss that is recovered."""
 
 import math
 from collections.abc import Sequence
@@ -26,18 +26,13 @@ class Interval:
     high: float
     seeds: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside."""
-        return self.low > 0 or self.high < 0
-
 
 def paired_difference(one: Sequence[float], other: Sequence[float]) -> Interval:
     """Mean of one − other over seeds, with Student's t interval.
 
     Args:
-        one: a figure for each seed.
-        other: of another arm, for the same seeds in the same order.
+        one: a value for each seed.
+        other: of another variant, for the same seeds in the same order.
     """
     differences = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
     mean, count = float(differences.mean()), len(differences)
@@ -47,34 +42,34 @@ def paired_difference(one: Sequence[float], other: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, count)
 
 
-def recovered_share(better: Sequence[float], worse: Sequence[float], of: Sequence[float]) -> Interval:
+def recovered_fraction(better: Sequence[float], worse: Sequence[float], of: Sequence[float]) -> Interval:
     """(of − worse) / (better − worse) as a ratio of means over seeds, with Fieller's interval.
 
-    The interval holds every share s for which of − worse − s (better − worse) does not differ from zero by
-    the t test. Where the loss itself does not differ from zero, nothing bounds the share. Source: Fieller,
+    The interval holds every fraction s for which of − worse − s (better − worse) does not differ from zero by
+    the t test. Where the loss itself does not differ from zero, nothing bounds the fraction. Source: Fieller,
     J. R. Stat. Soc. B 16 (1954) 175.
 
     Args:
-        better: a figure for each seed, of the arm without the loss.
-        worse: of the arm with it.
-        of: of the arm that may recover it.
+        better: a value for each seed, of the variant without the loss.
+        worse: of the variant with it.
+        of: of the variant that may recover it.
     """
     reached, best, low = (np.asarray(v, dtype=np.float64) for v in (of, better, worse))
     gain, loss = reached - low, best - low
     count = len(gain)
     if not loss.mean():
         return Interval(math.nan, -math.inf, math.inf, count)
-    share = float(gain.mean() / loss.mean())
+    fraction = float(gain.mean() / loss.mean())
     if count < 2:
-        return Interval(share, -math.inf, math.inf, count)
+        return Interval(fraction, -math.inf, math.inf, count)
     covariance = np.cov(gain, loss, ddof=1) * _quantile(count) ** 2 / count
     a = loss.mean() ** 2 - covariance[1, 1]
     b = gain.mean() * loss.mean() - covariance[0, 1]
     c = gain.mean() ** 2 - covariance[0, 0]
     root = b * b - a * c
     if a <= 0 or root < 0:
-        return Interval(share, -math.inf, math.inf, count)
-    return Interval(share, float((b - math.sqrt(root)) / a), float((b + math.sqrt(root)) / a), count)
+        return Interval(fraction, -math.inf, math.inf, count)
+    return Interval(fraction, float((b - math.sqrt(root)) / a), float((b + math.sqrt(root)) / a), count)
 
 
 def _quantile(count: int) -> float:

@@ -16,28 +16,33 @@ _COLOURS = 10
 
 
 def draw_curves(experiment: Experiment, records: Iterable[dict[str, Any]], path: Path) -> None:
-    """The curve of each arm's own measure over the steps, mean of its seeds, their range shaded.
+    """The curve of each primary variant over the steps, mean of its seeds, their range shaded.
+
+    Without primary variants all are drawn. Curves of fewer than three points are not.
 
     Args:
-        experiment: title and order of arms.
+        experiment: title and order of variants.
         records: of its runs, each with a ``curve``: points with ``step`` and a measure that the curve's
             first other key names.
         path: the PNG file.
     """
     curves: dict[str, list[list[dict[str, float]]]] = {}
-    for record in records:
-        curves.setdefault(record["arm"], []).append(record["curve"])
+    shown = set(experiment.primary or experiment.variants)
+    for record in (r for r in records if r["variant"] in shown):
+        curves.setdefault(record["variant"], []).append(record["curve"])
+    if max((len(run) for runs in curves.values() for run in runs), default=0) < 3:
+        return
     measure = next((key for runs in curves.values() for key in runs[0][0] if key != "step"), "accuracy")
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        # High enough for the legend, a line for each arm.
+        # High enough for the legend, a line for each variant.
         figure = Figure(figsize=(9, max(4.6, 0.2 * len(curves))), layout="constrained")
         axes = figure.subplots()
-        for number, arm in enumerate(a for a in experiment.arms if a in curves):
-            length = min(map(len, curves[arm]))
-            steps = [point["step"] for point in curves[arm][0][:length]]
-            values = np.array([[point[measure] for point in run[:length]] for run in curves[arm]])
+        for number, variant in enumerate(v for v in experiment.variants if v in curves):
+            length = min(map(len, curves[variant]))
+            steps = [point["step"] for point in curves[variant][0][:length]]
+            values = np.array([[point[measure] for point in run[:length]] for run in curves[variant]])
             colour, style = f"C{number % _COLOURS}", _STYLES[number // _COLOURS % len(_STYLES)]
-            axes.plot(steps, values.mean(0), style, color=colour, label=arm, marker=".")
+            axes.plot(steps, values.mean(0), style, color=colour, label=variant, marker=".")
             if len(values) > 1:
                 axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
         axes.set(xlabel="steps", ylabel=f"validation {measure}")

@@ -1,5 +1,6 @@
 """What an experiment's YAML file may say, checked before anything runs."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -10,6 +11,15 @@ from models.errors import InputError
 from models.normalization import Normalization
 
 Model = TypeVar("Model", bound=BaseModel)
+_log = logging.getLogger(__name__)
+# Keys of earlier files, read for one more version: what they are called now.
+_FORMER = {
+    "arms": "variants",
+    "decisive": "primary",
+    "figure": "metric",
+    "arm": "variant",
+    "share_at_least": "fraction_at_least",
+}
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -55,8 +65,8 @@ class Data(_Strict):
 
 
 class Pretraining(_Strict):
-    """What comes before the arm's own training, the same for all arms of a seed: a classifier of classes set
-    apart, with batch normalization of whole batches, which are as large as the arm's.
+    """What comes before the variant's own training, the same for all variants of a seed: a classifier of
+    classes set apart, with batch normalization of whole batches, which are as large as the variant's.
 
     Attributes:
         steps: gradient steps.
@@ -77,14 +87,27 @@ class RampSetting(_Strict):
 
 
 class Groups(_Strict):
-    """Which images are normalized together: groups of ``size``, of ``classes`` classes or shuffled."""
+    """Which images are normalized together.
+
+    Attributes:
+        size: images in a group.
+        classes: classes in a group; None shuffles the batch.
+        consecutive: one group after another, as in gradient accumulation: each moves the running statistics
+            (and renorm's averages of gradient statistics) that the next one starts from. Otherwise all
+            groups of a step start from the same ones, as separate processes do.
+        shared_gradient_momentum: renorm's gradient subtracts statistics of all groups of the step together,
+            averaged over steps with this weight of a step; 1 takes the step's alone. None leaves each group
+            its own, by the layer's rule.
+    """
 
     size: Positive
     classes: Positive | None = None
+    consecutive: bool = False
+    shared_gradient_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class Setting(_Strict):
-    """One arm, complete.
+    """One variant, complete.
 
     Attributes:
         task: "classification": a linear classifier of the training classes, tested on further images of
@@ -103,6 +126,7 @@ class Setting(_Strict):
         passes: a step's groups are gone through in so many passes, whose gradients are summed: the same step
             in less memory.
         steps: gradient steps.
+        nesterov: of sgd's momentum.
         optimizer: sgd has momentum 0.9; rmsprop the paper's decay of 0.9 and no momentum; adamw torch's
             constants.
         learning_rate: its peak.
@@ -135,6 +159,7 @@ class Setting(_Strict):
     passes: Positive = 1
     steps: Positive
     optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
+    nesterov: bool = False
     learning_rate: Annotated[float, Field(gt=0)] = 0.2
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     warmup: Fraction = 0.05
@@ -153,33 +178,33 @@ class Comparison(_Strict):
 
     Attributes:
         title: for the table.
-        arm: whose figure is reported less ``against``'s.
-        against: arm that it is compared with.
-        loss_from: arm; where it is given, the share of (loss_from − against) that ``arm`` recovers is
-            reported beside the difference.
+        variant: whose metric is reported less ``against``'s.
+        against: variant that it is compared with.
+        loss_from: variant; where it is given, the fraction of (loss_from − against) that ``variant``
+            recovers is reported beside the difference.
         at_least: the published conclusion holds where the difference, in points, is at least this.
         at_most: likewise, at most.
-        share_at_least: likewise for the share recovered.
+        fraction_at_least: likewise for the fraction recovered.
     """
 
     title: str
-    arm: str
+    variant: str
     against: str
     loss_from: str | None = None
     at_least: float | None = None
     at_most: float | None = None
-    share_at_least: float | None = None
+    fraction_at_least: float | None = None
 
 
 class Reduced(_Strict):
     """The part of an experiment that ``make evidence`` repeats.
 
     Attributes:
-        arms: which arms.
+        variants: which variants.
         seeds: with which seeds.
     """
 
-    arms: list[str]
+    variants: list[str]
     seeds: list[int]
 
 
@@ -188,33 +213,33 @@ class Experiment(_Strict):
 
     Attributes:
         title: what it asks, one line.
-        base: what all arms share, as :class:`Setting`.
-        arms: what each arm has otherwise; a mapping is merged into the base's.
-        seeds: of the decisive arms; the others run with the first alone.
-        decisive: arms to run with every seed.
-        figure: the figure that comparisons are of.
-        comparisons: what the table reports below the arms.
+        base: what all variants share, as :class:`Setting`.
+        variants: what each variant has otherwise; a mapping is merged into the base's.
+        seeds: of the primary variants; the others run with the first alone.
+        primary: variants to run with every seed.
+        metric: what comparisons are of.
+        comparisons: what the table reports below the variants.
         reduced: what suffices to see whether the conclusions hold.
     """
 
     title: str
     base: dict[str, Any]
-    arms: dict[str, dict[str, Any]]
+    variants: dict[str, dict[str, Any]]
     seeds: list[int] = [0]
-    decisive: list[str] = []
-    figure: str = "accuracy/running"
+    primary: list[str] = []
+    metric: str = "accuracy/running"
     comparisons: list[Comparison] = []
     reduced: Reduced | None = None
 
-    def setting(self, arm: str) -> Setting:
-        """An arm, complete and checked.
+    def setting(self, variant: str) -> Setting:
+        """A variant, complete and checked.
 
         Raises:
-            InputError: the arm does not exist, or something in it is wrong.
+            InputError: the variant does not exist, or something in it is wrong.
         """
-        if arm not in self.arms:
-            raise InputError(f"arm {arm!r} is none of {', '.join(self.arms)}")
-        return _checked(Setting, merge(self.base, self.arms[arm]), f"arm {arm!r}")
+        if variant not in self.variants:
+            raise InputError(f"variant {variant!r} is none of {', '.join(self.variants)}")
+        return _checked(Setting, merge(self.base, self.variants[variant]), f"variant {variant!r}")
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +252,7 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read and check an experiment, every arm included.
+    """Read and check an experiment, every variant included.
 
     Raises:
         InputError: the file is missing, is no YAML, or says something unknown or out of range.
@@ -239,14 +264,39 @@ def load_experiment(path: Path) -> Experiment:
         raise InputError(f"{path}: no such experiment; there are: {known}") from error
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({error})") from error
-    experiment = _checked(Experiment, content, str(path))
-    for arm in experiment.arms:
-        experiment.setting(arm)
-    named = {arm for c in experiment.comparisons for arm in (c.arm, c.against, c.loss_from or c.arm)}
-    named |= {*experiment.decisive, *(experiment.reduced.arms if experiment.reduced else [])}
-    if unknown := named - set(experiment.arms):
-        raise InputError(f"{path}: names an arm that it lacks: {sorted(unknown)[0]!r}")
+    former: set[str] = set()
+    experiment = _checked(Experiment, _with_present_keys(content, former), str(path))
+    for name in sorted(former):
+        message = "%s: %s is now called %s; the next version no longer reads the old name"
+        _log.warning(message, path, name, _FORMER[name])
+    for variant in experiment.variants:
+        experiment.setting(variant)
+    named = {
+        name for c in experiment.comparisons for name in (c.variant, c.against, c.loss_from or c.variant)
+    }
+    named |= {*experiment.primary, *(experiment.reduced.variants if experiment.reduced else [])}
+    if unknown := named - set(experiment.variants):
+        raise InputError(f"{path}: names a variant that it lacks: {sorted(unknown)[0]!r}")
     return experiment
+
+
+def _with_present_keys(content: Any, former: set[str]) -> Any:
+    """The file's own keys, those of comparisons and of the reduced part by their present names.
+
+    Args:
+        content: of the file, or of a part of it.
+        former: takes up the former names that are found.
+    """
+    if isinstance(content, list):
+        return [_with_present_keys(value, former) for value in content]
+    if not isinstance(content, dict):
+        return content
+    former |= set(content) & set(_FORMER)
+    nested = ("comparisons", "reduced")
+    return {
+        _FORMER.get(key, key): _with_present_keys(value, former) if key in nested else value
+        for key, value in content.items()
+    }
 
 
 def _checked(model: type[Model], content: Any, where: str) -> Model:

@@ -1,4 +1,4 @@
-"""An experiment's figures as a Markdown table with the comparisons below it."""
+"""An experiment's metrics as a Markdown table with the comparisons below it."""
 
 import math
 from collections.abc import Iterable
@@ -6,92 +6,99 @@ from typing import Any
 
 import numpy as np
 
-from app.experiment.intervals import Interval, paired_difference, recovered_share
+from app.experiment.intervals import Interval, paired_difference, recovered_fraction
 from app.experiment.settings import Comparison, Experiment
 
-Figures = dict[str, dict[int, dict[str, float]]]
+# The part of a page that a command writes.
+_BEGIN, _END = "<!-- written by kindred experiment -->", "<!-- end -->"
+Metrics = dict[str, dict[int, dict[str, float]]]
 
 
-def by_arm(records: Iterable[dict[str, Any]]) -> Figures:
-    """Figures by arm, then seed."""
-    figures: Figures = {}
+def by_variant(records: Iterable[dict[str, Any]]) -> Metrics:
+    """Metrics by variant, then seed."""
+    metrics: Metrics = {}
     for record in records:
-        figures.setdefault(record["arm"], {})[record["seed"]] = record["figures"]
-    return figures
+        metrics.setdefault(record["variant"], {})[record["seed"]] = record["metrics"]
+    return metrics
 
 
-def draw_table(experiment: Experiment, name: str, figures: Figures) -> str:
-    """The experiment's table: mean over seeds (± standard deviation) of every figure, then paired
+def draw_table(experiment: Experiment, metrics: Metrics) -> str:
+    """The experiment's table: mean over seeds (± standard deviation) of every metric, then paired
     comparisons.
     """
-    columns = sorted({key for runs in figures.values() for values in runs.values() for key in values})
-    columns.sort(key=lambda key: (key != experiment.figure, key.startswith("loss"), key))
+    columns = sorted({key for runs in metrics.values() for values in runs.values() for key in values})
+    columns.sort(key=lambda key: (key != experiment.metric, key.startswith("loss"), key))
     lines = [
-        f"# {name}",
+        "Means over seeds, ± standard deviation of several.",
         "",
-        experiment.title,
-        "",
-        f"`kindred experiment {name}` made this file. Means over seeds, ± standard deviation of several.",
-        "",
-        "| " + " | ".join(["arm", "seeds", *columns]) + " |",
+        "| " + " | ".join(["variant", "seeds", *columns]) + " |",
         "|" + " --- |" * (len(columns) + 2),
     ]
-    for arm, runs in figures.items():
+    for variant, runs in metrics.items():
         cells = [_cell([values[key] for values in runs.values() if key in values]) for key in columns]
-        lines.append("| " + " | ".join([arm, str(len(runs)), *cells]) + " |")
+        lines.append("| " + " | ".join([variant, str(len(runs)), *cells]) + " |")
     if experiment.comparisons:
-        intervals = "with 95% intervals (Student's t; Fieller's for shares)"
+        intervals = "with 95% intervals (Student's t; Fieller's for fractions)"
         lines += [
             "",
-            f"Paired by seed, {experiment.figure}, in points (hundredths), {intervals}.",
+            f"Paired by seed, {experiment.metric}, in points (hundredths), {intervals}.",
             "",
-            "| comparison | seeds | difference | share recovered |",
+            "| comparison | seeds | difference | fraction recovered |",
             "| --- | --- | --- | --- |",
         ]
-        lines += [row for c in experiment.comparisons if (row := _row(c, experiment.figure, figures))]
+        lines += [row for c in experiment.comparisons if (row := _row(c, experiment.metric, metrics))]
     return "\n".join(lines) + "\n"
 
 
-def compare(comparison: Comparison, figure: str, figures: Figures) -> tuple[Interval, Interval | None] | None:
-    """The difference in points, and the share recovered; None where the arms have no seed in common."""
-    names = [n for n in (comparison.arm, comparison.against, comparison.loss_from) if n is not None]
-    seeds = sorted(set.intersection(*(set(figures.get(name, {})) for name in names)))
+def put_table(page: str | None, table: str, experiment: Experiment, name: str) -> str:
+    """A page with its table replaced, the text around it kept; without a page, a new one."""
+    block = f"{_BEGIN}\n{table}{_END}"
+    if page is None or _BEGIN not in page or _END not in page:
+        title = f"# {name}\n\n{experiment.title}\n" if page is None else page
+        return f"{title}\n{block}\n"
+    return page[: page.index(_BEGIN)] + block + page[page.index(_END) + len(_END) :]
+
+
+def compare(comparison: Comparison, metric: str, metrics: Metrics) -> tuple[Interval, Interval | None] | None:
+    """The difference in points and the fraction recovered; None where the variants share no seed."""
+    names = [n for n in (comparison.variant, comparison.against, comparison.loss_from) if n is not None]
+    seeds = sorted(set.intersection(*(set(metrics.get(name, {})) for name in names)))
     if not seeds:
         return None
-    values = {name: [figures[name][seed][figure] for seed in seeds] for name in names}
-    arm, against = values[comparison.arm], values[comparison.against]
-    share = None
+    values = {name: [metrics[name][seed][metric] for seed in seeds] for name in names}
+    value, against = values[comparison.variant], values[comparison.against]
+    fraction = None
     if comparison.loss_from is not None:
-        share = recovered_share(values[comparison.loss_from], against, arm)
-    return _points(paired_difference(arm, against)), share
+        fraction = recovered_fraction(values[comparison.loss_from], against, value)
+    return _points(paired_difference(value, against)), fraction
 
 
-def holds(comparison: Comparison, figure: str, figures: Figures) -> bool | None:
-    """Whether what the documentation says of a comparison is true of these figures.
+def holds(comparison: Comparison, metric: str, metrics: Metrics) -> bool | None:
+    """Whether what the documentation says of a comparison is true of these metrics.
 
     None where it says nothing, or the runs are missing.
     """
-    found = compare(comparison, figure, figures)
-    said = (comparison.at_least, comparison.at_most, comparison.share_at_least)
+    found = compare(comparison, metric, metrics)
+    said = (comparison.at_least, comparison.at_most, comparison.fraction_at_least)
     if found is None or all(bound is None for bound in said):
         return None
-    difference, share = found
+    difference, fraction = found
     return (
         (comparison.at_least is None or difference.value >= comparison.at_least)
         and (comparison.at_most is None or difference.value <= comparison.at_most)
         and (
-            comparison.share_at_least is None
-            or (share is not None and share.value >= comparison.share_at_least)
+            comparison.fraction_at_least is None
+            or (fraction is not None and fraction.value >= comparison.fraction_at_least)
         )
     )
 
 
-def _row(comparison: Comparison, figure: str, figures: Figures) -> str | None:
-    found = compare(comparison, figure, figures)
+def _row(comparison: Comparison, metric: str, metrics: Metrics) -> str | None:
+    found = compare(comparison, metric, metrics)
     if found is None:
         return None
-    difference, share = found
-    shown = "" if share is None else _interval(share, "{:.0%}")
+    difference, fraction = found
+    shown = "" if fraction is None else _interval(fraction, "{:.0%}")
     return f"| {comparison.title} | {difference.seeds} | {_interval(difference, '{:+.1f}')} | {shown} |"
 
 

@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from app.experiment.batches import GradientBatches
 from app.experiment.grouped import group_normalization, grouped_layers, ungroup_normalization
-from app.experiment.images import Images
-from app.experiment.networks import calibrate
+from app.experiment.loading import Images
 from models.preprocess import Preprocess
 from models.renorm import revert_to_batch_norm
 
@@ -31,11 +30,11 @@ def predictions(network: nn.Module, images: Images, preprocess: Preprocess) -> t
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose class comes first."""
+    """Fraction of images whose class comes first."""
     return float((logits.argmax(1) == labels).float().mean())
 
 
-def test_figures(network: nn.Module, images: Images, batches: GradientBatches) -> dict[str, float]:
+def test_metrics(network: nn.Module, images: Images, batches: GradientBatches) -> dict[str, float]:
     """Accuracy and loss under the statistics that evaluation may use.
 
     Args:
@@ -50,23 +49,23 @@ def test_figures(network: nn.Module, images: Images, batches: GradientBatches) -
         accuracy/grouped_batches (of 2 classes a group, or as many as in training).
     """
     logits, labels = predictions(network, images, batches.preprocess)
-    figures = {
+    metrics = {
         "accuracy/running": accuracy(logits, labels),
         "loss/running": float(functional.cross_entropy(logits, labels)),
     }
     if not any(True for _ in grouped_layers(network)):
-        return figures
+        return metrics
     size, classes = batches.partition.size, batches.partition.classes or 2
     rng = np.random.default_rng(0)
     shuffled = rng.permutation(len(images.labels))
-    figures["accuracy/iid_batches"] = by_batch(network, images, batches, shuffled, min(size, len(shuffled)))
+    metrics["accuracy/iid_batches"] = by_batch(network, images, batches, shuffled, min(size, len(shuffled)))
     each = min(size // classes, int(np.bincount(images.labels).min()))
     grouped = class_groups(images.labels, classes, each, rng)
-    figures["accuracy/grouped_batches"] = by_batch(network, images, batches, grouped, classes * each)
+    metrics["accuracy/grouped_batches"] = by_batch(network, images, batches, grouped, classes * each)
     plain = revert_to_batch_norm(ungroup_normalization(deepcopy(network)))
     calibrate(plain, batches, min(_CALIBRATION, len(batches.sampler)))
-    figures["accuracy/recalibrated"] = accuracy(*predictions(plain, images, batches.preprocess))
-    return figures
+    metrics["accuracy/recalibrated"] = accuracy(*predictions(plain, images, batches.preprocess))
+    return metrics
 
 
 def class_groups(
@@ -104,3 +103,28 @@ def by_batch(
         logits = tested(pixels.to(batches.device)).cpu()
         right += accuracy(logits, torch.from_numpy(images.labels[chosen])) * len(chosen)
     return right / whole.size
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, batches: GradientBatches, count: int) -> None:
+    """Set BatchNorm's running statistics to the mean over some batches, each pass taken as a whole; groups
+    that are consecutive, and small therefore, in one pass.
+
+    Args:
+        network: with plain BatchNorm layers; left in evaluation mode.
+        batches: where to take them from, from the first step on.
+        count: how many.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    network.train()
+    for step in range(count):
+        parts = [batch.images for batch in batches[step]]
+        for images in [torch.cat(parts)] if batches.consecutive else parts:
+            network(images)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    network.eval()

@@ -30,7 +30,7 @@ from models.schedules import WarmupCosine
 Progress = Callable[[int, int], None]
 # The loss of a batch, and what else to watch of it.
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, float]]]
-# A figure or more on validation images, the first of them drawn as a curve.
+# A metric or more on validation images, the first of them drawn as a curve.
 Measure = Callable[[nn.Module], Mapping[str, float]]
 
 
@@ -40,7 +40,7 @@ class Trained:
 
     Attributes:
         network: to test: the one that was trained, or the moving average of it.
-        curve: points with step, the measured figures, those of training, and the shares of clipped r and d.
+        curve: points with step, the measured metrics, those of training, and how much of r and d is clipped.
         watched: means of what was watched over the latest twentieth of the run.
         seconds: of processor time, measuring left out.
     """
@@ -84,7 +84,7 @@ def train(
         begun = time.process_time()
         _monitor(layers, step + 1 in marks)
         optimizer.zero_grad()
-        seen = [_one_pass(network, batch, objective, layers, setting.passes) for batch in batches[step]]
+        seen = [_one_pass(network, batch, objective, layers, batches.passes) for batch in batches[step]]
         optimizer.step()
         for layer in layers:
             layer.settle()
@@ -144,7 +144,13 @@ def make_optimizer(
         return torch.optim.RMSprop(
             parameters, setting.learning_rate, alpha=0.9, eps=1.0, weight_decay=setting.weight_decay
         )
-    return torch.optim.SGD(parameters, setting.learning_rate, momentum=0.9, weight_decay=setting.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        setting.learning_rate,
+        momentum=0.9,
+        weight_decay=setting.weight_decay,
+        nesterov=setting.nesterov,
+    )
 
 
 def schedule_of(setting: Setting, network: nn.Module) -> RenormSchedule:
@@ -160,7 +166,7 @@ def schedule_of(setting: Setting, network: nn.Module) -> RenormSchedule:
 
 
 def rounded(values: Mapping[str, Any]) -> dict[str, float]:
-    """Figures as they are kept: five places after the point."""
+    """Metrics as they are kept: five places after the point."""
     return {name: round(float(value), 5) for name, value in values.items()}
 
 
@@ -171,9 +177,9 @@ def _monitor(layers: list[GroupedNormalization], on: bool) -> None:
 
 
 def _clipped(layers: list[GroupedNormalization]) -> dict[str, float]:
-    """Shares of clipped r and d over all layers and groups, in the latest step."""
-    shares = [layer.wide.clipped for layer in layers if isinstance(layer.wide, BatchRenorm)]
-    if not shares:
+    """Clipped fractions of r and d over all layers and groups, in the latest step."""
+    fractions = [layer.wide.clipped for layer in layers if isinstance(layer.wide, BatchRenorm)]
+    if not fractions:
         return {}
-    r, d = torch.stack(shares).mean(0).tolist()
+    r, d = torch.stack(fractions).mean(0).tolist()
     return {"clipped/r": r, "clipped/d": d}

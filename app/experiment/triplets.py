@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.experiment.batches import Batch, GradientBatches, partition_of
-from app.experiment.classification import classify
+from app.experiment.batches import Batch, GradientBatches, Partition, partition_of
+from app.experiment.classification import build_classifier, classify
 from app.experiment.grouped import group_normalization, ungroup_normalization
-from app.experiment.images import Images, Loaded, load_images
-from app.experiment.networks import build_classifier
-from app.experiment.partition import Partition
+from app.experiment.loading import Images, Loaded, load_images
 from app.experiment.settings import Setting
 from app.experiment.testing import predictions
 from app.experiment.training import Objective, Progress, rounded, train
@@ -29,16 +27,16 @@ from models.preprocess import Preprocess
 
 
 def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = "cpu") -> dict[str, Any]:
-    """Train and test one arm with one seed.
+    """Train and test one variant with one seed.
 
     Args:
-        setting: the arm.
+        setting: the variant.
         seed: of weights, batches and augmentation.
         progress: told (steps done, steps in all).
         device: to train on.
 
     Returns:
-        As ``run_classification``; the figures are of retrieval among the unseen classes, and gap/training is
+        As ``run_classification``; the metrics are of retrieval among the unseen classes, and gap/training is
         the mean of 1 − cosine between an image's embedding in training and in evaluation.
 
     Raises:
@@ -46,10 +44,10 @@ def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = 
     """
     if not setting.data.unseen:
         raise InputError("triplets are tested on unseen classes: set data.unseen")
-    if setting.mining == "batch" and setting.passes > 1:
-        raise InputError("mining across the batch needs it in one pass")
     data = load_images(setting.data)
     batches = GradientBatches(setting, data.train, data.preprocess, seed, partition_of(setting), device)
+    if setting.mining == "batch" and batches.passes > 1:
+        raise InputError("mining across the batch needs it in one pass")
     weights = setting.weights
     if setting.pretraining is not None:
         weights = _pretrained(setting, data, seed, progress, device)
@@ -59,7 +57,7 @@ def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = 
     if batches.groups > 1:
         # Channels innermost, its own choice, would make every view in groups a copy.
         network.to(memory_format=torch.contiguous_format)
-    group_normalization(network, batches.groups)
+    group_normalization(network, batches.groups, batches.consecutive, batches.shared_momentum)
 
     def measure(network: nn.Module) -> dict[str, float]:
         return {"recall@1": _retrieval(network, data.val, data.preprocess)["recall@1"]}
@@ -78,7 +76,7 @@ def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = 
     found = _retrieval(tested, data.val, data.preprocess)
     kept = {key: found[key] for key in ("recall@1", "recall@8", "map@r")}
     return {
-        "figures": rounded({**kept, "gap/training": gap, **trained.watched}),
+        "metrics": rounded({**kept, "gap/training": gap, **trained.watched}),
         "curve": [rounded(point) for point in trained.curve],
         "split_hash": data.split_hash,
         "seconds": round(trained.seconds, 1),

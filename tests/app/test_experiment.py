@@ -1,5 +1,7 @@
 import json
+import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +11,20 @@ from PIL import Image
 
 from app.cli import main
 from app.experiment.batches import GradientBatches, partition_of
-from app.experiment.images import load_images
+from app.experiment.loading import load_images
 from app.experiment.runs import Results, Run, planned
 from app.experiment.settings import Experiment, Setting, load_experiment, merge
-from app.experiment.tables import compare, draw_table, holds
+from app.experiment.tables import by_variant, compare, draw_table, holds, put_table
 from app.experiment.training import make_optimizer
 from models.errors import InputError
 from models.network import Architecture, EmbeddingNetwork
 from models.renorm import native
 
 ROOT = Path(__file__).parents[2]
+
+
+def record_of(folder: Path, variant: str, seed: int = 0) -> dict[str, Any]:
+    return Results(folder, "colours").read()[variant, seed]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +63,9 @@ def described(folder: Path) -> dict[str, object]:
             "images_per_class": 4,
             "groups": {"size": 8},
             "steps": 4,
-            "curve_points": 2,
+            "curve_points": 4,
         },
-        "arms": {
+        "variants": {
             "shuffled": {},
             "grouped": {"groups": {"classes": 2}},
             "moving": {
@@ -71,10 +77,10 @@ def described(folder: Path) -> dict[str, object]:
             "frozen": {"normalization": "frozen_batch"},
         },
         "seeds": [0, 1],
-        "decisive": ["shuffled", "grouped"],
+        "primary": ["shuffled", "grouped"],
         "comparisons": [
-            {"title": "loss", "arm": "grouped", "against": "shuffled", "at_least": -100, "at_most": 100},
-            {"title": "recovered", "arm": "moving", "against": "grouped", "loss_from": "shuffled"},
+            {"title": "loss", "variant": "grouped", "against": "shuffled", "at_least": -100, "at_most": 100},
+            {"title": "recovered", "variant": "moving", "against": "grouped", "loss_from": "shuffled"},
         ],
     }
 
@@ -87,11 +93,13 @@ def written(tmp_path: Path, content: dict[str, object]) -> list[str]:
 def test_a_record_says_whether_the_fused_kernels_were_used(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [*written(tmp_path, described(folder)), "--arms", "group", "--seeds", "0", "--no-draw"]
+    command = [*written(tmp_path, described(folder)), "--variants", "group", "--seeds", "0", "--no-draw"]
     monkeypatch.setattr(native, "enabled", lambda: True)
     assert main(command) == 0
-    record = json.loads((tmp_path / "out/runs/group-0.json").read_text())
-    assert record["command"] == "KINDRED_RENORM_NATIVE=1 kindred experiment colours --arms group --seeds 0"
+    record = record_of(tmp_path / "out", "group")
+    assert (
+        record["command"] == "KINDRED_RENORM_NATIVE=1 kindred experiment colours --variants group --seeds 0"
+    )
 
 
 def test_an_experiment_runs_draws_and_skips_what_is_done(
@@ -101,47 +109,42 @@ def test_an_experiment_runs_draws_and_skips_what_is_done(
     command = written(tmp_path, content)
     assert main(command) == 0
     out = tmp_path / "out"
-    assert sorted(path.stem for path in out.glob("runs/*.json")) == [
-        "frozen-0", "group-0", "grouped-0", "grouped-1", "moving-0", "shuffled-0", "shuffled-1",
+    assert list(Results(out, "colours").read()) == [
+        ("frozen", 0), ("group", 0), ("grouped", 0), ("grouped", 1), ("moving", 0), ("shuffled", 0),
+        ("shuffled", 1),
     ]  # fmt: skip
-    record = json.loads((out / "runs/moving-0.json").read_text())
-    assert record["command"] == "kindred experiment colours --arms moving --seeds 0"
-    assert set(record["figures"]) >= {
+    record = record_of(out, "moving")
+    assert record["command"] == "kindred experiment colours --variants moving --seeds 0"
+    assert set(record["metrics"]) >= {
         "accuracy/running",
         "accuracy/recalibrated",
         "accuracy/iid_batches",
         "accuracy/grouped_batches",
         "accuracy/training",
     }
-    assert [point["step"] for point in record["curve"]] == [2, 4]
+    assert [point["step"] for point in record["curve"]] == [1, 2, 3, 4]
     assert len(record["split_hash"]) == 64
-    assert "accuracy/recalibrated" not in json.loads((out / "runs/group-0.json").read_text())["figures"]
+    assert "accuracy/recalibrated" not in record_of(out, "group")["metrics"]
     assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert "| shuffled | 2 |" in (out / "table.md").read_text()
+    assert "| shuffled | 2 |" in (out / "README.md").read_text()
 
-    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*.json")}
-    content["arms"]["group"] = {"normalization": "layer"}  # type: ignore[index]
+    before = Results(out, "colours").read()
+    content["variants"]["group"] = {"normalization": "layer"}  # type: ignore[index]
     capsys.readouterr()
     assert main(written(tmp_path, content)) == 0
     assert "7 runs, 6 done already" in capsys.readouterr().out
-    changed = [p.stem for p, time in before.items() if p.stat().st_mtime_ns != time]
-    assert changed == ["group-0"]
-
-    assert main([*command[:-1], str(tmp_path / "beside"), "--arms", "frozen", "--no-draw"]) == 0
-    assert "frozen, seed 0: as in colours" in capsys.readouterr().out
-    taken = json.loads((tmp_path / "beside/runs/frozen-0.json").read_text())
-    assert taken["taken_from"] == "colours"
-    assert taken["figures"] == json.loads((out / "runs/frozen-0.json").read_text())["figures"]
+    after = Results(out, "colours").read()
+    assert [run for run in after if after[run] != before[run]] == [("group", 0)]
 
 
-def test_the_same_seed_gives_the_same_figures(folder: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_metrics(folder: Path, tmp_path: Path) -> None:
     command = written(tmp_path, described(folder))[:-1]
-    figures = []
+    metrics = []
     for place in ("a", "b"):
-        more = [str(tmp_path / place), "--arms", "moving", "--seeds", "3", "--no-draw"]
+        more = [str(tmp_path / place), "--variants", "moving", "--seeds", "3", "--no-draw"]
         assert main([*command, *more]) == 0
-        figures.append(json.loads((tmp_path / place / "runs/moving-3.json").read_text())["figures"])
-    assert figures[0] == figures[1]
+        metrics.append(record_of(tmp_path / place, "moving", 3)["metrics"])
+    assert metrics[0] == metrics[1]
 
 
 def test_triplets_are_tested_on_unseen_classes_after_pretraining(tmp_path: Path) -> None:
@@ -155,12 +158,12 @@ def test_triplets_are_tested_on_unseen_classes_after_pretraining(tmp_path: Path)
         "classes_per_step": 2,
         "groups": {"size": 4},
     }
-    content["arms"] = {"batch": {}, "frozen": {"normalization": "frozen_batch", "mining": "batch"}}
-    content |= {"decisive": [], "comparisons": [], "figure": "recall@1"}
+    content["variants"] = {"batch": {}, "frozen": {"normalization": "frozen_batch", "mining": "batch"}}
+    content |= {"primary": [], "comparisons": [], "metric": "recall@1"}
     assert main(written(tmp_path, content)) == 0
-    figures = json.loads((tmp_path / "out/runs/batch-0.json").read_text())["figures"]
-    assert 0 <= figures["recall@1"] <= 1
-    assert 0 <= figures["gap/training"] <= 2
+    metrics = record_of(tmp_path / "out", "batch")["metrics"]
+    assert 0 <= metrics["recall@1"] <= 1
+    assert 0 <= metrics["gap/training"] <= 2
     assert len(list((tmp_path / "cache/experiments").glob("*.pt"))) == 1
 
 
@@ -187,16 +190,16 @@ def test_another_loss_learns_with_proxies_on_folds_of_the_training_classes(tmp_p
         "head_learning_rate": 0.01,
     }
     proxies = {"class_path": "NormalizedSoftmaxLoss"}
-    content["arms"] = {
+    content["variants"] = {
         "whole": {"groups": None, "loss": proxies},
         "frozen": {"normalization": "renorm", "normalization_args": {"frozen": True}, "loss": proxies},
     }
-    content |= {"decisive": [], "comparisons": [], "figure": "map@r"}
+    content |= {"primary": [], "comparisons": [], "metric": "map@r"}
     assert main(written(tmp_path, content)) == 0
-    for arm in ("whole", "frozen"):
-        figures = json.loads((tmp_path / f"out/runs/{arm}-0.json").read_text())["figures"]
-        assert 0 <= figures["map@r"] <= 1
-        assert "triplets/any" not in figures
+    for variant in ("whole", "frozen"):
+        metrics = record_of(tmp_path / "out", variant)["metrics"]
+        assert 0 <= metrics["map@r"] <= 1
+        assert "triplets/any" not in metrics
     data = load_images(Experiment.model_validate(content).setting("whole").data)
     assert (data.classes, len(data.val.labels), data.preprocess.std) == (4, 8, (0.5, 0.5, 0.5))
 
@@ -213,25 +216,51 @@ def test_a_head_has_a_rate_of_its_own(folder: Path) -> None:
 
 
 def test_a_record_made_before_a_setting_was_added_still_counts(folder: Path, tmp_path: Path) -> None:
-    command = [*written(tmp_path, described(folder)), "--arms", "group", "--seeds", "0", "--no-draw"]
+    command = [*written(tmp_path, described(folder)), "--variants", "group", "--seeds", "0", "--no-draw"]
     assert main(command) == 0
-    path = tmp_path / "out/runs/group-0.json"
-    record = json.loads(path.read_text())
+    record = record_of(tmp_path / "out", "group")
     run = Run("group", 0, Experiment.model_validate(described(folder)).setting("group"))
     results = Results(tmp_path / "out", "colours")
     del record["setting"]["head_learning_rate"]
-    path.write_text(json.dumps(record))
+    results.path.write_text(json.dumps(record))
     assert results.is_done(run)
     record["setting"]["unknown"] = 1
-    path.write_text(json.dumps(record))
+    results.path.write_text(json.dumps(record))
     assert not results.is_done(run)
 
 
-def test_arms_of_a_seed_see_the_same_images_in_another_order(folder: Path) -> None:
+def test_processes_that_write_at_once_keep_each_others_runs(folder: Path, tmp_path: Path) -> None:
+    setting = Experiment.model_validate(described(folder)).setting("group")
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_runs, args=(tmp_path, setting, start)) for start in (0, 20, 40)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert list(Results(tmp_path, "colours").read()) == [("group", seed) for seed in range(60)]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.jsonl"]
+
+
+def write_runs(folder: Path, setting: Setting, start: int) -> None:
+    for seed in range(start, start + 20):
+        Results(folder, "colours").write(Run("group", seed, setting), {"metrics": {}, "curve": []})
+
+
+def test_a_page_keeps_what_is_written_around_its_table(folder: Path) -> None:
+    experiment = Experiment.model_validate(described(folder))
+    first = put_table(None, "| 1 |\n", experiment, "colours")
+    assert first.startswith("# colours\n\ncolours\n")
+    page = first.replace("# colours", "# Colours of few classes") + "\nWhat follows from it.\n"
+    again = put_table(page, "| 2 |\n", experiment, "colours")
+    assert again == page.replace("| 1 |", "| 2 |")
+    assert put_table("# Mine\n", "| 1 |\n", experiment, "colours").startswith("# Mine\n\n<!-- written")
+
+
+def test_variants_of_a_seed_see_the_same_images_in_another_order(folder: Path) -> None:
     experiment = Experiment.model_validate(described(folder))
     batches = []
-    for arm in ("shuffled", "grouped"):
-        setting = experiment.setting(arm)
+    for variant in ("shuffled", "grouped"):
+        setting = experiment.setting(variant)
         data = load_images(setting.data)
         batches.append(GradientBatches(setting, data.train, data.preprocess, 0, partition_of(setting))[1][0])
     one, other = (b.images.flatten(1).sum(1).sort().values for b in batches)
@@ -255,48 +284,48 @@ def data_of(folder: Path, **values: object):
 
 def test_seeds_come_one_after_another_so_that_pairs_are_early(folder: Path) -> None:
     experiment = Experiment.model_validate(described(folder))
-    runs = [(run.arm, run.seed) for run in planned(experiment, None, None, pilot=False)]
+    runs = [(run.variant, run.seed) for run in planned(experiment, None, None, pilot=False)]
     assert runs[5:] == [("shuffled", 1), ("grouped", 1)]
     assert {seed for _, seed in runs[:5]} == {0}
     assert len(planned(experiment, None, None, pilot=True)) == 5
     named = planned(experiment, ["group"], [4, 5], pilot=False)
-    assert [(run.arm, run.seed) for run in named] == [("group", 4), ("group", 5)]
+    assert [(run.variant, run.seed) for run in named] == [("group", 4), ("group", 5)]
 
 
 def test_comparisons_use_the_seeds_that_all_arms_have(folder: Path) -> None:
     experiment = Experiment.model_validate(described(folder))
-    figures = {
+    metrics = {
         "shuffled": {0: {"accuracy/running": 0.5}, 1: {"accuracy/running": 0.6}},
         "grouped": {0: {"accuracy/running": 0.3}, 1: {"accuracy/running": 0.3}},
         "moving": {1: {"accuracy/running": 0.45}},
     }
-    loss = compare(experiment.comparisons[0], experiment.figure, figures)
+    loss = compare(experiment.comparisons[0], experiment.metric, metrics)
     assert loss is not None
     assert (round(loss[0].value, 6), loss[0].seeds, loss[1]) == (-25.0, 2, None)
-    recovered = compare(experiment.comparisons[1], experiment.figure, figures)
+    recovered = compare(experiment.comparisons[1], experiment.metric, metrics)
     assert recovered is not None
     assert recovered[1] is not None
     assert (round(recovered[0].value, 6), round(recovered[1].value, 6)) == (15.0, 0.5)
-    assert compare(experiment.comparisons[1], experiment.figure, {"moving": {}}) is None
-    assert "| loss | 2 | -25.0" in draw_table(experiment, "colours", figures)
+    assert compare(experiment.comparisons[1], experiment.metric, {"moving": {}}) is None
+    assert "| loss | 2 | -25.0" in draw_table(experiment, metrics)
 
 
 def test_a_conclusion_holds_or_not_or_says_nothing(folder: Path) -> None:
     def said(**bounds: float) -> bool | None:
         experiment = Experiment.model_validate(described(folder))
         change = {"at_least": None, "at_most": None, **bounds}
-        return holds(experiment.comparisons[1].model_copy(update=change), experiment.figure, figures)
+        return holds(experiment.comparisons[1].model_copy(update=change), experiment.metric, metrics)
 
-    figures = {
-        arm: {0: {"accuracy/running": value}}
-        for arm, value in {"shuffled": 0.5, "grouped": 0.3, "moving": 0.4}.items()
+    metrics = {
+        variant: {0: {"accuracy/running": value}}
+        for variant, value in {"shuffled": 0.5, "grouped": 0.3, "moving": 0.4}.items()
     }
     assert said() is None
-    assert said(at_least=9, at_most=11, share_at_least=0.4)
+    assert said(at_least=9, at_most=11, fraction_at_least=0.4)
     assert not said(at_least=11)
     assert not said(at_most=9)
-    assert not said(share_at_least=0.6)
-    del figures["moving"]
+    assert not said(fraction_at_least=0.6)
+    del metrics["moving"]
     assert said(at_least=9) is None
 
 
@@ -306,7 +335,7 @@ def test_the_reduced_part_is_checked(
     content = described(folder)
     command = written(tmp_path, content)
     assert main([*command, "--reduced"]) == 2
-    content["reduced"] = {"arms": ["grouped", "shuffled"], "seeds": [0]}
+    content["reduced"] = {"variants": ["grouped", "shuffled"], "seeds": [0]}
     assert main([*written(tmp_path, content), "--reduced", "--check"]) == 0
     assert "holds: loss" in capsys.readouterr().out
     content["comparisons"][0]["at_least"] = 99  # type: ignore[index]
@@ -317,9 +346,15 @@ def test_the_reduced_part_is_checked(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"decisive": ["nothing"]}, "an arm that it lacks: 'nothing'"),
-        ({"arms": {"a": {"stepz": 3}}, "decisive": [], "comparisons": []}, "arm 'a': stepz: Extra inputs"),
-        ({"arms": {"a": {"steps": 0}}, "decisive": [], "comparisons": []}, "arm 'a': steps: Input should be"),
+        ({"primary": ["nothing"]}, "a variant that it lacks: 'nothing'"),
+        (
+            {"variants": {"a": {"stepz": 3}}, "primary": [], "comparisons": []},
+            "variant 'a': stepz: Extra inputs",
+        ),
+        (
+            {"variants": {"a": {"steps": 0}}, "primary": [], "comparisons": []},
+            "variant 'a': steps: Input should be",
+        ),
         ({"title": 5}, "title: Input should be a valid string"),
     ],
 )
@@ -337,22 +372,99 @@ def test_unknown_names_and_broken_records_are_bad_input(
     command = written(tmp_path, described(folder))
     assert main(["experiment", "nothing", "--configs", str(tmp_path)]) == 2
     assert "there are: colours" in capsys.readouterr().err
-    assert main([*command, "--arms", "nothing"]) == 2
+    assert main([*command, "--variants", "nothing"]) == 2
     assert main([*command, "--threads", "0"]) == 2
-    record = Results(tmp_path / "out", "colours").path("group", 0)
-    record.parent.mkdir(parents=True)
-    record.write_text("{")
-    assert main(command) == 2
-    assert "delete it to run it again" in capsys.readouterr().err
+    runs = Results(tmp_path / "out", "colours").path
+    runs.parent.mkdir()
+    for line in ('{"variant": "group", "seed": 0}', "[]", "5", '{"variant"'):
+        runs.write_text(line)
+        assert main(command) == 2
+        assert "line 1 is no run; delete it to run it again" in capsys.readouterr().err
+
+
+def test_the_keys_of_earlier_files_are_read_with_a_message(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = described(folder)
+    content |= {"arms": content.pop("variants"), "decisive": content.pop("primary"), "figure": "loss/running"}
+    content["reduced"] = {"arms": ["grouped"], "seeds": [0]}
+    content["comparisons"][0]["arm"] = content["comparisons"][0].pop("variant")  # type: ignore[index]
+    content["comparisons"][0]["share_at_least"] = 0.5  # type: ignore[index]
+    written(tmp_path, content)
+    experiment = load_experiment(tmp_path / "colours.yaml")
+    assert set(experiment.variants) == set(described(folder)["variants"])  # type: ignore[call-overload]
+    assert (experiment.primary, experiment.metric) == (["shuffled", "grouped"], "loss/running")
+    assert experiment.reduced is not None
+    assert experiment.reduced.variants == ["grouped"]
+    assert (experiment.comparisons[0].variant, experiment.comparisons[0].fraction_at_least) == (
+        "grouped",
+        0.5,
+    )
+    assert [record.args[1:] for record in caplog.records] == [  # type: ignore[index]
+        ("arm", "variant"), ("arms", "variants"), ("decisive", "primary"), ("figure", "metric"),
+        ("share_at_least", "fraction_at_least"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": {"consecutive": True}, "passes": 2}, "want passes: 1"),
+        ({"groups": {"shared_gradient_momentum": 0.5}, "passes": 2}, "want passes: 1"),
+        ({"groups": {"shared_gradient_momentum": 0.5, "consecutive": True}}, "leave out one of the two"),
+        ({"groups": {"shared_gradient_momentum": 0.5}}, "only normalization: renorm"),
+    ],
+)
+def test_groups_that_contradict_are_bad_input(
+    folder: Path, tmp_path: Path, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = described(folder)
+    content["variants"] = {"one": change}
+    content |= {"primary": [], "comparisons": []}
+    assert main(written(tmp_path, content)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_consecutive_and_shared_groups_train(folder: Path, tmp_path: Path) -> None:
+    content = described(folder)
+    content["variants"] = {
+        "consecutive": {"normalization": "renorm", "groups": {"classes": 2, "consecutive": True}},
+        "shared": {"normalization": "renorm", "groups": {"classes": 2, "shared_gradient_momentum": 0.5}},
+        "batch": {"groups": {"classes": 2, "consecutive": True}, "nesterov": True},
+    }
+    content |= {"primary": [], "comparisons": []}
+    assert main(written(tmp_path, content)) == 0
+    for variant in ("consecutive", "shared", "batch"):
+        metrics = record_of(tmp_path / "out", variant)["metrics"]
+        assert np.isfinite(list(metrics.values())).all()
+        assert metrics["accuracy/running"] > 1 / 16
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/experiment").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_of_the_project_is_sound(path: Path) -> None:
     experiment = load_experiment(path)
-    for arm in experiment.arms:
-        setting = experiment.setting(arm)
+    for variant in experiment.variants:
+        setting = experiment.setting(variant)
         groups = partition_of(setting).groups(setting.classes_per_step, setting.images_per_class, (0,))
         assert len(groups) % setting.passes == 0
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs/results").glob("*/runs.jsonl")), ids=lambda p: p.parent.name
+)
+def test_the_committed_runs_are_the_configurations_and_the_tables_theirs(path: Path) -> None:
+    name = path.parent.name
+    experiment, results = (
+        load_experiment(ROOT / f"configs/experiment/{name}.yaml"),
+        Results(path.parent, name),
+    )
+    for variant, seed in results.read():
+        assert results.is_done(Run(variant, seed, experiment.setting(variant)))
+    page = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert (
+        put_table(page, draw_table(experiment, by_variant(results.records(experiment))), experiment, name)
+        == page
+    )
 
 
 def test_the_papers_setting_runs_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,10 +474,10 @@ def test_the_papers_setting_runs_on_a_miniature(tmp_path: Path, monkeypatch: pyt
     miniature = {"data": {"image_size": 75}, "classes_per_step": 4, "steps": 2, "curve_points": 1}
     miniature |= {"passes": 2, "groups": {"size": 4}}
     paper["base"] = merge(paper["base"], miniature)
-    paper["arms"] = {"renorm-2x2": merge(paper["arms"]["renorm-16x2"], {"groups": {"classes": 2}})}
+    paper["variants"] = {"renorm-2x2": merge(paper["variants"]["renorm-16x2"], {"groups": {"classes": 2}})}
     paper["comparisons"] = []
     command = written(tmp_path, paper)
     assert main(command) == 0
-    record = json.loads((tmp_path / "out/runs/renorm-2x2-0.json").read_text())
+    record = record_of(tmp_path / "out", "renorm-2x2")
     assert record["setting"]["average"] == 0.9999
-    assert np.isfinite(list(record["figures"].values())).all()
+    assert np.isfinite(list(record["metrics"].values())).all()
