@@ -55,11 +55,11 @@ def test_reading_several_items(client):
 def test_collections_come_and_go(client):
     client.create_collection("spare", dim=4)
     assert client.stats(collection="spare").dim == 4
-    stats = client.create_payload_index("metadata.year", collection="spare")
-    assert "metadata.year" in stats.payload_indexes
-    assert client.create_payload_index("metadata.year", collection="spare") == stats
-    assert client.drop_payload_index('metadata."year"', collection="spare").payload_indexes == ["label"]
+    stats = client.create_field_index("metadata.year", collection="spare")
+    assert "metadata.year" in stats.field_indexes
+    assert client.create_field_index("metadata.year", collection="spare") == stats
+    assert client.drop_field_index('metadata."year"', collection="spare").field_indexes == ["label"]
     with pytest.raises(ServiceError) as error:
-        client.create_payload_index('metadata.x" --')
+        client.create_field_index('metadata.x" --')
     assert error.value.code == "filter"
     assert [one.name for one in client.delete_collection("spare").collections] == ["default"]

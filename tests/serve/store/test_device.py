@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from serve.store import device, exact
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store.ann import device, flat
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.types import Item
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -26,7 +26,7 @@ def test_the_same_neighbours_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch, bloc
     rng = np.random.default_rng(0)
     vectors, asked = unit(rng, 500), unit(rng, queries)
     similarities, rows = device.DeviceScan(vectors, DEVICE).scan(asked, 9)
-    expected, expected_rows = exact.scan(asked, vectors, 9)
+    expected, expected_rows = flat.scan(asked, vectors, 9)
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_allclose(similarities, expected, atol=1e-6)
 
@@ -35,6 +35,7 @@ def test_no_copy_without_a_gpu_or_for_few_rows(monkeypatch: pytest.MonkeyPatch) 
     vectors = unit(np.random.default_rng(0), device.LEAST_ROWS, 2)
     if not torch.cuda.is_available():
         assert device.copy_to_device(vectors) is None
+    monkeypatch.setattr(device, "_has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device.copy_to_device(vectors[:-1]) is None
 
@@ -43,6 +44,7 @@ def test_a_copy_only_where_there_is_room(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     vectors = unit(np.random.default_rng(0), device.LEAST_ROWS, 2)
+    monkeypatch.setattr(device, "_has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (vectors.nbytes, vectors.nbytes))
     assert device.copy_to_device(vectors) is None
@@ -52,13 +54,14 @@ def test_a_copy_only_where_there_is_room(
 def test_a_named_device_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[str] = []
     monkeypatch.setattr(device, "LEAST_ROWS", 1)
+    monkeypatch.setattr(device, "_has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**30, 2**30))
     monkeypatch.setattr(device, "DeviceScan", lambda _, place: copied.append(str(place)))
     vectors = unit(np.random.default_rng(0), 30)
     with FaissStore.open(tmp_path / "store", dim=16, tuning=Tuning(device="cpu")) as store:
         store.upsert(Item(id=row, vector=vector) for row, vector in enumerate(vectors))
-        store.snapshot()
+        store.flush()
     assert copied == []
     for name in ("auto", "cuda:1"):
         FaissStore.open(tmp_path / "store", tuning=Tuning(device=name)).close()
@@ -67,7 +70,7 @@ def test_a_named_device_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_store_searches_its_segments_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "serve.store.segments.copy_to_device", lambda vectors, _: device.DeviceScan(vectors, DEVICE)
+        "serve.store.manifest.copy_to_device", lambda vectors, _: device.DeviceScan(vectors, DEVICE)
     )
     scans = []
     scan = device.DeviceScan.scan
@@ -77,7 +80,7 @@ def test_a_store_searches_its_segments_on_the_device(tmp_path: Path, monkeypatch
     vectors = unit(np.random.default_rng(0), 300)
     with FaissStore.open(tmp_path / "store", dim=16) as store:
         store.upsert(Item(id=row, vector=vector, label=str(row % 3)) for row, vector in enumerate(vectors))
-        store.snapshot()
+        store.flush()
         store.delete([5, 6])
         for where in (None, {"label": "0"}):
             found = store.search(vectors[:20], k=4, where=where)

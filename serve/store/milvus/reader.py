@@ -14,12 +14,11 @@ from functools import partial
 
 import numpy as np
 
-from serve.store.grouping import best_of_each_label
-from serve.store.milvus.collection import MilvusDefinition
+from serve.store.items import best_of_each_label, check_id
 from serve.store.milvus.engine import Engine
 from serve.store.milvus.expressions import all_of, expression, keys_in, labels_in
-from serve.store.milvus.items import Row, id_of, text_of
-from serve.store.protocol import (
+from serve.store.milvus.schema import MilvusDefinition, Row, id_of, text_of
+from serve.store.types import (
     Hit,
     ItemId,
     SearchPlan,
@@ -30,10 +29,9 @@ from serve.store.protocol import (
     Unsupported,
     Vectors,
 )
-from serve.store.rows import check_id
 
 
-class WriteNumbers:
+class LsnCounter:
     """Counts the writes of one collection. Not thread-safe: the store calls it under its lock for writes.
 
     Milvus has no such counter. This one continues from the highest number in the collection; before each
@@ -95,7 +93,7 @@ _IDS_A_QUERY = 1_000
 _NUMBERS_A_QUERY = 10_000
 
 
-class Reading:
+class RowReader:
     """Reads one collection.
 
     Args:
@@ -191,13 +189,13 @@ _SELECTIVE = 0.25
 _MOST_HITS = 200_000
 
 
-class Searching:
+class MilvusSearcher:
     """Searches one collection."""
 
-    def __init__(self, engine: Engine, definition: MilvusDefinition, reading: Reading) -> None:
+    def __init__(self, engine: Engine, definition: MilvusDefinition, reader: RowReader) -> None:
         self._engine = engine
         self._definition = definition
-        self._reading = reading
+        self._reader = reader
 
     def run(self, vectors: Vectors, query: SearchQuery) -> SearchResult:
         """Searches by vectors of shape (n, dim) and unit length; see `Store.search`.
@@ -241,7 +239,7 @@ class Searching:
         if fewest < query.k and not self._definition.index.exact:
             # Fewer hits than items that pass: an index does that, above all the one that a server makes do
             # with for recent items.
-            passing = self._reading.count(condition)
+            passing = self._reader.count(condition)
             if fewest < passing <= self._most_fetched:
                 return self._compared(vectors, query, condition)
         return [_similar_enough(found, query.min_similarity) for found in hits], None
@@ -265,8 +263,8 @@ class Searching:
             return True
         if not (filtered and self._engine.can.embedded):
             return False
-        passing = self._reading.count(condition)
-        few = passing <= _SELECTIVE * self._reading.count("")
+        passing = self._reader.count(condition)
+        few = passing <= _SELECTIVE * self._reader.count("")
         return few and passing <= self._most_fetched
 
     @property
@@ -297,13 +295,13 @@ class Searching:
 
     def _compared(self, vectors: Vectors, query: SearchQuery, condition: str) -> tuple[list[list[Hit]], int]:
         """Fetches all vectors that pass and compares them here; the hits, and how many vectors there were."""
-        count = self._reading.count(condition)
+        count = self._reader.count(condition)
         if count > self._most_fetched:
             raise Unsupported(
                 f"An exact search over the index {self._definition.index} would fetch {count:,} vectors, "
                 f"more than {self._most_fetched:,}; narrow the filter, or build it with the index FLAT"
             )
-        rows = self._reading.everything(condition, ["vector", *_fields(query)])
+        rows = self._reader.everything(condition, ["vector", *_fields(query)])
         return _best(vectors, query, rows), len(rows)
 
     def _plan(
