@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -13,9 +12,9 @@ import numpy as np
 from serve.store import filters, rows
 from serve.store.ann.approximate import parse
 from serve.store.compaction import Compactor
-from serve.store.database import Database, Tuning, WriteBatch, create_database, settled
+from serve.store.database import Database, FaissDefinition, Tuning, WriteBatch, create_database, settled
 from serve.store.files import DATABASE, StoreFolder, bytes_below
-from serve.store.items import ByExamples, check_id, check_items, naming_the_item, unit_rows
+from serve.store.items import BaseStore, check_id, check_items, checked_in_chunks, unit_rows
 from serve.store.manifest import SegmentFolder
 from serve.store.query import QueryRunner
 from serve.store.recovery import CurrentVersion
@@ -40,13 +39,14 @@ _FIELD_INDEX = "payload:"
 _DEFAULT = Tuning()
 
 
-class FaissStore(ItemReader, ByExamples):
+class FaissStore(ItemReader, BaseStore):
     """A collection in a folder of this process; see `serve.store.types.Store` for what it does.
 
     Use `FaissStore.open`, or `serve.store.catalogue.Catalogue` for several collections at once.
     """
 
     in_process = True
+    _definition: FaissDefinition
 
     def __init__(
         self,
@@ -135,26 +135,10 @@ class FaissStore(ItemReader, ByExamples):
             owned.release()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def name(self) -> str:
         """The collection's own name."""
         return self.place.name
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self._definition.dim
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The model that made the vectors, if it was given."""
-        return self._definition.fingerprint
 
     @property
     def index(self) -> str:
@@ -164,13 +148,10 @@ class FaissStore(ItemReader, ByExamples):
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
         """Stores items; see `Store.upsert`."""
         self._definition.check_fingerprint(fingerprint)
-        written = taken = 0
-        supply = iter(items)
-        while chunk := list(itertools.islice(supply, self._tuning.transaction_rows)):
-            checked = naming_the_item(lambda some: check_items(some, self.dim), chunk, taken)
-            taken += len(chunk)
-            written += self._current.commits.run(functools.partial(rows.insert, checked))
-        return written
+        chunks = checked_in_chunks(
+            items, self._tuning.transaction_rows, lambda some: check_items(some, self.dim)
+        )
+        return sum(self._current.commits.run(functools.partial(rows.insert, chunk)) for chunk in chunks)
 
     def update(self, item_id: ItemId, changes: Mapping[str, Any]) -> None:
         """Changes label and metadata in part; see `Store.update`."""

@@ -23,7 +23,7 @@ import sqlite3
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -66,7 +66,7 @@ CREATE INDEX "payload:label" ON items (label) WHERE label IS NOT NULL;
 
 
 class Database:
-    """Opens the file that `create` made; `read_only` does not write to it."""
+    """Opens the file that `create_database` made; `read_only` does not write to it."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -97,22 +97,6 @@ class Database:
                 self._writer = _writer(self._connect())
                 if properties["format"] == 1:
                     self._add_edits()
-
-    @staticmethod
-    def create(path: Path, properties: Mapping[str, str | int | None]) -> None:
-        """Makes an empty database with these properties beside its own.
-
-        Raises:
-            DiskFull: The disk took no more; the file may be there in part.
-        """
-        start = {"format": FORMAT, "store_id": uuid.uuid4().hex, "sequence": 0, **properties}
-        with _translated(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA page_size = 8192")
-            _writer(connection).execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.executemany("INSERT INTO properties VALUES (?, ?)", start.items())
-            connection.execute("COMMIT")
 
     def _connect(self, *, query_only: bool = False) -> sqlite3.Connection:
         mode = "ro" if self.read_only else "rw"
@@ -294,14 +278,24 @@ def create_database(place: Path, dim: int, fingerprint: str | None, index: str |
     try:
         with disk_errors(temporary):
             temporary.mkdir()
-            properties = {"dim": dim, "fingerprint": fingerprint, "index": index or EXACT}
-            Database.create(temporary / DATABASE, properties)
+            _create_schema(temporary / DATABASE, FaissDefinition(dim, fingerprint, index or EXACT))
             sync_folder(temporary)
             temporary.replace(place)
             sync_folder(place.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _create_schema(path: Path, definition: FaissDefinition) -> None:
+    start = {"format": FORMAT, "store_id": uuid.uuid4().hex, "sequence": 0, **asdict(definition)}
+    with _translated(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA page_size = 8192")
+        _writer(connection).execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.executemany("INSERT INTO properties VALUES (?, ?)", start.items())
+        connection.execute("COMMIT")
 
 
 def settled(

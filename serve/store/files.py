@@ -13,19 +13,17 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from serve.store.items import check_name, is_name
 from serve.store.types import DiskFull, ReadOnly, StoreError, StoreLocked, StoreMissing
 
 DATABASE = "items.db"
 UNFINISHED, _DELETED = ".new-", ".old-"
 """How the folder of a collection begins while it is made or deleted; no name of a collection does."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -106,33 +104,28 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-class FolderLock:
-    """Holds `folder/lock.db` open in an exclusive transaction until `release`.
+def _lock(folder: Path) -> sqlite3.Connection:
+    """Takes a folder for this process until the connection is closed.
 
-    SQLite's own file locking does it the same way on every system, is not inherited by forked children, and
-    refuses a second owner within the process as well.
+    It holds `lock.db` open in an exclusive transaction. SQLite's own file locking does that the same way on
+    every system, is not inherited by forked children, and refuses a second owner within the process as well.
 
     Raises:
         StoreLocked: Somebody else holds it.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._connection = sqlite3.connect(
-            folder / "lock.db", isolation_level=None, timeout=0.0, check_same_thread=False
-        )
-        try:
-            self._connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            self._connection.close()
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                raise
-            raise StoreLocked(
-                f"{folder} is in use by another process; stop it, or open the store for reading only"
-            ) from None
-
-    def release(self) -> None:
-        """Gives the folder up; a second call does nothing."""
-        self._connection.close()
+    connection = sqlite3.connect(
+        folder / "lock.db", isolation_level=None, timeout=0.0, check_same_thread=False
+    )
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        raise StoreLocked(
+            f"{folder} is in use by another process; stop it, or open the store for reading only"
+        ) from None
+    return connection
 
 
 class StoreFolder:
@@ -151,7 +144,7 @@ class StoreFolder:
             (path / "collections").mkdir(parents=True, exist_ok=True)
             for folder in new:
                 sync_folder(folder.parent)
-        self._lock = None if read_only else FolderLock(path)
+        self._lock = None if read_only else _lock(path)
         if self._lock is not None:
             for start in (UNFINISHED, _DELETED):
                 for left in (path / "collections").glob(f"{start}*"):
@@ -160,7 +153,7 @@ class StoreFolder:
     def collections(self) -> list[str]:
         """Names of the collections, sorted."""
         found = (path.parent.name for path in (self.path / "collections").glob(f"*/{DATABASE}"))
-        return sorted(name for name in found if _NAME.fullmatch(name))
+        return sorted(filter(is_name, found))
 
     def aliases(self) -> dict[str, str]:
         """Collections by alias."""
@@ -176,16 +169,12 @@ class StoreFolder:
         Raises:
             StoreError: The name is not usable.
         """
-        name = self.aliases().get(name, name)
-        if not _NAME.fullmatch(name):
-            raise StoreError(f"{name!r} is no collection name; use up to 64 letters, digits, '_', '-' or '.'")
-        return self.path / "collections" / name
+        return self.path / "collections" / check_name(self.aliases().get(name, name))
 
     def set_alias(self, alias: str, name: str | None) -> None:
         """Lets an alias mean a collection from now on, or nothing (None); at once or not at all."""
         self._need_lock()
-        if not _NAME.fullmatch(alias):
-            raise StoreError(f"{alias!r} is no alias; use up to 64 letters, digits, '_', '-' or '.'")
+        check_name(alias, "alias")
         aliases = self.aliases()
         if alias in self.collections():
             raise StoreError(f"{alias!r} is a collection; choose another name for the alias")
@@ -199,7 +188,7 @@ class StoreFolder:
         replace_file(self.path / "catalogue.json", text.encode())
 
     def check_removable(self, name: str) -> None:
-        """Raises where `remove` would.
+        """Raises where a collection may not be deleted.
 
         Raises:
             StoreError: An alias still means the collection.
@@ -213,8 +202,7 @@ class StoreFolder:
             raise StoreMissing(f"There is no collection {name!r} in {self.path}")
 
     def remove(self, name: str) -> None:
-        """Deletes a closed collection with all its files."""
-        self.check_removable(name)
+        """Deletes a closed collection, one that `check_removable` passed, with all its files."""
         place = self.path / "collections" / name
         deleted = place.replace(place.with_name(f"{_DELETED}{name}"))
         sync_folder(place.parent)
@@ -224,7 +212,7 @@ class StoreFolder:
     def release(self) -> None:
         """Gives the lock up; a second call does nothing."""
         if self._lock is not None:
-            self._lock.release()
+            self._lock.close()
 
     def _need_lock(self) -> None:
         if self._lock is None:

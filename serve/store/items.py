@@ -6,9 +6,10 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import msgspec
 import numpy as np
@@ -39,6 +40,8 @@ MOST_NESTED = 32
 MOST_METADATA_BYTES = 65_536
 # Between these, a float32 sum of squares has neither lost digits to underflow nor overflowed.
 _TINY, _HUGE = 1e-20, 1e30
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 _log = logging.getLogger(__name__)
 _metadata_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -149,28 +152,27 @@ def check_id(value: Any) -> ItemId:
     raise StoreError(f"{str(value)[:40]!r} is no id; use text without NUL, or a 64-bit integer")
 
 
-def naming_the_item(check: Callable[[Sequence[Item]], C], items: Sequence[Item], first: int = 0) -> C:
-    """The result of a check of items; its error names the first item at fault.
-
-    Args:
-        check: Checks some items.
-        items: All of them.
-        first: Position of the first of them among what the caller was given.
+def checked_in_chunks(items: Iterable[Item], size: int, check: Callable[[Sequence[Item]], C]) -> Iterator[C]:
+    """Results of a check of items, so many at a time.
 
     Raises:
-        StoreError: What `check` raised of one item alone, with its id and its `position`.
+        StoreError: What `check` raised of one item alone, with its id and its `position` among all.
     """
-    try:
-        return check(items)
-    except StoreError:
-        for position, item in enumerate(items, first):  # again one by one, to say which it was
-            try:
-                check([item])
-            except StoreError as error:
-                named = type(error)(f"item {item.id!r:.42}: {error}")
-                named.position = position
-                raise named from None
-        raise
+    supply, taken = iter(items), 0
+    while chunk := list(itertools.islice(supply, size)):
+        try:
+            checked = check(chunk)
+        except StoreError:
+            for position, item in enumerate(chunk, taken):  # again one by one, to say which it was
+                try:
+                    check([item])
+                except StoreError as error:
+                    named = type(error)(f"item {item.id!r:.42}: {error}")
+                    named.position = position
+                    raise named from None
+            raise
+        yield checked
+        taken += len(chunk)
 
 
 def check_items(items: Sequence[Item], dim: int) -> CheckedItems:
@@ -195,6 +197,22 @@ def _check_new_id(value: Any) -> ItemId:
     if isinstance(item_id, str) and len(item_id) > MOST_ID_CHARACTERS:
         raise StoreError(f"The id has {len(item_id)} characters; use at most {MOST_ID_CHARACTERS}")
     return item_id
+
+
+def is_name(text: str) -> bool:
+    """Whether a collection or an alias may be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
+def check_name(name: str, what: str = "collection name") -> str:
+    """Returns the name of a collection or an alias if it is usable.
+
+    Raises:
+        StoreError: It is not.
+    """
+    if not is_name(name):
+        raise StoreError(f"{name!r} is no {what}; use up to 64 letters, digits, '_', '-' or '.'")
+    return name
 
 
 def check_label(value: Any) -> str | None:
@@ -301,8 +319,30 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-class ByExamples:
-    """The part of a store that searches by examples: their vectors are read first, then searched by."""
+class BaseStore:
+    """What every store does alike, whatever its engine."""
+
+    _definition: Definition
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._definition.dim
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The model that made the vectors, if it was given."""
+        return self._definition.fingerprint
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        raise NotImplementedError
 
     def search_examples(
         self: Store,
@@ -311,7 +351,10 @@ class ByExamples:
         query: SearchQuery | int = DEFAULT_K,
         **options: Unpack[QueryArguments],
     ) -> SearchResult:
-        """Finds items like the positive and unlike the negative examples; see `Store.search_examples`."""
+        """Finds items like the positive and unlike the negative examples; see `Store.search_examples`.
+
+        The examples' vectors are read first, then searched by.
+        """
         query = SearchQuery.of(query, options)
         if len(positives) == 0:
             raise StoreError("There is no positive example; give at least one id or vector")

@@ -19,6 +19,7 @@ import numpy as np
 from serve.store import filters
 from serve.store.ann import flat
 from serve.store.database import Database, last_lsn
+from serve.store.filter_cache import FilterCache
 from serve.store.filters import Condition
 from serve.store.items import best_of_each_label, check_id
 from serve.store.recovery import CurrentVersion
@@ -44,35 +45,6 @@ class _VersionChanged(Exception):  # noqa: N818  (not an error: the search start
     """A write came between the look at the index and the look at the database."""
 
 
-class _View:
-    """The database at a version of the index; where another process writes, at that of the first look."""
-
-    def __init__(self, database: Database, version: Version, *, alone: bool) -> None:
-        self._database = database
-        self._version = version
-        self._alone = alone
-        self._opened = contextlib.ExitStack()
-        self._connection: sqlite3.Connection | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-    def connect(self) -> sqlite3.Connection:
-        """A connection that sees that version until the view is closed.
-
-        Raises:
-            _VersionChanged: The database is at another version.
-        """
-        if self._connection is None:
-            self._connection = self._opened.enter_context(self._database.read_transaction())
-            if self._alone and last_lsn(self._connection) != self._version.lsn:
-                raise _VersionChanged
-        return self._connection
-
-
 class QueryRunner:
     """Searches one collection.
 
@@ -88,7 +60,6 @@ class QueryRunner:
         self._current = current
         self._index = index
         self._threads = threads
-        self._alone = not database.read_only  # else another process writes, and only the database knows what
 
     def run(self, vectors: Vectors, query: SearchQuery) -> SearchResult:
         """Searches by vectors of shape (n, dim) and unit length; see `Store.search`."""
@@ -106,23 +77,12 @@ class QueryRunner:
     def _once(
         self, version: Version, vectors: Vectors, query: SearchQuery, condition: Condition
     ) -> SearchResult:
-        if len(vectors) == 1 and query.is_plain and self._alone:
+        if len(vectors) == 1 and query.is_plain and not self._database.read_only:
             result = self._nearest(version, vectors, query)
             if result is not None:
                 return result
-        with _View(self._database, version, alone=self._alone) as view:
-            masks = self._current.filters.masks(condition, version, view.connect)
-            excluded = NO_ROW_IDS
-            if query.exclude:
-                excluded = row_ids_of(view.connect(), [check_id(value) for value in query.exclude])
-            hits, plan = self._find(version, view, vectors, query, masks, excluded)
-            if query.group_by is not None:
-                further = partial(self._further, version, view, query, masks, excluded)
-                hits = [
-                    best_of_each_label(first, query, partial(further, vectors[at : at + 1]))
-                    for at, first in enumerate(hits)
-                ]
-        return SearchResult(hits, plan)
+        with _VersionSearch(self._database, self._current.filters, version, query, self._index) as search:
+            return search.run(vectors, condition)
 
     def _nearest(self, version: Version, vectors: Vectors, query: SearchQuery) -> SearchResult | None:
         """The search by one vector without conditions, straight from rows to their records.
@@ -154,67 +114,99 @@ class QueryRunner:
             del hits[query.k :]
         return SearchResult([hits], version.plan(plans, self._index))
 
-    def _find(
-        self,
-        version: Version,
-        view: _View,
-        vectors: Vectors,
-        query: SearchQuery,
-        masks: Sequence[Mask | None],
-        excluded: RowIds,
-    ) -> tuple[list[list[Hit]], SearchPlan]:
+
+class _VersionSearch:
+    """One search of one version, by any query.
+
+    All its looks at the database are at that version, or, where another process writes, at that of the first.
+    """
+
+    def __init__(
+        self, database: Database, masks: FilterCache, version: Version, query: SearchQuery, index: str
+    ) -> None:
+        self._database = database
+        self._filters = masks
+        self._version = version
+        self._query = query
+        self._index = index
+        self._excluded = NO_ROW_IDS
+        self._opened = contextlib.ExitStack()
+        self._connection: sqlite3.Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def run(self, vectors: Vectors, condition: Condition) -> SearchResult:
+        query = self._query
+        masks = self._filters.masks(condition, self._version, self._connect)
+        if query.exclude:
+            self._excluded = row_ids_of(self._connect(), [check_id(value) for value in query.exclude])
+        hits, plan = self._find(vectors, masks)
+        if query.group_by is not None:
+            hits = [
+                best_of_each_label(first, query, partial(self._further, vectors[at : at + 1], masks))
+                for at, first in enumerate(hits)
+            ]
+        return SearchResult(hits, plan)
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection that sees the version until the search ends.
+
+        Raises:
+            _VersionChanged: The database is at another version.
+        """
+        if self._connection is None:
+            self._connection = self._opened.enter_context(self._database.read_transaction())
+            if not self._database.read_only and last_lsn(self._connection) != self._version.lsn:
+                raise _VersionChanged
+        return self._connection
+
+    def _find(self, vectors: Vectors, masks: Sequence[Mask | None]) -> tuple[list[list[Hit]], SearchPlan]:
         """Hits of each vector among the rows that pass."""
-        most = query.k + len(excluded)
-        similarities, row_ids, plan = version.search(vectors, most, masks, query, self._index)
-        if len(excluded):
-            out = np.isin(row_ids, excluded)
+        query, most = self._query, self._query.k + len(self._excluded)
+        similarities, row_ids, plan = self._version.search(vectors, most, masks, query, self._index)
+        if len(self._excluded):
+            out = np.isin(row_ids, self._excluded)
             similarities, row_ids = flat.merge([(similarities, np.where(out, -1, row_ids))], query.k)
         if query.min_similarity is not None:
             row_ids = np.where(similarities < query.min_similarity, -1, row_ids)
-        found = self._records(version, view, row_ids, query)
-        return [self._hits(*row, found) for row in zip(similarities, row_ids, strict=True)], plan
+        records = self._records(row_ids)
+        hits = [
+            [
+                _hit(similarity, records[row_id])
+                for similarity, row_id in zip(line.tolist(), ids.tolist(), strict=True)
+                if row_id in records
+            ]
+            for line, ids in zip(similarities, row_ids, strict=True)
+        ]
+        return hits, plan
 
     def _further(
-        self,
-        version: Version,
-        view: _View,
-        query: SearchQuery,
-        masks: Sequence[Mask | None],
-        excluded: RowIds,
-        vector: Vectors,
-        labels: list[str],
-        ids: list[ItemId],
+        self, vector: Vectors, masks: Sequence[Mask | None], labels: list[str], ids: list[ItemId]
     ) -> list[Hit]:
         """Hits of one vector, of shape (1, dim), outside these labels and ids."""
         seen = filters.condition({"or": [{"label": {"in": labels}}, {"id": {"in": ids}}]})
         rest = [
             ~out if mask is None else mask & ~out
-            for mask, out in zip(masks, self._current.filters.masks(seen, version, view.connect), strict=True)
+            for mask, out in zip(masks, self._filters.masks(seen, self._version, self._connect), strict=True)
             if out is not None
         ]
-        return self._find(version, view, vector, query, rest, excluded)[0][0]
+        return self._find(vector, rest)[0][0]
 
-    def _records(
-        self, version: Version, view: _View, row_ids: RowIds, query: SearchQuery
-    ) -> dict[int, list[Any]]:
-        """Of each hit by row id: its id and, if they are wanted, label and metadata."""
-        if not self._alone:
+    def _records(self, row_ids: RowIds) -> dict[int, list[Any]]:
+        """Of each hit by row id: its item's id and, if they are wanted, label and metadata."""
+        if self._database.read_only:  # another process writes, and only the database knows what
             found: dict[int, list[Any]] = {}
             others: list[int] = np.unique(row_ids[row_ids >= 0]).tolist()
         else:
-            ids_only = not (query.with_metadata or query.group_by)
-            found, others = version.records(row_ids, ids_only=ids_only)
+            ids_only = not (self._query.with_metadata or self._query.group_by)
+            found, others = self._version.records(row_ids, ids_only=ids_only)
         if others:
-            found.update(read_records(view.connect(), others))
+            found.update(read_records(self._connect(), others))
         return found
-
-    def _hits(self, similarities: Vectors, row_ids: RowIds, found: dict[int, list[Any]]) -> list[Hit]:
-        hits = []
-        for similarity, row_id in zip(similarities.tolist(), row_ids.tolist(), strict=True):
-            record = found.get(row_id)
-            if record is not None:
-                hits.append(_hit(similarity, record))
-        return hits
 
 
 def _hit(similarity: float, record: list[Any]) -> Hit:

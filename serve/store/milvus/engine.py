@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from serve.store.items import check_name, is_name
 from serve.store.milvus.capabilities import LITE, capabilities
 from serve.store.types import StoreError, StoreLocked, StoreMissing, StoreUnreachable
 
@@ -23,7 +24,6 @@ TOKEN = "KINDRED_MILVUS_TOKEN"  # noqa: S105  (the variable's name, not a token)
 _SCHEMES = ("file", "milvus", "http", "https")
 _PORT = 19530
 _DATABASE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
-_OURS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PREFIX = "kindred_"
 # Of the characters that no name inside Milvus may hold.
 _WRITTEN = {"_": "__", "-": "_d", ".": "_p"}
@@ -98,17 +98,6 @@ def parse_address(text: str) -> Address:
     return Address(text, server=f"{plain}://{host}:{port}", database=database)
 
 
-def check_name(name: str, what: str = "collection name") -> str:
-    """Returns a usable name.
-
-    Raises:
-        StoreError: It is not.
-    """
-    if not _OURS.fullmatch(name):
-        raise StoreError(f"{name!r} is no {what}; use up to 64 letters, digits, '_', '-' or '.'")
-    return name
-
-
 def milvus_name(name: str) -> str:
     """The name inside Milvus; different names stay different."""
     return _PREFIX + re.sub(r"[_.-]", lambda found: _WRITTEN[found[0]], check_name(name))
@@ -119,7 +108,7 @@ def our_name(name: str) -> str | None:
     if not name.startswith(_PREFIX):
         return None
     plain = re.sub(r"_[_dp]", lambda found: _READ[found[0]], name.removeprefix(_PREFIX))
-    return plain if _OURS.fullmatch(plain) and milvus_name(plain) == name else None
+    return plain if is_name(plain) and milvus_name(plain) == name else None
 
 
 class Engine:

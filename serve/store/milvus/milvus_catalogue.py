@@ -7,7 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
-from serve.store.milvus.engine import Engine, check_name, milvus_name, our_name, parse_address
+from serve.store.items import check_name
+from serve.store.milvus.engine import Engine, milvus_name, our_name, parse_address
 from serve.store.milvus.schema import create_collection, open_collection
 from serve.store.milvus.store import Consistency, MilvusStore
 from serve.store.types import StoreError, StoreMissing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import threading
 import time
@@ -13,12 +12,12 @@ from typing import Any, Literal, Self, Unpack
 from serve.store import filters
 from serve.store.files import bytes_below
 from serve.store.items import (
-    ByExamples,
+    BaseStore,
     check_id,
     check_patch,
+    checked_in_chunks,
     merged,
     metadata_text,
-    naming_the_item,
     unit_rows,
 )
 from serve.store.milvus.engine import Engine, parse_address
@@ -68,7 +67,7 @@ _INDEX = "kindred_payload_"  # as existing collections have it
 _EVERYTHING = ("vector", "label", "metadata", "facets", "sequence", "thumbnail")
 
 
-class MilvusStore(ByExamples):
+class MilvusStore(BaseStore):
     """A collection in Milvus; see `serve.store.types.Store` for what it does, docs/store.md for what
     differs.
 
@@ -81,6 +80,7 @@ class MilvusStore(ByExamples):
     """
 
     in_process = False
+    _definition: MilvusDefinition
 
     def __init__(self, engine: Engine, definition: MilvusDefinition, *, owned: bool = False) -> None:
         self._engine = engine
@@ -171,26 +171,10 @@ class MilvusStore(ByExamples):
             definition = create_collection(engine, collection, dim, fingerprint, index, consistency)
         return cls(engine, definition, owned=owned)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def name(self) -> str:
         """The collection's own name."""
         return self._definition.name
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self._definition.dim
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The model that made the vectors, if it was given."""
-        return self._definition.fingerprint
 
     @property
     def index(self) -> str:
@@ -204,19 +188,16 @@ class MilvusStore(ByExamples):
         in the middle may have stored a part of them.
         """
         self._definition.check_fingerprint(fingerprint)
-        written = taken = 0
-        supply = iter(items)
-        while chunk := list(itertools.islice(supply, _CHECKED_AT_ONCE)):
-            checked = naming_the_item(lambda some: checked_rows(some, self.dim), chunk, taken)
-            taken += len(chunk)
+        written = 0
+        for chunk in checked_in_chunks(items, _CHECKED_AT_ONCE, lambda some: checked_rows(some, self.dim)):
             self._open()
             with self._writing:
-                first = self._lsns.take(len(checked))
-                for number, row in enumerate(checked, first):
-                    row["sequence"] = number
-                for message in messages(checked):
+                first = self._lsns.take(len(chunk))
+                for lsn, row in enumerate(chunk, first):
+                    row["sequence"] = lsn
+                for message in messages(chunk):
                     self._engine.call("upsert", self._definition.inside, message)
-            written += len(checked)
+            written += len(chunk)
         return written
 
     def update(self, item_id: ItemId, changes: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Scans on a device against the CPU's; a machine without a GPU stands in for one with torch's CPU device."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,32 @@ def test_a_named_device_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("auto", "cuda:1"):
         FaissStore.open(tmp_path / "store", tuning=Tuning(device=name)).close()
     assert copied == ["cuda", "cuda:1"]
+
+
+def test_a_store_on_the_cpu_imports_no_torch(tmp_path: Path) -> None:
+    """On a machine without NVIDIA's driver none is needed for device="auto" either."""
+    code = f"""
+import importlib, pkgutil, sys
+import numpy as np
+import serve.store
+from serve.store.ann import device
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.types import Item
+
+for module in pkgutil.walk_packages(serve.store.__path__, "serve.store."):
+    importlib.import_module(module.name)
+device.LEAST_ROWS = 10
+for name in ("cpu", "auto"):
+    device._has_driver = lambda: False
+    with FaissStore.open({str(tmp_path)!r} + "/" + name, dim=4, tuning=Tuning(device=name)) as store:
+        store.upsert(Item(row, np.arange(1, 5) + row) for row in range(20))
+        store.flush()
+        assert store.search(np.ones(4), 3).hits[0]
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_store_searches_its_segments_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
