@@ -84,7 +84,6 @@ class SegmentFolder:
         self._place = place
         self._folder = place / "segments"
         self._database = database
-        self._store_id = database.store_id
         self._dim = dim
         self._effort = effort
         self._device = device
@@ -119,7 +118,7 @@ class SegmentFolder:
                 (self._place / "manifest.json").unlink()
                 sync_folder(self._place)
         if not read_only:
-            self.clean(set(entries))
+            self._clean(set(entries))
         return segments, entries
 
     def map(self, entry: SegmentEntry) -> Segment:
@@ -218,15 +217,15 @@ class SegmentFolder:
         """Makes these the segments that count, all writes up to an LSN in them, and deletes all others."""
         body = {
             "format": FORMAT,
-            "store_id": self._store_id,
+            "store_id": self._database.store_id,
             "sequence": flushed,
             "segments": [asdict(entry) for entry in entries],
         }
         text = json.dumps({"checksum": _checksum(body), "body": body}, indent=1)
         replace_file(self._place / "manifest.json", text.encode())
-        self.clean({entry.name for entry in entries})
+        self._clean({entry.name for entry in entries})
 
-    def clean(self, keep: set[str]) -> None:
+    def _clean(self, keep: set[str]) -> None:
         """Deletes segments that are not to be kept. Mapped ones stay readable to who holds them."""
         if self._folder.is_dir():
             for folder in self._folder.iterdir():
@@ -251,7 +250,7 @@ class SegmentFolder:
             return {}
         except (ValueError, KeyError, TypeError, OSError):
             sound = False
-        if not sound or body["store_id"] != self._store_id:
+        if not sound or body["store_id"] != self._database.store_id:
             _log.warning("%s is damaged or another store's; rebuilding from the database", self._place)
             return {}
         return body

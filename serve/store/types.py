@@ -317,7 +317,7 @@ class Store(Protocol):
         """
 
     def update(self, item_id: ItemId, changes: Mapping[str, Any]) -> None:
-        """WriteBatch label and metadata in part, leaving vector and thumbnail.
+        """Changes label and metadata in part, leaving vector and thumbnail.
 
         Args:
             item_id: Which item.
