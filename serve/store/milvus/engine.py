@@ -121,6 +121,7 @@ class Engine:
 
     Attributes:
         can: What this engine can do.
+        pymilvus: The client's package, for schemas and data types.
 
     Raises:
         StoreUnreachable: The server does not answer.
@@ -130,7 +131,7 @@ class Engine:
 
     def __init__(self, address: Address, *, token: str = "", timeout: float = 30.0) -> None:
         self.address = address
-        self._pymilvus = _pymilvus()
+        self.pymilvus = _pymilvus()
         # milvus-lite loses sight of rows for a moment while it writes a segment, and takes one writer at a
         # time.
         self._turn = threading.RLock() if address.embedded else contextlib.nullcontext()
@@ -138,7 +139,7 @@ class Engine:
         self._embedded = _Embedded(address.folder) if address.folder is not None else None
         try:
             with self._said_plainly():
-                self._client = self._pymilvus.MilvusClient(
+                self._client = self.pymilvus.MilvusClient(
                     uri=self._embedded.uri if self._embedded else address.server,
                     token=token,
                     db_name=address.database,
@@ -150,11 +151,6 @@ class Engine:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def pymilvus(self) -> Any:
-        """The client's package, for schemas and data types."""
-        return self._pymilvus
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Calls a method of the client.
@@ -179,7 +175,7 @@ class Engine:
         """Turns the client's errors into ours, one line each."""
         try:
             yield
-        except self._pymilvus.MilvusException as error:
+        except self.pymilvus.MilvusException as error:
             raise self._translated(error.code, str(error.message)) from error
         except ValueError as error:  # "Cannot invoke RPC on closed channel!"
             if "closed" not in str(error):

@@ -30,62 +30,6 @@ from serve.store.types import (
     Vectors,
 )
 
-
-class LsnCounter:
-    """Counts the writes of one collection. Not thread-safe: the store calls it under its lock for writes.
-
-    Milvus has no such counter. This one continues from the highest number in the collection; before each
-    write to a server it looks whether other processes have gone further. Two that write at the very same
-    moment may take the same number, which readers expect.
-    """
-
-    def __init__(self, engine: Engine, inside: str) -> None:
-        self._engine = engine
-        self._inside = inside
-        self._last: int | None = None
-
-    def last(self) -> int:
-        """Number of the last write that this process knows of or can see."""
-        if self._last is None:
-            # Numbers are distinct, so the highest is at least the number of items.
-            self._last = self._highest(int(self._count()))
-        elif not self._engine.can.embedded:
-            self._last = self._highest(self._last)
-        return self._last
-
-    def take(self, count: int) -> int:
-        """Reserves `count` numbers in a row; returns the first."""
-        first = self.last() + 1
-        self._last = first + count - 1
-        return first
-
-    def _highest(self, low: int) -> int:
-        """The highest number in the collection, or `low` where none is above it."""
-        step = 1
-        while self._any_above(low + step - 1):
-            low, step = low + step, 2 * step
-        # Nothing is above low + step - 1; `low` itself is taken or was given.
-        high = low + step - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._any_above(middle):
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _any_above(self, bound: int) -> bool:
-        found = self._engine.call(
-            "query", self._inside, filter=f"sequence > {bound}", output_fields=["id"], limit=1
-        )
-        return len(found) > 0
-
-    def _count(self) -> int:
-        return int(
-            self._engine.call("query", self._inside, filter="", output_fields=["count(*)"])[0]["count(*)"]
-        )
-
-
 MOST_ROWS = 16_384
 """Most rows that Milvus returns for one query or search."""
 
@@ -120,6 +64,10 @@ class RowReader:
         """Number of rows that pass."""
         answer = self._engine.call("query", self._inside, filter=condition, output_fields=["count(*)"])
         return int(answer[0]["count(*)"])
+
+    def any_above(self, lsn: int) -> bool:
+        """Whether a row was written after that LSN."""
+        return bool(self._query(f"sequence > {lsn}", ["id"], 1))
 
     def after(self, number: int, limit: int, condition: str, fields: Sequence[str]) -> list[Row]:
         """The first `limit` rows written after `number`, ascending; `sequence` is among their fields.
@@ -179,6 +127,50 @@ def _first(rows: list[Row], count: int) -> list[Row]:
     while end < len(rows) and rows[end]["sequence"] == rows[count - 1]["sequence"]:
         end += 1
     return rows[:end]
+
+
+class LsnCounter:
+    """Counts the writes of one collection. Not thread-safe: the store calls it under its lock for writes.
+
+    Milvus has no such counter. This one continues from the highest number in the collection; before each
+    write to a server it looks whether other processes have gone further. Two that write at the very same
+    moment may take the same number, which readers expect.
+    """
+
+    def __init__(self, reader: RowReader, *, alone: bool) -> None:
+        self._reader = reader
+        self._alone = alone
+        self._last: int | None = None
+
+    def last(self) -> int:
+        """Number of the last write that this process knows of or can see."""
+        if self._last is None:
+            # Numbers are distinct, so the highest is at least the number of items.
+            self._last = self._highest(self._reader.count(""))
+        elif not self._alone:
+            self._last = self._highest(self._last)
+        return self._last
+
+    def take(self, count: int) -> int:
+        """Reserves `count` numbers in a row; returns the first."""
+        first = self.last() + 1
+        self._last = first + count - 1
+        return first
+
+    def _highest(self, low: int) -> int:
+        """The highest number in the collection, or `low` where none is above it."""
+        step = 1
+        while self._reader.any_above(low + step - 1):
+            low, step = low + step, 2 * step
+        # Nothing is above low + step - 1; `low` itself is taken or was given.
+        high = low + step - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self._reader.any_above(middle):
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
 
 # Numbers that an exact search over an approximate index may fetch: 256 MiB of float32.

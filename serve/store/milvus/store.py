@@ -88,8 +88,8 @@ class MilvusStore(BaseStore):
         self._owned = owned
         self._closed = False
         self._writing = threading.RLock()
-        self._lsns = LsnCounter(engine, definition.inside)
         self._reader = RowReader(engine, definition.inside, self._last)
+        self._lsns = LsnCounter(self._reader, alone=engine.can.embedded)
         self._searcher = MilvusSearcher(engine, definition, self._reader)
 
     @classmethod
