@@ -25,7 +25,7 @@ Vector = Sequence[float]
 
 
 class Options(SearchArguments, total=False):
-    """The keyword arguments of every search; :class:`serve.store.protocol.SearchQuery` explains those above.
+    """The keyword arguments of every search; :class:`serve.store.types.SearchQuery` explains those above.
 
     Attributes:
         label: Only items with this label.

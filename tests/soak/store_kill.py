@@ -150,7 +150,7 @@ def main() -> None:
     # Writers are forked from a process that has imported everything and done nothing: imports would take
     # longer than most of them live.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["serve.store.faiss_store"])
+    processes.set_forkserver_preload(["serve.store.collection"])
     rng = random.Random(options.seed)
     writes = 0
     with tempfile.TemporaryDirectory(prefix="kindred-store-") as name:
