@@ -20,7 +20,7 @@ from models.bundle import Bundle
 from models.errors import InputError
 from serve.server import bind, run
 from serve.settings import Settings
-from serve.store.faiss_store import FaissStore
+from serve.store.collection import FaissStore
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

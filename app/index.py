@@ -20,7 +20,7 @@ from models.bundle import Bundle
 from models.errors import InputError
 from models.preprocess import ImageError, decode_image
 from serve.embedding.decode import jpeg_thumbnail
-from serve.store.protocol import Item
+from serve.store.types import Item
 
 app = App(name="index", help="Put images, or embeddings of them, into a store that can be searched.")
 app.command("app.index_copy:copy", help="Copy a collection to another store, and check the copy")
@@ -116,7 +116,7 @@ def fill_store(
                 progress.update(task, completed=start + len(chunk))
         finally:
             # After Ctrl-C as well: what was embedded stays, and the next start finds it quickly.
-            store.snapshot()
+            store.flush()
             console.print(
                 f"{stored} images indexed, {len(broken)} broken ones skipped, {store.count()} in the store"
             )

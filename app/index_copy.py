@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.errors import InputError
-from serve.store.opening import open_store
-from serve.store.protocol import Item, Store, Unsupported
+from serve.store.catalogue import open_store
+from serve.store.types import Item, Store, Unsupported
 
 # Items read, compared and written at a time.
 PAGE = 1000
@@ -100,12 +100,12 @@ def copy_items(old: Store, new: Store, console: Console, *, sample: int = 256, s
             if page.next is None:
                 break
             after = page.next
-    for name in old.stats().payload_indexes:
+    for name in old.stats().field_indexes:
         try:
-            new.create_payload_index(name)
+            new.create_field_index(name)
         except Unsupported as error:
             console.print(f"filters on {name}: {error}", markup=False)
-    new.snapshot()
+    new.flush()
     _check(old, new, drawn, outcome)
     return outcome
 

@@ -9,10 +9,10 @@ from models.bundle import usable_device
 from models.errors import InputError
 from serve.client import Client, ServiceError
 from serve.client.remote import RemoteCollection
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.milvus.address import TOKEN, is_address
-from serve.store.protocol import Item, ItemId
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.milvus.engine import TOKEN, is_address
+from serve.store.types import Item, ItemId
 
 
 class Target(Protocol):
@@ -27,8 +27,8 @@ class Target(Protocol):
     def count(self) -> int:
         """Number of items."""
 
-    def snapshot(self) -> None:
-        """Make the next start quick."""
+    def flush(self) -> None:
+        """Write what is in memory alone to the index on disk, so that the next start is quick."""
 
 
 @contextmanager

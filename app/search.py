@@ -12,7 +12,7 @@ from models.errors import InputError
 from models.preprocess import DecodeLimits, decode_image
 from serve.client import Client, ServiceError
 from serve.schemas import Neighbour
-from serve.store.protocol import DEFAULT_K
+from serve.store.types import DEFAULT_K
 
 TILE = 160
 

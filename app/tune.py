@@ -26,7 +26,7 @@ from app.evaluate.index_figures import (
 from app.evaluate.sizes import parse_size
 from models.errors import InputError
 from models.metrics.inputs import as_unit_vectors
-from serve.store.faiss_store import FaissStore
+from serve.store.collection import FaissStore
 
 RESCORED = 10  # candidates a neighbour that RFlat scores again by full vectors
 TRAINING_POINTS = 39  # vectors a cell that faiss wants for k-means

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from serve.store.protocol import SearchQuery
+from serve.store.types import SearchQuery
 
 if TYPE_CHECKING:
     from serve.embedding import Embedded, EmbeddingPipeline
     from serve.searching import StoreThreads
-    from serve.store.protocol import Store
+    from serve.store.types import Store
 
 
 def canary_image(side: int = 32) -> bytes:

@@ -4,8 +4,8 @@ from typing import Protocol
 
 from models.errors import InputError
 from serve.store.catalogue import Catalogue
-from serve.store.milvus.catalogue import MilvusCatalogue
-from serve.store.protocol import Store, StoreMissing
+from serve.store.milvus.milvus_catalogue import MilvusCatalogue
+from serve.store.types import Store, StoreMissing
 
 
 class Collections(Protocol):

@@ -7,7 +7,7 @@ import numpy as np
 
 from serve.observability import log
 from serve.service import Service
-from serve.store.protocol import Store, Unsupported, Vectors
+from serve.store.types import Store, Unsupported, Vectors
 
 K = 10
 SAMPLES = 16

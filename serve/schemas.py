@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from serve.problems import Problem
-from serve.store.protocol import DEFAULT_K, MOST_EFFORT, ItemId, SearchQuery
+from serve.store.types import DEFAULT_K, MOST_EFFORT, ItemId, SearchQuery
 
 Id = Annotated[str, Meta(min_length=1, max_length=1024)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
@@ -136,7 +136,7 @@ class Neighbour(Struct, kw_only=True):
 
 
 class Plan(Struct, kw_only=True):
-    """How the search was carried out, see :class:`serve.store.protocol.SearchPlan`."""
+    """How the search was carried out, see :class:`serve.store.types.SearchPlan`."""
 
     strategy: str
     candidates: int | None
@@ -378,7 +378,11 @@ class Model(Struct, kw_only=True):
 
 
 class CollectionStats(Struct):
-    """A collection, and its figures where it is open; see :class:`serve.store.protocol.StoreStats`."""
+    """A collection, and its figures where it is open; see :class:`serve.store.types.StoreStats`.
+
+    The last four fields are earlier names of `lsn`, `memtable`, `flushed_lsn` and `field_indexes`; the next
+    version leaves them out.
+    """
 
     name: str
     state: Literal["open", "closed", "damaged"]
@@ -386,14 +390,18 @@ class CollectionStats(Struct):
     dim: int | None = None
     fingerprint: str | None = None
     index: str | None = None
-    sequence: int | None = None
+    lsn: int | None = None
     segments: int | None = None
-    head: int | None = None
+    memtable: int | None = None
     dead: int | None = None
-    snapshot_sequence: int | None = None
+    flushed_lsn: int | None = None
     disk_bytes: int | None = None
-    payload_indexes: list[str] | None = None
+    field_indexes: list[str] | None = None
     trouble: str | None = None
+    sequence: int | None = None
+    head: int | None = None
+    snapshot_sequence: int | None = None
+    payload_indexes: list[str] | None = None
 
 
 class CollectionList(Struct, kw_only=True):
@@ -420,7 +428,7 @@ class NewCollection(Struct, kw_only=True, forbid_unknown_fields=True):
     index: Annotated[str, Meta(max_length=128)] | None = None
 
 
-class NewPayloadIndex(Struct, kw_only=True, forbid_unknown_fields=True):
+class NewFieldIndex(Struct, kw_only=True, forbid_unknown_fields=True):
     """The field whose filters shall be fast (or no longer): "label" or "metadata.NAME"."""
 
     field: Annotated[str, Meta(min_length=1, max_length=256)]

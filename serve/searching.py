@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.embedding.batcher import MicroBatcher
-from serve.store.protocol import SearchQuery, SearchResult, Store
+from serve.store.types import SearchQuery, SearchResult, Store
 from serve.threads import enter_worker
 
 R = TypeVar("R")

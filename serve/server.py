@@ -18,9 +18,9 @@ from serve.embedding.network import load_bundle
 from serve.observability import configure_logging, log
 from serve.service import Service
 from serve.settings import Settings
-from serve.store.definition import Tuning
-from serve.store.opening import open_catalogue
-from serve.store.protocol import FingerprintMismatch, Store
+from serve.store.catalogue import open_catalogue
+from serve.store.database import Tuning
+from serve.store.types import FingerprintMismatch, Store
 
 
 def run(

@@ -14,7 +14,7 @@ from serve.embedding.network import load_bundle
 from serve.observability import Metrics, RequestLog, log
 from serve.searching import StoreThreads
 from serve.settings import Settings
-from serve.store.protocol import FingerprintMismatch, Store, StoreError
+from serve.store.types import FingerprintMismatch, Store, StoreError
 from serve.threads import set_policy
 from serve.uploads import Uploads
 

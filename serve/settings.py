@@ -15,7 +15,7 @@ from pydantic_settings import (
 )
 
 from models.errors import InputError
-from serve.store.milvus.address import is_address, parse_address
+from serve.store.milvus.engine import is_address, parse_address
 
 
 def _store_place(value: object) -> object:

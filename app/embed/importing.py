@@ -13,7 +13,7 @@ from app.embed.plan import Plan, read_manifest, read_plan
 from app.embed.shards import ID, LABEL, PREFIX, VECTOR, read_batches
 from app.index_target import Target
 from models.errors import InputError
-from serve.store.protocol import Item
+from serve.store.types import Item
 
 # Items a transaction: stores take up to 20,000 as one, and no more than these are in memory.
 CHUNK = 16_384
@@ -62,7 +62,7 @@ def import_embeddings(store: Target, folder: Path, plan: Plan, *, refresh: bool 
         finally:
             # After Ctrl-C as well: what was stored stays, and the next start finds it quickly.
             seconds = time.perf_counter() - started
-            store.snapshot()
+            store.flush()
             if stored < seen:
                 console.print(f"{seen - stored:,} of {total:,} items were in the store already")
             console.print(

@@ -9,8 +9,8 @@ from app.evaluate.index_figures import Vectors, build, exact_neighbours, figures
 from app.evaluate.run import Evaluation
 from models.errors import InputError
 from models.metrics.inputs import as_unit_vectors
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
 
 QUERIES = 1000
 

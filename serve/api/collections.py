@@ -19,11 +19,11 @@ from serve.schemas import (
     Labels,
     Model,
     NewCollection,
-    NewPayloadIndex,
+    NewFieldIndex,
     Reload,
 )
 from serve.service import Service
-from serve.store.protocol import Store, StoreError
+from serve.store.types import Store, StoreError
 
 router = APIRouter(prefix="/v1", tags=["collections"])
 
@@ -42,14 +42,18 @@ def figures(name: str, store: Store) -> CollectionStats:
         dim=stats.dim,
         fingerprint=stats.fingerprint,
         index=stats.index,
-        sequence=stats.sequence,
+        lsn=stats.lsn,
         segments=stats.segments,
-        head=stats.head,
+        memtable=stats.memtable,
         dead=stats.dead,
-        snapshot_sequence=stats.snapshot_sequence,
+        flushed_lsn=stats.flushed_lsn,
         disk_bytes=stats.disk_bytes,
-        payload_indexes=list(stats.payload_indexes),
+        field_indexes=list(stats.field_indexes),
         trouble=stats.trouble,
+        sequence=stats.lsn,
+        head=stats.memtable,
+        snapshot_sequence=stats.flushed_lsn,
+        payload_indexes=list(stats.field_indexes),
     )
 
 
@@ -123,18 +127,26 @@ async def delete_collection(request: Request, name: str) -> Response:
     "/payload-indexes",
     summary="Make filters on a field fast",
     dependencies=_WRITE,
+    deprecated=True,
     responses=answers(CollectionStats),
-    openapi_extra=json_body(NewPayloadIndex),
+    openapi_extra=json_body(NewFieldIndex),
 )
-async def create_payload_index(request: Request) -> Response:
+@router.post(
+    "/field-indexes",
+    summary="Make filters on a field fast",
+    dependencies=_WRITE,
+    responses=answers(CollectionStats),
+    openapi_extra=json_body(NewFieldIndex),
+)
+async def create_field_index(request: Request) -> Response:
     """Index `label` or `metadata.NAME` for filters; one that exists is left alone."""
     service = service_of(request)
-    body = await read_json(request, NewPayloadIndex)
+    body = await read_json(request, NewFieldIndex)
     name = body.collection or service.settings.collection
     store = await service.store(name)
 
     def create() -> CollectionStats:
-        store.create_payload_index(body.field)
+        store.create_field_index(body.field)
         return figures(name, store)
 
     return reply(await service.threads.change(create))
@@ -144,18 +156,26 @@ async def create_payload_index(request: Request) -> Response:
     "/payload-indexes",
     summary="Remove a field's index",
     dependencies=_WRITE,
+    deprecated=True,
     responses=answers(CollectionStats),
-    openapi_extra=query_parameters(form_fields(NewPayloadIndex)),
+    openapi_extra=query_parameters(form_fields(NewFieldIndex)),
 )
-async def drop_payload_index(request: Request) -> Response:
+@router.delete(
+    "/field-indexes",
+    summary="Remove a field's index",
+    dependencies=_WRITE,
+    responses=answers(CollectionStats),
+    openapi_extra=query_parameters(form_fields(NewFieldIndex)),
+)
+async def drop_field_index(request: Request) -> Response:
     """Filters on the field pass the same items as before; one that does not exist is no error."""
     service = service_of(request)
-    fields = fields_as(dict(request.query_params), NewPayloadIndex)
+    fields = fields_as(dict(request.query_params), NewFieldIndex)
     name = fields.collection or service.settings.collection
     store = await service.store(name)
 
     def drop() -> CollectionStats:
-        store.drop_payload_index(fields.field)
+        store.drop_field_index(fields.field)
         return figures(name, store)
 
     return reply(await service.threads.change(drop))

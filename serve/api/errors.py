@@ -11,7 +11,7 @@ from models.errors import InputError
 from models.preprocess import ImageError
 from serve.problems import MEDIA_TYPE, Problem
 from serve.settings import Settings
-from serve.store.protocol import (
+from serve.store.types import (
     DimensionMismatch,
     DiskFull,
     FilterError,

@@ -19,7 +19,7 @@ from serve.auth import write_key
 from serve.observability import log
 from serve.problems import Problem
 from serve.schemas import CollectionName, ImportProgress, NewItem
-from serve.store.protocol import Store, StoreError
+from serve.store.types import Store, StoreError
 from serve.uploads import IMPORT_PATH
 
 router = APIRouter(tags=["items"])

@@ -44,7 +44,7 @@ from serve.schemas import (
     with_label,
 )
 from serve.service import Service
-from serve.store.protocol import Item, ItemMissing
+from serve.store.types import Item, ItemMissing
 
 _READ = [Depends(read_key)]
 _WRITE = [Depends(write_key)]

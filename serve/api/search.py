@@ -27,7 +27,7 @@ from serve.schemas import (
     parse_id,
 )
 from serve.service import Service
-from serve.store.protocol import DEFAULT_K, SearchQuery
+from serve.store.types import DEFAULT_K, SearchQuery
 
 router = APIRouter(prefix="/v1", tags=["search"], dependencies=[Depends(read_key)])
 

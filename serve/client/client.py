@@ -121,8 +121,11 @@ class Client:
     create_collection = _blocking(requests.create_collection)
     delete_collection = _blocking(requests.delete_collection)
     set_alias = _blocking(requests.set_alias)
-    create_payload_index = _blocking(requests.create_payload_index)
-    drop_payload_index = _blocking(requests.drop_payload_index)
+    create_field_index = _blocking(requests.create_field_index)
+    drop_field_index = _blocking(requests.drop_field_index)
+    # Their earlier names, for one more version.
+    create_payload_index = create_field_index
+    drop_payload_index = drop_field_index
     stats = _blocking(requests.stats)
     labels = _blocking(requests.labels)
 
@@ -237,8 +240,11 @@ class AsyncClient:
     create_collection = _awaiting(requests.create_collection)
     delete_collection = _awaiting(requests.delete_collection)
     set_alias = _awaiting(requests.set_alias)
-    create_payload_index = _awaiting(requests.create_payload_index)
-    drop_payload_index = _awaiting(requests.drop_payload_index)
+    create_field_index = _awaiting(requests.create_field_index)
+    drop_field_index = _awaiting(requests.drop_field_index)
+    # Their earlier names, for one more version.
+    create_payload_index = create_field_index
+    drop_payload_index = drop_field_index
     stats = _awaiting(requests.stats)
     labels = _awaiting(requests.labels)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from serve.client.client import Client
 from serve.client.errors import ServiceError
 from serve.schemas import ItemDocument, NewItem
-from serve.store.protocol import Item, ItemId
+from serve.store.types import Item, ItemId
 
 
 class RemoteCollection:
@@ -60,5 +60,5 @@ class RemoteCollection:
         """Number of items."""
         return self._client.stats(collection=self._name).items or 0
 
-    def snapshot(self) -> None:
-        """Nothing to do: a service brings its snapshots up to date by itself."""
+    def flush(self) -> None:
+        """Nothing to do: a service flushes by itself."""

@@ -16,7 +16,7 @@ from serve import schemas
 from serve.client.errors import ServiceError, refusal_of
 from serve.client.importing import progress_of
 from serve.schemas import BatchAnswer, CollectionList, CollectionStats, ItemDocument, SearchAnswer, format_id
-from serve.store.protocol import DEFAULT_K, ItemId, SearchArguments
+from serve.store.types import DEFAULT_K, ItemId, SearchArguments
 
 A = TypeVar("A")
 
@@ -25,7 +25,7 @@ Vector = Sequence[float]
 
 
 class Options(SearchArguments, total=False):
-    """The keyword arguments of every search; :class:`serve.store.protocol.SearchQuery` explains those above.
+    """The keyword arguments of every search; :class:`serve.store.types.SearchQuery` explains those above.
 
     Attributes:
         label: Only items with this label.
@@ -307,16 +307,16 @@ def set_alias(alias: str, collection: str | None) -> Call[CollectionList]:
     return Call("PUT", f"/v1/aliases/{quote(alias, safe='')}", _as(CollectionList), content=body)
 
 
-def create_payload_index(field: str, *, collection: str | None = None) -> Call[CollectionStats]:
+def create_field_index(field: str, *, collection: str | None = None) -> Call[CollectionStats]:
     """Make filters on "label" or "metadata.NAME" fast."""
     given = {"field": field, "collection": collection}
-    return _json("POST", "/v1/payload-indexes", _as(CollectionStats), given)
+    return _json("POST", "/v1/field-indexes", _as(CollectionStats), given)
 
 
-def drop_payload_index(field: str, *, collection: str | None = None) -> Call[CollectionStats]:
-    """Undo :func:`create_payload_index`."""
+def drop_field_index(field: str, *, collection: str | None = None) -> Call[CollectionStats]:
+    """Undo :func:`create_field_index`."""
     params = _fields({"field": field, "collection": collection})
-    return Call("DELETE", "/v1/payload-indexes", _as(CollectionStats), params)
+    return Call("DELETE", "/v1/field-indexes", _as(CollectionStats), params)
 
 
 def stats(*, collection: str | None = None) -> Call[CollectionStats]:

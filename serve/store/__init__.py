@@ -1,1 +1,1 @@
-"""Durable stores of embeddings: `protocol` says what a store does, `faiss_store` is the embedded one."""
+"""Durable stores of embeddings: `types` says what a store does, `collection` has the embedded one."""

@@ -1,18 +1,22 @@
-"""Several collections in one folder, and aliases that move from one to another at once.
+"""Several collections in one folder, and aliases that move from one to another at once; opening by address.
 
 A new collection is built beside the old one, and then the alias that users search by is pointed at it.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Self
 
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.folder import StoreFolder
-from serve.store.protocol import StoreError
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.files import StoreFolder
+from serve.store.milvus.engine import TOKEN, is_address
+from serve.store.milvus.milvus_catalogue import MilvusCatalogue
+from serve.store.milvus.store import Consistency, MilvusStore
+from serve.store.types import StoreError
 
 _DEFAULT = Tuning()
 
@@ -130,3 +134,68 @@ class Catalogue:
             while self._open:
                 self._open.popitem()[1].close()
             self._folder.release()
+
+
+def open_store(
+    place: str | Path,
+    dim: int | None = None,
+    fingerprint: str | None = None,
+    index: str | None = None,
+    *,
+    collection: str = "default",
+    create: bool = True,
+    read_only: bool = False,
+) -> FaissStore | MilvusStore:
+    """Opens (or creates) one collection.
+
+    Args:
+        place: A folder, `file:PATH` (milvus-lite) or `milvus://HOST[:PORT][/DATABASE]`; the token of a server
+            comes from the environment variable KINDRED_MILVUS_TOKEN.
+        dim: Length of a vector; required for a new collection, checked on an old one.
+        fingerprint: The model that makes the vectors; kept by a new collection, checked on an old one.
+        index: A FAISS factory string or a Milvus index type; None means exact for a new collection.
+        collection: Its name or alias.
+        create: Create what does not exist.
+        read_only: Only look: a folder may then belong to another process, and nothing is created.
+
+    Raises:
+        StoreError: See `FaissStore.open` and `MilvusStore.open`.
+    """
+    if is_address(place):
+        return MilvusStore.open(
+            str(place),
+            dim,
+            fingerprint,
+            index,
+            collection=collection,
+            create=create and not read_only,
+            token=os.environ.get(TOKEN, ""),
+        )
+    return FaissStore.open(
+        place, dim, fingerprint, index, collection=collection, create=create, read_only=read_only
+    )
+
+
+def open_catalogue(
+    place: str | Path,
+    *,
+    token: str = "",
+    timeout: float = 30.0,
+    consistency: Consistency = "Strong",
+    tuning: Tuning = _DEFAULT,
+) -> Catalogue | MilvusCatalogue:
+    """Opens all collections of a folder or of a Milvus.
+
+    Args:
+        place: As for `open_store`.
+        token: `USER:PASSWORD` or an API key of a server.
+        timeout: Seconds that one call to a server may take.
+        consistency: Of new collections on a server.
+        tuning: Of the collections of a folder.
+
+    Raises:
+        StoreError: See `Catalogue` and `MilvusCatalogue`.
+    """
+    if is_address(place):
+        return MilvusCatalogue(str(place), token=token, timeout=timeout, consistency=consistency)
+    return Catalogue(place, tuning=tuning)

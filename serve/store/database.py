@@ -1,31 +1,60 @@
-"""The durable truth of one collection: an SQLite file in WAL mode, its schema and its connections.
+"""The truth of one collection, an SQLite file in WAL mode; what the collection is for; and group commit.
 
 There is one connection that writes, under the lock of whoever holds `Database.write`, and a pool of
 connections that read; in WAL mode neither waits for the other. `synchronous=FULL` makes COMMIT return only
 once the log is on the disk.
+
+Every write takes the next log sequence numbers (LSN). The LSN that stored an item's vector is the id of its
+row: a row id never changes meaning and is never used again.
+
+Writes that arrive while the disk is busy share the next transaction (`GroupCommit`). A write goes commit →
+publish → acknowledge: whoever gets the lock commits everything that waits, its own work and that of others,
+then publishes what changed to the searchable version; the others find their work done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import os
+import shutil
 import sqlite3
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
-from serve.store.protocol import DiskFull, ReadOnly, StoreDamaged, StoreError
+from models.errors import InputError
+from serve.store.ann import approximate
+from serve.store.ann.approximate import EXACT
+from serve.store.files import DATABASE, UNFINISHED, disk_errors, sync_folder
+from serve.store.items import Definition
+from serve.store.types import (
+    DiskFull,
+    ItemId,
+    ReadOnly,
+    RowIds,
+    StoreBehind,
+    StoreDamaged,
+    StoreError,
+    Vectors,
+)
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Format 1 had no table of edits.
 FORMAT = 2
 _READABLE = (1, 2)
 
-# `key` is the sequence number of the write that stored this version of an item: a key never changes meaning
-# and is never used again. Vectors and thumbnails lie apart: a scan over one never reads the other. `id` has
-# no declared type, which keeps the integer 1 and the text "1" different. `edits` has the number of the last
-# write that changed an item's label or metadata under the same key.
+# `key` is the row id, `sequence` an LSN. Vectors and thumbnails lie apart: a scan over one never reads the
+# other. `id` has no declared type, which keeps the integer 1 and the text "1" different. `edits` has the LSN
+# of the last write that changed a row's label or metadata.
 _SCHEMA = """
 CREATE TABLE properties (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE items (key INTEGER PRIMARY KEY, id NOT NULL UNIQUE, label TEXT, metadata TEXT);
@@ -37,7 +66,7 @@ CREATE INDEX "payload:label" ON items (label) WHERE label IS NOT NULL;
 
 
 class Database:
-    """Opens the file that `create` made; `read_only` does not write to it."""
+    """Opens the file that `create_database` made; `read_only` does not write to it."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -68,22 +97,6 @@ class Database:
                 self._writer = _writer(self._connect())
                 if properties["format"] == 1:
                     self._add_edits()
-
-    @staticmethod
-    def create(path: Path, properties: Mapping[str, str | int | None]) -> None:
-        """Makes an empty database with these properties beside its own.
-
-        Raises:
-            DiskFull: The disk took no more; the file may be there in part.
-        """
-        start = {"format": FORMAT, "store_id": uuid.uuid4().hex, "sequence": 0, **properties}
-        with _translated(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA page_size = 8192")
-            _writer(connection).execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.executemany("INSERT INTO properties VALUES (?, ?)", start.items())
-            connection.execute("COMMIT")
 
     def _connect(self, *, query_only: bool = False) -> sqlite3.Connection:
         mode = "ro" if self.read_only else "rw"
@@ -124,7 +137,7 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A connection that reads; each statement run to its end sees one state and pins nothing after."""
+        """A connection that reads; each statement run to its end sees one version and pins nothing after."""
         self._check_open()
         try:
             connection = self._idle.pop()
@@ -142,7 +155,7 @@ class Database:
 
     @contextlib.contextmanager
     def read_transaction(self) -> Iterator[sqlite3.Connection]:
-        """As `read`, with all statements of the block on the same state; keep the block short."""
+        """As `read`, with all statements of the block on the same version; keep the block short."""
         with self.read() as connection:
             connection.execute("BEGIN")
             try:
@@ -204,3 +217,248 @@ def _damage(error: sqlite3.DatabaseError, path: Path) -> StoreDamaged | None:
     if code & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return None
     return StoreDamaged(f"{path} is damaged ({error}); put a backup in its place, without its -wal and -shm")
+
+
+def last_lsn(connection: sqlite3.Connection) -> int:
+    """LSN of the last write."""
+    return int(connection.execute("SELECT value FROM properties WHERE name = 'sequence'").fetchone()[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Sizes, threads and the device; the defaults suit a server.
+
+    Attributes:
+        search_threads: OpenMP threads of one search; 1 is best where several requests run at a time.
+        build_threads: OpenMP threads of a background build.
+        memtable_rows: Rows that a memtable takes before it becomes a segment on disk.
+        approximate_rows: A segment gets the collection's approximate index from this many rows on.
+        transaction_rows: Most items that one transaction writes.
+        settle_seconds: A collection with an approximate index that nobody wrote to for so long gets all its
+            segments merged, so that a search asks one index.
+        device: Where exact segments are scanned: "cpu", a CUDA device, or "auto", CUDA where there is one.
+    """
+
+    search_threads: int = 1
+    build_threads: int = field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2))
+    memtable_rows: int = 16_384
+    approximate_rows: int = 10_000
+    transaction_rows: int = 20_000
+    settle_seconds: float = 20.0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class FaissDefinition(Definition):
+    """What an embedded collection is for; `index` is its index factory string."""
+
+    index: str
+
+
+def create_database(place: Path, dim: int, fingerprint: str | None, index: str | None) -> None:
+    """Makes an empty collection, which is there whole, whatever happens meanwhile, or not at all.
+
+    Args:
+        place: Its folder; the one above exists.
+        dim: Length of a vector.
+        fingerprint: The model that makes the vectors, if known.
+        index: Its index; None means exact.
+
+    Raises:
+        StoreError: The index is not known to work, dim is below 1, or other files lie at the place.
+        DiskFull: The disk took no more.
+    """
+    if dim < 1:
+        raise StoreError("A new collection needs dim, the length of its vectors")
+    approximate.check(index or EXACT, dim)
+    if place.is_dir() and any(place.iterdir()):
+        raise StoreError(f"{place} holds files of no collection; move them away")
+    temporary = place.with_name(f"{UNFINISHED}{place.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with disk_errors(temporary):
+            temporary.mkdir()
+            _create_schema(temporary / DATABASE, FaissDefinition(dim, fingerprint, index or EXACT))
+            sync_folder(temporary)
+            temporary.replace(place)
+            sync_folder(place.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _create_schema(path: Path, definition: FaissDefinition) -> None:
+    start = {"format": FORMAT, "store_id": uuid.uuid4().hex, "sequence": 0, **asdict(definition)}
+    with _translated(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA page_size = 8192")
+        _writer(connection).execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.executemany("INSERT INTO properties VALUES (?, ?)", start.items())
+        connection.execute("COMMIT")
+
+
+def settled(
+    database: Database, dim: int | None, fingerprint: str | None, index: str | None
+) -> FaissDefinition:
+    """The definition in the database, compared with what the caller says of it; another index takes over.
+
+    Raises:
+        DimensionMismatch: The collection has another dim.
+        FingerprintMismatch: It has another fingerprint.
+        StoreError: The index is not known to work, or an earlier version left the collection without a dim.
+    """
+    with database.read() as connection:
+        kept = dict(connection.execute("SELECT name, value FROM properties").fetchall())
+    known = kept.get("dim", dim)
+    if known is None or known < 1:
+        raise StoreError(
+            f"{database.path.parent} was never finished; delete the collection and make it again"
+        )
+    definition = FaissDefinition(
+        int(known), kept.get("fingerprint", fingerprint), index or str(kept.get("index", EXACT))
+    )
+    definition.check(dim, fingerprint)
+    changed = asdict(definition)
+    if not database.read_only and changed.items() - kept.items():
+        if definition.index != kept.get("index"):
+            approximate.check(definition.index, definition.dim)
+        with database.write() as connection:
+            connection.executemany("INSERT OR REPLACE INTO properties VALUES (?, ?)", changed.items())
+    return definition
+
+
+@dataclass(frozen=True, slots=True)
+class AddedRows:
+    """New rows: their ids, vectors, and of each the item's id, label and metadata as JSON text."""
+
+    row_ids: RowIds
+    vectors: Vectors
+    records: list[tuple[ItemId, str | None, str | None]]
+
+
+@dataclass(slots=True)
+class WriteBatch:
+    """What a transaction does to the index: rows that it removes, adds, and whose label or metadata it edits.
+
+    `began` is the LSN before it, `lsn` that of its last write.
+    """
+
+    began: int
+    lsn: int
+    removed: list[RowIds] = field(default_factory=list)
+    added: list[AddedRows] = field(default_factory=list)
+    edited: list[int] = field(default_factory=list)
+
+    def copy(self) -> WriteBatch:
+        """The batch so far, to come back to."""
+        return WriteBatch(self.began, self.lsn, list(self.removed), list(self.added), list(self.edited))
+
+    def restore(self, earlier: WriteBatch) -> None:
+        """Forgets what came after `earlier`."""
+        self.lsn, self.removed = earlier.lsn, earlier.removed
+        self.added, self.edited = earlier.added, earlier.edited
+
+
+Work: TypeAlias = Callable[[sqlite3.Connection, WriteBatch], T]
+
+# Works in one transaction, at most; keeps the first of them from waiting for ever longer groups.
+_GROUP = 64
+
+
+class _Pending:
+    """A work that waits for its transaction."""
+
+    def __init__(self, work: Work[Any]) -> None:
+        self.work = work
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class GroupCommit:
+    """Runs works in transactions of `database`; `publish` gets the batch before any is acknowledged.
+
+    Where `publish` fails, the works are told that they are durable all the same (`StoreBehind`), and whoever
+    holds the version has to bring it up to date later.
+    """
+
+    def __init__(self, database: Database, publish: Callable[[WriteBatch], None]) -> None:
+        self._database = database
+        self._publish = publish
+        self._lock = threading.Lock()
+        self._queue: deque[_Pending] = deque()
+
+    def run(self, work: Work[T]) -> T:
+        """Runs a work in a transaction and returns its result once that is durable and published.
+
+        The work gets the writing connection and the `WriteBatch` to fill in. If it raises an `InputError`, it
+        alone is undone; what shares its transaction goes on.
+        """
+        pending = _Pending(work)
+        self._queue.append(pending)
+        with self._lock:
+            while not pending.done:
+                self._commit([self._queue.popleft() for _ in range(min(_GROUP, len(self._queue)))])
+        if pending.error is not None:
+            raise pending.error
+        result: T = pending.result
+        return result
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No transaction begins or ends within the block."""
+        with self._lock:
+            yield
+
+    def _commit(self, group: list[_Pending]) -> None:
+        results: list[tuple[_Pending, Any, InputError | None]] = []
+        try:
+            with self._database.write() as connection:
+                began = last_lsn(connection)
+                batch = WriteBatch(began, began)
+                results = [(pending, *_run(pending.work, connection, batch)) for pending in group]
+                connection.execute("UPDATE properties SET value = ? WHERE name = 'sequence'", (batch.lsn,))
+        except (StoreError, sqlite3.Error, OSError) as error:
+            if len(group) > 1:  # one of them may be too large for the disk; the others need not fail with it
+                for pending in group:
+                    self._commit([pending])
+                return
+            group[0].error, group[0].done = error, True
+        except BaseException as error:
+            for pending in group:  # nobody may wait for ever on a work that was taken from the queue
+                pending.error, pending.done = error, True
+            raise
+        else:
+            unseen: StoreBehind | None = None
+            try:
+                self._publish(batch)
+            except BaseException as error:
+                unseen = StoreBehind(
+                    "The write is stored, but searches do not see it yet: "
+                    f"{type(error).__name__}; they will soon, do not write it again"
+                )
+                if not isinstance(error, Exception):
+                    raise
+                _log.exception("a write is stored, but searches do not see it yet")
+            finally:
+                for pending, result, refusal in results:
+                    pending.result, pending.error, pending.done = result, refusal or unseen, True
+
+
+def _run(
+    work: Work[T], connection: sqlite3.Connection, batch: WriteBatch
+) -> tuple[T | None, InputError | None]:
+    """Runs one work of a group; what it did is undone when it refuses its input."""
+    before = batch.copy()
+    connection.execute("SAVEPOINT work")
+    try:
+        result = work(connection, batch)
+    except InputError as error:
+        connection.execute("ROLLBACK TO work")
+        batch.restore(before)
+        return None, error
+    finally:
+        if connection.in_transaction:
+            connection.execute("RELEASE work")
+    return result, None

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from serve.store.protocol import FilterError
+from serve.store.types import FilterError
 
 MOST_TERMS = 256
 MOST_NESTED = 16
@@ -102,9 +102,9 @@ def _holds_no_nul(path: str) -> str:
     return f"instr(replace(json_extract(metadata, {path}, {path}), '\\\\', ''), '\\u0000') = 0"
 
 
-def payload_index(field: str) -> str:
-    """The name of the index on a field, the same however the field is written."""
-    return f"payload:{field if field in ('id', 'label') else field_of(names_of(field))}"
+def canonical(field: str) -> str:
+    """A field in the one form that stands for all ways to write it."""
+    return field if field in ("id", "label") else field_of(names_of(field))
 
 
 def after_prefix(prefix: str) -> str | None:
@@ -131,11 +131,11 @@ def condition(where: Mapping[str, Any] | None) -> Condition:
             raise FilterError("A filter is a JSON object such as {'label': 'cat'}")
         return EVERYTHING
     parameters: list[Scalar] = []
-    sql = _Translation(parameters).both(where)
+    sql = _SqlTranslation(parameters).both(where)
     return Condition(sql, tuple(parameters))
 
 
-class _Translation:
+class _SqlTranslation:
     """Walks one filter, collecting parameters in the order of their question marks."""
 
     def __init__(self, parameters: list[Scalar]) -> None:
@@ -235,10 +235,10 @@ class _Translation:
         return self.within_type(key, field, f"({sql})", operand)
 
 
-def _range(sign: str) -> Callable[[_Translation, str, str, Any], str]:
+def _range(sign: str) -> Callable[[_SqlTranslation, str, str, Any], str]:
     """In SQL every number is below every text; a comparison must not reach from one kind into the other."""
 
-    def write(translation: _Translation, key: str, field: str, operand: Any) -> str:
+    def write(translation: _SqlTranslation, key: str, field: str, operand: Any) -> str:
         sql = f"{field} {sign} {translation.bind(key, operand)}"
         if isinstance(operand, str):
             sql = sql if sign.startswith(">") else f"({sql} AND {field} >= '')"
@@ -248,17 +248,17 @@ def _range(sign: str) -> Callable[[_Translation, str, str, Any], str]:
     return write
 
 
-_OPERATORS: dict[str, Callable[[_Translation, str, str, Any], str]] = {
-    "eq": _Translation.equal,
-    "ne": _Translation.unequal,
-    "in": _Translation.one_of,
+_OPERATORS: dict[str, Callable[[_SqlTranslation, str, str, Any], str]] = {
+    "eq": _SqlTranslation.equal,
+    "ne": _SqlTranslation.unequal,
+    "in": _SqlTranslation.one_of,
     "gt": _range(">"),
     "gte": _range(">="),
     "lt": _range("<"),
     "lte": _range("<="),
-    "exists": _Translation.exists,
-    "contains": _Translation.contains,
-    "prefix": _Translation.prefix,
+    "exists": _SqlTranslation.exists,
+    "contains": _SqlTranslation.contains,
+    "prefix": _SqlTranslation.prefix,
 }
 
 

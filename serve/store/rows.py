@@ -1,242 +1,47 @@
-"""Items as rows of the database: checked on the way in, rebuilt on the way out."""
+"""Rows of the database: written in a transaction, and read back as items, without a look at the index."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import logging
+import random
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.store import filters
+from serve.store.database import AddedRows, Database, WriteBatch, last_lsn
 from serve.store.filters import Condition
-from serve.store.protocol import Item, ItemId, ItemMissing, StoreError, Vectors
-from serve.store.vectors import unit_rows
+from serve.store.items import CheckedItems, check_id, check_patch, merged, metadata_of, metadata_text
+from serve.store.types import NO_ROW_IDS, Filter, Item, ItemId, ItemMissing, Page, RowIds, StoreError
 
-C = TypeVar("C")
-Keys = NDArray[np.int64]
-
-# Falling to 1; the largest stays below 999 parameters, the least that any build of SQLite allows.
+# Items that a scan reads at a time.
+_PAGE = 1000
+# Rows that one statement inserts, falling to 1; the largest stays below 999 parameters, the least that any
+# build of SQLite allows.
 _ROWS_PER_STATEMENT = (240, 30, 5, 1)
 
-NO_KEYS: Keys = np.empty(0, np.int64)
 
-# The longest text id that a path of the API takes.
-MOST_ID_CHARACTERS = 1024
-# Metadata that is nested more deeply could be stored, but neither read back nor answered: parsers of JSON
-# have limits of their own. The size is what Milvus takes, so that every store takes the same items.
-MOST_NESTED = 32
-MOST_METADATA_BYTES = 65_536
-
-_log = logging.getLogger(__name__)
-_metadata_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Checked items, each id once, ready to be written."""
-
-    ids: list[ItemId]
-    labels: list[str | None]
-    metadata: list[str | None]
-    thumbnails: list[bytes | None]
-    vectors: Vectors
-
-
-@dataclass(frozen=True, slots=True)
-class Added:
-    """Rows that come: keys, vectors, and of each its id, label and metadata as JSON text."""
-
-    keys: Keys
-    vectors: Vectors
-    records: list[tuple[ItemId, str | None, str | None]]
-
-
-@dataclass(slots=True)
-class Changes:
-    """What a transaction does to the index: keys that die, that come, and whose label or metadata changes."""
-
-    began: int
-    sequence: int
-    removed: list[Keys] = field(default_factory=list)
-    added: list[Added] = field(default_factory=list)
-    edited: list[int] = field(default_factory=list)
-
-    def copy(self) -> Changes:
-        """The changes so far, to come back to."""
-        return Changes(self.began, self.sequence, list(self.removed), list(self.added), list(self.edited))
-
-    def restore(self, earlier: Changes) -> None:
-        """Forgets what came after `earlier`."""
-        self.sequence, self.removed = earlier.sequence, earlier.removed
-        self.added, self.edited = earlier.added, earlier.edited
-
-
-def check_id(value: Any) -> ItemId:
-    """Returns the id if it is text or a 64-bit integer.
-
-    Raises:
-        StoreError: It is not.
-    """
-    if isinstance(value, str):
-        if value and "\0" not in value and _is_unicode(value):
-            return value
-    elif isinstance(value, int | np.integer) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
-        return int(value)
-    raise StoreError(f"{str(value)[:40]!r} is no id; use text without NUL, or a 64-bit integer")
-
-
-def naming_the_item(check: Callable[[Sequence[Item]], C], items: Sequence[Item], first: int = 0) -> C:
-    """The result of a check of items; its error names the first item at fault.
-
-    Args:
-        check: Checks some items.
-        items: All of them.
-        first: Position of the first of them among what the caller was given.
-
-    Raises:
-        StoreError: What `check` raised of one item alone, with its id and its `position`.
-    """
-    try:
-        return check(items)
-    except StoreError:
-        for position, item in enumerate(items, first):  # again one by one, to say which it was
-            try:
-                check([item])
-            except StoreError as error:
-                named = type(error)(f"item {item.id!r:.42}: {error}")
-                named.position = position
-                raise named from None
-        raise
-
-
-def check_batch(items: Sequence[Item], dim: int) -> Batch:
-    """Checks items before anything of them is written; of equal ids the last one stays."""
-    last: dict[ItemId, Item] = {}
-    for item in reversed(items):
-        last.setdefault(_check_new_id(item.id), item)
-    ids, items = list(reversed(last)), list(reversed(last.values()))
-    if any(item.vector is None for item in items):
-        raise StoreError("An item has no vector; every item needs one")
-    return Batch(
-        ids=ids,
-        labels=[check_label(item.label) for item in items],
-        metadata=[metadata_text(item.metadata) for item in items],
-        thumbnails=[check_thumbnail(item.thumbnail) for item in items],
-        vectors=unit_rows([item.vector for item in items], dim),
-    )
-
-
-def _check_new_id(value: Any) -> ItemId:
-    item_id = check_id(value)
-    if isinstance(item_id, str) and len(item_id) > MOST_ID_CHARACTERS:
-        raise StoreError(f"The id has {len(item_id)} characters; use at most {MOST_ID_CHARACTERS}")
-    return item_id
-
-
-def check_label(value: Any) -> str | None:
-    """Returns the label if it is text or None."""
-    if value is None or (isinstance(value, str) and "\0" not in value and _is_unicode(value)):
-        return value
-    raise StoreError(f"The label {str(value)[:40]!r} is no text; use text without NUL, or none")
-
-
-def check_thumbnail(value: Any) -> bytes | None:
-    """Returns the thumbnail if it is bytes or None."""
-    if value is None or isinstance(value, bytes):
-        return value
-    raise StoreError(f"A thumbnail is a {type(value).__name__}; give an encoded image's bytes")
-
-
-def metadata_text(value: Mapping[str, Any] | None) -> str | None:
-    """Metadata as JSON text, None where there is none. All metadata that is stored comes through here.
-
-    Raises:
-        StoreError: It is not plain JSON, too large, or nested too deeply.
-    """
-    if not value:
-        return None
-    if not isinstance(value, Mapping):
-        raise StoreError("Metadata is an object with named fields, such as {'price': 3}")
-    if _is_deep(value):
-        raise StoreError(f"Metadata is nested more than {MOST_NESTED} deep; flatten it")
-    try:
-        text = _metadata_json(value)
-        size = len(text.encode())
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"Metadata is not plain JSON: {error}") from None
-    if size > MOST_METADATA_BYTES:
-        raise StoreError(f"Metadata of {size:,} bytes; an item has at most {MOST_METADATA_BYTES:,}")
-    return text
-
-
-def metadata_of(text: str | None) -> dict[str, Any]:
-    """Metadata from its JSON text; empty, with a warning in the log, where the text cannot be used.
-
-    Nothing is stored today that could not be read, but what an earlier version stored must not take the items
-    beside it down.
-    """
-    if text is None:
-        return {}
-    try:
-        value = msgspec.json.decode(text, type=dict[str, Any])
-        # A text with few brackets cannot be deep, and counting them is quick.
-        if text.count("{") + text.count("[") <= MOST_NESTED or not _is_deep(value):
-            return value
-        reason = f"nested more than {MOST_NESTED} deep"
-    except (msgspec.DecodeError, RecursionError) as error:
-        reason = str(error)
-    _log.warning("metadata that begins with %.42r is shown empty: %s", text, reason)
-    return {}
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """A JSON merge patch (RFC 7396) applied: null removes, objects merge, everything else replaces."""
-    if not isinstance(patch, Mapping):
-        return patch
-    result = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = merged(result.get(name), value)
-    return result
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MOST_NESTED):
-        parts = itertools.chain.from_iterable(
-            one.values() if isinstance(one, Mapping) else one for one in level
-        )
-        level = [part for part in parts if isinstance(part, Mapping | list | tuple)]
-        if not level:
-            return False
-    return True
-
-
-def insert(batch: Batch, connection: sqlite3.Connection, changes: Changes) -> int:
-    """Writes a batch under new keys and removes what had its ids."""
-    remove(connection, keys_of_ids(connection, batch.ids), changes, count_write=False)
-    first = changes.sequence + 1
-    keys = np.arange(first, first + len(batch.ids), dtype=np.int64)
-    changes.sequence += len(keys)
-    numbers = keys.tolist()
-    size = 4 * batch.vectors.shape[1]
-    joined = batch.vectors.astype("<f4", copy=False).tobytes()
+def insert(items: CheckedItems, connection: sqlite3.Connection, batch: WriteBatch) -> int:
+    """Writes items under new row ids and removes what had their ids."""
+    remove(connection, row_ids_of(connection, items.ids), batch, count_write=False)
+    first = batch.lsn + 1
+    row_ids = np.arange(first, first + len(items.ids), dtype=np.int64)
+    batch.lsn += len(row_ids)
+    numbers = row_ids.tolist()
+    size = 4 * items.vectors.shape[1]
+    joined = items.vectors.astype("<f4", copy=False).tobytes()
     vectors = (joined[start : start + size] for start in range(0, len(joined), size))
-    records = list(zip(batch.ids, batch.labels, batch.metadata, strict=True))
-    _insert_rows(connection, "items", [(key, *record) for key, record in zip(numbers, records, strict=True)])
+    records = list(zip(items.ids, items.labels, items.metadata, strict=True))
+    _insert_rows(connection, "items", [(row, *record) for row, record in zip(numbers, records, strict=True)])
     _insert_rows(connection, "vectors", list(zip(numbers, vectors, strict=True)))
-    images = zip(numbers, batch.thumbnails, strict=True)
-    _insert_rows(connection, "thumbnails", [(key, image) for key, image in images if image is not None])
-    changes.added.append(Added(keys, batch.vectors, records))
-    return len(keys)
+    images = zip(numbers, items.thumbnails, strict=True)
+    _insert_rows(connection, "thumbnails", [(row, image) for row, image in images if image is not None])
+    batch.added.append(AddedRows(row_ids, items.vectors, records))
+    return len(row_ids)
 
 
 def _insert_rows(connection: sqlite3.Connection, table: str, values: list[tuple[Any, ...]]) -> None:
@@ -255,79 +60,73 @@ def _insert_rows(connection: sqlite3.Connection, table: str, values: list[tuple[
             start += size
 
 
-def remove(connection: sqlite3.Connection, keys: Keys, changes: Changes, *, count_write: bool = True) -> int:
-    """Removes rows by key."""
+def remove(
+    connection: sqlite3.Connection, row_ids: RowIds, batch: WriteBatch, *, count_write: bool = True
+) -> int:
+    """Removes rows."""
     if count_write:
-        changes.sequence += 1
-    if len(keys):
-        listed = json_text(keys.tolist())
+        batch.lsn += 1
+    if len(row_ids):
+        listed = json_text(row_ids.tolist())
         for table in ("items", "vectors", "thumbnails", "edits"):
             connection.execute(
                 f"DELETE FROM {table} WHERE key IN (SELECT value FROM json_each(?))",  # noqa: S608
                 (listed,),
             )
-        changes.removed.append(keys)
-    return len(keys)
+        batch.removed.append(row_ids)
+    return len(row_ids)
 
 
-def edit(connection: sqlite3.Connection, item_id: ItemId, patch: Mapping[str, Any], changes: Changes) -> None:
+def edit(
+    connection: sqlite3.Connection, item_id: ItemId, patch: Mapping[str, Any], batch: WriteBatch
+) -> None:
     """Changes label and metadata of one item; see `Store.update`."""
-    unknown = set(patch) - {"label", "metadata"}
-    if unknown:
-        raise StoreError(f"Cannot change {sorted(unknown)[0]!r} of an item; change label or metadata")
+    check_patch(patch)
     found = connection.execute("SELECT key, metadata FROM items WHERE id = ?", (item_id,)).fetchone()
     if found is None:
         raise ItemMissing(f"There is no item {item_id!r}")
+    row_id, text = found
     if "label" in patch:
-        connection.execute("UPDATE items SET label = ? WHERE id = ?", (check_label(patch["label"]), item_id))
-    if metadata_text(patch.get("metadata")) is not None:
-        metadata = metadata_text(merged(metadata_of(found[1]), patch["metadata"]))
-        connection.execute("UPDATE items SET metadata = ? WHERE id = ?", (metadata, item_id))
-    changes.sequence += 1
-    key = found[0]
-    connection.execute("INSERT OR REPLACE INTO edits VALUES (?, ?)", (key, changes.sequence))
-    changes.edited.append(key)
+        connection.execute("UPDATE items SET label = ? WHERE key = ?", (patch["label"], row_id))
+    if patch.get("metadata"):
+        metadata = metadata_text(merged(metadata_of(text), patch["metadata"]))
+        connection.execute("UPDATE items SET metadata = ? WHERE key = ?", (metadata, row_id))
+    batch.lsn += 1
+    connection.execute("INSERT OR REPLACE INTO edits VALUES (?, ?)", (row_id, batch.lsn))
+    batch.edited.append(row_id)
 
 
-def keys_of_ids(connection: sqlite3.Connection, ids: Iterable[ItemId]) -> Keys:
-    """Keys of those ids that exist, ascending."""
+def row_ids_of(connection: sqlite3.Connection, ids: Iterable[ItemId]) -> RowIds:
+    """Row ids of those items that exist, ascending."""
     listed = json_text(list(ids))
-    return keys_where(connection, Condition("id IN (SELECT value FROM json_each(?))", (listed,)))
+    return row_ids_where(connection, Condition("id IN (SELECT value FROM json_each(?))", (listed,)))
 
 
-def keys_where(connection: sqlite3.Connection, condition: Condition, above: int | None = None) -> Keys:
-    """Keys (above a bound, if given) whose rows fulfil a condition, ascending.
+def row_ids_where(connection: sqlite3.Connection, condition: Condition, above: int | None = None) -> RowIds:
+    """Ids of the rows (above a bound, if given) that fulfil a condition, ascending.
 
-    SQLite joins them into one text, so that a million keys take one step without the interpreter's lock.
+    SQLite joins them into one text, so that a million row ids take one step without the interpreter's lock.
     """
-    # Few rows are above a bound: go by key and not by an index on a field.
+    # Few rows are above a bound: go by row id and not by an index on a field.
     source = "items WHERE" if above is None else f"items NOT INDEXED WHERE key > {above:d} AND"
-    text = connection.execute(
-        f"SELECT group_concat(key) FROM {source} ({condition.sql})",  # noqa: S608
-        condition.parameters,
-    ).fetchone()[0]
-    if text is None:
-        return NO_KEYS
-    return np.sort(np.fromstring(text, dtype=np.int64, sep=","))
+    query = f"SELECT group_concat(key) FROM {source} ({condition.sql})"  # noqa: S608
+    return _row_ids(connection, query, condition.parameters)
 
 
-def sequence(connection: sqlite3.Connection) -> int:
-    """Number of the last write."""
-    return int(connection.execute("SELECT value FROM properties WHERE name = 'sequence'").fetchone()[0])
+def edited_after(connection: sqlite3.Connection, lsn: int) -> RowIds:
+    """Ids of the rows whose label or metadata a later write changed, ascending."""
+    return _row_ids(connection, "SELECT group_concat(key) FROM edits WHERE sequence > ?", (lsn,))
 
 
-def edited_after(connection: sqlite3.Connection, number: int) -> Keys:
-    """Keys of items whose label or metadata a write after that number changed, ascending."""
-    text = connection.execute("SELECT group_concat(key) FROM edits WHERE sequence > ?", (number,)).fetchone()[
-        0
-    ]
-    return NO_KEYS if text is None else np.sort(np.fromstring(text, dtype=np.int64, sep=","))
+def _row_ids(connection: sqlite3.Connection, query: str, parameters: tuple[Any, ...]) -> RowIds:
+    text = connection.execute(query, parameters).fetchone()[0]
+    return NO_ROW_IDS if text is None else np.sort(np.fromstring(text, dtype=np.int64, sep=","))
 
 
 def read_items(
     connection: sqlite3.Connection, condition: Condition, *, with_vectors: bool, limit: int = -1
 ) -> list[tuple[int, Item]]:
-    """Keys and items that fulfil a condition, ascending by key."""
+    """Row ids and items that fulfil a condition, ascending by row id."""
     source = "items JOIN vectors USING (key)" if with_vectors else "items"
     columns = "key, id, label, metadata" + (", vector" if with_vectors else "")
     found = connection.execute(
@@ -343,33 +142,33 @@ def read_items(
     ]
 
 
-def read_records(connection: sqlite3.Connection, keys: list[int]) -> dict[int, list[Any]]:
-    """Id, label and metadata of the items with these keys, as far as they exist, by key.
+def read_records(connection: sqlite3.Connection, row_ids: list[int]) -> dict[int, list[Any]]:
+    """Id, label and metadata of the items with these row ids, as far as they exist, by row id.
 
     SQLite joins them into one JSON text, for the same reason as in `insert`: a single step.
     """
     text = connection.execute(
         "SELECT json_group_array(json_array(key, id, label, metadata)) FROM items "
         "WHERE key IN (SELECT value FROM json_each(?))",
-        (json_text(keys),),
+        (json_text(row_ids),),
     ).fetchone()[0]
     found: list[list[Any]] = msgspec.json.decode(text)
-    return {key: [id_, label, metadata_of(metadata)] for key, id_, label, metadata in found}
+    return {row_id: [id_, label, metadata_of(metadata)] for row_id, id_, label, metadata in found}
 
 
 def read_rows(
     connection: sqlite3.Connection, above: int, limit: int
-) -> tuple[Keys, NDArray[np.uint8], list[tuple[ItemId, str | None, str | None]]]:
-    """The next keys above a bound, their vectors as rows of bytes, and their records (see `Added`)."""
+) -> tuple[RowIds, NDArray[np.uint8], list[tuple[ItemId, str | None, str | None]]]:
+    """The next row ids above a bound, their vectors as rows of bytes, and their records (see `AddedRows`)."""
     found = connection.execute(
         "SELECT key, vector, id, label, metadata FROM vectors JOIN items USING (key) "
         "WHERE key > ? ORDER BY key LIMIT ?",
         (above, limit),
     ).fetchall()
-    keys = np.fromiter((row[0] for row in found), np.int64, len(found))
+    row_ids = np.fromiter((row[0] for row in found), np.int64, len(found))
     joined = np.frombuffer(b"".join([row[1] for row in found]), np.uint8)
     records = [row[2:] for row in found]
-    return keys, joined.reshape(len(found), -1) if found else joined.reshape(0, 0), records
+    return row_ids, joined.reshape(len(found), -1) if found else joined.reshape(0, 0), records
 
 
 def json_text(values: list[Any]) -> str:
@@ -377,11 +176,91 @@ def json_text(values: list[Any]) -> str:
     return msgspec.json.encode(values).decode()
 
 
-def _is_unicode(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+class ItemReader:
+    """The half of a store that needs no index. Every method reads one version and pins nothing afterwards."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
+        """Items by id; see `Store.get`."""
+        ids = [check_id(value) for value in ids]
+        condition = Condition("id IN (SELECT value FROM json_each(?))", (json_text(ids),))
+        with self._database.read() as connection:
+            found = read_items(connection, condition, with_vectors=with_vectors)
+        by_id = {item.id: item for _, item in found}
+        return [by_id.get(value) for value in ids]
+
+    def count(self, where: Filter | None = None) -> int:
+        """Number of items that pass; see `Store.count`."""
+        condition = filters.condition(where)
+        with self._database.read() as connection:
+            query = f"SELECT count(*) FROM items WHERE {condition.sql}"  # noqa: S608
+            return int(connection.execute(query, condition.parameters).fetchone()[0])
+
+    def scroll(
+        self,
+        after: int | None = None,
+        limit: int = 100,
+        *,
+        where: Filter | None = None,
+        with_vectors: bool = False,
+    ) -> Page:
+        """Reads items in the order of their last write; see `Store.scroll`."""
+        if limit < 1:
+            raise StoreError(f"limit is {limit}; ask for at least one item")
+        condition = filters.condition(where)
+        bounded = Condition(f"key > ? AND ({condition.sql})", (after or 0, *condition.parameters))
+        with self._database.read() as connection:
+            found = read_items(connection, bounded, with_vectors=with_vectors, limit=limit)
+        return Page([item for _, item in found], found[-1][0] if len(found) == limit else None)
+
+    def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
+        """All items, by scrolling; see `Store.scan`."""
+        condition = filters.condition(where)
+        with self._database.read() as connection:
+            last = last_lsn(connection)
+        after, full = 0, True
+        while full:
+            bounded = Condition(
+                f"key > ? AND key <= ? AND ({condition.sql})", (after, last, *condition.parameters)
+            )
+            with self._database.read() as connection:
+                found = read_items(connection, bounded, with_vectors=with_vectors, limit=_PAGE)
+            yield from (item for _, item in found)
+            full = len(found) == _PAGE
+            after = found[-1][0] if full else last
+
+    def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
+        """Items drawn at random; see `Store.sample`."""
+        page = self.scroll(None, count, with_vectors=with_vectors)
+        if page.next is None:
+            return page.items
+        with self._database.read() as connection:
+            low, high = connection.execute(
+                "SELECT (SELECT min(key) FROM items), (SELECT max(key) FROM items)"
+            ).fetchone()
+            # Each number stands for the item that follows it.
+            numbers = random.sample(range(low, high + 1), min(count, high + 1 - low))
+            condition = Condition(
+                "key IN (SELECT (SELECT min(key) FROM items WHERE key >= value) FROM json_each(?))",
+                (json_text(numbers),),
+            )
+            found = read_items(connection, condition, with_vectors=with_vectors)
+        return [item for _, item in found]
+
+    def thumbnail(self, item_id: ItemId) -> bytes | None:
+        """The item's thumbnail; see `Store.thumbnail`."""
+        query = "SELECT image FROM thumbnails WHERE key = (SELECT key FROM items WHERE id = ?)"
+        with self._database.read() as connection:
+            row = connection.execute(query, (check_id(item_id),)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def labels(self, limit: int = 1000) -> dict[str, int]:
+        """Labels with their number of items, most frequent first."""
+        query = (
+            "SELECT label, count(*) FROM items WHERE label IS NOT NULL "
+            "GROUP BY label ORDER BY count(*) DESC, label LIMIT ?"
+        )
+        with self._database.read() as connection:
+            return dict(connection.execute(query, (limit,)).fetchall())

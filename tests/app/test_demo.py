@@ -11,7 +11,7 @@ import pytest
 
 from app.cli import main
 from models.bundle import Bundle
-from serve.store.faiss_store import FaissStore
+from serve.store.collection import FaissStore
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("demo", "--minutes=0.01")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from app.cli import main
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store.collection import FaissStore
+from serve.store.types import Item
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def test_a_second_import_changes_nothing_and_a_partial_one_is_completed(
     assert main(command) == 0
     with FaissStore.open(tmp_path / "store") as store:
         store.delete(["star/03.jpg", "ring/00.jpg"])
-        written = store.stats().sequence
+        written = store.stats().lsn
     capsys.readouterr()
     assert main(command) == 0
     assert "14 of 16 items were in the store already" in capsys.readouterr().out
     with FaissStore.open(tmp_path / "store", read_only=True) as store:
         assert store.count() == 16
-        assert store.stats().sequence == written + 2
+        assert store.stats().lsn == written + 2
     assert main([*command, "--refresh"]) == 0
     assert "16 items imported" in capsys.readouterr().out
 

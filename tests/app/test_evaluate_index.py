@@ -11,8 +11,8 @@ from app.evaluate.ann import measure_store
 from app.evaluate.index_figures import build, exact_neighbours, figures
 from app.tune import candidates, tune, tune_vectors
 from models.errors import InputError
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store.collection import FaissStore
+from serve.store.types import Item
 
 
 def unit_vectors(size: int = 3000, dim: int = 16) -> np.ndarray:
@@ -109,7 +109,7 @@ def filled_store(tmp_path: Path) -> Path:
     with FaissStore.open(tmp_path / "store", dim=16) as store:
         store.upsert(Item(id=f"item-{row}", vector=vector) for row, vector in enumerate(unit_vectors(600)))
         store.delete(["item-3"])
-        store.snapshot()
+        store.flush()
     return tmp_path / "store"
 
 

@@ -13,7 +13,7 @@ from data.splits import SplitSettings
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
-from serve.store.faiss_store import FaissStore
+from serve.store.collection import FaissStore
 
 
 @pytest.fixture

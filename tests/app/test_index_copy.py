@@ -10,9 +10,9 @@ from rich.console import Console
 from app import index_copy
 from app.index_copy import copy, copy_items
 from models.errors import InputError
-from serve.store.faiss_store import FaissStore
-from serve.store.opening import open_store
-from serve.store.protocol import Item
+from serve.store.catalogue import open_store
+from serve.store.collection import FaissStore
+from serve.store.types import Item
 
 DIM = 12
 
@@ -33,7 +33,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             )
             for n in range(120)
         )
-        store.create_payload_index("label")
+        store.create_field_index("label")
     return tmp_path / "source"
 
 
@@ -62,7 +62,7 @@ def test_to_milvus_and_back_nothing_changes(
     copy(milvus, str(tmp_path / "back"))
     assert contents(tmp_path / "back") == contents(source) == contents(milvus)
     with open_store(milvus) as store:
-        assert (store.fingerprint, store.stats().payload_indexes) == ("model", ("label",))
+        assert (store.fingerprint, store.stats().field_indexes) == ("model", ("label",))
     copy(str(source), milvus)
     told = capsys.readouterr().out
     assert "there already, the same" in told

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from app.cli import main
 from data.datamodule import ImageDataModule
-from serve.store.faiss_store import FaissStore
+from serve.store.collection import FaissStore
 
 
 def table_of(folder: Path) -> Path:

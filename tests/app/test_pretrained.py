@@ -21,7 +21,7 @@ from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
 from models.pretrained import pretrained_bundle
-from serve.store.faiss_store import FaissStore
+from serve.store.collection import FaissStore
 
 LITE0 = "timm.tf_efficientnet_lite0"
 PRETRAINED = "pretrained, not trained"

@@ -15,8 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from serve.store.opening import open_store
-from serve.store.protocol import Item, Store
+from serve.store.catalogue import open_store
+from serve.store.types import Item, Store
 
 DIM = 128
 FILTERS = (500, 100, 10, 1)
@@ -56,7 +56,7 @@ def filled(place: str, index: str, vectors: np.ndarray, buckets: np.ndarray) -> 
     for at in range(0, len(vectors), 2000):
         rows = range(at, min(at + 2000, len(vectors)))
         store.upsert(Item(n, vectors[n], metadata={"bucket": int(buckets[n])}) for n in rows)
-    store.snapshot()
+    store.flush()
     rate = len(vectors) / (time.perf_counter() - started)
     store.close()
     started = time.perf_counter()

@@ -29,8 +29,8 @@ from scale_report import report
 from scale_vectors import DEPTH, Vectors, make
 
 from data.locations import cache_root
-from serve.store import exact
-from serve.store.approximate import FaissIndex
+from serve.store.ann import flat
+from serve.store.ann.approximate import FaissIndex
 
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 TYPES = ("Flat", "SQ8", "HNSW32", "IVF,Flat", "IVF,SQ8", "OPQ32,IVF,PQ32")
@@ -129,7 +129,7 @@ class Searcher:
     def search(self, queries: Vectors, effort: int, way: str) -> Any:
         """Rows of the hits, int64 (Q, 10)."""
         if self.index is None:
-            return exact.scan(queries, self.vectors, DEPTH)[1]
+            return flat.scan(queries, self.vectors, DEPTH)[1]
         if self.graph:
             options = faiss.SearchParametersHNSW(efSearch=effort)
             return self.index._search(queries, DEPTH, params=options)[1]
@@ -192,10 +192,10 @@ def measure(searcher: Searcher, queries: Vectors, effort: int, way: str, budget:
 def build_one(folder: Path, kind: str, data: tuple[Vectors, Vectors, Any], threads: int) -> None:
     """The index and its recall, where they are not there yet."""
     vectors, queries, truth = data
-    exact.use_threads(threads)
-    flat = {"factory": kind, "build_cpu_s": 0.0, "bytes": vectors.nbytes}
+    flat.use_threads(threads)
+    none = {"factory": kind, "build_cpu_s": 0.0, "bytes": vectors.nbytes}
     built = kept(
-        folder / f"{kind}.built.json", lambda: flat if kind == "Flat" else build(folder, kind, vectors)
+        folder / f"{kind}.built.json", lambda: none if kind == "Flat" else build(folder, kind, vectors)
     )
     searcher = Searcher(folder, kind, np.asarray(vectors))
     tried = kept(folder / f"{kind}.recall.json", lambda: {"tried": list(recalls(searcher, queries, truth))})
@@ -208,7 +208,7 @@ def measure_one(folder: Path, kind: str, data: tuple[Vectors, Vectors, Any], bud
     if not (folder / f"{kind}.recall.json").is_file():
         print(len(vectors), kind, "is not built", flush=True)
         return
-    exact.use_threads(1)
+    flat.use_threads(1)
     searcher = Searcher(folder, kind, np.array(vectors))  # all of it in memory
     tried = json.loads((folder / f"{kind}.recall.json").read_text())["tried"]
     rows = [e | measure(searcher, queries, e["effort"], e["way"], budget) for e in chosen(tried)]
@@ -217,7 +217,7 @@ def measure_one(folder: Path, kind: str, data: tuple[Vectors, Vectors, Any], bud
 
 
 def run(options: argparse.Namespace) -> None:
-    faiss.cvar.distance_compute_blas_threshold = exact.BATCH * options.dim  # as the store's exact scan
+    faiss.cvar.distance_compute_blas_threshold = flat.BATCH * options.dim  # as the store's exact scan
     folders = {items: options.cache / f"{items}x{options.dim}-{options.seed}" for items in options.sizes}
     for items, folder in folders.items():
         if {"build", "measure"} & set(options.steps):

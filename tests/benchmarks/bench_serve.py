@@ -54,8 +54,8 @@ from bench_serve_kit import (
 )
 from bench_serve_targets import DIM, make_bundle
 
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store.collection import FaissStore
+from serve.store.types import Item
 
 KINDS = {"flat": "Flat", "hnsw": "HNSW32"}
 

@@ -29,9 +29,9 @@ from typing import Any
 import faiss
 import numpy as np
 
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.types import Item
 
 PER_CLUSTER = 20
 SELECTIVITIES = {"50%": 500, "10%": 100, "1%": 10, "0.1%": 1}
@@ -98,15 +98,15 @@ def build(folder: Path, items: int, dim: int, index: str, spread: float, threads
             store.upsert(block)
             writing += time.perf_counter() - start
         start = time.perf_counter()
-        store.snapshot()
+        store.flush()
         durable = time.perf_counter()
-        store.create_payload_index("metadata.bucket")
+        store.create_field_index("metadata.bucket")
         store.compact()
         done = time.perf_counter()
     gc.collect()
     return {
         "import_per_second": items / writing,
-        "snapshot_after_import_s": durable - start,
+        "flush_after_import_s": durable - start,
         "compact_s": done - durable,
     }
 
@@ -121,7 +121,7 @@ def bench(folder: Path, items: int, dim: int, spread: float, repeats: int) -> di
     store.search(queries[0])
     figures["ready_s"] = time.perf_counter() - start
     figures["segments"] = store.stats().segments
-    largest = max(store._live.state.parts, key=len)
+    largest = max(store._current.version.segments, key=len)
     for number in range(64):
         store.search(queries[number])
     figures["memory_over_vectors"] = (resident() - empty) / (items * dim * 4)
@@ -165,11 +165,11 @@ def bare(store: FaissStore, queries: np.ndarray) -> Callable[[int], Any]:
 
     def search(number: int) -> None:
         query = queries[number % 256 :][:1]
-        for part in store._live.state.parts:
-            if part.approximate is not None:
-                part.approximate.search(query, 10)
-            elif len(part):
-                faiss.knn(query, part.vectors, 10, faiss.METRIC_INNER_PRODUCT)
+        for segment in store._current.version.segments:
+            if segment.approximate is not None:
+                segment.approximate.search(query, 10)
+            elif len(segment):
+                faiss.knn(query, segment.vectors, 10, faiss.METRIC_INNER_PRODUCT)
 
     return search
 

@@ -49,9 +49,9 @@ class Kindred:
     rows = 20_000
 
     def __init__(self, folder: Path, threads: int, items: int) -> None:
-        from serve.store.definition import Tuning
-        from serve.store.faiss_store import FaissStore
-        from serve.store.protocol import Item
+        from serve.store.collection import FaissStore
+        from serve.store.database import Tuning
+        from serve.store.types import Item
 
         self.item = Item
         # One graph at the end, as the peers build theirs, in place of one a segment as the import proceeds.
@@ -63,9 +63,9 @@ class Kindred:
             self.upsert(block)
 
     def index(self) -> None:
-        self.store.create_payload_index("metadata.bucket")
+        self.store.create_field_index("metadata.bucket")
         self.store.compact()
-        self.store.snapshot()
+        self.store.flush()
 
     def search(self, vector: np.ndarray, bucket: int | None, effort: Effort) -> Any:
         where = None if bucket is None else {"metadata.bucket": bucket}

@@ -23,7 +23,7 @@ from serve.client import Client
 from serve.server import address_of, bind, config_of, open_collections
 from serve.service import Service
 from serve.settings import Settings
-from serve.store.protocol import Store
+from serve.store.types import Store
 
 DIM = 32
 LIMITS = DecodeLimits(max_bytes=2**20, max_pixels=1_000_000)

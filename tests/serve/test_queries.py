@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serve.client.requests import Options
 from serve.schemas import SearchOptions
-from serve.store.protocol import QueryArguments, SearchQuery
+from serve.store.types import QueryArguments, SearchQuery
 
 OPTIONS = st.builds(
     SearchOptions,

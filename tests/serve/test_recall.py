@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from serve import recall
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item, Store
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.types import Item, Store
 
 
 def recall_of(store: Store, queries: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from serve.store.milvus.store import MilvusStore
-from serve.store.protocol import Item, StoreError
+from serve.store.types import Item, StoreError
 from tests.milvus_server import MilvusServer, milvus_server
 
 DIM = 16

@@ -2,7 +2,7 @@
 
     python tests/soak/store_kill.py --kills 200
 
-Three threads of the writer upsert and delete items of their own at random, while a fourth takes snapshots
+Three threads of the writer upsert and delete items of their own at random, while a fourth flushes
 and background merges run. Each notes what it is about to do, and that it was acknowledged, in a journal file.
 After the kill the store must hold every acknowledged write; of the one operation that a thread may have had
 under way, all or nothing; no item that was deleted; and a search must equal a brute-force one.
@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.types import Item
 
 DIM = 16
 THREADS = 3
 IDS = 60
-TUNING = Tuning(head_rows=100, build_threads=1, approximate_rows=150)
+TUNING = Tuning(memtable_rows=100, build_threads=1, approximate_rows=150)
 
 Model = dict[str, str]
 """Label by id; a label is never used twice and decides the vector."""
@@ -72,13 +72,13 @@ def write(folder: Path, journal: Path, run: int, seed: int, index: str, ready: C
                 store.upsert([Item(id_, vector_of(label), label) for id_, label in put.items()])
             note({"thread": thread, "number": number})
 
-    def snapshots() -> None:
-        rng = random.Random(f"{seed} {run} snapshots")
+    def flushes() -> None:
+        rng = random.Random(f"{seed} {run} flushes")
         while True:
             time.sleep(rng.random() * 0.05)
-            store.snapshot()
+            store.flush()
 
-    for target, *args in [*((work, thread) for thread in range(THREADS)), (snapshots,)]:
+    for target, *args in [*((work, thread) for thread in range(THREADS)), (flushes,)]:
         threading.Thread(target=target, args=args, daemon=True).start()
     ready.send("ready")
     threading.Event().wait()
@@ -150,7 +150,7 @@ def main() -> None:
     # Writers are forked from a process that has imported everything and done nothing: imports would take
     # longer than most of them live.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["serve.store.faiss_store"])
+    processes.set_forkserver_preload(["serve.store.collection"])
     rng = random.Random(options.seed)
     writes = 0
     with tempfile.TemporaryDirectory(prefix="kindred-store-") as name:

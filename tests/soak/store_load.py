@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Hit, Item
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.types import Hit, Item
 
 DIM = 16
 IDS = 40
-TUNING = Tuning(head_rows=500, build_threads=1, approximate_rows=700)
+TUNING = Tuning(memtable_rows=500, build_threads=1, approximate_rows=700)
 
 
 def vector_of(version: str) -> np.ndarray:

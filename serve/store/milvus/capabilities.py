@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from serve.store.protocol import StoreError
+from serve.store.types import StoreError
 
 EXACT = "FLAT"
 OLDEST = (2, 3)

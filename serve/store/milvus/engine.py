@@ -1,25 +1,114 @@
-"""A connection to Milvus: opens it once, translates its errors, and starts the embedded engine.
+"""Where a Milvus is, and a connection to it that is opened once and translates names and errors.
 
-pymilvus is imported here and only when a connection is made: it takes seconds, and most users have no Milvus.
+An address is `file:PATH` for the embedded engine, `milvus://`, `http://` or `https://` for a server.
+pymilvus is imported only when a connection is made: it takes seconds, and most users have no Milvus.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from serve.store.milvus.address import TOKEN, Address
+from serve.store.items import check_name, is_name
 from serve.store.milvus.capabilities import LITE, capabilities
-from serve.store.protocol import StoreError, StoreLocked, StoreMissing, StoreUnreachable
+from serve.store.types import StoreError, StoreLocked, StoreMissing, StoreUnreachable
 
+TOKEN = "KINDRED_MILVUS_TOKEN"  # noqa: S105  (the variable's name, not a token)
+_SCHEMES = ("file", "milvus", "http", "https")
+_PORT = 19530
+_DATABASE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_PREFIX = "kindred_"
+# Of the characters that no name inside Milvus may hold.
+_WRITTEN = {"_": "__", "-": "_d", ".": "_p"}
+_READ = {written: plain for plain, written in _WRITTEN.items()}
 _EXTRA = "a store in Milvus needs pymilvus{}; install Kindred with its extra: pip install 'kindred[milvus]'"
 _NO_COLLECTION = 100
 _UNREACHABLE_WORDS = ("connect", "unavailable", "deadline", "channel closed")
 _REFUSED_WORDS = ("auth check failure", "unauthenticated", "permission deny", "privilege")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A parsed address.
+
+    Attributes:
+        uri: As the user wrote it.
+        folder: Where the embedded engine keeps its files; None for a server.
+        server: The server as `http(s)://HOST:PORT`; None for the embedded engine.
+        database: Milvus database; empty for the default one.
+    """
+
+    uri: str
+    folder: Path | None = None
+    server: str | None = None
+    database: str = ""
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the engine runs inside this process."""
+        return self.folder is not None
+
+
+def is_address(text: object) -> bool:
+    """Whether a text names a Milvus rather than a folder of this machine."""
+    return isinstance(text, str) and text.lower().startswith(tuple(f"{scheme}:" for scheme in _SCHEMES))
+
+
+def parse_address(text: str) -> Address:
+    """Takes an address apart.
+
+    Args:
+        text: `file:relative/path`, `file:///absolute/path`, or `milvus://HOST[:PORT][/DATABASE]` (also with
+            `http` or `https`; port 19530 where none is given).
+
+    Raises:
+        StoreError: It is none of these, or it carries a password, which other users of the machine could read
+            on the command line.
+    """
+    try:
+        parts = urlsplit(text)
+        port = parts.port or _PORT
+    except ValueError as error:
+        raise StoreError(f"The store's address is malformed ({error}); use milvus://HOST:PORT") from None
+    scheme = parts.scheme.lower()
+    if parts.username or parts.password:
+        raise StoreError(f"The store's address holds a password; put it into {TOKEN} as USER:PASSWORD")
+    if scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise StoreError(f"{text}: a file on another machine; use file:///absolute/path")
+        if not parts.path:
+            raise StoreError(f"{text} names no file; use file:///absolute/path or file:relative/path")
+        return Address(text, folder=Path(unquote(parts.path)))
+    if scheme not in _SCHEMES:
+        raise StoreError(f"{text} is no address of a store; use milvus://HOST:PORT or file:PATH")
+    if not parts.hostname or parts.query or parts.fragment:
+        raise StoreError(f"{text} is no address of a Milvus; use milvus://HOST:PORT/DATABASE")
+    database = parts.path.strip("/")
+    if database and not _DATABASE.fullmatch(database):
+        raise StoreError(f"{database!r} is no database name; use letters, digits and '_'")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    plain = "https" if scheme == "https" else "http"
+    return Address(text, server=f"{plain}://{host}:{port}", database=database)
+
+
+def milvus_name(name: str) -> str:
+    """The name inside Milvus; different names stay different."""
+    return _PREFIX + re.sub(r"[_.-]", lambda found: _WRITTEN[found[0]], check_name(name))
+
+
+def our_name(name: str) -> str | None:
+    """The inverse of `milvus_name`; None for what is not ours."""
+    if not name.startswith(_PREFIX):
+        return None
+    plain = re.sub(r"_[_dp]", lambda found: _READ[found[0]], name.removeprefix(_PREFIX))
+    return plain if is_name(plain) and milvus_name(plain) == name else None
 
 
 class Engine:
@@ -32,6 +121,7 @@ class Engine:
 
     Attributes:
         can: What this engine can do.
+        pymilvus: The client's package, for schemas and data types.
 
     Raises:
         StoreUnreachable: The server does not answer.
@@ -41,7 +131,7 @@ class Engine:
 
     def __init__(self, address: Address, *, token: str = "", timeout: float = 30.0) -> None:
         self.address = address
-        self._pymilvus = _pymilvus()
+        self.pymilvus = _pymilvus()
         # milvus-lite loses sight of rows for a moment while it writes a segment, and takes one writer at a
         # time.
         self._turn = threading.RLock() if address.embedded else contextlib.nullcontext()
@@ -49,7 +139,7 @@ class Engine:
         self._embedded = _Embedded(address.folder) if address.folder is not None else None
         try:
             with self._said_plainly():
-                self._client = self._pymilvus.MilvusClient(
+                self._client = self.pymilvus.MilvusClient(
                     uri=self._embedded.uri if self._embedded else address.server,
                     token=token,
                     db_name=address.database,
@@ -61,11 +151,6 @@ class Engine:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def pymilvus(self) -> Any:
-        """The client's package, for schemas and data types."""
-        return self._pymilvus
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Calls a method of the client.
@@ -90,7 +175,7 @@ class Engine:
         """Turns the client's errors into ours, one line each."""
         try:
             yield
-        except self._pymilvus.MilvusException as error:
+        except self.pymilvus.MilvusException as error:
             raise self._translated(error.code, str(error.message)) from error
         except ValueError as error:  # "Cannot invoke RPC on closed channel!"
             if "closed" not in str(error):

@@ -13,8 +13,8 @@ from typing import Any
 
 from serve.store import filters
 from serve.store.milvus.capabilities import Capabilities
-from serve.store.milvus.items import LIST, NUMBER, PRESENT, TEXT, facet_name, key_of, listed, plain_number
-from serve.store.protocol import ItemId
+from serve.store.milvus.schema import LIST, NUMBER, PRESENT, TEXT, facet_name, key_of, listed, plain_number
+from serve.store.types import ItemId
 
 ALWAYS = "sequence >= 0"
 NEVER = "sequence < 0"
@@ -32,7 +32,7 @@ def expression(where: Mapping[str, Any] | None, engine: Capabilities) -> str:
             refuses.
     """
     filters.condition(where)  # says all that is wrong with it
-    return _Translation(engine).both(where, True) if where else ""
+    return _MilvusTranslation(engine).both(where, True) if where else ""
 
 
 def all_of(*conditions: str) -> str:
@@ -68,7 +68,7 @@ def _literal(value: str | float) -> str:
     return repr(float(value)) if value == -(2**63) else repr(value)
 
 
-class _Translation:
+class _MilvusTranslation:
     """Walks a filter that `filters.condition` has accepted; `hold` is false below an odd number of `not`."""
 
     def __init__(self, engine: Capabilities) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import threading
 import time
@@ -10,17 +9,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, Unpack
 
-from serve.store import filters, rows
-from serve.store.examples import ByExamples
+from serve.store import filters
 from serve.store.files import bytes_below
-from serve.store.milvus.address import parse_address
-from serve.store.milvus.collection import INDEX_SECONDS, MilvusDefinition, create_collection, open_collection
-from serve.store.milvus.engine import Engine
+from serve.store.items import (
+    BaseStore,
+    check_id,
+    check_patch,
+    checked_in_chunks,
+    merged,
+    metadata_text,
+    unit_rows,
+)
+from serve.store.milvus.engine import Engine, parse_address
 from serve.store.milvus.expressions import HAS_LABEL, all_of, expression, keys_in
-from serve.store.milvus.items import (
+from serve.store.milvus.reader import LsnCounter, MilvusSearcher, RowReader
+from serve.store.milvus.schema import (
+    INDEX_SECONDS,
     NUMBER,
     TEXT,
+    MilvusDefinition,
     checked_rows,
+    create_collection,
     facet_name,
     id_of,
     item_of,
@@ -28,11 +37,11 @@ from serve.store.milvus.items import (
     messages,
     metadata_fields,
     names_in,
+    open_collection,
     optional_text,
     thumbnail_of,
 )
-from serve.store.milvus.reading import Reading, Searching, WriteNumbers
-from serve.store.protocol import (
+from serve.store.types import (
     DEFAULT_K,
     Filter,
     Item,
@@ -48,22 +57,21 @@ from serve.store.protocol import (
     Unsupported,
     Vectors,
 )
-from serve.store.vectors import unit_rows
 
 Consistency = Literal["Strong", "Session"]
 
 _CHECKED_AT_ONCE = 20_000
 _DELETED_AT_ONCE = 5_000
 _MOST_LABELLED = 1_000_000
-_INDEX = "kindred_payload_"
+_INDEX = "kindred_payload_"  # as existing collections have it
 _EVERYTHING = ("vector", "label", "metadata", "facets", "sequence", "thumbnail")
 
 
-class MilvusStore(ByExamples):
-    """A collection in Milvus; see `serve.store.protocol.Store` for what it does, docs/store.md for what
+class MilvusStore(BaseStore):
+    """A collection in Milvus; see `serve.store.types.Store` for what it does, docs/store.md for what
     differs.
 
-    Use `MilvusStore.open`, or `serve.store.milvus.catalogue.MilvusCatalogue` for several collections at once.
+    Use `MilvusStore.open`, or `milvus_catalogue.MilvusCatalogue` for several collections at once.
 
     Args:
         engine: The connection.
@@ -72,6 +80,7 @@ class MilvusStore(ByExamples):
     """
 
     in_process = False
+    _definition: MilvusDefinition
 
     def __init__(self, engine: Engine, definition: MilvusDefinition, *, owned: bool = False) -> None:
         self._engine = engine
@@ -79,9 +88,9 @@ class MilvusStore(ByExamples):
         self._owned = owned
         self._closed = False
         self._writing = threading.RLock()
-        self._numbers = WriteNumbers(engine, definition.inside)
-        self._reading = Reading(engine, definition.inside, self._last)
-        self._searching = Searching(engine, definition, self._reading)
+        self._reader = RowReader(engine, definition.inside, self._last)
+        self._lsns = LsnCounter(self._reader, alone=engine.can.embedded)
+        self._searcher = MilvusSearcher(engine, definition, self._reader)
 
     @classmethod
     def open(
@@ -162,26 +171,10 @@ class MilvusStore(ByExamples):
             definition = create_collection(engine, collection, dim, fingerprint, index, consistency)
         return cls(engine, definition, owned=owned)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def name(self) -> str:
         """The collection's own name."""
         return self._definition.name
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self._definition.dim
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The model that made the vectors, if it was given."""
-        return self._definition.fingerprint
 
     @property
     def index(self) -> str:
@@ -195,19 +188,16 @@ class MilvusStore(ByExamples):
         in the middle may have stored a part of them.
         """
         self._definition.check_fingerprint(fingerprint)
-        written = taken = 0
-        supply = iter(items)
-        while chunk := list(itertools.islice(supply, _CHECKED_AT_ONCE)):
-            checked = rows.naming_the_item(lambda some: checked_rows(some, self.dim), chunk, taken)
-            taken += len(chunk)
+        written = 0
+        for chunk in checked_in_chunks(items, _CHECKED_AT_ONCE, lambda some: checked_rows(some, self.dim)):
             self._open()
             with self._writing:
-                first = self._numbers.take(len(checked))
-                for number, row in enumerate(checked, first):
-                    row["sequence"] = number
-                for message in messages(checked):
+                first = self._lsns.take(len(chunk))
+                for lsn, row in enumerate(chunk, first):
+                    row["sequence"] = lsn
+                for message in messages(chunk):
                     self._engine.call("upsert", self._definition.inside, message)
-            written += len(checked)
+            written += len(chunk)
         return written
 
     def update(self, item_id: ItemId, changes: Mapping[str, Any]) -> None:
@@ -216,43 +206,39 @@ class MilvusStore(ByExamples):
         The row is read, changed and written back: of two processes that change the same item at the same
         moment, one wins.
         """
-        item_id = rows.check_id(item_id)
-        unknown = set(changes) - {"label", "metadata"}
-        if unknown:
-            raise StoreError(f"Cannot change {sorted(unknown)[0]!r} of an item; change label or metadata")
-        label = rows.check_label(changes.get("label"))
-        patched = rows.metadata_text(changes.get("metadata")) is not None
+        item_id = check_id(item_id)
+        check_patch(changes)
         self._open()
         with self._writing:
-            found = self._reading.by_id([item_id], _EVERYTHING)
+            found = self._reader.by_id([item_id], _EVERYTHING)
             if not found:
                 raise ItemMissing(f"There is no item {item_id!r}")
             row = found[key_of(item_id)]
             if "label" in changes:
-                row["label"] = optional_text(label)
-            if patched:
-                metadata = rows.merged(row["metadata"] or {}, changes["metadata"])
-                row.update(metadata_fields(rows.metadata_text(metadata)))
+                row["label"] = optional_text(changes["label"])
+            if changes.get("metadata"):
+                metadata = merged(row["metadata"] or {}, changes["metadata"])
+                row.update(metadata_fields(metadata_text(metadata)))
             self._engine.call("upsert", self._definition.inside, [row])
-            self._numbers.take(1)
+            self._lsns.take(1)
 
     def delete(self, ids: Iterable[ItemId] = (), *, where: Filter | None = None, erase: bool = False) -> int:
         """Deletes by id, by filter or both; see `Store.delete`. `erase` is refused, see `purge`."""
-        listed = [rows.check_id(value) for value in ids]
+        listed = [check_id(value) for value in ids]
         condition = None if where is None else expression(where, self._engine.can)
         if erase:
             self.purge()
         self._open()
         with self._writing:
-            keys = set(self._reading.by_id(listed, ["id"]))
+            keys = set(self._reader.by_id(listed, ["id"]))
             if condition is not None:
-                for page in self._reading.pages(condition, ["id"]):
+                for page in self._reader.pages(condition, ["id"]):
                     keys.update(row["id"] for row in page)
             gone = sorted(keys)
             for start in range(0, len(gone), _DELETED_AT_ONCE):
                 batch = [id_of(key) for key in gone[start : start + _DELETED_AT_ONCE]]
                 self._engine.call("delete", self._definition.inside, filter=keys_in(batch))
-            self._numbers.take(1)
+            self._lsns.take(1)
         return len(gone)
 
     def purge(self) -> None:
@@ -273,13 +259,13 @@ class MilvusStore(ByExamples):
         query = SearchQuery.of(query, options)
         self._definition.check_fingerprint(query.fingerprint)
         self._open()
-        return self._searching.run(unit_rows(vectors, self.dim, "query"), query)
+        return self._searcher.run(unit_rows(vectors, self.dim, "query"), query)
 
     def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
         """Items by id; see `Store.get`."""
-        ids = [rows.check_id(value) for value in ids]
+        ids = [check_id(value) for value in ids]
         self._open()
-        found = self._reading.by_id(ids, _fields(with_vectors))
+        found = self._reader.by_id(ids, _fields(with_vectors))
         wanted = [found.get(key_of(value)) for value in ids]
         return [None if row is None else item_of(row) for row in wanted]
 
@@ -287,7 +273,7 @@ class MilvusStore(ByExamples):
         """Number of items that pass; see `Store.count`."""
         condition = expression(where, self._engine.can)
         self._open()
-        return self._reading.count(condition)
+        return self._reader.count(condition)
 
     def scroll(
         self,
@@ -302,7 +288,7 @@ class MilvusStore(ByExamples):
             raise StoreError(f"limit is {limit}; ask for at least one item")
         condition = expression(where, self._engine.can)
         self._open()
-        found = self._reading.after(after or 0, limit, condition, _fields(with_vectors))
+        found = self._reader.after(after or 0, limit, condition, _fields(with_vectors))
         return Page([item_of(row) for row in found], found[-1]["sequence"] if len(found) >= limit else None)
 
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
@@ -310,27 +296,27 @@ class MilvusStore(ByExamples):
         condition = expression(where, self._engine.can)
         self._open()
         until = all_of(condition, f"sequence <= {self._last()}")
-        for page in self._reading.pages(until, _fields(with_vectors)):
+        for page in self._reader.pages(until, _fields(with_vectors)):
             yield from map(item_of, page)
 
     def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
         """Items drawn at random; see `Store.sample`."""
         self._open()
         fields = _fields(with_vectors)
-        first = self._reading.after(0, count, "", fields)
+        first = self._reader.after(0, count, "", fields)
         if len(first) < count:
             return [item_of(row) for row in first]
         numbers = range(first[0]["sequence"], self._last() + 1)
         # Deleted items have left their numbers behind: more numbers than items are asked for.
-        found = self._reading.numbered(random.sample(numbers, min(8 * count, len(numbers))), fields)
+        found = self._reader.numbered(random.sample(numbers, min(8 * count, len(numbers))), fields)
         drawn = random.sample(found, min(count, len(found)))
         return [item_of(row) for row in sorted(drawn, key=lambda row: row["sequence"])]
 
     def thumbnail(self, item_id: ItemId) -> bytes | None:
         """The item's thumbnail; see `Store.thumbnail`."""
-        item_id = rows.check_id(item_id)
+        item_id = check_id(item_id)
         self._open()
-        found = self._reading.by_id([item_id], ["thumbnail"])
+        found = self._reader.by_id([item_id], ["thumbnail"])
         return thumbnail_of(found[key_of(item_id)]["thumbnail"]) if found else None
 
     def labels(self, limit: int = 1000) -> dict[str, int]:
@@ -340,26 +326,26 @@ class MilvusStore(ByExamples):
             Unsupported: There are too many items for that.
         """
         self._open()
-        items = self._reading.count("")
+        items = self._reader.count("")
         if items > _MOST_LABELLED:
             raise Unsupported(
                 f"Milvus does not count labels, and {items:,} items are too many to read them all; "
                 "count the labels you want with a filter"
             )
         counts: Counter[str] = Counter()
-        for page in self._reading.pages(HAS_LABEL, ["label"], size=10_000):
+        for page in self._reader.pages(HAS_LABEL, ["label"], size=10_000):
             counts.update(row["label"][1:] for row in page)
         return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:limit])
 
-    def create_payload_index(self, field: str) -> None:
-        """Makes filters on a field fast; see `Store.create_payload_index`.
+    def create_field_index(self, field: str) -> None:
+        """Makes filters on a field fast; see `Store.create_field_index`.
 
         Raises:
             Unsupported: The engine has no such index.
         """
-        name = filters.payload_index(field).removeprefix("payload:")
+        name = filters.canonical(field)
         self._open()
-        if name == "id" or name in self._payload_indexes():
+        if name == "id" or name in self._field_indexes():
             return
         engine = self._engine.can
         indexes = self._engine.pymilvus.MilvusClient.prepare_index_params()
@@ -377,15 +363,15 @@ class MilvusStore(ByExamples):
                 )
         self._engine.call("create_index", self._definition.inside, indexes)
 
-    def drop_payload_index(self, field: str) -> None:
-        """Undoes `create_payload_index`; see `Store.drop_payload_index`.
+    def drop_field_index(self, field: str) -> None:
+        """Undoes `create_field_index`; see `Store.drop_field_index`.
 
         Raises:
             Unsupported: The engine drops no index of a collection that is open.
         """
-        name = filters.payload_index(field).removeprefix("payload:")
+        name = filters.canonical(field)
         self._open()
-        if name == "id" or name not in self._payload_indexes():
+        if name == "id" or name not in self._field_indexes():
             return
         if not self._engine.can.drops_indexes:
             raise Unsupported(
@@ -398,24 +384,24 @@ class MilvusStore(ByExamples):
     def stats(self) -> StoreStats:
         """Figures about the collection; what Milvus does not tell is 0."""
         self._open()
-        sequence = self._last()
+        lsn = self._last()
         folder = self._engine.address.folder
         place = None if folder is None else folder / "collections" / self._definition.inside
         return StoreStats(
-            items=self._reading.count(""),
+            items=self._reader.count(""),
             dim=self.dim,
             fingerprint=self.fingerprint,
             index=self.index,
-            sequence=sequence,
+            lsn=lsn,
             segments=0,
-            head=0,
+            memtable=0,
             dead=0,
-            snapshot_sequence=sequence,
+            flushed_lsn=lsn,
             disk_bytes=0 if place is None else bytes_below(place),
-            payload_indexes=self._payload_indexes(),
+            field_indexes=self._field_indexes(),
         )
 
-    def snapshot(self) -> None:
+    def flush(self) -> None:
         """Has the engine build the index over recent items, and waits until searches use it.
 
         By itself a server does so only minutes later; until then an approximate index finds far fewer of the
@@ -445,7 +431,7 @@ class MilvusStore(ByExamples):
 
     def _last(self) -> int:
         with self._writing:
-            return self._numbers.last()
+            return self._lsns.last()
 
     def _open(self) -> None:
         if self._closed:
@@ -459,7 +445,7 @@ class MilvusStore(ByExamples):
         searched = sum(segment.num_rows for segment in segments if segment.state_name == "Sealed")
         return bool(told["pending_index_rows"] == 0 and searched >= told["total_rows"])
 
-    def _payload_indexes(self) -> tuple[str, ...]:
+    def _field_indexes(self) -> tuple[str, ...]:
         names = set(self._engine.call("list_indexes", self._definition.inside))
         facets = [
             bytes.fromhex(name.removeprefix(_INDEX)).decode() for name in names if name.startswith(_INDEX)

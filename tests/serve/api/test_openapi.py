@@ -22,7 +22,7 @@ def test_every_route_is_documented(running, document):
     assert set(document["paths"]) == {
         "/healthz", "/readyz", "/metrics", "/v1/search", "/v1/search/batch", "/v1/search/vector",
         "/v1/search/examples", "/v1/raw/search", "/v1/items", "/v1/items/vectors", "/v1/items/delete",
-        "/v1/items/get", "/v1/items/count", "/v1/payload-indexes",
+        "/v1/items/get", "/v1/items/count", "/v1/field-indexes", "/v1/payload-indexes",
         "/v1/items/{item_id}", "/v1/items/{item_id}/similar", "/v1/items/{item_id}/thumbnail", "/v1/embed",
         "/v1/verify", "/v1/collections", "/v1/collections/{name}", "/v1/aliases/{alias}", "/v1/reload",
         "/v1/import", "/v1/stats", "/v1/labels", "/v1/model",

@@ -1,5 +1,6 @@
 """Every call of the client against the real service."""
 
+import httpx
 import pytest
 
 from serve.client import ServiceError
@@ -52,14 +53,30 @@ def test_reading_several_items(client):
     assert (client.count(), client.count(where={"label": {"prefix": "b"}})) == (8, 4)
 
 
+def test_earlier_names_still_answer(running):
+    """Scripts of the last version go on: the path of indexes on fields, and figures of a collection."""
+    path, field = f"{running.address}/v1/payload-indexes", {"field": "metadata.year"}
+    made = httpx.post(path, json=field).raise_for_status().json()
+    assert made == httpx.post(f"{running.address}/v1/field-indexes", json=field).json()
+    assert made["payload_indexes"] == made["field_indexes"] == ["label", "metadata.year"]
+    for earlier, name in (("sequence", "lsn"), ("head", "memtable"), ("snapshot_sequence", "flushed_lsn")):
+        assert made[earlier] == made[name] is not None
+    assert httpx.delete(path, params=field).raise_for_status().json()["field_indexes"] == ["label"]
+    methods = httpx.get(f"{running.address}/v1/openapi.json").json()["paths"]["/v1/payload-indexes"]
+    assert all(operation["deprecated"] for operation in methods.values())
+
+
 def test_collections_come_and_go(client):
     client.create_collection("spare", dim=4)
     assert client.stats(collection="spare").dim == 4
-    stats = client.create_payload_index("metadata.year", collection="spare")
-    assert "metadata.year" in stats.payload_indexes
-    assert client.create_payload_index("metadata.year", collection="spare") == stats
-    assert client.drop_payload_index('metadata."year"', collection="spare").payload_indexes == ["label"]
+    stats = client.create_field_index("metadata.year", collection="spare")
+    assert "metadata.year" in stats.field_indexes
+    assert client.create_field_index("metadata.year", collection="spare") == stats
+    assert client.drop_field_index('metadata."year"', collection="spare").field_indexes == ["label"]
+    made = client.create_payload_index("metadata.year", collection="spare")
+    assert made.field_indexes == ["label", "metadata.year"]
+    assert client.drop_payload_index("metadata.year", collection="spare").field_indexes == ["label"]
     with pytest.raises(ServiceError) as error:
-        client.create_payload_index('metadata.x" --')
+        client.create_field_index('metadata.x" --')
     assert error.value.code == "filter"
     assert [one.name for one in client.delete_collection("spare").collections] == ["default"]

@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.milvus.address import parse_address
-from serve.store.milvus.engine import Engine
-from serve.store.protocol import Item, Store
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.milvus.engine import Engine, parse_address
+from serve.store.types import Item, Store
 
 DIM = 16
 
 # With its vectors in one piece of memory, in many small segments, and in small HNSW graphs.
-SMALL = {"head_rows": 40, "build_threads": 1, "transaction_rows": 64}
+SMALL = {"memtable_rows": 40, "build_threads": 1, "transaction_rows": 64}
 STORES: dict[str, dict[str, Any]] = {
-    "head": {},
+    "memtable": {},
     "segments": {"tuning": Tuning(**SMALL)},
     "hnsw": {"index": "HNSW8", "tuning": Tuning(**SMALL, approximate_rows=30)},
 }

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.store import exact
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.parts import Part
-from serve.store.protocol import Item, SearchQuery
+from serve.store.ann import flat
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.segment import Segment
+from serve.store.types import Item, SearchQuery
 
 DIM = 32
 ROWS = 14_000
@@ -26,13 +26,13 @@ def clustered(rng: np.random.Generator, count: int) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=["HNSW16", "IVF32,SQ8"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaissStore]:
-    """14,000 items, `bucket` uniform in 0..999; some were replaced or deleted after the snapshot."""
+    """14,000 items, `bucket` uniform in 0..999; some were replaced or deleted after the flush."""
     rng = np.random.default_rng(1)
     vectors, buckets = clustered(rng, ROWS), rng.permutation(ROWS) % 1000
     folder = tmp_path_factory.mktemp("approximate") / "store"
     with FaissStore.open(folder, dim=DIM, index=request.param, tuning=Tuning(approximate_rows=1000)) as store:
         store.upsert(Item(n, vectors[n], metadata={"bucket": int(buckets[n])}) for n in range(ROWS))
-        store.snapshot()
+        store.flush()
         store.delete(range(0, ROWS, 50))
         store.upsert(Item(n, vectors[n], metadata={"bucket": int(buckets[n])}) for n in range(1, ROWS, 60))
         yield store
@@ -81,10 +81,10 @@ def test_a_filter_against_the_querys_surroundings_falls_back_to_exact(tmp_path: 
     rng = np.random.default_rng(5)
     sides = np.repeat([1.0, -1.0], 3000)[:, np.newaxis]
     vectors = sides * np.eye(DIM)[0] + 0.05 * rng.standard_normal((6000, DIM))
-    tuning = Tuning(approximate_rows=1000, head_rows=10_000)
+    tuning = Tuning(approximate_rows=1000, memtable_rows=10_000)
     with FaissStore.open(tmp_path / "store", dim=DIM, index="HNSW16", tuning=tuning) as store:
         store.upsert(Item(n, vectors[n], "near" if n < 3000 else "far") for n in range(6000))
-        store.snapshot()
+        store.flush()
         result = store.search(vectors[0], 5, where={"label": "far"})
         exact = store.search(vectors[0], 5, where={"label": "far"}, exact=True)
     assert result.plan.strategy in ("approximate_then_exact", "exact")
@@ -96,7 +96,7 @@ def test_a_search_never_waits_or_fails_while_the_index_is_rebuilt(
 ) -> None:
     rng = np.random.default_rng(6)
     vectors = clustered(rng, 3000)
-    tuning = Tuning(approximate_rows=500, head_rows=200, build_threads=1)
+    tuning = Tuning(approximate_rows=500, memtable_rows=200, build_threads=1)
     failures: list[str] = []
     done = threading.Event()
     with FaissStore.open(tmp_path / "store", dim=DIM, index="HNSW16", tuning=tuning) as store:
@@ -114,7 +114,7 @@ def test_a_search_never_waits_or_fails_while_the_index_is_rebuilt(
         for start in range(1, 3000, 100):
             store.upsert(Item(n, vectors[n]) for n in range(start, min(start + 100, 3000)))
         store.delete(range(1, 2000))
-        store.snapshot()
+        store.flush()
         done.set()
         for reader in readers:
             reader.join()
@@ -161,8 +161,8 @@ def test_what_an_index_does_not_find_is_scanned() -> None:
 
     vectors = clustered(np.random.default_rng(8), 50)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    part = Part("x", np.arange(50), vectors, approximate=Island())
+    part = Segment("x", np.arange(50), vectors, approximate=Island())
     _, rows, plan = part.find(vectors[:2], 2, None, SearchQuery())
-    assert rows[0].tolist() == exact.scan(vectors[:1], vectors, 2)[1][0].tolist()
+    assert rows[0].tolist() == flat.scan(vectors[:1], vectors, 2)[1][0].tolist()
     assert rows[1].tolist() == [3, 4]
     assert plan.strategy == "approximate_then_exact"

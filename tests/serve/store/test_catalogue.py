@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from serve.store.catalogue import Catalogue
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import ReadOnly, StoreMissing
+from serve.store.collection import FaissStore
+from serve.store.types import ReadOnly, StoreMissing
 
 
 def test_a_store_opens_by_alias(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from serve.store.catalogue import Catalogue
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item, StoreDamaged, StoreError
+from serve.store.collection import FaissStore
+from serve.store.types import Item, StoreDamaged, StoreError
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ import pytest
 
 from serve.api.errors import problem_of
 from serve.settings import Settings
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item, StoreDamaged
+from serve.store.collection import FaissStore
+from serve.store.types import Item, StoreDamaged
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_start_refuses_it(database: Path, start: int, length: int, read_only
 
 def test_a_request_that_meets_it_says_so(database: Path, items: list[Item]) -> None:
     with FaissStore.open(database.parents[2]) as store:
-        store.snapshot()
+        store.flush()
     damage(database, 8192, database.stat().st_size)  # all but the first page, which says where the others are
     with pytest.raises(StoreDamaged) as met, FaissStore.open(database.parents[2]) as store:
         store.get([item.id for item in items], with_vectors=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.store.faiss_store import FaissStore
+from serve.store.collection import FaissStore
 from serve.store.files import replace_file, write_synced
-from serve.store.protocol import DiskFull, Item
+from serve.store.types import DiskFull, Item
 
 SIZE = 12 * 2**20
 
@@ -49,51 +49,51 @@ def test_a_real_full_disk(small_disk: Path) -> None:
     rng = np.random.default_rng(0)
     with FaissStore.open(small_disk / "store", dim=64) as store:
         store.upsert(Item(n, rng.standard_normal(64), "a", {}, b"t" * 100) for n in range(3000))
-        store.snapshot()
+        store.flush()
         hog = fill(small_disk)
         more = (Item(n, rng.standard_normal(64), thumbnail=bytes(999)) for n in range(3000, 60_000))
         with pytest.raises(DiskFull, match="full"):
             store.upsert(more)
         with pytest.raises(DiskFull):
-            store.snapshot()
+            store.flush()
         held = store.count()
         found = store.get([0, 2999], with_vectors=True)
         assert store.search(found[0].vector, 1).hits[0][0].id == 0
         hog.unlink()
         store.upsert([Item("after", found[0].vector * -1)])
-        store.snapshot()
+        store.flush()
         assert store.count() == held + 1
     with FaissStore.open(small_disk / "store") as store:
         assert store.count() == held + 1
         assert store.search(-found[0].vector, 1).hits[0][0].id == "after"
-        assert store.stats().head == 0
+        assert store.stats().memtable == 0
 
 
 LIMITED = """
 import resource, sys
 import numpy as np
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import DiskFull, Item
+from serve.store.collection import FaissStore
+from serve.store.types import DiskFull, Item
 rng = np.random.default_rng(0)
 items = [Item(n, rng.standard_normal(64)) for n in range(4000)]
 store = FaissStore.open(sys.argv[1], dim=64)
 store.upsert(items)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 try:
-    store.snapshot()
+    store.flush()
 except DiskFull as error:
     print(error)
 else:
-    sys.exit("the snapshot was taken for whole")
+    sys.exit("the segment was taken for whole")
 assert store.stats().segments == 0
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-store.snapshot()
+store.flush()
 assert store.stats().segments == 1
 store.close()
 """
 
 
-def test_a_snapshot_that_does_not_fit(tmp_path: Path) -> None:
+def test_a_flush_that_does_not_fit(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr

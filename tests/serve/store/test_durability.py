@@ -53,8 +53,8 @@ FAILING = """
 import sys
 from pathlib import Path
 import numpy as np
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store.collection import FaissStore
+from serve.store.types import Item
 folder, flag = Path(sys.argv[1]), Path(sys.argv[2])
 store = FaissStore.open(folder, dim=4)
 store.upsert([Item("before", np.ones(4))])
@@ -63,7 +63,7 @@ for write in (
     lambda: store.upsert([Item("failed", -np.ones(4))]),
     lambda: store.delete(["before"]),
     lambda: store.update("before", {"label": "x"}),
-    store.snapshot,
+    store.flush,
 ):
     try:
         write()
@@ -76,19 +76,19 @@ for write in (
     assert not list(folder.rglob("vectors.f32")), "a segment counts though the disk never had it"
 flag.unlink()
 store.upsert([Item("after", np.ones(4))])
-store.snapshot()
+store.flush()
 store.close()
 with FaissStore.open(folder) as store:
     assert {"before", "after"} <= {item.id for item in store.scan()}, "an acknowledged write is gone"
-    assert store.stats().head == 0
+    assert store.stats().memtable == 0
 """
 
 SLOW = """
 import sys, threading, time
 from pathlib import Path
 import numpy as np
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store.collection import FaissStore
+from serve.store.types import Item
 folder, flag = Path(sys.argv[1]), Path(sys.argv[2])
 store = FaissStore.open(folder, dim=4)
 flag.touch()

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.types import Item
 
 
 def places_of(folder: Path, needle: bytes) -> list[str]:
@@ -15,12 +15,12 @@ def places_of(folder: Path, needle: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("index", ["Flat", "HNSW8", "IVF2,Flat"])
-@pytest.mark.parametrize("snapshot", [False, True])
+@pytest.mark.parametrize("flushed", [False, True])
 @pytest.mark.parametrize("way", ["delete", "replace"])
 def test_nothing_is_left_of_what_was_erased(
-    tmp_path: Path, items: list[Item], index: str, snapshot: bool, way: str
+    tmp_path: Path, items: list[Item], index: str, flushed: bool, way: str
 ) -> None:
-    tuning = Tuning(head_rows=50, approximate_rows=60, build_threads=1)
+    tuning = Tuning(memtable_rows=50, approximate_rows=60, build_threads=1)
     folder = tmp_path / "store"
     secret = Item(
         "secret-id", items[0].vector, "secret-label", {"note": "secret-note"}, b"secret-thumbnail" * 900
@@ -28,8 +28,8 @@ def test_nothing_is_left_of_what_was_erased(
     unit = np.asarray(secret.vector) / np.linalg.norm(np.asarray(secret.vector))
     with FaissStore.open(folder, dim=16, index=index, tuning=tuning) as store:
         store.upsert([*items[1:100], secret, *items[100:]])
-        if snapshot:
-            store.snapshot()
+        if flushed:
+            store.flush()
         vector = store.get(["secret-id"], with_vectors=True)[0].vector.tobytes()
         np.testing.assert_allclose(np.frombuffer(vector, "<f4"), unit, rtol=1e-5)
         traces = [vector, b"secret-id", b"secret-label", b"secret-note", b"secret-thumbnail"]

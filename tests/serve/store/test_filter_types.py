@@ -9,9 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serve.store import filters
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
-from serve.store.rows import keys_where, metadata_text
+from serve.store.collection import FaissStore
+from serve.store.items import metadata_text
+from serve.store.rows import row_ids_where
+from serve.store.types import Item
 
 SHORT = st.text(st.sampled_from('a5[]{"}:,\\u0 \0'), max_size=4)
 TEXT = SHORT | st.sampled_from(["[5]", '{"a":1}', "[]", "5", "\\u0000", "true", "\U0010ffff"])
@@ -75,7 +76,7 @@ def test_a_filter_passes_what_plain_python_passes(
     connection.execute("CREATE TABLE items (key INTEGER PRIMARY KEY, id, label, metadata TEXT)")
     rows = [(key, key, None, metadata_text({"it's x": value})) for key, value in enumerate(values)]
     connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", rows)
-    passing = keys_where(connection, filters.condition(where)).tolist()
+    passing = row_ids_where(connection, filters.condition(where)).tolist()
     connection.close()
     assert passing == [key for key, value in enumerate(values) if holds(value, operator, operand) != negate]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import DimensionMismatch, FingerprintMismatch, Item, StoreError, StoreMissing
+from serve.store.collection import FaissStore
+from serve.store.types import DimensionMismatch, FingerprintMismatch, Item, StoreError, StoreMissing
 
 
 def test_a_collection_keeps_its_model_and_length(tmp_path: Path) -> None:

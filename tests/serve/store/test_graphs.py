@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.store.approximate import FaissIndex, build, demanded_effort, parse
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item, StoreError
+from serve.store.ann.approximate import FaissIndex, build, demanded_effort, parse
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.types import Item, StoreError
 
 DIM = 24
-TUNING = Tuning(head_rows=400, approximate_rows=300, build_threads=1)
+TUNING = Tuning(memtable_rows=400, approximate_rows=300, build_threads=1)
 
 
 def draw(count: int, spread: float, seed: int = 0) -> np.ndarray:
@@ -49,16 +49,16 @@ def test_a_graph_grows_and_is_built_anew_when_too_much_of_it_is_dead(tmp_path: P
         assert (store.stats().segments, store.stats().dead) == (1, 0)
         assert recall(store, draw(60, 0.6, seed=2)) >= 0.98
     with FaissStore.open(tmp_path / "store") as store:
-        assert (store.stats().segments, store.stats().head, store.count()) == (1, 0, 2000)
+        assert (store.stats().segments, store.stats().memtable, store.count()) == (1, 0, 2000)
 
 
 def test_segments_merge_when_nobody_writes(tmp_path: Path) -> None:
     vectors = draw(2000, 0.6)
-    tuning = Tuning(head_rows=400, approximate_rows=300, build_threads=1, settle_seconds=0.05)
+    tuning = Tuning(memtable_rows=400, approximate_rows=300, build_threads=1, settle_seconds=0.05)
     with FaissStore.open(tmp_path / "store", dim=DIM, index="HNSW8", tuning=TUNING) as store:
         for start in range(0, 2000, 500):
             store.upsert(Item(n, vectors[n]) for n in range(start, start + 500))
-            store.snapshot()
+            store.flush()
     with FaissStore.open(tmp_path / "store", tuning=tuning) as store:
         store.upsert([Item("last", vectors[0])])
         until = time.monotonic() + 60
@@ -102,7 +102,7 @@ def test_the_effort_is_the_requests_before_the_collections(tmp_path: Path) -> No
     with FaissStore.open(tmp_path / "store", index="HNSW4,ef=400", tuning=TUNING) as store:
         assert recall(store, queries) == deep
         # Another effort is another way to search and not another index.
-        store.snapshot()
+        store.flush()
         assert {path.name for path in (store.place / "segments").iterdir()} == files
 
 

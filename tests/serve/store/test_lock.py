@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item, ReadOnly, StoreError, StoreLocked
+from serve.store.collection import FaissStore
+from serve.store.types import Item, ReadOnly, StoreError, StoreLocked
 
 OPEN = """
 import sys
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import StoreLocked
+from serve.store.collection import FaissStore
+from serve.store.types import StoreLocked
 try:
     FaissStore.open(sys.argv[1], dim=4).close()
 except StoreLocked as error:
@@ -50,7 +50,7 @@ def test_reading_beside_a_writer(tmp_path: Path) -> None:
             assert reader.search(np.eye(4)[1], 1, where={"metadata.n": {"lt": 2}}).hits[0][0].id == 1
             store.delete([1])
             store.upsert([Item(2, np.eye(4)[3])])
-            store.snapshot()
+            store.flush()
             assert reader.count() == 2
             assert [hit.id for hit in reader.search(np.eye(4)[1], 3).hits[0]] == [0]
             assert (
@@ -61,9 +61,9 @@ def test_reading_beside_a_writer(tmp_path: Path) -> None:
                 lambda: reader.upsert([Item(9, np.ones(4))]),
                 lambda: reader.delete([0]),
                 lambda: reader.update(0, {"label": "x"}),
-                reader.snapshot,
+                reader.flush,
                 reader.purge,
-                lambda: reader.create_payload_index("label"),
+                lambda: reader.create_field_index("label"),
             ):
                 with pytest.raises(ReadOnly):
                     write()

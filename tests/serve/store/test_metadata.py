@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item, StoreError
-from serve.store.rows import MOST_METADATA_BYTES, MOST_NESTED, merged
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.items import MOST_METADATA_BYTES, MOST_NESTED, merged
+from serve.store.types import Item, StoreError
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=5)
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -35,7 +35,7 @@ def test_metadata_is_refused_or_comes_back_equal(
     tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any], value: Any, wraps: list[str], edit: bool
 ) -> None:
     metadata = {**fields, "deep": wrapped(value, wraps)}
-    tuning = Tuning(head_rows=1, build_threads=1)
+    tuning = Tuning(memtable_rows=1, build_threads=1)
     with FaissStore.open(tmp_path_factory.mktemp("store"), dim=2, tuning=tuning) as store:
         store.upsert([Item("other", [0.0, 1.0], metadata={"kept": 1})])
         try:
@@ -54,7 +54,7 @@ def test_metadata_is_refused_or_comes_back_equal(
             assert {
                 hit.id: hit.metadata for hit in store.search([1.0, 0.0]).hits[0]
             }.items() <= expected.items()
-            store.snapshot()  # the second time, hits come from the segment's own records
+            store.flush()  # the second time, hits come from the segment's own records
 
 
 def without_null(value: Any) -> Any:
@@ -92,7 +92,7 @@ def test_what_an_earlier_version_left_harms_no_other_item(
     tmp_path: Path, text: str, index: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     rng = np.random.default_rng(0)
-    tuning = Tuning(head_rows=8, approximate_rows=10, build_threads=1)
+    tuning = Tuning(memtable_rows=8, approximate_rows=10, build_threads=1)
     place = tmp_path / "store"
     with FaissStore.open(place, dim=4, index=index, tuning=tuning) as store:
         store.upsert([Item(n, rng.standard_normal(4), "cat", {"n": n}) for n in range(20)])
@@ -111,7 +111,7 @@ def test_what_an_earlier_version_left_harms_no_other_item(
                 assert {hit.label for hit in hits} == {"cat"}
                 if folder == "rebuilt":  # before, the segment still has what it was written with
                     assert {hit.id: hit.metadata for hit in hits} == expected
-                store.snapshot()
+                store.flush()
             assert store.get([7])[0].metadata == {}
             assert "is shown empty" in caplog.text
     with FaissStore.open(place, tuning=tuning) as store:
@@ -123,12 +123,12 @@ def test_a_segment_of_an_earlier_version_may_hold_deep_metadata(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as earlier:
-        for module in ("rows", "records"):
+        for module in ("items", "manifest"):
             earlier.setattr(f"serve.store.{module}.MOST_NESTED", 1000)
         with FaissStore.open(tmp_path / "store", dim=4) as store:
             deep = wrapped(1, ["object"] * 900)
             store.upsert(Item(n, np.eye(4)[n], "cat", deep if n == 2 else {"n": n}) for n in range(4))
-            store.snapshot()
+            store.flush()
     with FaissStore.open(tmp_path / "store") as store:
         hits = store.search(np.ones(4), 4).hits[0]
     assert {hit.id: hit.metadata for hit in hits} == {0: {"n": 0}, 1: {"n": 1}, 2: {}, 3: {"n": 3}}

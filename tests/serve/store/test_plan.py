@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from serve.store.protocol import Item, SearchPlan, Store
+from serve.store.types import Item, SearchPlan, Store
 
 
 def test_the_plan_counts_candidates(store: Store, items: list[Item], vectors: np.ndarray) -> None:

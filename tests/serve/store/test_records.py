@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
-from serve.store.segments import _checksum
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.manifest import _checksum
+from serve.store.types import Item
 
 DIM = 8
-SMALL = Tuning(head_rows=6, transaction_rows=8, build_threads=1, approximate_rows=10)
+SMALL = Tuning(memtable_rows=6, transaction_rows=8, build_threads=1, approximate_rows=10)
 IDS = st.sampled_from([*range(12), *(f"id {n}" for n in range(12)), 2**62, 'ä"\\\n', "7"])
 LABELS = st.none() | st.sampled_from(["a", "ü\"'", ""])
 METADATA = st.dictionaries(
@@ -28,7 +28,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("upsert"), st.lists(st.tuples(IDS, LABELS, METADATA), min_size=1, max_size=9)),
         st.tuples(st.just("update"), IDS, LABELS),
         st.tuples(st.just("delete"), st.lists(IDS, max_size=4)),
-        st.tuples(st.sampled_from(["snapshot", "compact", "purge", "reopen"])),
+        st.tuples(st.sampled_from(["flush", "compact", "purge", "reopen"])),
     ),
     max_size=14,
 )
@@ -103,7 +103,7 @@ def test_a_restored_older_database_wins_over_newer_labels(
     rng = np.random.default_rng(0)
     with open_store() as store:
         store.upsert([Item(n, rng.standard_normal(DIM), "old") for n in range(20)])
-        store.snapshot()
+        store.flush()
         place = store.place
     backup = (place / "items.db").read_bytes()
     with open_store() as store:
@@ -121,7 +121,7 @@ def test_a_store_from_before_records_gets_them(open_store: Callable[[], FaissSto
     rng = np.random.default_rng(0)
     with open_store() as store:
         store.upsert([Item(n, rng.standard_normal(DIM), f"label {n}") for n in range(20)])
-        store.snapshot()
+        store.flush()
         place, expected = store.place, found(store)
     database = sqlite3.connect(place / "items.db")
     with database:
@@ -139,6 +139,6 @@ def test_a_store_from_before_records_gets_them(open_store: Callable[[], FaissSto
     with open_store() as store:
         assert found(store) == expected
         store.update(3, {"label": "new"})
-        store.snapshot()
+        store.flush()
         assert list(place.rglob("records.json"))
         assert found(store) == expected | {3: ("new", {})}

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.store import live_index
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.index import IndexState
-from serve.store.protocol import Item, StoreError
-from serve.store.segments import SegmentFolder, _checksum
+from serve.store import recovery
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.manifest import SegmentFolder, _checksum
+from serve.store.segment import Version
+from serve.store.types import Item, StoreError
 
 DIM = 8
 
@@ -37,7 +37,7 @@ def double_the_segment(place: Path) -> None:
 def test_a_row_lives_in_one_segment(tmp_path: Path) -> None:
     with FaissStore.open(tmp_path / "store", dim=DIM) as store:
         store.upsert(items(0, 20))
-        store.snapshot()
+        store.flush()
         place = store.place
     double_the_segment(place)
     for read_only in (True, False):
@@ -56,7 +56,9 @@ def test_a_row_lives_in_one_segment(tmp_path: Path) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> FaissStore:
-    with FaissStore.open(tmp_path / "store", dim=DIM, tuning=Tuning(head_rows=10, build_threads=1)) as store:
+    with FaissStore.open(
+        tmp_path / "store", dim=DIM, tuning=Tuning(memtable_rows=10, build_threads=1)
+    ) as store:
         store.upsert(items(0, 20))
         yield store
 
@@ -73,14 +75,14 @@ def ids(store: FaissStore, where: dict[str, Any] | None = None) -> list[int]:
 def test_a_publication_that_fails_is_made_up_for(
     store: FaissStore, monkeypatch: pytest.MonkeyPatch, write: str
 ) -> None:
-    monkeypatch.setattr(IndexState, "after", fail)
-    real = live_index.recovered
+    monkeypatch.setattr(Version, "after", fail)
+    real = recovery.recovered
 
     def recovered(*given: Any) -> Any:
         monkeypatch.undo()
         return real(*given)
 
-    monkeypatch.setattr(live_index, "recovered", recovered)
+    monkeypatch.setattr(recovery, "recovered", recovered)
     writes = {
         "upsert": lambda: store.upsert(items(20, 30)),
         "update": lambda: store.update(3, {"label": "dog"}),
@@ -99,8 +101,8 @@ def test_a_write_that_searches_cannot_see_yet_is_said_to_be_stored(
 ) -> None:
     assert ids(store, {"label": "cat"}) == list(range(20))
     with monkeypatch.context() as patch:
-        patch.setattr(IndexState, "after", fail)
-        patch.setattr(live_index, "recovered", fail)
+        patch.setattr(Version, "after", fail)
+        patch.setattr(recovery, "recovered", fail)
         with pytest.raises(StoreError, match="The write is stored"):
             store.upsert(items(20, 30))
         assert store.count() == 30
@@ -117,7 +119,7 @@ def test_a_write_that_searches_cannot_see_yet_is_said_to_be_stored(
 def test_a_merge_beside_a_failed_publication_doubles_nothing(
     store: FaissStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.snapshot()
+    store.flush()
     store.upsert(items(20, 30))
     real = SegmentFolder.write
     todo = [True]
@@ -127,13 +129,13 @@ def test_a_merge_beside_a_failed_publication_doubles_nothing(
         if todo:
             todo.pop()
             with monkeypatch.context() as patch:
-                patch.setattr(IndexState, "after", fail)
-                patch.setattr(live_index, "recovered", fail)
+                patch.setattr(Version, "after", fail)
+                patch.setattr(recovery, "recovered", fail)
                 with pytest.raises(StoreError, match="The write is stored"):
                     store.upsert(items(30, 40))
             ids(store, {"label": "cat"})
         return entry
 
     monkeypatch.setattr(SegmentFolder, "write", write)
-    store.snapshot()
+    store.flush()
     assert ids(store) == ids(store, {"label": "cat"}) == list(range(40))

@@ -14,13 +14,12 @@ from typing import Any, Protocol
 
 import pytest
 
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.milvus.address import TOKEN, milvus_name, our_name, parse_address
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
 from serve.store.milvus.capabilities import Capabilities
-from serve.store.milvus.engine import Engine
+from serve.store.milvus.engine import TOKEN, Engine, milvus_name, our_name, parse_address
 from serve.store.milvus.store import MilvusStore
-from serve.store.protocol import Item, Store
+from serve.store.types import Item, Store
 from tests.milvus_server import COMMAND, milvus_server
 
 DIM = 16
@@ -28,9 +27,9 @@ URI = os.environ.get("KINDRED_MILVUS_URI", "")
 
 # FaissStore with its vectors in one piece of memory, in many small segments, and in small HNSW graphs; Milvus
 # with an exact and with an approximate index.
-SMALL = {"head_rows": 40, "build_threads": 1, "transaction_rows": 64}
+SMALL = {"memtable_rows": 40, "build_threads": 1, "transaction_rows": 64}
 FAISS: dict[str, dict[str, Any]] = {
-    "head": {},
+    "memtable": {},
     "segments": {"tuning": Tuning(**SMALL)},
     "hnsw": {"index": "HNSW8", "tuning": Tuning(**SMALL, approximate_rows=30)},
 }
@@ -94,7 +93,7 @@ class MilvusHome:
         if self._usual and not self._engine.can.embedded:
             store = MilvusStore.on(self._engine, collection=self._collection)
             store.delete(where={"id": {"exists": True}})
-            if store.stats().payload_indexes == ("label",):
+            if store.stats().field_indexes == ("label",):
                 self._used.append(self._collection)
                 return
         self._engine.call("drop_collection", milvus_name(self._collection))
@@ -179,7 +178,7 @@ def filled(store: Store, items: list[Item], kind: str) -> Store:
     if kind in LITE:
         # Half of them in a segment with its index, half in memory: both are searched.
         store.upsert(items[:100])
-        store.snapshot()
+        store.flush()
         store.upsert(items[100:])
     else:
         store.upsert(items)

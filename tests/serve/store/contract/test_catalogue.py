@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve.store.catalogue import open_catalogue
 from serve.store.milvus.engine import Engine
-from serve.store.opening import open_catalogue
-from serve.store.protocol import Item, StoreError, StoreLocked, StoreMissing
+from serve.store.types import Item, StoreError, StoreLocked, StoreMissing
 
 
 @pytest.fixture(params=["folder", "lite", "server"])

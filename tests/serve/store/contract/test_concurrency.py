@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from serve.store.protocol import Item, Store
+from serve.store.types import Item, Store
 
 
 def test_reads_see_every_acknowledged_write(store: Store, vectors: np.ndarray) -> None:

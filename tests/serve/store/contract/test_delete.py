@@ -1,6 +1,6 @@
 """Deleting items by id and by filter."""
 
-from serve.store.protocol import Item, Store
+from serve.store.types import Item, Store
 
 
 def test_deleting_by_id_and_by_filter(filled: Store, items: list[Item]) -> None:

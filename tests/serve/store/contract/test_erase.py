@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.store.protocol import Item, Store, Unsupported
+from serve.store.types import Item, Store, Unsupported
 
 
 def test_erasing_deletes_or_is_refused(filled: Store, items: list[Item], kind: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serve.store.protocol import Item, ItemMissing, Store, StoreError
+from serve.store.types import Item, ItemMissing, Store, StoreError
 
 
 def test_like_these_unlike_those(filled: Store, items: list[Item], brute_force: Callable) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.store.protocol import FilterError, Item, Store
+from serve.store.types import FilterError, Item, Store
 
 MISSING = object()
 
@@ -111,7 +111,7 @@ WHERE = st.recursive(
 
 def test_filters_pass_what_the_naive_interpreter_passes(filled: Store, items: list[Item], kind: str) -> None:
     # Milvus answers a hundred times slower; its translation alone is tried more often in test_expressions.py.
-    @settings(max_examples=60 if kind in ("head", "segments", "hnsw") else 15, deadline=None)
+    @settings(max_examples=60 if kind in ("memtable", "segments", "hnsw") else 15, deadline=None)
     @given(where=WHERE)
     def check(where: dict) -> None:
         expected = {item.id for item in items if passes(item, where)}

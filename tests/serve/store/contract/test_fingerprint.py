@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serve.store.protocol import DimensionMismatch, FingerprintMismatch, Item, StoreError, StoreMissing
+from serve.store.types import DimensionMismatch, FingerprintMismatch, Item, StoreError, StoreMissing
 
 
 def test_a_collection_keeps_its_model_and_length(open_store: Callable) -> None:

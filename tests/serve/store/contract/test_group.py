@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serve.store.protocol import Item, Store, StoreError
+from serve.store.types import Item, Store, StoreError
 
 
 def test_grouping_keeps_the_best_of_each_label(filled: Store, items: list[Item]) -> None:

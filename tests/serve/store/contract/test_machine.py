@@ -13,19 +13,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from serve.store.definition import Tuning
+from serve.store.database import Tuning
 from serve.store.milvus.engine import Engine
-from serve.store.protocol import Item, Store
+from serve.store.types import Item, Store
 
 from .conftest import FaissHome, Home, MilvusHome
 
 DIM = 8
 EXAMPLES = int(os.environ.get("KINDRED_MACHINE_EXAMPLES", "20"))
 HOMES: dict[str, dict[str, Any]] = {
-    "exact": {"tuning": Tuning(head_rows=5, build_threads=1, transaction_rows=7, settle_seconds=0.01)},
+    "exact": {"tuning": Tuning(memtable_rows=5, build_threads=1, transaction_rows=7, settle_seconds=0.01)},
     "hnsw": {
         "index": "HNSW8",
-        "tuning": Tuning(head_rows=5, build_threads=1, approximate_rows=10, settle_seconds=0.01),
+        "tuning": Tuning(memtable_rows=5, build_threads=1, approximate_rows=10, settle_seconds=0.01),
     },
 }
 
@@ -70,7 +70,7 @@ class Machine(RuleBasedStateMachine):
         self.sequence = self.writes = 0
 
     def written(self) -> None:
-        sequence = self.store.stats().sequence
+        sequence = self.store.stats().lsn
         assert sequence > self.sequence
         self.sequence = sequence
 
@@ -110,8 +110,8 @@ class Machine(RuleBasedStateMachine):
             del self.model[id_]
 
     @rule()
-    def snapshot(self) -> None:
-        self.store.snapshot()
+    def flush(self) -> None:
+        self.store.flush()
 
     @rule(where=st.none() | WHERE, k=st.integers(1, 20), exact=st.booleans())
     def search(self, where: dict[str, Any] | None, k: int, exact: bool) -> None:
@@ -166,7 +166,7 @@ def test_the_embedded_store(tmp_path: Path) -> None:
             def open_again(self) -> None:
                 self.store.close()
                 self.store = self.home.open()
-                assert self.store.stats().sequence >= self.sequence
+                assert self.store.stats().lsn >= self.sequence
 
             @rule()
             def compact(self) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.store.protocol import Item, Store, StoreError
+from serve.store.types import Item, Store, StoreError
 
 
 def test_scrolling_sees_every_item_once(filled: Store, items: list[Item]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serve.store.protocol import DimensionMismatch, Item, SearchQuery, Store, StoreError
+from serve.store.types import DimensionMismatch, Item, SearchQuery, Store, StoreError
 
 
 @pytest.mark.parametrize("queries", [1, 3, 20])
@@ -121,10 +121,10 @@ def test_a_selective_filter_finds_all_that_pass(store: Store) -> None:
     assert [{hit.id for hit in hits} for hits in result.hits] == [{7, 1007, 2007, 3007}] * 20
 
 
-def test_a_snapshot_brings_the_index_up_to_date(store: Store) -> None:
+def test_a_flush_brings_the_index_up_to_date(store: Store) -> None:
     vectors = np.random.default_rng(0).standard_normal((4000, 16)).astype(np.float32)
     store.upsert(Item(n, vector) for n, vector in enumerate(vectors))
-    store.snapshot()
+    store.flush()
     queries = np.random.default_rng(1).standard_normal((50, 16)).astype(np.float32)
     found, right = (store.search(queries, 10, exact=exact).hits for exact in (False, True))
     common = [len({hit.id for hit in a} & {hit.id for hit in b}) for a, b in zip(found, right, strict=True)]

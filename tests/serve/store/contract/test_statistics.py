@@ -1,6 +1,6 @@
 """Counts and figures."""
 
-from serve.store.protocol import Store
+from serve.store.types import Store
 
 
 def test_labels_are_counted(filled: Store) -> None:
@@ -13,8 +13,8 @@ def test_labels_are_counted(filled: Store) -> None:
 def test_figures(filled: Store, kind: str) -> None:
     stats = filled.stats()
     assert (stats.items, stats.dim) == (200, 16)
-    assert stats.sequence >= 200
+    assert stats.lsn >= 200
     # A server does not say how much it keeps on its disks.
     assert stats.disk_bytes == 0 if kind.startswith("server") else stats.disk_bytes > 200 * 16 * 4
     filled.delete([1])
-    assert filled.stats().sequence > stats.sequence
+    assert filled.stats().lsn > stats.lsn

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.store.protocol import ItemMissing, Store, StoreError
+from serve.store.types import ItemMissing, Store, StoreError
 
 
 def test_an_edit_changes_only_what_it_names(filled: Store) -> None:

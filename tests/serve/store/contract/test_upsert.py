@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from serve.store.protocol import DimensionMismatch, Item, Store, StoreError
+from serve.store.types import DimensionMismatch, Item, Store, StoreError
 
 
 def test_what_goes_in_comes_out(filled: Store, items: list[Item]) -> None:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.store.milvus.address import is_address, milvus_name, our_name, parse_address
-from serve.store.milvus.items import id_of, key_of
-from serve.store.protocol import StoreError
+from serve.store.milvus.engine import is_address, milvus_name, our_name, parse_address
+from serve.store.milvus.schema import id_of, key_of
+from serve.store.types import StoreError
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,10 @@
 
 import pytest
 
-from serve.store.milvus.address import parse_address
 from serve.store.milvus.capabilities import LITE, capabilities, parse_index
-from serve.store.milvus.engine import Engine
+from serve.store.milvus.engine import Engine, parse_address
 from serve.store.milvus.store import MilvusStore
-from serve.store.protocol import StoreError
+from serve.store.types import StoreError
 
 
 @pytest.mark.parametrize(

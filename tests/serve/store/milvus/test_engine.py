@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from serve.store.milvus.store import MilvusStore
-from serve.store.protocol import Item, StoreError, StoreLocked, StoreUnreachable
+from serve.store.types import Item, StoreError, StoreLocked, StoreUnreachable
 
 KILLED = """
 import os, sys
 import numpy as np
 from serve.store.milvus.store import MilvusStore
-from serve.store.protocol import Item
+from serve.store.types import Item
 store = MilvusStore.open(sys.argv[1], dim=4)
 store.upsert([Item(n, np.eye(4)[n % 4], f"label {n}") for n in range(100)])
 store.delete([7])

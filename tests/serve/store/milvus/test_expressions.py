@@ -14,7 +14,7 @@ from milvus_lite.search.filter.semantic import compile_expr
 
 from serve.store.milvus.capabilities import LITE, capabilities
 from serve.store.milvus.expressions import expression, keys_in, quoted
-from serve.store.milvus.items import facets_of, key_of
+from serve.store.milvus.schema import facets_of, key_of
 
 SERVER = capabilities("v2.6.0")
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))

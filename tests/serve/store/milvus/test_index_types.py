@@ -11,7 +11,7 @@ import pytest
 from serve.store.milvus.capabilities import LITE, capabilities, parse_index
 from serve.store.milvus.engine import Engine
 from serve.store.milvus.store import MilvusStore
-from serve.store.protocol import Item, StoreError, Unsupported
+from serve.store.types import Item, StoreError, Unsupported
 
 SERVER = capabilities("v2.6.0")
 
@@ -39,7 +39,7 @@ def test_milvus_lite_builds_what_is_accepted(lite: Engine, index: str) -> None:
     vectors = np.random.default_rng(0).standard_normal((400, 8)).astype("f4")
     store = MilvusStore.on(lite, 8, index=index, collection=f"index-{uuid.uuid4().hex[:8]}")
     store.upsert(Item(n, vector) for n, vector in enumerate(vectors))
-    store.snapshot()
+    store.flush()
     owner = faiss.read_index(str(index_file(lite, store)))
     built = faiss.downcast_index(owner)  # lives no longer than its owner
     assert type(built).__name__ == BUILT[index]
@@ -108,7 +108,7 @@ def test_a_selective_filter_does_not_cost_recall(lite: Engine) -> None:
     vectors = np.random.default_rng(0).standard_normal((1500, 8)).astype("f4")
     store = MilvusStore.on(lite, 8, index="HNSW,M=8", collection=f"index-{uuid.uuid4().hex[:8]}")
     store.upsert(Item(n, vector, metadata={"bucket": n % 100}) for n, vector in enumerate(vectors))
-    store.snapshot()
+    store.flush()
     index_file(lite, store)
     for below in (1, 10, 25):
         where = {"metadata.bucket": {"lt": below}}
@@ -124,7 +124,7 @@ def test_a_selective_filter_does_not_cost_recall(lite: Engine) -> None:
 def test_an_exact_search_over_too_many_vectors_is_refused(
     lite: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.store.milvus.reading._MOST_FETCHED", 40)
+    monkeypatch.setattr("serve.store.milvus.reader._MOST_FETCHED", 40)
     store = MilvusStore.on(lite, 8, index="HNSW", collection=f"index-{uuid.uuid4().hex[:8]}")
     store.upsert(Item(n, np.eye(8)[n]) for n in range(8))
     with pytest.raises(Unsupported, match="FLAT"):

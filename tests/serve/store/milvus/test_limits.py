@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from serve.store.milvus.engine import Engine
-from serve.store.milvus.items import MOST_THUMBNAIL_BYTES, checked_rows, messages
+from serve.store.milvus.schema import MOST_THUMBNAIL_BYTES, checked_rows, messages
 from serve.store.milvus.store import MilvusStore
-from serve.store.protocol import Item, StoreError
+from serve.store.types import Item, StoreError
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_just_small_enough(store: MilvusStore) -> None:
 
 
 def test_a_large_call_goes_in_several_messages(store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.store.milvus.items._MOST_MESSAGE_BYTES", 100_000)
+    monkeypatch.setattr("serve.store.milvus.schema._MOST_MESSAGE_BYTES", 100_000)
     monkeypatch.setattr("serve.store.milvus.store._DELETED_AT_ONCE", 7)
     sizes = [len(run) for run in messages(checked_rows([Item(n, np.ones(4)) for n in range(1000)], 4))]
     assert sum(sizes) == 1000

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.store import searching
-from serve.store.candidates import Candidates
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store import query
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.filter_cache import FilterCache
+from serve.store.types import Item
 
 
-@pytest.fixture(params=["head", "segment", "edited segment"])
+@pytest.fixture(params=["memtable", "segment", "edited segment"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> FaissStore:
     with FaissStore.open(tmp_path / "store", dim=4, tuning=Tuning(build_threads=1)) as store:
         store.upsert(Item(n, np.eye(4)[n % 4] + 0.1, "cat") for n in range(8))
-        if request.param != "head":
-            store.snapshot()
+        if request.param != "memtable":
+            store.flush()
         if request.param == "edited segment":
             store.update(0, {"metadata": {"seen": 1}})
         yield store
@@ -45,7 +45,7 @@ def test_a_hit_has_the_label_that_passed_the_filter(
     store: FaissStore, monkeypatch: pytest.MonkeyPatch, read_only: bool
 ) -> None:
     searched = FaissStore.open(store.place.parents[1], read_only=True) if read_only else store
-    after_first_call(monkeypatch, Candidates, "masks", lambda: store.update(0, {"label": "dog"}))
+    after_first_call(monkeypatch, FilterCache, "masks", lambda: store.update(0, {"label": "dog"}))
     hits = searched.search(np.eye(4)[0], 8, where={"label": "cat"}).hits[0]
     assert {hit.label for hit in hits} == {"cat"}
     assert len({hit.id for hit in hits}) == len(hits) >= 7
@@ -59,7 +59,7 @@ def test_a_search_at_an_earlier_version_leaves_no_mask_behind(
     """The filters that grouping makes are asked for after the first one, here with an edit in between."""
     store.upsert([Item(8, np.eye(4)[0], "owl"), Item(9, np.eye(4)[1], "cat")])
     where = {"label": {"in": ["cat", "dog", "owl"]}}
-    after_first_call(monkeypatch, Candidates, "masks", lambda: store.update(0, {"label": "dog"}))
+    after_first_call(monkeypatch, FilterCache, "masks", lambda: store.update(0, {"label": "dog"}))
     for _ in range(2):
         hits = store.search(np.eye(4)[2], 3, where=where, group_by="label").hits[0]
     assert {hit.label for hit in hits} == {"cat", "dog", "owl"}
@@ -68,14 +68,14 @@ def test_a_search_at_an_earlier_version_leaves_no_mask_behind(
 def test_an_excluded_item_stays_out_though_it_is_replaced(
     store: FaissStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = searching.keys_of_ids
+    real = query.row_ids_of
     todo = [lambda: store.upsert([Item(0, np.eye(4)[0], "cat")])]
 
-    def keys_of_ids(*given: Any) -> Any:
+    def row_ids_of(*given: Any) -> Any:
         if todo:
             todo.pop()()
         return real(*given)
 
-    monkeypatch.setattr(searching, "keys_of_ids", keys_of_ids)
+    monkeypatch.setattr(query, "row_ids_of", row_ids_of)
     hits = store.search(np.eye(4)[0], 8, exclude=[0]).hits[0]
     assert sorted(hit.id for hit in hits) == list(range(1, 8))

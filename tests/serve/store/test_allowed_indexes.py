@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from serve.store import factory
+from serve.store.ann import approximate
 from serve.store.catalogue import Catalogue
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import StoreError
+from serve.store.collection import FaissStore
+from serve.store.types import StoreError
 
 DEADLY = (
     "HNSW0",
@@ -60,15 +60,16 @@ def test_an_index_that_works_is_taken(tmp_path: Path, index: str) -> None:
 
 @pytest.mark.parametrize("index", ["HNSW2147483647", "IVF4_HNSW0,Flat", "NSG0"])
 def test_a_trial_that_dies_or_never_ends_is_a_refusal(monkeypatch: pytest.MonkeyPatch, index: str) -> None:
-    monkeypatch.setattr(factory, "_SECONDS", 4.0)
+    monkeypatch.setattr(approximate, "_TRIAL_SECONDS", 4.0)
     with pytest.raises(StoreError, match="FAISS makes no index"):
-        factory._try_out(index, 16)
+        approximate._try_out(index, 16)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
 def test_a_trial_takes_little_memory() -> None:
     code = (
-        "import numpy; from serve.store import factory; factory._limit_memory(); numpy.ones(6 * 2**30, 'u1')"
+        "import numpy; from serve.store.ann.approximate import _limit_memory; "
+        "_limit_memory(); numpy.ones(6 * 2**30, 'u1')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MemoryError" in done.stderr

@@ -5,11 +5,22 @@ that, a graph is measured when it is built and looks as far as its vectors deman
 
 Hits carry exact similarities: where an index keeps compressed vectors, its hits are scored anew with the
 segment's own. An HNSW graph keeps no vectors at all; it looks into the segment's memory-mapped ones.
+
+FAISS takes many more strings than it survives. Some of its failures end the process or take all its memory.
+So a collection may have known kinds of sane sizes only, and an index is first built on trial over random
+rows, in a process of its own.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +28,10 @@ from typing import Any
 import faiss as typed_faiss
 import numpy as np
 
-from serve.store import exact
-from serve.store.exact import Positions
-from serve.store.protocol import Vectors
+from serve.store.ann import flat
+from serve.store.types import MOST_EFFORT, Positions, StoreError, Vectors
+
+_log = logging.getLogger(__name__)
 
 faiss: Any = typed_faiss  # the types it ships lack much of what it has
 
@@ -36,7 +48,7 @@ _RECALL = 0.99
 _PROBES = 128
 # Lists that an inverted index looks into at least, of which each holds a small part of the rows.
 _PROBED = 8
-# Rows that one neighbour of such an index costs, see `parts.Approximate`.
+# Rows that one neighbour of such an index costs, see `segment.Approximate`.
 _LIST_ROWS = 60
 # Hits that a compressed index is asked for per hit wanted, before they are scored anew.
 _RESCORED = 4
@@ -48,6 +60,20 @@ _pointer = faiss.swig_ptr
 _inverted = faiss.try_extract_index_ivf
 _GRAPH = faiss.IndexHNSWFlat
 _SKIP = faiss.IO_FLAG_SKIP_STORAGE
+_CODES = r"(?:Flat|SQ(?:4|6|8|fp16|bf16)|PQ(?P<pieces>\d+)(?:x(?:4(?:fs)?|8))?)"
+_KINDS = re.compile(
+    r"(?:(?:PCAR?|RR)(?P<reduced>\d+),)?"
+    r"(?:(?P<graph>HNSW(?P<links>\d+))|"
+    rf"(?:IVF(?P<lists>\d+)(?:_HNSW(?P<list_links>\d+))?,)?{_CODES}(?:,RFlat|,Refine\(SQ8\))?)",
+    re.ASCII,
+)
+_MOST_LISTS = 65_536
+_MOST_LINKS = 256
+# Of the trial of an index. It keeps few lists, because each needs rows to train it.
+_TRIAL_ROWS = 512
+_TRIAL_LISTS = 4
+_TRIAL_SECONDS = 120.0  # codes of 8 bits take ten on a busy machine
+_TRIAL_MEMORY = 4 * 2**30
 
 
 def parse(text: str) -> tuple[str, int | None]:
@@ -92,7 +118,7 @@ class FaissIndex:
         return max(view, math.ceil(_VIEW_PER_HIT * view * k))
 
     def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions, int]:
-        """The `k` nearest rows as far as the index finds them; see `exact.scan`.
+        """The `k` nearest rows as far as the index finds them; see `flat.scan`.
 
         Args:
             queries: (n, dim) float32, unit length.
@@ -113,7 +139,7 @@ class FaissIndex:
         else:
             found, examined = self._probed(queries, k, wider, effort or self.effort or _PROBED)
         scores = np.einsum("qd,qkd->qk", queries, self._vectors[found])
-        return *exact.merge([(scores, found)], k), examined
+        return *flat.merge([(scores, found)], k), examined
 
     def _probed(self, queries: Vectors, k: int, wider: int, probes: int) -> tuple[Positions, int]:
         """Up to `wider` rows of each query from an inverted index, and the most rows in one's lists.
@@ -169,12 +195,12 @@ def demanded_effort(index: FaissIndex, vectors: Vectors) -> int | None:
         return None
     rng = np.random.default_rng(0)
     chosen = vectors[rng.integers(len(vectors), size=_PROBES)]
-    near = exact.scan(chosen, vectors, 2)[0][:, 1]
+    near = flat.scan(chosen, vectors, 2)[0][:, 1]
     step = rng.standard_normal(chosen.shape, dtype=np.float32)
     step *= (np.sqrt(np.maximum(0.0, 2.0 - 2.0 * near)) / np.linalg.norm(step, axis=1))[:, np.newaxis]
     queries = chosen + step
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    floor = exact.scan(queries, vectors, _HITS)[0][:, -1:] - 1e-6
+    floor = flat.scan(queries, vectors, _HITS)[0][:, -1:] - 1e-6
     view = _VIEW
     while view < _WIDEST_VIEW and np.mean(index.search(queries, _HITS, view)[0] >= floor) < _RECALL:
         view *= 2
@@ -208,7 +234,7 @@ def build(
     Returns:
         Whether there is an index now: not where there are too few rows to train it, or it was abandoned.
     """
-    exact.use_threads(threads)
+    flat.use_threads(threads)
     index, done = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT), 0
     if grown is not None:
         index, done = _with_own_vectors(faiss.read_index(str(grown[0]), _SKIP), vectors[: grown[1]]), grown[1]
@@ -261,3 +287,82 @@ def _lend_vectors(index: Any, vectors: Vectors) -> Any:
     index.storage = storage
     index.own_fields = False
     return storage
+
+
+def check(text: str, dim: int) -> None:
+    """Refuses an index that is not known to work.
+
+    Args:
+        text: FAISS factory string, perhaps with an effort; see `parse`.
+        dim: Length of a vector.
+
+    Raises:
+        StoreError: It is of another kind, a size is out of range, or FAISS could not build it on trial.
+    """
+    factory, effort = parse(text)
+    if factory == EXACT and effort is None:
+        return
+    known = _KINDS.fullmatch(factory)
+    if known is None:
+        raise StoreError(f"The store builds no index {text[:60]!r}; use Flat, HNSW32 or IVF1024,SQ8")
+    sizes = (
+        ("links", 2, _MOST_LINKS),
+        ("list_links", 2, _MOST_LINKS),
+        ("lists", 1, _MOST_LISTS),
+        ("pieces", 1, dim),
+        ("reduced", 1, dim),
+    )
+    for name, least, most in sizes:
+        given = known[name]
+        if given is not None and not (len(given) < 10 and least <= int(given) <= most):
+            raise StoreError(f"Index {text[:60]!r} has {given[:20]} where {least} to {most} may stand")
+    takes = "nprobe" if known["lists"] else "ef" if known["graph"] == factory else "nothing"
+    if effort is not None and not (f",{takes}=" in text and 1 <= effort <= MOST_EFFORT):
+        raise StoreError(
+            f"Index {text!r}: {factory} takes {takes} to say how far a search looks (1 to {MOST_EFFORT})"
+        )
+    _try_out(re.sub(r"IVF\d+", lambda found: f"IVF{min(_TRIAL_LISTS, int(found[0][3:]))}", factory), dim)
+
+
+@functools.cache
+def _try_out(factory: str, dim: int) -> None:
+    """Builds and searches such an index in a process of its own, once for each."""
+    command = [sys.executable, "-m", __name__, factory, str(dim)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    try:
+        subprocess.run(  # noqa: S603  (the factory string is one of `_KINDS`)
+            command, env=environment, capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=True
+        )
+    except subprocess.SubprocessError as error:
+        said = str(getattr(error, "stderr", None) or "").strip().rpartition("\n")[2]
+        _log.warning("the trial of index %s failed: %s; %s", factory, error, said)
+        raise StoreError(
+            f"FAISS makes no index {factory!r} of vectors of {dim} numbers; use Flat, HNSW32 or IVF1024,SQ8"
+        ) from None
+
+
+def _limit_memory() -> None:
+    """Lets this process map `_TRIAL_MEMORY` more bytes than it has mapped by now."""
+    if sys.platform == "linux":
+        import resource
+
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + _TRIAL_MEMORY, mapped + _TRIAL_MEMORY))
+
+
+def main(factory: str, dim: int) -> None:
+    """Builds, reads and searches an index of random rows; how the process ends says whether that works."""
+    _limit_memory()
+    vectors = np.random.default_rng(0).standard_normal((_TRIAL_ROWS, dim), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "index.faiss"
+        if not build(factory, vectors, path, threads=1, stop=lambda: False):
+            raise SystemExit("it was not built")
+        rows = FaissIndex.load(path, factory, vectors).search(vectors[:4], 10)[1]
+    if (rows < 0).any():
+        raise SystemExit("a search found too few rows")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

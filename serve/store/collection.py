@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, Unpack
 
 import numpy as np
 
-from serve.store import definition, filters, rows
-from serve.store.database import Database
-from serve.store.definition import Tuning
-from serve.store.examples import ByExamples
-from serve.store.files import bytes_below
-from serve.store.folder import DATABASE, StoreFolder
-from serve.store.live_index import LiveIndex
-from serve.store.protocol import (
+from serve.store import filters, rows
+from serve.store.ann.approximate import parse
+from serve.store.compaction import Compactor
+from serve.store.database import Database, FaissDefinition, Tuning, WriteBatch, create_database, settled
+from serve.store.files import DATABASE, StoreFolder, bytes_below
+from serve.store.items import BaseStore, check_id, check_items, checked_in_chunks, unit_rows
+from serve.store.manifest import SegmentFolder
+from serve.store.query import QueryRunner
+from serve.store.recovery import CurrentVersion
+from serve.store.rows import ItemReader
+from serve.store.types import (
     DEFAULT_K,
     Filter,
     Item,
     ItemId,
     QueryArguments,
+    ReadOnly,
     SearchQuery,
     SearchResult,
     StoreError,
@@ -30,20 +33,20 @@ from serve.store.protocol import (
     StoreStats,
     Vectors,
 )
-from serve.store.rows import Changes
-from serve.store.stored_items import StoredItems
-from serve.store.vectors import unit_rows
 
+# How the names of indexes on fields begin in every database.
+_FIELD_INDEX = "payload:"
 _DEFAULT = Tuning()
 
 
-class FaissStore(StoredItems, ByExamples):
-    """A collection in a folder of this process; see `serve.store.protocol.Store` for what it does.
+class FaissStore(ItemReader, BaseStore):
+    """A collection in a folder of this process; see `serve.store.types.Store` for what it does.
 
     Use `FaissStore.open`, or `serve.store.catalogue.Catalogue` for several collections at once.
     """
 
     in_process = True
+    _definition: FaissDefinition
 
     def __init__(
         self,
@@ -62,14 +65,23 @@ class FaissStore(StoredItems, ByExamples):
                 raise StoreMissing(f"There is no collection {place.name!r} in {place.parent.parent}")
             if dim is None:
                 raise StoreError(f"The new collection {place.name!r} needs dim, the length of its vectors")
-            definition.create(place, dim, fingerprint, index)
+            create_database(place, dim, fingerprint, index)
         super().__init__(Database(place / DATABASE, read_only=read_only))
         self.place = place
         self._folder = folder
         self._tuning = tuning
         try:
-            self._definition = definition.settled(self._database, dim, fingerprint, index)
-            self._live = LiveIndex(place, self._database, self._definition, tuning)
+            self._definition = settled(self._database, dim, fingerprint, index)
+            factory, effort = parse(self._definition.index)
+            self._segments = SegmentFolder(place, self._database, self.dim, effort, tuning.device)
+            found, entries = self._segments.load(read_only=read_only)
+            self._current = CurrentVersion(self._database, self.dim, found, tuning.memtable_rows)
+            self._queries = QueryRunner(self._database, self._current, self.index, tuning.search_threads)
+            self._compactor: Compactor | None = None
+            if not read_only:
+                self._compactor = Compactor(
+                    self._database, self._segments, entries, self._current, factory, tuning
+                )
         except BaseException:
             self._database.close()
             raise
@@ -123,26 +135,10 @@ class FaissStore(StoredItems, ByExamples):
             owned.release()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def name(self) -> str:
         """The collection's own name."""
         return self.place.name
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self._definition.dim
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The model that made the vectors, if it was given."""
-        return self._definition.fingerprint
 
     @property
     def index(self) -> str:
@@ -152,38 +148,37 @@ class FaissStore(StoredItems, ByExamples):
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
         """Stores items; see `Store.upsert`."""
         self._definition.check_fingerprint(fingerprint)
-        written = taken = 0
-        supply = iter(items)
-        while chunk := list(itertools.islice(supply, self._tuning.transaction_rows)):
-            batch = rows.naming_the_item(lambda some: rows.check_batch(some, self.dim), chunk, taken)
-            taken += len(chunk)
-            written += self._live.commit(functools.partial(rows.insert, batch))
-        return written
+        chunks = checked_in_chunks(
+            items, self._tuning.transaction_rows, lambda some: check_items(some, self.dim)
+        )
+        return sum(self._current.commits.run(functools.partial(rows.insert, chunk)) for chunk in chunks)
 
     def update(self, item_id: ItemId, changes: Mapping[str, Any]) -> None:
         """Changes label and metadata in part; see `Store.update`."""
-        item_id = rows.check_id(item_id)
-        self._live.commit(lambda connection, out: rows.edit(connection, item_id, changes, out))
+        item_id = check_id(item_id)
+        self._current.commits.run(lambda connection, batch: rows.edit(connection, item_id, changes, batch))
 
     def delete(self, ids: Iterable[ItemId] = (), *, where: Filter | None = None, erase: bool = False) -> int:
         """Deletes by id, by filter or both; see `Store.delete`."""
-        listed = [rows.check_id(value) for value in ids]
+        listed = [check_id(value) for value in ids]
         condition = None if where is None else filters.condition(where)
 
-        def work(connection: Any, changes: Changes) -> int:
-            keys = rows.keys_of_ids(connection, listed)
+        def work(connection: Any, batch: WriteBatch) -> int:
+            row_ids = rows.row_ids_of(connection, listed)
             if condition is not None:
-                keys = np.union1d(keys, rows.keys_where(connection, condition))
-            return rows.remove(connection, keys, changes)
+                row_ids = np.union1d(row_ids, rows.row_ids_where(connection, condition))
+            return rows.remove(connection, row_ids, batch)
 
-        gone = self._live.commit(work)
+        gone = self._current.commits.run(work)
         if erase:
             self.purge()
         return gone
 
     def purge(self) -> None:
         """Leaves nothing of deleted items on disk; see `Store.purge`."""
-        self._live.purge()
+        self._writable().purge()
+        with self._current.commits.paused():
+            self._database.vacuum()
 
     def search(
         self, vectors: Vectors, query: SearchQuery | int = DEFAULT_K, **options: Unpack[QueryArguments]
@@ -191,61 +186,67 @@ class FaissStore(StoredItems, ByExamples):
         """Finds the most similar items; see `Store.search`."""
         query = SearchQuery.of(query, options)
         self._definition.check_fingerprint(query.fingerprint)
-        return self._live.search(unit_rows(vectors, self.dim, "query"), query)
+        return self._queries.run(unit_rows(vectors, self.dim, "query"), query)
 
-    def create_payload_index(self, field: str) -> None:
-        """Makes filters on a field fast; see `Store.create_payload_index`."""
+    def create_field_index(self, field: str) -> None:
+        """Makes filters on a field fast; see `Store.create_field_index`."""
         expression = filters.column(field)
         if field != "id":  # ids have one anyway
             statement = f"CREATE INDEX IF NOT EXISTS {_index_name(field)} ON items ({expression})"
-            self._live.commit(lambda connection, _: connection.execute(statement) and None)
+            self._current.commits.run(lambda connection, _: connection.execute(statement) and None)
 
-    def drop_payload_index(self, field: str) -> None:
-        """Undoes `create_payload_index`; see `Store.drop_payload_index`."""
+    def drop_field_index(self, field: str) -> None:
+        """Undoes `create_field_index`; see `Store.drop_field_index`."""
         statement = f"DROP INDEX IF EXISTS {_index_name(field)}"
-        self._live.commit(lambda connection, _: connection.execute(statement) and None)
+        self._current.commits.run(lambda connection, _: connection.execute(statement) and None)
 
-    def snapshot(self) -> None:
-        """Brings the derived index on disk up to date; see `Store.snapshot`."""
-        self._live.snapshot()
+    def flush(self) -> None:
+        """Writes what is in memory alone to segments on disk; see `Store.flush`."""
+        self._writable().flush()
 
     def compact(self) -> None:
         """Merges everything into one segment now, so that a search asks one index.
 
         An approximate collection does this by itself once nobody writes to it for a while.
         """
-        self._live.compact()
+        self._writable().compact()
 
     def stats(self) -> StoreStats:
         """Figures about the collection."""
-        state = self._live.state
+        version = self._current.version
         with self._database.read() as connection:
             names = connection.execute(
-                "SELECT name FROM sqlite_master WHERE name LIKE 'payload:%'"
+                "SELECT name FROM sqlite_master WHERE name LIKE ?", (f"{_FIELD_INDEX}%",)
             ).fetchall()
         return StoreStats(
             items=self.count(),
             dim=self.dim,
             fingerprint=self.fingerprint,
             index=self.index,
-            sequence=state.sequence,
-            segments=sum(part.name is not None for part in state.parts),
-            head=sum(len(part) for part in state.parts if part.name is None),
-            dead=sum(part.dead_count for part in state.parts),
-            snapshot_sequence=self._live.snapshot_sequence(),
+            lsn=version.lsn,
+            segments=sum(segment.name is not None for segment in version.segments),
+            memtable=sum(len(segment) for segment in version.segments if segment.name is None),
+            dead=sum(segment.dead_count for segment in version.segments),
+            flushed_lsn=self._segments.flushed_lsn(),
             disk_bytes=bytes_below(self.place),
-            payload_indexes=tuple(sorted(row[0].removeprefix("payload:") for row in names)),
-            trouble=self._live.trouble,
+            field_indexes=tuple(sorted(row[0].removeprefix(_FIELD_INDEX) for row in names)),
+            trouble=None if self._compactor is None else self._compactor.trouble,
         )
 
     def close(self) -> None:
         """Ends background work and releases the folder; a second call does nothing."""
-        self._live.close()
+        if self._compactor is not None:
+            self._compactor.stop()
         self._database.close()
         if self._folder is not None:
             self._folder.release()
 
+    def _writable(self) -> Compactor:
+        if self._compactor is None:
+            raise ReadOnly(f"{self.place} is open for reading only")
+        return self._compactor
+
 
 def _index_name(field: str) -> str:
-    """The payload index's name as SQL text."""
-    return '"' + filters.payload_index(field).replace('"', '""') + '"'
+    """The name of the index on a field as SQL text."""
+    return '"' + (_FIELD_INDEX + filters.canonical(field)).replace('"', '""') + '"'

@@ -7,11 +7,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
-from serve.store.milvus.address import check_name, milvus_name, our_name, parse_address
-from serve.store.milvus.collection import create_collection, open_collection
-from serve.store.milvus.engine import Engine
+from serve.store.items import check_name
+from serve.store.milvus.engine import Engine, milvus_name, our_name, parse_address
+from serve.store.milvus.schema import create_collection, open_collection
 from serve.store.milvus.store import Consistency, MilvusStore
-from serve.store.protocol import StoreError, StoreMissing
+from serve.store.types import StoreError, StoreMissing
 
 # How long an alias that another process moved may still mean the old collection here.
 _FRESH_SECONDS = 2.0

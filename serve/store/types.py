@@ -23,6 +23,17 @@ ItemId: TypeAlias = str | int
 
 Vectors: TypeAlias = NDArray[np.float32]
 
+RowIds: TypeAlias = NDArray[np.int64]
+"""Ids of rows in a store's database: each the number of the write that stored the row's vector."""
+
+NO_ROW_IDS: RowIds = np.empty(0, np.int64)
+
+Positions: TypeAlias = NDArray[np.int64]
+"""Positions of rows in a segment, counted from 0."""
+
+Mask: TypeAlias = NDArray[np.bool_]
+"""One truth value for each row of a segment."""
+
 Filter: TypeAlias = Mapping[str, Any]
 """A condition on label, id and metadata in JSON form; `serve.store.filters` defines the language."""
 
@@ -242,13 +253,13 @@ class StoreStats:
         dim: Length of a vector.
         fingerprint: The model that made the vectors, if it was given.
         index: The index factory string.
-        sequence: Number of the last write; grows by at least one with each.
-        segments: Number of immutable index segments.
-        head: Vectors not yet in a segment.
-        dead: Vectors in segments or head whose item was deleted or replaced.
-        snapshot_sequence: Last write that the snapshot on disk contains.
+        lsn: Log sequence number of the last write; grows by at least one with each.
+        segments: Number of immutable index segments on disk.
+        memtable: Rows in memory, not yet in a segment.
+        dead: Rows of segments and memtable whose item was deleted or replaced.
+        flushed_lsn: Last write that the segments on disk contain.
         disk_bytes: Bytes in the collection's folder.
-        payload_indexes: Fields with an index for filters.
+        field_indexes: Fields with an index for filters.
         trouble: Why background work on the index fails at the moment and is tried again later; None where it
             does not.
     """
@@ -257,13 +268,13 @@ class StoreStats:
     dim: int
     fingerprint: str | None
     index: str
-    sequence: int
+    lsn: int
     segments: int
-    head: int
+    memtable: int
     dead: int
-    snapshot_sequence: int
+    flushed_lsn: int
     disk_bytes: int
-    payload_indexes: tuple[str, ...]
+    field_indexes: tuple[str, ...]
     trouble: str | None = None
 
 
@@ -411,14 +422,17 @@ class Store(Protocol):
     def labels(self, limit: int = 1000) -> dict[str, int]:
         """Labels with their number of items, most frequent first."""
 
-    def create_payload_index(self, field: str) -> None:
+    def create_field_index(self, field: str) -> None:
         """Makes filters on `field` ("label" or "metadata.NAME") fast; no effect where it exists."""
 
-    def drop_payload_index(self, field: str) -> None:
-        """Undoes `create_payload_index`; no effect where there is no such index."""
+    def drop_field_index(self, field: str) -> None:
+        """Undoes `create_field_index`; no effect where there is no such index."""
 
-    def snapshot(self) -> None:
-        """Brings the derived index on disk up to the last write, so that the next start is quick."""
+    def flush(self) -> None:
+        """Writes what is in memory alone to the index on disk, so that the next start is quick.
+
+        Writes are durable without it.
+        """
 
     def stats(self) -> StoreStats:
         """Figures about the collection."""

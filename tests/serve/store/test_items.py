@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from serve.store.protocol import StoreError
-from serve.store.vectors import unit_rows
+from serve.store.items import unit_rows
+from serve.store.types import StoreError
 
 
 @pytest.mark.parametrize("scale", [1e-40, 1e-30, 1.0, 1e30, 3e38])

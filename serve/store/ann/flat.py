@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
-from serve.store.protocol import Vectors
-
-Positions = NDArray[np.int64]
+from serve.store.types import Positions, Vectors
 
 # From this many queries on, a matrix product beats one scan per query (measured at 128 and 512 dimensions).
 BATCH = 8

@@ -14,12 +14,11 @@ from functools import partial
 
 import numpy as np
 
-from serve.store.grouping import best_of_each_label
-from serve.store.milvus.collection import MilvusDefinition
+from serve.store.items import best_of_each_label, check_id
 from serve.store.milvus.engine import Engine
 from serve.store.milvus.expressions import all_of, expression, keys_in, labels_in
-from serve.store.milvus.items import Row, id_of, text_of
-from serve.store.protocol import (
+from serve.store.milvus.schema import MilvusDefinition, Row, id_of, text_of
+from serve.store.types import (
     Hit,
     ItemId,
     SearchPlan,
@@ -30,63 +29,6 @@ from serve.store.protocol import (
     Unsupported,
     Vectors,
 )
-from serve.store.rows import check_id
-
-
-class WriteNumbers:
-    """Counts the writes of one collection. Not thread-safe: the store calls it under its lock for writes.
-
-    Milvus has no such counter. This one continues from the highest number in the collection; before each
-    write to a server it looks whether other processes have gone further. Two that write at the very same
-    moment may take the same number, which readers expect.
-    """
-
-    def __init__(self, engine: Engine, inside: str) -> None:
-        self._engine = engine
-        self._inside = inside
-        self._last: int | None = None
-
-    def last(self) -> int:
-        """Number of the last write that this process knows of or can see."""
-        if self._last is None:
-            # Numbers are distinct, so the highest is at least the number of items.
-            self._last = self._highest(int(self._count()))
-        elif not self._engine.can.embedded:
-            self._last = self._highest(self._last)
-        return self._last
-
-    def take(self, count: int) -> int:
-        """Reserves `count` numbers in a row; returns the first."""
-        first = self.last() + 1
-        self._last = first + count - 1
-        return first
-
-    def _highest(self, low: int) -> int:
-        """The highest number in the collection, or `low` where none is above it."""
-        step = 1
-        while self._any_above(low + step - 1):
-            low, step = low + step, 2 * step
-        # Nothing is above low + step - 1; `low` itself is taken or was given.
-        high = low + step - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._any_above(middle):
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _any_above(self, bound: int) -> bool:
-        found = self._engine.call(
-            "query", self._inside, filter=f"sequence > {bound}", output_fields=["id"], limit=1
-        )
-        return len(found) > 0
-
-    def _count(self) -> int:
-        return int(
-            self._engine.call("query", self._inside, filter="", output_fields=["count(*)"])[0]["count(*)"]
-        )
-
 
 MOST_ROWS = 16_384
 """Most rows that Milvus returns for one query or search."""
@@ -95,7 +37,7 @@ _IDS_A_QUERY = 1_000
 _NUMBERS_A_QUERY = 10_000
 
 
-class Reading:
+class RowReader:
     """Reads one collection.
 
     Args:
@@ -122,6 +64,10 @@ class Reading:
         """Number of rows that pass."""
         answer = self._engine.call("query", self._inside, filter=condition, output_fields=["count(*)"])
         return int(answer[0]["count(*)"])
+
+    def any_above(self, lsn: int) -> bool:
+        """Whether a row was written after that LSN."""
+        return bool(self._query(f"sequence > {lsn}", ["id"], 1))
 
     def after(self, number: int, limit: int, condition: str, fields: Sequence[str]) -> list[Row]:
         """The first `limit` rows written after `number`, ascending; `sequence` is among their fields.
@@ -183,6 +129,50 @@ def _first(rows: list[Row], count: int) -> list[Row]:
     return rows[:end]
 
 
+class LsnCounter:
+    """Counts the writes of one collection. Not thread-safe: the store calls it under its lock for writes.
+
+    Milvus has no such counter. This one continues from the highest number in the collection; before each
+    write to a server it looks whether other processes have gone further. Two that write at the very same
+    moment may take the same number, which readers expect.
+    """
+
+    def __init__(self, reader: RowReader, *, alone: bool) -> None:
+        self._reader = reader
+        self._alone = alone
+        self._last: int | None = None
+
+    def last(self) -> int:
+        """Number of the last write that this process knows of or can see."""
+        if self._last is None:
+            # Numbers are distinct, so the highest is at least the number of items.
+            self._last = self._highest(self._reader.count(""))
+        elif not self._alone:
+            self._last = self._highest(self._last)
+        return self._last
+
+    def take(self, count: int) -> int:
+        """Reserves `count` numbers in a row; returns the first."""
+        first = self.last() + 1
+        self._last = first + count - 1
+        return first
+
+    def _highest(self, low: int) -> int:
+        """The highest number in the collection, or `low` where none is above it."""
+        step = 1
+        while self._reader.any_above(low + step - 1):
+            low, step = low + step, 2 * step
+        # Nothing is above low + step - 1; `low` itself is taken or was given.
+        high = low + step - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self._reader.any_above(middle):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+
 # Numbers that an exact search over an approximate index may fetch: 256 MiB of float32.
 _MOST_FETCHED = 2**26
 # Part of all items below which a filter is too selective for milvus-lite's approximate indexes.
@@ -191,13 +181,13 @@ _SELECTIVE = 0.25
 _MOST_HITS = 200_000
 
 
-class Searching:
+class MilvusSearcher:
     """Searches one collection."""
 
-    def __init__(self, engine: Engine, definition: MilvusDefinition, reading: Reading) -> None:
+    def __init__(self, engine: Engine, definition: MilvusDefinition, reader: RowReader) -> None:
         self._engine = engine
         self._definition = definition
-        self._reading = reading
+        self._reader = reader
 
     def run(self, vectors: Vectors, query: SearchQuery) -> SearchResult:
         """Searches by vectors of shape (n, dim) and unit length; see `Store.search`.
@@ -241,7 +231,7 @@ class Searching:
         if fewest < query.k and not self._definition.index.exact:
             # Fewer hits than items that pass: an index does that, above all the one that a server makes do
             # with for recent items.
-            passing = self._reading.count(condition)
+            passing = self._reader.count(condition)
             if fewest < passing <= self._most_fetched:
                 return self._compared(vectors, query, condition)
         return [_similar_enough(found, query.min_similarity) for found in hits], None
@@ -265,8 +255,8 @@ class Searching:
             return True
         if not (filtered and self._engine.can.embedded):
             return False
-        passing = self._reading.count(condition)
-        few = passing <= _SELECTIVE * self._reading.count("")
+        passing = self._reader.count(condition)
+        few = passing <= _SELECTIVE * self._reader.count("")
         return few and passing <= self._most_fetched
 
     @property
@@ -297,13 +287,13 @@ class Searching:
 
     def _compared(self, vectors: Vectors, query: SearchQuery, condition: str) -> tuple[list[list[Hit]], int]:
         """Fetches all vectors that pass and compares them here; the hits, and how many vectors there were."""
-        count = self._reading.count(condition)
+        count = self._reader.count(condition)
         if count > self._most_fetched:
             raise Unsupported(
                 f"An exact search over the index {self._definition.index} would fetch {count:,} vectors, "
                 f"more than {self._most_fetched:,}; narrow the filter, or build it with the index FLAT"
             )
-        rows = self._reading.everything(condition, ["vector", *_fields(query)])
+        rows = self._reader.everything(condition, ["vector", *_fields(query)])
         return _best(vectors, query, rows), len(rows)
 
     def _plan(

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.types import Item
 
-TUNING = Tuning(head_rows=50, build_threads=1, approximate_rows=60)
+TUNING = Tuning(memtable_rows=50, build_threads=1, approximate_rows=60)
 
 
 @pytest.fixture(params=["Flat", "HNSW8", "IVF2,SQ8"])
@@ -45,32 +45,32 @@ def check(store: FaissStore, items: list[Item], brute_force: Callable) -> None:
             assert found >= 0.9 * 63
 
 
-def test_a_start_from_a_snapshot_reads_no_vector_from_the_database(
+def test_a_start_from_segments_reads_no_vector_from_the_database(
     open_store: Callable[..., FaissStore], items: list[Item], brute_force: Callable
 ) -> None:
     with open_store() as store:
         store.upsert(items)
         store.delete([1, 3])
-        store.snapshot()
+        store.flush()
         stats = store.stats()
-        assert (stats.head, stats.segments, stats.snapshot_sequence) == (0, 1, stats.sequence)
+        assert (stats.memtable, stats.segments, stats.flushed_lsn) == (0, 1, stats.lsn)
     with open_store() as store:
         again = store.stats()
-        assert (again.head, again.segments, again.items) == (0, 1, 198)
+        assert (again.memtable, again.segments, again.items) == (0, 1, 198)
         check(store, [item for item in items if item.id not in (1, 3)], brute_force)
 
 
-def test_writes_after_a_snapshot_are_replayed(
+def test_writes_after_a_flush_are_replayed(
     open_store: Callable[..., FaissStore], items: list[Item], brute_force: Callable
 ) -> None:
-    with open_store(tuning=Tuning(head_rows=500, build_threads=1)) as store:
+    with open_store(tuning=Tuning(memtable_rows=500, build_threads=1)) as store:
         store.upsert(items[:150])
-        store.snapshot()
+        store.flush()
         store.delete([item.id for item in items[:10]])
         store.upsert(items[150:])
         store.upsert([Item(items[20].id, items[0].vector)])
-    with open_store(tuning=Tuning(head_rows=500, build_threads=1)) as store:
-        assert store.stats().head == 51
+    with open_store(tuning=Tuning(memtable_rows=500, build_threads=1)) as store:
+        assert store.stats().memtable == 51
         assert store.stats().dead == 11
         check(store, [*items[10:20], Item(items[20].id, items[0].vector), *items[21:]], brute_force)
 
@@ -87,7 +87,7 @@ def test_damage_is_noticed_and_repaired(
 ) -> None:
     with open_store() as store:
         store.upsert(items)
-        store.snapshot()
+        store.flush()
         files = list(folder(store).rglob(name))
         if not files:
             pytest.skip("an exact store has no approximate index")
@@ -99,14 +99,14 @@ def test_damage_is_noticed_and_repaired(
         files[0].unlink()
     with caplog.at_level(logging.WARNING), open_store() as store:
         check(store, items, brute_force)
-        store.snapshot()
+        store.flush()
     assert caplog.records or (name, damage) == ("manifest.json", "delete")
     with open_store() as store:
-        assert store.stats().head == 0
+        assert store.stats().memtable == 0
         check(store, items, brute_force)
 
 
-def test_a_restored_older_database_wins_over_a_newer_snapshot(
+def test_a_restored_older_database_wins_over_a_newer_index(
     open_store: Callable[..., FaissStore], items: list[Item], brute_force: Callable, tmp_path: Path
 ) -> None:
     with open_store() as store:
@@ -116,30 +116,30 @@ def test_a_restored_older_database_wins_over_a_newer_snapshot(
     with open_store() as store:
         store.delete([item.id for item in items[:100]])
         store.upsert(items[100:])
-        store.snapshot()
+        store.flush()
     for file in place.glob("items.db*"):
         file.unlink()
     for file in (tmp_path / "backup").glob("items.db*"):
         shutil.copy(file, place)
     with open_store() as store:
         check(store, items[:120], brute_force)
-        # Sequence numbers that the newer snapshot used come again, for other vectors.
+        # LSNs that the newer segments used come again, for other vectors.
         store.upsert(items[150:])
         check(store, [*items[:120], *items[150:]], brute_force)
     with open_store() as store:
         check(store, [*items[:120], *items[150:]], brute_force)
 
 
-def test_another_stores_snapshot_is_not_taken(
+def test_another_stores_segments_are_not_taken(
     open_store: Callable[..., FaissStore], items: list[Item], brute_force: Callable, tmp_path: Path
 ) -> None:
     with open_store() as store:
         store.upsert(items)
-        store.snapshot()
+        store.flush()
         place = folder(store)
     with FaissStore.open(tmp_path / "other", dim=16) as other:
         other.upsert([Item(n, -np.asarray(item.vector)) for n, item in enumerate(items)])
-        other.snapshot()
+        other.flush()
         source = folder(other)
     shutil.rmtree(place / "segments")
     shutil.copytree(source / "segments", place / "segments")
@@ -151,7 +151,7 @@ def test_another_stores_snapshot_is_not_taken(
 def test_left_over_segments_are_swept_away(open_store: Callable[..., FaissStore], items: list[Item]) -> None:
     with open_store() as store:
         store.upsert(items)
-        store.snapshot()
+        store.flush()
         left = folder(store) / "segments" / "half-written"
     left.mkdir()
     (left / "vectors.f32").write_bytes(b"x")
@@ -169,7 +169,7 @@ def test_another_index_is_built_on_reopening(
         with FaissStore.open(tmp_path / "store", dim=16, index=index, tuning=TUNING) as store:
             if store.count() == 0:
                 store.upsert(items)
-            store.snapshot()
+            store.flush()
             assert store.stats().index == index
             assert len(list(folder(store).rglob("index.faiss"))) == files
             check(store, items, brute_force)

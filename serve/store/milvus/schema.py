@@ -1,4 +1,4 @@
-"""Items as rows of Milvus, and back.
+"""Collections inside Milvus: their fields, what they are for, and items as their rows.
 
 *Ids* become text keys: a string gets the prefix `s`, an integer `i` and 16 hexadecimal digits of its value
 plus 2⁶³. Both kinds sort as the ids themselves do, so that ranges over ids stay ranges over keys.
@@ -26,17 +26,141 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from serve.store.protocol import Item, ItemId, StoreError
-from serve.store.rows import MOST_METADATA_BYTES, check_batch
+from serve.store.items import MOST_METADATA_BYTES, Definition, check_items
+from serve.store.milvus.capabilities import IndexType, parse_index
+from serve.store.milvus.engine import Engine, milvus_name, our_name
+from serve.store.types import Item, ItemId, StoreError, StoreMissing
+
+Row = dict[str, Any]
 
 MOST_BYTES = 65_535
 """Milvus's limit for a text, in UTF-8."""
 
 _SHIFT = 2**63
+
+NUMBER, TEXT, LIST, PRESENT = "n:", "t:", "l:", "o:"
+_ODD = re.compile(r"[^\w-]")
+_WRITTEN = re.compile(r"%([0-9a-f]{6})")
+MOST_THUMBNAIL_BYTES = MOST_BYTES // 4 * 3
+"""Milvus has no type for bytes, so thumbnails are base64 text, 4 characters for 3 bytes."""
+
+# A message may have 64 MiB; this leaves room for what surrounds the numbers.
+_MOST_MESSAGE_BYTES = 16 * 2**20
+_MOST_ROWS = 5_000
+
+_PROPERTY = "kindred"
+# Of the rows; another one reads them wrongly.
+_FORMAT = 2
+INDEX_SECONDS = 600.0
+"""How long a server may take to build an index, or to read a collection into memory."""
+
+_FIELDS = ("id", "vector", "label", "metadata", "facets", "sequence", "thumbnail")
+
+
+@dataclass(frozen=True, slots=True)
+class MilvusDefinition(Definition):
+    """What a collection is for; `name` is our name of it, `index` says how its vectors are searched."""
+
+    name: str
+    index: IndexType
+
+    @property
+    def inside(self) -> str:
+        """Milvus's name of it."""
+        return milvus_name(self.name)
+
+
+def create_collection(
+    engine: Engine, name: str, dim: int, fingerprint: str | None, index: str | None, consistency: str
+) -> MilvusDefinition:
+    """Makes a new, empty collection, ready to be searched.
+
+    Raises:
+        StoreError: The engine does not build that index, or refuses the collection.
+    """
+    if dim < 1:
+        raise StoreError("A new collection needs dim, the length of its vectors")
+    chosen = parse_index(index, engine.can)
+    definition = MilvusDefinition(dim, fingerprint, name, chosen)
+    # The description as well: milvus-lite drops it, and an old server may drop properties it does not know.
+    note = json.dumps({"format": _FORMAT, "fingerprint": fingerprint, "index": str(chosen)})
+    client = engine.pymilvus.MilvusClient
+    indexes = client.prepare_index_params()
+    indexes.add_index("vector", index_type=chosen.name, metric_type="COSINE", params=chosen.build)
+    if not engine.can.embedded:
+        indexes.add_index("label", index_type=engine.can.label_index)
+        indexes.add_index("sequence", index_type="STL_SORT")
+    engine.call(
+        "create_collection",
+        definition.inside,
+        schema=_schema(engine, dim, note),
+        index_params=indexes,
+        consistency_level=consistency,
+        properties={_PROPERTY: note},
+    )
+    return definition
+
+
+def _schema(engine: Engine, dim: int, note: str) -> Any:
+    kind = engine.pymilvus.DataType
+    schema = engine.pymilvus.MilvusClient.create_schema(
+        auto_id=False, enable_dynamic_field=False, description=note
+    )
+    schema.add_field("id", kind.VARCHAR, is_primary=True, max_length=MOST_BYTES)
+    schema.add_field("vector", kind.FLOAT_VECTOR, dim=dim)
+    schema.add_field("label", kind.VARCHAR, max_length=MOST_BYTES)
+    schema.add_field("metadata", kind.JSON)
+    schema.add_field("facets", kind.JSON)
+    schema.add_field("sequence", kind.INT64)
+    # Thumbnails are read one by one and never searched: on a server they stay on disk.
+    schema.add_field("thumbnail", kind.VARCHAR, max_length=MOST_BYTES, mmap_enabled=True)
+    return schema
+
+
+def open_collection(
+    engine: Engine, name: str, dim: int | None, fingerprint: str | None, index: str | None
+) -> MilvusDefinition:
+    """Finds a collection, compares it with what the caller says of it, and makes it ready to be searched.
+
+    Raises:
+        StoreMissing: There is none.
+        DimensionMismatch: It has another dim.
+        FingerprintMismatch: It has another fingerprint.
+        StoreError: It has another index, or other fields than ours.
+    """
+    inside = milvus_name(name)
+    if not engine.call("has_collection", inside):
+        raise StoreMissing(f"There is no collection {name!r} in {engine.address.uri}")
+    told = engine.call("describe_collection", inside)
+    fields = {field["name"]: field for field in told["fields"]}
+    note = (told.get("properties") or {}).get(_PROPERTY) or told.get("description") or ""
+    if set(fields) != set(_FIELDS) or not note:
+        raise StoreError(f"The collection {inside} was not made by Kindred; choose another name")
+    kept = json.loads(note)
+    if kept.get("format") != _FORMAT:
+        raise StoreError(
+            f"The collection {inside} has the form of another version of Kindred; with that version, copy it "
+            "to a folder (kindred index copy), and from there with this one"
+        )
+    definition = MilvusDefinition(
+        int(fields["vector"]["params"]["dim"]),
+        kept["fingerprint"],
+        our_name(told["collection_name"]) or name,
+        parse_index(kept["index"], engine.can),
+    )
+    definition.check(dim, fingerprint)
+    if index is not None and parse_index(index, engine.can) != definition.index:
+        raise StoreError(
+            f"The collection {name!r} has the index {definition.index}; for another one build a new "
+            "collection (kindred index copy) and move the alias"
+        )
+    engine.call("load_collection", definition.inside, timeout=INDEX_SECONDS)
+    return definition
 
 
 def key_of(item_id: ItemId) -> str:
@@ -56,11 +180,6 @@ def key_of(item_id: ItemId) -> str:
 def id_of(key: str) -> ItemId:
     """The inverse of `key_of`."""
     return key[1:] if key[0] == "s" else int(key[1:], 16) - _SHIFT
-
-
-NUMBER, TEXT, LIST, PRESENT = "n:", "t:", "l:", "o:"
-_ODD = re.compile(r"[^\w-]")
-_WRITTEN = re.compile(r"%([0-9a-f]{6})")
 
 
 def facets_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,23 +225,13 @@ def plain_number(value: float) -> int | float:
     return int(value) if fits and value == int(value) else float(value)
 
 
-Row = dict[str, Any]
-
-MOST_THUMBNAIL_BYTES = MOST_BYTES // 4 * 3
-"""Milvus has no type for bytes, so thumbnails are base64 text, 4 characters for 3 bytes."""
-
-# A message may have 64 MiB; this leaves room for what surrounds the numbers.
-_MOST_MESSAGE_BYTES = 16 * 2**20
-_MOST_ROWS = 5_000
-
-
 def checked_rows(items: Sequence[Item], dim: int) -> list[Row]:
     """Rows of items, each id once; of equal ids the last one stays. The write's number is still missing.
 
     Raises:
         StoreError: What `FaissStore` refuses, and what is larger than Milvus takes.
     """
-    batch = check_batch(items, dim)
+    checked = check_items(items, dim)
     return [
         {
             "id": key_of(item_id),
@@ -132,7 +241,7 @@ def checked_rows(items: Sequence[Item], dim: int) -> list[Row]:
             "thumbnail": optional_text(_packed(thumbnail)),
         }
         for item_id, vector, label, metadata, thumbnail in zip(
-            batch.ids, batch.vectors, batch.labels, batch.metadata, batch.thumbnails, strict=True
+            checked.ids, checked.vectors, checked.labels, checked.metadata, checked.thumbnails, strict=True
         )
     ]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.store import maintenance
-from serve.store.definition import Tuning
-from serve.store.faiss_store import FaissStore
-from serve.store.protocol import Item, StoreDamaged
-from serve.store.segments import SegmentFolder
+from serve.store import compaction
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.manifest import SegmentFolder
+from serve.store.types import Item, StoreDamaged
 
-TUNING = Tuning(head_rows=20, build_threads=1)
+TUNING = Tuning(memtable_rows=20, build_threads=1)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -48,7 +48,7 @@ def test_it_goes_on_after_any_failure(
         return real(*given, **options)
 
     monkeypatch.setattr(SegmentFolder, "write", write)
-    monkeypatch.setattr(maintenance, "_RETRY", 0.02)
+    monkeypatch.setattr(compaction, "_RETRY", 0.02)
     with caplog.at_level(logging.WARNING), FaissStore.open(tmp_path / "store", dim=4, tuning=TUNING) as store:
         assert store.stats().trouble is None
         for start in (0, 20, 40):
@@ -68,9 +68,9 @@ def test_its_pauses_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise sqlite3.OperationalError("disk I/O error")
 
     monkeypatch.setattr(SegmentFolder, "write", write)
-    monkeypatch.setattr(maintenance, "_LONGEST_RETRY", 5.0)
+    monkeypatch.setattr(compaction, "_LONGEST_RETRY", 5.0)
     with FaissStore.open(tmp_path / "store", dim=4, tuning=TUNING) as store:
-        stop = store._live._maintenance._stop
+        stop = store._compactor._stop
         real = stop.wait
         monkeypatch.setattr(stop, "wait", lambda pause: pauses.append(pause) or real(0.001))
         for start in (0, 20):

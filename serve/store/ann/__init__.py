@@ -1,0 +1,1 @@
+"""Nearest neighbours in one segment: `flat` compares every vector, `approximate` asks a FAISS index."""

@@ -1,0 +1,337 @@
+"""Segments on disk: immutable, checksummed, memory-mapped; a manifest names those that count.
+
+    manifest.json                the segments that count, with checksums of their files
+    segments/NAME/keys.i64       row ids, ascending
+    segments/NAME/vectors.f32    their vectors, row by row
+    segments/NAME/records.json   of each row its id, label and metadata, as JSON separated by commas
+    segments/NAME/records.i64    where in it each row's id begins and ends, two numbers a row, and its length
+    segments/NAME/index.faiss    an approximate index over them, if the collection has one
+
+A segment is written and waited for before the manifest names it, and deleted once that no longer does. All of
+it derives from the database: what is damaged or missing is built again.
+
+A search ends with reading the records of its hits. From SQLite that costs as much as the search of a graph,
+so each segment has a copy. Labels and metadata can be edited while a row stays: the ids of edited rows are
+remembered (in the database too, with the LSN of the edit), and their records are read from the database until
+the segment is written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import mmap
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.store.ann import approximate
+from serve.store.ann.approximate import EXACT, FaissIndex
+from serve.store.ann.device import copy_to_device
+from serve.store.database import Database, last_lsn
+from serve.store.files import checksum_of, disk_errors, replace_file, sync_file, sync_folder, write_synced
+from serve.store.items import MOST_NESTED, metadata_of
+from serve.store.segment import Segment
+from serve.store.types import Positions, RowIds, Vectors
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+_IDS, _VECTORS, _INDEX = "keys.i64", "vectors.f32", "index.faiss"
+_TEXT, _STARTS = "records.json", "records.i64"
+# Vectors that are gathered in memory at a time.
+_BLOCK_ROWS = 16_384
+# Records that one statement joins into a JSON text; its decoding holds the interpreter's lock for 1 ms.
+_RECORDS = 2048
+_Record = tuple[int, msgspec.Raw, msgspec.Raw, str | None]
+_decode_records = msgspec.json.Decoder(list[_Record]).decode
+_decode = msgspec.json.Decoder(list[list[Any]]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """A segment as the manifest names it; the fields are called as on disk.
+
+    Attributes:
+        name: Its folder.
+        rows: Number of rows.
+        index: Factory string of its index.
+        files: Checksums by file name.
+        sequence: LSN of the last write whose edits its records contain.
+        effort: How far a search has to look in the graph, as measured when it was built.
+    """
+
+    name: str
+    rows: int
+    index: str
+    files: dict[str, str]
+    sequence: int = 0
+    effort: int | None = None
+
+
+class SegmentFolder:
+    """The segments of one collection."""
+
+    def __init__(self, place: Path, database: Database, dim: int, effort: int | None, device: str) -> None:
+        self._place = place
+        self._folder = place / "segments"
+        self._database = database
+        self._dim = dim
+        self._effort = effort
+        self._device = device
+
+    def load(self, *, read_only: bool) -> tuple[list[Segment], dict[str, SegmentEntry]]:
+        """Every undamaged segment of the manifest; deletes others unless it is to read only.
+
+        Segments with later writes than the database's last one show that an older database was put back; none
+        is used then, now or later, for its next writes will take the same LSNs.
+        """
+        with self._database.read() as connection:
+            last = last_lsn(connection)
+        segments: list[Segment] = []
+        entries = {}
+        for entry in self._entries():
+            folder = self._folder / entry.name
+            try:
+                damaged = [name for name, sum_ in entry.files.items() if checksum_of(folder / name) != sum_]
+            except OSError as error:
+                damaged = [str(error)]
+            if damaged:
+                _log.warning(
+                    "segment %s is damaged (%s); rebuilding it from the database", folder, damaged[0]
+                )
+                continue
+            segments.append(self.map(entry))
+            entries[entry.name] = entry
+        if any(max(int(segment.row_ids[-1]), segment.records_lsn) > last for segment in segments):
+            _log.warning("%s is older than its segments; rebuilding them from it", self._place)
+            segments, entries = [], {}
+            if not read_only:
+                (self._place / "manifest.json").unlink()
+                sync_folder(self._place)
+        if not read_only:
+            self._clean(set(entries))
+        return segments, entries
+
+    def map(self, entry: SegmentEntry) -> Segment:
+        """Opens a segment, its vectors mapped into memory."""
+        folder = self._folder / entry.name
+        row_ids = np.fromfile(folder / _IDS, "<i8").astype(np.int64, copy=False)
+        vectors = self._vectors(entry)
+        index = None
+        if _INDEX in entry.files:
+            effort = self._effort or entry.effort
+            index = FaissIndex.load(folder / _INDEX, entry.index, vectors, effort)
+        device = copy_to_device(vectors, self._device) if index is None else None
+        records = SegmentRecords(folder) if _TEXT in entry.files else None
+        return Segment(
+            entry.name,
+            row_ids,
+            vectors,
+            approximate=index,
+            device=device,
+            records=records,
+            records_lsn=entry.sequence,
+        )
+
+    def _vectors(self, entry: SegmentEntry) -> Vectors:
+        path = self._folder / entry.name / _VECTORS
+        return np.asarray(np.memmap(path, "<f4", "r", shape=(entry.rows, self._dim)))
+
+    def write(
+        self,
+        segments: Sequence[Segment],
+        index: str,
+        *,
+        base: Segment | None,
+        threads: int,
+        stop: Callable[[], bool],
+    ) -> SegmentEntry | None:
+        """Merges the live rows of segments into a new segment, and waits until the disk has it.
+
+        Where one of them has a graph and all others only later rows, these are added to a copy of that graph,
+        which is many times quicker than building one of all rows; its dead rows then stay.
+
+        Args:
+            segments: What to merge.
+            base: The segment whose graph may grow, None to begin anew.
+            index: Factory string of its approximate index; "Flat" for none.
+            threads: OpenMP threads for building that.
+            stop: Asked now and then; True abandons the work.
+
+        Returns:
+            The segment, or None if no row is alive or the work was abandoned.
+
+        Raises:
+            DiskFull: The disk took no more; nothing is left of the segment.
+        """
+        rows = [np.arange(len(segment)) if segment is base else segment.live_rows() for segment in segments]
+        row_ids = np.concatenate(
+            [segment.row_ids[chosen] for segment, chosen in zip(segments, rows, strict=True)]
+        )
+        if len(row_ids) == 0:
+            return None
+        owner = np.repeat(np.arange(len(segments)), [len(chosen) for chosen in rows])
+        row = np.concatenate(rows)
+        order = np.argsort(row_ids)
+        name = uuid.uuid4().hex
+        folder = self._folder / name
+        folder.mkdir(parents=True)
+        try:
+            blocks = _gathered(segments, owner[order], row[order], self._dim)
+            with self._database.read() as connection:
+                lsn = last_lsn(connection)
+            files = _write_records(self._database, row_ids[order], folder) | {
+                _IDS: write_synced(folder / _IDS, [row_ids[order].astype("<i8").tobytes()]),
+                _VECTORS: write_synced(folder / _VECTORS, blocks),
+            }
+            entry = SegmentEntry(name, len(row_ids), index, files, lsn)
+            if index != EXACT:
+                vectors = self._vectors(entry)
+                path = folder / _INDEX
+                grown = None if base is None else (self._folder / str(base.name) / _INDEX, len(base))
+                with disk_errors(path):
+                    if approximate.build(index, vectors, path, grown=grown, threads=threads, stop=stop):
+                        files[_INDEX] = sync_file(path)
+                        built = FaissIndex.load(path, index, vectors)
+                        entry = replace(entry, effort=approximate.demanded_effort(built, vectors))
+            if stop():
+                shutil.rmtree(folder, ignore_errors=True)
+                return None
+            sync_folder(folder)
+            sync_folder(self._folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return entry
+
+    def commit(self, entries: Sequence[SegmentEntry], flushed: int) -> None:
+        """Makes these the segments that count, all writes up to an LSN in them, and deletes all others."""
+        body = {
+            "format": FORMAT,
+            "store_id": self._database.store_id,
+            "sequence": flushed,
+            "segments": [asdict(entry) for entry in entries],
+        }
+        text = json.dumps({"checksum": _checksum(body), "body": body}, indent=1)
+        replace_file(self._place / "manifest.json", text.encode())
+        self._clean({entry.name for entry in entries})
+
+    def _clean(self, keep: set[str]) -> None:
+        """Deletes segments that are not to be kept. Mapped ones stay readable to who holds them."""
+        if self._folder.is_dir():
+            for folder in self._folder.iterdir():
+                if folder.name not in keep:
+                    shutil.rmtree(folder, ignore_errors=True)
+            sync_folder(self._folder)
+
+    def flushed_lsn(self) -> int:
+        """LSN of the last write that the segments contain, as far as the manifest knows."""
+        return int(self._body().get("sequence", 0))
+
+    def _entries(self) -> list[SegmentEntry]:
+        return [SegmentEntry(**entry) for entry in self._body().get("segments", [])]
+
+    def _body(self) -> dict[str, Any]:
+        """The manifest's content; empty where it is missing, damaged or another store's."""
+        try:
+            content = json.loads((self._place / "manifest.json").read_text("utf-8"))
+            body: dict[str, Any] = content["body"]
+            sound = content["checksum"] == _checksum(body) and body["format"] == FORMAT
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError, OSError):
+            sound = False
+        if not sound or body["store_id"] != self._database.store_id:
+            _log.warning("%s is damaged or another store's; rebuilding from the database", self._place)
+            return {}
+        return body
+
+
+def _gathered(segments: Sequence[Segment], owner: Any, row: Any, dim: int) -> Iterator[memoryview]:
+    """Vectors in the given order, block by block, so that no second copy of all of them is in memory."""
+    for start in range(0, len(row), _BLOCK_ROWS):
+        owners, rows = owner[start : start + _BLOCK_ROWS], row[start : start + _BLOCK_ROWS]
+        block = np.empty((len(rows), dim), "<f4")
+        for number in np.unique(owners):
+            mine = owners == number
+            block[mine] = segments[number].vectors[rows[mine]]
+        yield block.data.cast("B")
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class SegmentRecords:
+    """Records of a segment's folder, mapped into memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.edited: set[int] = set()
+        self._starts: NDArray[np.int64] = np.asarray(np.memmap(folder / _STARTS, "<i8", "r"))
+        self._ids = self._starts[:-1].reshape(-1, 2)
+        with (folder / _TEXT).open("rb") as file:
+            self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]] | None:
+        """See `Records.take`."""
+        text = self._text
+        if ids_only:
+            pieces = [text[start:end] for start, end in self._ids[rows].tolist()]
+        else:
+            starts, ends = self._starts[2 * rows].tolist(), self._starts[2 * rows + 2].tolist()
+            pieces = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+            # Earlier versions stored metadata too deep to be answered; the database's reader handles it.
+            if any(piece.count(b"{") + piece.count(b"[") > MOST_NESTED for piece in pieces):
+                return None
+        return _decode(b"[[" + b"],[".join(pieces) + b"]]")
+
+
+def _write_records(database: Database, row_ids: RowIds, folder: Path) -> dict[str, str]:
+    """Writes the records of rows with these row ids (ascending), and waits until the disk has them.
+
+    Args:
+        database: Where they are read; an item that is gone there gets an empty record.
+        row_ids: (n,) int64, ascending, at least one.
+        folder: The segment's.
+
+    Returns:
+        Checksums by file name.
+    """
+    lengths = np.zeros((len(row_ids), 2), np.int64)
+    files = {_TEXT: write_synced(folder / _TEXT, _texts(database, row_ids, lengths))}
+    starts = np.concatenate([[0], np.cumsum(lengths.ravel())])
+    files[_STARTS] = write_synced(folder / _STARTS, [starts.astype("<i8").tobytes()])
+    return files
+
+
+def _texts(database: Database, row_ids: RowIds, lengths: NDArray[np.int64]) -> Iterator[bytes]:
+    for start in range(0, len(row_ids), _RECORDS):
+        chunk = row_ids[start : start + _RECORDS]
+        with database.read() as connection:
+            text = connection.execute(
+                "SELECT json_group_array(json_array(key, id, label, metadata)) FROM "
+                "(SELECT * FROM items WHERE key BETWEEN ? AND ? ORDER BY key)",
+                (int(chunk[0]), int(chunk[-1])),
+            ).fetchone()[0]
+        pieces = []
+        mine = set(chunk.tolist())
+        found = [row for row in _decode_records(text) if row[0] in mine]
+        at = start + np.searchsorted(chunk, [row[0] for row in found])
+        for _, id_, label, metadata in found:
+            # What cannot be used is left out, or it would keep the segment from ever being written.
+            usable = metadata if metadata_of(metadata) else None
+            pieces += [bytes(id_), b"," + bytes(label) + b"," + (usable or "null").encode()]
+        if found:
+            lengths[at] = np.array([len(piece) for piece in pieces]).reshape(-1, 2)
+        yield b"".join(pieces)
+    yield b" "  # a file of nothing could not be mapped

@@ -1,0 +1,218 @@
+"""One search from normalized vectors to hits: filter masks, neighbours, records of the hits, groups.
+
+The index and the database are two views of one truth, and a search looks at both. All its looks at the
+database are at one version, that of the index; when a write has come between, the search starts over on the
+newer version. So an item that is being replaced is always found, as it was or as it is, and a hit's label is
+the one that passed the filter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+
+from serve.store import filters
+from serve.store.ann import flat
+from serve.store.database import Database, last_lsn
+from serve.store.filter_cache import FilterCache
+from serve.store.filters import Condition
+from serve.store.items import best_of_each_label, check_id
+from serve.store.recovery import CurrentVersion
+from serve.store.rows import read_records, row_ids_of
+from serve.store.segment import Version
+from serve.store.types import (
+    NO_ROW_IDS,
+    Hit,
+    ItemId,
+    Mask,
+    RowIds,
+    SearchPlan,
+    SearchQuery,
+    SearchResult,
+    Vectors,
+)
+
+# Lock-free tries before one that holds writers back for its duration.
+_TRIES = 4
+
+
+class _VersionChanged(Exception):  # noqa: N818  (not an error: the search starts over)
+    """A write came between the look at the index and the look at the database."""
+
+
+class QueryRunner:
+    """Searches one collection.
+
+    Args:
+        database: Its truth.
+        current: The version that searches see.
+        index: Its index factory string.
+        threads: OpenMP threads of a search.
+    """
+
+    def __init__(self, database: Database, current: CurrentVersion, index: str, threads: int) -> None:
+        self._database = database
+        self._current = current
+        self._index = index
+        self._threads = threads
+
+    def run(self, vectors: Vectors, query: SearchQuery) -> SearchResult:
+        """Searches by vectors of shape (n, dim) and unit length; see `Store.search`."""
+        flat.use_threads(self._threads)
+        condition = filters.condition(query.where)
+        for _ in range(_TRIES):
+            try:
+                return self._once(self._current.version, vectors, query, condition)
+            except _VersionChanged:
+                continue
+        with self._current.commits.paused():
+            self._current.catch_up()
+            return self._once(self._current.version, vectors, query, condition)
+
+    def _once(
+        self, version: Version, vectors: Vectors, query: SearchQuery, condition: Condition
+    ) -> SearchResult:
+        if len(vectors) == 1 and query.is_plain and not self._database.read_only:
+            result = self._nearest(version, vectors, query)
+            if result is not None:
+                return result
+        with _VersionSearch(self._database, self._current.filters, version, query, self._index) as search:
+            return search.run(vectors, condition)
+
+    def _nearest(self, version: Version, vectors: Vectors, query: SearchQuery) -> SearchResult | None:
+        """The search by one vector without conditions, straight from rows to their records.
+
+        The general way goes by row ids, through merged arrays and the database; that costs as much as the
+        search of a graph. None where a hit's record has to be read from the database.
+        """
+        hits: list[Hit] = []
+        plans = []
+        for segment in version.segments:
+            if segment.live_count == 0:
+                continue
+            if segment.records is None:
+                return None
+            similarities, rows, plan = segment.find(vectors, query.k, None, query)
+            plans.append(plan)
+            similarities, rows = similarities[0], rows[0]
+            if rows[-1] < 0:
+                similarities, rows = similarities[rows >= 0], rows[rows >= 0]
+            edited = segment.records.edited
+            if edited and query.with_metadata and not edited.isdisjoint(segment.row_ids[rows].tolist()):
+                return None
+            records = segment.records.take(rows, ids_only=not query.with_metadata)
+            if records is None:
+                return None
+            hits += map(_hit, similarities.tolist(), records)
+        if len(plans) > 1:
+            hits.sort(key=lambda hit: -hit.similarity)
+            del hits[query.k :]
+        return SearchResult([hits], version.plan(plans, self._index))
+
+
+class _VersionSearch:
+    """One search of one version, by any query.
+
+    All its looks at the database are at that version, or, where another process writes, at that of the first.
+    """
+
+    def __init__(
+        self, database: Database, masks: FilterCache, version: Version, query: SearchQuery, index: str
+    ) -> None:
+        self._database = database
+        self._filters = masks
+        self._version = version
+        self._query = query
+        self._index = index
+        self._excluded = NO_ROW_IDS
+        self._opened = contextlib.ExitStack()
+        self._connection: sqlite3.Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def run(self, vectors: Vectors, condition: Condition) -> SearchResult:
+        query = self._query
+        masks = self._filters.masks(condition, self._version, self._connect)
+        if query.exclude:
+            self._excluded = row_ids_of(self._connect(), [check_id(value) for value in query.exclude])
+        hits, plan = self._find(vectors, masks)
+        if query.group_by is not None:
+            hits = [
+                best_of_each_label(first, query, partial(self._further, vectors[at : at + 1], masks))
+                for at, first in enumerate(hits)
+            ]
+        return SearchResult(hits, plan)
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection that sees the version until the search ends.
+
+        Raises:
+            _VersionChanged: The database is at another version.
+        """
+        if self._connection is None:
+            self._connection = self._opened.enter_context(self._database.read_transaction())
+            if not self._database.read_only and last_lsn(self._connection) != self._version.lsn:
+                raise _VersionChanged
+        return self._connection
+
+    def _find(self, vectors: Vectors, masks: Sequence[Mask | None]) -> tuple[list[list[Hit]], SearchPlan]:
+        """Hits of each vector among the rows that pass."""
+        query, most = self._query, self._query.k + len(self._excluded)
+        similarities, row_ids, plan = self._version.search(vectors, most, masks, query, self._index)
+        if len(self._excluded):
+            out = np.isin(row_ids, self._excluded)
+            similarities, row_ids = flat.merge([(similarities, np.where(out, -1, row_ids))], query.k)
+        if query.min_similarity is not None:
+            row_ids = np.where(similarities < query.min_similarity, -1, row_ids)
+        records = self._records(row_ids)
+        hits = [
+            [
+                _hit(similarity, records[row_id])
+                for similarity, row_id in zip(line.tolist(), ids.tolist(), strict=True)
+                if row_id in records
+            ]
+            for line, ids in zip(similarities, row_ids, strict=True)
+        ]
+        return hits, plan
+
+    def _further(
+        self, vector: Vectors, masks: Sequence[Mask | None], labels: list[str], ids: list[ItemId]
+    ) -> list[Hit]:
+        """Hits of one vector, of shape (1, dim), outside these labels and ids."""
+        seen = filters.condition({"or": [{"label": {"in": labels}}, {"id": {"in": ids}}]})
+        rest = [
+            ~out if mask is None else mask & ~out
+            for mask, out in zip(masks, self._filters.masks(seen, self._version, self._connect), strict=True)
+            if out is not None
+        ]
+        return self._find(vector, rest)[0][0]
+
+    def _records(self, row_ids: RowIds) -> dict[int, list[Any]]:
+        """Of each hit by row id: its item's id and, if they are wanted, label and metadata."""
+        if self._database.read_only:  # another process writes, and only the database knows what
+            found: dict[int, list[Any]] = {}
+            others: list[int] = np.unique(row_ids[row_ids >= 0]).tolist()
+        else:
+            ids_only = not (self._query.with_metadata or self._query.group_by)
+            found, others = self._version.records(row_ids, ids_only=ids_only)
+        if others:
+            found.update(read_records(self._connect(), others))
+        return found
+
+
+def _hit(similarity: float, record: list[Any]) -> Hit:
+    """A hit from a similarity and a record: the id alone, or id, label and metadata."""
+    # Rounding may carry the product of two unit vectors past 1.
+    cosine = 1.0 if similarity > 1.0 else max(similarity, -1.0)
+    if len(record) == 1:
+        return Hit(record[0], cosine)
+    return Hit(record[0], cosine, record[1], record[2] or {})
