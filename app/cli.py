@@ -24,15 +24,17 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` tells it in one line
     help="Turn labelled images into a visual search that keeps working on classes it never saw.",
 )
-# Every other command is a typed function whose signature and docstring are its options and their help. The
-# modules are imported only when their command is called.
-app.command("app.demo:demo", help="Draw data, train, evaluate and serve: the whole product in one command")
+# Every other command is a typed function whose signature and docstring are its options and their help. Its
+# module is imported only when the command is called, and what the command works with only when it runs.
+app.command("app.commands.demo:demo", help="Draw data, train, evaluate and serve: all in one command")
 app.command("app.evaluate:evaluate", help="Measure exact recall@k of bundles, checkpoints or embeddings")
-app.command("app.embed.command:embed", help="Embed images into Parquet files, on any number of devices")
-app.command("app.index:app", name="index", help="Embed images into a store; index tune picks the index type")
-app.command("app.serve:serve", help="Serve a bundle and its store over HTTP, with a search page")
-app.command("app.search:search", help="Search a running service by image and print the neighbours")
-app.command("app.export:export", help="Turn a checkpoint or a pretrained network into a bundle")
+app.command("app.commands.embed:embed", help="Embed images into Parquet files, on any number of devices")
+app.command(
+    "app.commands.index:app", name="index", help="Embed images into a store; tune picks its index type"
+)
+app.command("app.commands.serve:serve", help="Serve a bundle and its store over HTTP, with a search page")
+app.command("app.commands.search:search", help="Search a running service by image and print the neighbours")
+app.command("app.commands.export:export", help="Turn a checkpoint or a pretrained network into a bundle")
 app.command("app.experiment.command:experiment", help="Repeat an experiment of the documentation's evidence")
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from app.cli import main
-from app.search import contact_sheet
+from app.commands.search import contact_sheet
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from app.export import export
+from app.commands.export import export
 from app.export.images import pixels_of
 from models.bundle import Bundle
 from models.inference import versions
