@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 from models.errors import InputError
 from models.locations import cache_root
+
+ROOT = Path(__file__).parents[1]  # of a checkout, or the folder of installed packages; configs lie there
 
 # Training goes through LightningCLI, whose options are its own; this is only what the overview says of it.
 TRAINING = {
@@ -41,8 +44,16 @@ app.command("app.experiment.command:experiment", help="Repeat an experiment of t
 def _train(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
     from app.fit import run_training
 
-    run_training(arguments)
+    run_training([_own_config(argument) for argument in arguments])
     return 0
+
+
+def _own_config(argument: str) -> str:
+    """The argument; where it names one of our configs and no such file is here, the one we came with."""
+    option, equals, path = argument.rpartition("=")
+    if path.startswith("configs/") and not Path(path).exists() and (ROOT / path).is_file():
+        return f"{option}{equals}{ROOT / path}"
+    return argument
 
 
 for _name, _help in TRAINING.items():
@@ -69,6 +80,15 @@ def _file_trouble(error: OSError) -> InputError | None:
     return InputError(f"{name}: {error.strerror}; make it writable or make room, or name another place")
 
 
+def _told(error: InputError | OSError | ModuleNotFoundError) -> InputError | None:
+    """What to say in one line; None where the error is a bug."""
+    if isinstance(error, OSError):
+        return _file_trouble(error)
+    if isinstance(error, ModuleNotFoundError) and find_spec("torch") is None:
+        return InputError("this needs packages that are not installed: pip install 'kindred[cpu]' (or gpu)")
+    return error if isinstance(error, InputError) else None
+
+
 def _run(arguments: Sequence[str]) -> int:
     with_own_classes = bool(arguments) and (arguments[0] in TRAINING or "--trust-code" in arguments)
     if with_own_classes and (here := str(Path.cwd())) not in sys.path:
@@ -90,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(sys.argv[1:] if arguments is None else list(arguments))
-    except (InputError, OSError) as error:
-        told = error if isinstance(error, InputError) else _file_trouble(error)
+    except (InputError, OSError, ModuleNotFoundError) as error:
+        told = _told(error)
         if told is None:
             raise
         print(f"kindred: {' '.join(str(told).split())}", file=sys.stderr)  # noqa: T201
