@@ -288,12 +288,6 @@ class ImageDataModule(LightningDataModule):
         """Rows of :attr:`table` in a part."""
         return self.parts.rows(part)
 
-    def set_class_groups(self, groups: NDArray[np.int64]) -> None:
-        """Group the training classes anew from the next epoch on; needs ``regroup``."""
-        if self._train_loader is None or not isinstance(self._train_loader.batches, PKBatchSampler):
-            raise RuntimeError("set_class_groups is for use during training")
-        self._train_loader.batches.set_groups(groups)
-
     @property
     def wait_share(self) -> float:
         """Share of the time of the training epoch so far that was spent waiting for data."""
