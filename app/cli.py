@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from models.errors import InputError
 from models.locations import cache_root
+from models.renamed import renamed_argument, renamed_config
 
 ROOT = Path(__file__).parents[1]  # of a checkout, or the folder of installed packages; configs lie there
 
@@ -44,8 +46,18 @@ app.command("app.experiment.command:experiment", help="Repeat an experiment of t
 def _train(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
     from app.fit import run_training
 
-    run_training([_own_config(argument) for argument in arguments])
+    _read_former_names()
+    run_training([renamed_argument(_own_config(argument)) for argument in arguments])
     return 0
+
+
+@cache
+def _read_former_names() -> None:
+    """Have configs read under former names of settings too."""
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: renamed_config(load(text)))
 
 
 def _own_config(argument: str) -> str:

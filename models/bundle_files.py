@@ -93,12 +93,8 @@ def write_bundle(folder: Path, state: Mapping[str, Tensor], manifest: Mapping[st
 
 
 def fingerprint_of(weights: Mapping[str, Tensor], architecture: Architecture, preprocess: Preprocess) -> str:
-    """SHA-256 over everything that decides what an image's embedding is, as 16 hexadecimal digits.
-
-    Decode limits decide what is refused, not what it embeds to, so they stay out.
-    """
-    settings = {"architecture": architecture.to_dict(), "preprocess": preprocess.to_dict()}
-    settings["preprocess"].pop("limits")
+    """SHA-256 over everything that decides what an image's embedding is, as 16 hexadecimal digits."""
+    settings = {"architecture": architecture.to_dict(), "preprocess": preprocess.fingerprinted()}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for key in sorted(weights):
         tensor = weights[key].detach().cpu().contiguous()

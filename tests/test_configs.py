@@ -22,6 +22,7 @@ PARTS = {kind: sorted((ROOT / "configs" / kind).glob("*.yaml")) for kind in ("mo
 # Networks that need larger images than the others.
 IMAGE_SIZE = {"inception_v3": 75, "facenet": 96, "vit_small_dino": 224}
 
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("configs") / "images"

@@ -41,7 +41,7 @@ def demo(
     if minutes <= 0:
         raise InputError(f"--minutes {minutes}: training needs more than no time")
     from app.evaluate import evaluate
-    from app.index import fill_store
+    from app.index_images import fill_store
     from app.run import RunFolder
     from data.sources import open_source
     from data.splits import split_classes

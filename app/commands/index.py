@@ -65,7 +65,7 @@ def index(
         return
     if bundle is None or data is None:
         raise InputError("give --bundle and --data, or --embeddings with a folder that kindred embed wrote")
-    from app.index import fill_store
+    from app.index_images import fill_store
     from app.index_target import open_target
     from app.memory import keep_freed_memory
     from data.sources import open_source

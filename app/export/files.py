@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.export.images import Pixels
+from app.export.comparison_images import Pixels
 from app.export.parity import measured_parity, require_parity
 from models.bundle import Bundle
 from models.errors import InputError
