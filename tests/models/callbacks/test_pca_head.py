@@ -128,7 +128,7 @@ def test_what_it_cannot_serve_is_refused(tmp_path: Path, data: Any, patterns: An
     headless = MetricLearner(**TINY | {"head": "none", "embedding_dim": 6})
     with pytest.raises(InputError, match="head: linear"):
         train(tmp_path, data, PCAHead(), model=headless)
-    with pytest.raises(InputError, match=r"share between 0 and 1, not 1\.5"):
+    with pytest.raises(InputError, match=r"fraction between 0 and 1, not 1\.5"):
         PCAHead(head_weight=1.5)
     with pytest.raises(InputError, match="training_images"):
         train(tmp_path, patterns(), PCAHead())

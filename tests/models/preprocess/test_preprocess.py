@@ -101,7 +101,7 @@ def test_the_usual_interpolation_leaves_older_descriptions_as_they_were() -> Non
     ("arguments", "message"),
     [
         ({"mode": "CMYK"}, "neither RGB nor L"),
-        ({"resize_mode": "squash"}, "none of crop"),
+        ({"resize_mode": "zoom"}, "none of crop"),
         ({"size": 0}, "outside"),
         ({"interpolation": "spline"}, "none of bilinear"),
         ({"mean": (0.5,)}, "3 values"),
