@@ -4,6 +4,7 @@ import errno
 import sys
 from collections.abc import Sequence
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ TRAINING = {
 
 app = App(
     name="kindred",
+    version=lambda: version("kindred"),
     suppress_keyboard_interrupt=False,  # `main` tells it in one line
     help="Turn labelled images into a visual search that keeps working on classes it never saw.",
 )
@@ -107,6 +109,10 @@ def _run(arguments: Sequence[str]) -> int:
         sys.path.append(here)  # last, so that a folder named data there does not hide our package
     if arguments and arguments[0] in TRAINING:
         return _train(*arguments)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in app:
+        # Cyclopts would import every command to say so.
+        known = ", ".join(name for name in app if not name.startswith("-"))
+        raise InputError(f'Unknown command "{arguments[0]}": choose one of {known}')
     try:
         outcome = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
