@@ -3,6 +3,9 @@
 import errno
 import sys
 from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +13,9 @@ from cyclopts import App, CycloptsError, Parameter
 
 from models.errors import InputError
 from models.locations import cache_root
+from models.renamed import renamed_argument, renamed_config
+
+ROOT = Path(__file__).parents[1]  # of a checkout, or the folder of installed packages; configs lie there
 
 # Training goes through LightningCLI, whose options are its own; this is only what the overview says of it.
 TRAINING = {
@@ -21,26 +27,47 @@ TRAINING = {
 
 app = App(
     name="kindred",
+    version=lambda: version("kindred"),
     suppress_keyboard_interrupt=False,  # `main` tells it in one line
     help="Turn labelled images into a visual search that keeps working on classes it never saw.",
 )
-# Every other command is a typed function whose signature and docstring are its options and their help. The
-# modules are imported only when their command is called.
-app.command("app.demo:demo", help="Draw data, train, evaluate and serve: the whole product in one command")
+# Every other command is a typed function whose signature and docstring are its options and their help. Its
+# module is imported only when the command is called, and what the command works with only when it runs.
+app.command("app.commands.demo:demo", help="Draw data, train, evaluate and serve: all in one command")
 app.command("app.evaluate:evaluate", help="Measure exact recall@k of bundles, checkpoints or embeddings")
-app.command("app.embed.command:embed", help="Embed images into Parquet files, on any number of devices")
-app.command("app.index:app", name="index", help="Embed images into a store; index tune picks the index type")
-app.command("app.serve:serve", help="Serve a bundle and its store over HTTP, with a search page")
-app.command("app.search:search", help="Search a running service by image and print the neighbours")
-app.command("app.export:export", help="Turn a checkpoint or a pretrained network into a bundle")
+app.command("app.commands.embed:embed", help="Embed images into Parquet files, on any number of devices")
+app.command(
+    "app.commands.index:app", name="index", help="Embed images into a store; tune picks its index type"
+)
+app.command("app.commands.serve:serve", help="Serve a bundle and its store over HTTP, with a search page")
+app.command("app.commands.search:search", help="Search a running service by image and print the neighbours")
+app.command("app.commands.export:export", help="Turn a checkpoint or a pretrained network into a bundle")
 app.command("app.experiment.command:experiment", help="Repeat an experiment of the documentation's evidence")
 
 
 def _train(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
     from app.fit import run_training
 
-    run_training(arguments)
+    _read_former_names()
+    run_training([renamed_argument(_own_config(argument)) for argument in arguments])
     return 0
+
+
+@cache
+def _read_former_names() -> None:
+    """Have configs read under former names of settings too."""
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: renamed_config(load(text)))
+
+
+def _own_config(argument: str) -> str:
+    """The argument; where it names one of our configs and no such file is here, the one we came with."""
+    option, equals, path = argument.rpartition("=")
+    if path.startswith("configs/") and not Path(path).exists() and (ROOT / path).is_file():
+        return f"{option}{equals}{ROOT / path}"
+    return argument
 
 
 for _name, _help in TRAINING.items():
@@ -67,12 +94,25 @@ def _file_trouble(error: OSError) -> InputError | None:
     return InputError(f"{name}: {error.strerror}; make it writable or make room, or name another place")
 
 
+def _told(error: InputError | OSError | ModuleNotFoundError) -> InputError | None:
+    """What to say in one line; None where the error is a bug."""
+    if isinstance(error, OSError):
+        return _file_trouble(error)
+    if isinstance(error, ModuleNotFoundError) and find_spec("torch") is None:
+        return InputError("this needs packages that are not installed: pip install 'kindred[cpu]' (or gpu)")
+    return error if isinstance(error, InputError) else None
+
+
 def _run(arguments: Sequence[str]) -> int:
     with_own_classes = bool(arguments) and (arguments[0] in TRAINING or "--trust-code" in arguments)
     if with_own_classes and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last, so that a folder named data there does not hide our package
     if arguments and arguments[0] in TRAINING:
         return _train(*arguments)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in app:
+        # Cyclopts would import every command to say so.
+        known = ", ".join(name for name in app if not name.startswith("-"))
+        raise InputError(f'Unknown command "{arguments[0]}": choose one of {known}')
     try:
         outcome = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
@@ -88,8 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(sys.argv[1:] if arguments is None else list(arguments))
-    except (InputError, OSError) as error:
-        told = error if isinstance(error, InputError) else _file_trouble(error)
+    except (InputError, OSError, ModuleNotFoundError) as error:
+        told = _told(error)
         if told is None:
             raise
         print(f"kindred: {' '.join(str(told).split())}", file=sys.stderr)  # noqa: T201

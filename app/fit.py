@@ -19,7 +19,6 @@ from rich.table import Table
 
 from app.config_errors import WRAPPED, decisive
 from app.memory import keep_freed_memory
-from app.outcome import show_outcome
 from app.quiet import quieten
 from app.run import CheckMonitors, RunFolder
 from data.datamodule import ImageDataModule
@@ -142,6 +141,8 @@ class TrainingCLI(LightningCLI):
         console = Console()
         console.print(f"bundle written to {self.run.bundle}; checkpoints and logs are beside it")
         if self.trainer.state.status == TrainerStatus.FINISHED and self.options.compare:
+            from app.outcome import show_outcome  # and with it all of the evaluation
+
             device = str(self.trainer.strategy.root_device)
             show_outcome(self.run, bundle, self.datamodule, console, device)
 

@@ -9,7 +9,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.errors import InputError
-from serve.store.catalogue import open_store
 from serve.store.types import Item, Store, Unsupported
 
 # Items read, compared and written at a time.
@@ -70,6 +69,8 @@ def copy(
     into = into or collection
     if (source, collection) == (target, into):
         raise InputError(f"{source} is both source and target; name another store or another collection")
+    from serve.store.catalogue import open_store  # and with it FAISS
+
     console = Console()
     with open_store(source, collection=collection, read_only=True) as old:
         if index_type is None and _kind(source) == _kind(target):

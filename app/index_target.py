@@ -44,8 +44,8 @@ def open_target(
     """One collection, made where it is missing.
 
     Args:
-        store: Folder, or address of a Milvus.
-        url: Or address of a running service.
+        store: Folder, or address of a Milvus; or else
+        url: address of a running service.
         collection: Its name or alias.
         dim: Length of a vector.
         fingerprint: The model that makes the vectors.
@@ -53,11 +53,9 @@ def open_target(
         device: Of a folder's exact segments.
 
     Raises:
-        InputError: Not exactly one of the two; or the collection is another model's, or out of reach; or the
+        InputError: The collection is another model's, or out of reach; or the
             device cannot be used.
     """
-    if (store is None) == (url is None):
-        raise InputError("index: give either --store FOLDER or --url ADDRESS of a running service")
     if url is not None:
         with Client(url, key=os.environ.get("KINDRED_WRITE_KEY")) as client:
             try:

@@ -1,10 +1,8 @@
-"""``kindred index tune``: picks the index type and its parameters on your own vectors."""
+"""Measures index types on vectors and picks the fastest within limits of recall and memory."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -12,8 +10,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from app.evaluate.ann import store_vectors
-from app.evaluate.embedding_files import load_embeddings
 from app.evaluate.index_figures import (
     IndexFigures,
     Truth,
@@ -23,10 +19,7 @@ from app.evaluate.index_figures import (
     figures,
     index_bytes,
 )
-from app.evaluate.sizes import parse_size
 from models.errors import InputError
-from models.metrics.inputs import as_unit_vectors
-from serve.store.collection import FaissStore
 
 RESCORED = 10  # candidates a neighbour that RFlat scores again by full vectors
 TRAINING_POINTS = 39  # vectors a cell that faiss wants for k-means
@@ -41,49 +34,6 @@ class Candidate:
     factory: str
     parameter: str = ""
     values: tuple[int, ...] = ()
-
-
-def tune(
-    *,
-    embeddings: Path | None = None,
-    store: Path | None = None,
-    collection: str = "default",
-    recall: float = 0.99,
-    memory: str = "2GB",
-    queries: int = 1000,
-    out: Path | None = None,
-    seed: int = 0,
-) -> None:
-    """Pick the fastest index that reaches a recall within a memory limit, measured on your own vectors.
-
-    Args:
-        embeddings: A file of vectors: .npy, .npz or .parquet.
-        store: Or the folder of a store, whose vectors are used.
-        collection: Collection of that store.
-        recall: Share of the true 10 nearest neighbours that must be found, in (0, 1].
-        memory: Limit of the index, for example 512MB or 2GB.
-        queries: Number of vectors to search for.
-        out: JSON file for all figures.
-        seed: Of the choice of queries.
-    """
-    limit = parse_size(memory)
-    vectors = _vectors(embeddings, store, collection)
-    measured, chosen = tune_vectors(vectors, recall, limit, queries=queries, seed=seed)
-    console = Console()
-    console.print(_table(measured, chosen, recall, limit))
-    if out is not None:
-        results = {
-            "measured": [entry.to_dict() for entry in measured],
-            "chosen": chosen.to_dict() if chosen else None,
-        }
-        out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    if chosen is None:
-        raise InputError(
-            f"no index reaches recall {recall:g} within {memory}; allow more memory or less recall"
-        )
-    console.print(
-        f"choose --index-type {chosen.index}" + (f" with {chosen.parameters}" if chosen.parameters else "")
-    )
 
 
 def tune_vectors(
@@ -163,17 +113,8 @@ def _least_bytes(factory: str, vectors: Vectors) -> int:
     return int(vectors.size) * (1 if "SQ8" in factory else 4)
 
 
-def _vectors(embeddings: Path | None, store: Path | None, collection: str) -> Vectors:
-    if (embeddings is None) == (store is None):
-        raise InputError("give either --embeddings FILE or --store FOLDER")
-    if embeddings is not None:
-        found: Vectors = as_unit_vectors(load_embeddings(embeddings).vectors).numpy()
-        return found
-    with FaissStore.open(str(store), collection=collection, create=False, read_only=True) as opened:
-        return store_vectors(opened)[1]
-
-
-def _table(measured: list[IndexFigures], chosen: IndexFigures | None, recall: float, memory: int) -> Table:
+def as_table(measured: list[IndexFigures], chosen: IndexFigures | None, recall: float, memory: int) -> Table:
+    """The figures, the chosen index in bold."""
     table = Table(title=f"recall@10 ≥ {recall:g} within {memory / 2**20:.0f} MiB; one thread")
     columns = ("index", "parameters", "recall@1", "recall@10", "QPS single", "QPS batch 64", "MiB", "build s")
     for column in columns:

@@ -20,7 +20,7 @@ _ROWS_AT_ONCE = 1 << 12
 # A number that may become one: leading zeros and plus signs belong to names (0042, +49…).
 _INTEGER = r"^-?(0|[1-9][0-9]*)$"
 _NUMBER = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
-_NO_NUMBER = pa.array(["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null"])
+_NO_NUMBER = ["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null"]
 
 
 def read_csv(file: Path, needed: Sequence[str], known: Sequence[str] = ()) -> pa.Table:
@@ -143,7 +143,8 @@ def with_type(texts: pa.Array) -> pa.Array:
     stays text: these are names.
     """
     trimmed = pc.utf8_trim_whitespace(texts)
-    values = pc.if_else(pc.is_in(trimmed, value_set=_NO_NUMBER), pa.scalar(None, pa.string()), trimmed)
+    empty = pc.is_in(trimmed, value_set=pa.array(_NO_NUMBER))
+    values = pc.if_else(empty, pa.scalar(None, pa.string()), trimmed)
     given = values.drop_null()
     if not len(given):
         return texts

@@ -24,7 +24,7 @@ from data.sources import Source, open_source
 from data.splits import Part, Split, SplitSettings
 from data.table import ImageTable
 from models.errors import InputError
-from models.preprocess import WHITE, ColorMode, Fit, Interpolation, Preprocess
+from models.preprocess import WHITE, ColorMode, Interpolation, Preprocess, ResizeMode
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class ImageDataModule(LightningDataModule):
             default 64. Where the model starts from pretrained weights, the command line takes size, mean, std
             and interpolation from them.
         mode: RGB, or L for grey; transparency is laid on white.
-        fit: How an image of another shape gets that of the network's input: crop the centre, pad with white,
-            squash, or cut out the content of a plain background.
+        resize_mode: How an image of another shape gets that of the network's input: crop the centre, pad with
+            white, stretch, or cut out the content of a plain background.
         mean: Per channel, of values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
         std: Per channel.
         interpolation: Of the resize; by default bilinear.
@@ -79,7 +79,7 @@ class ImageDataModule(LightningDataModule):
         source: str | Path | Source = "glyphs",
         image_size: int | list[int] | None = None,
         mode: str = "RGB",  # checked by Preprocess, whose message is plainer than the parser's
-        fit: Fit = "crop",
+        resize_mode: ResizeMode = "crop",
         mean: list[float] | None = None,
         std: list[float] | None = None,
         interpolation: Interpolation | None = None,
@@ -111,7 +111,7 @@ class ImageDataModule(LightningDataModule):
         self.preprocess = Preprocess(
             64 if image_size is None else image_size,
             cast("ColorMode", mode),
-            fit,
+            resize_mode,
             tuple(mean or ()),
             tuple(std or ()),
             interpolation=interpolation or "bilinear",
@@ -287,12 +287,6 @@ class ImageDataModule(LightningDataModule):
     def rows(self, part: Part) -> NDArray[np.int64]:
         """Rows of :attr:`table` in a part."""
         return self.parts.rows(part)
-
-    def set_class_groups(self, groups: NDArray[np.int64]) -> None:
-        """Group the training classes anew from the next epoch on; needs ``regroup``."""
-        if self._train_loader is None or not isinstance(self._train_loader.batches, PKBatchSampler):
-            raise RuntimeError("set_class_groups is for use during training")
-        self._train_loader.batches.set_groups(groups)
 
     @property
     def wait_share(self) -> float:

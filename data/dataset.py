@@ -31,7 +31,7 @@ class Batch(TypedDict):
 
 
 @dataclass(frozen=True)
-class Draw:
+class BatchSpec:
     """A batch to be made: which items, and one random key for each."""
 
     items: NDArray[np.int64]
@@ -100,13 +100,13 @@ class ImageDataset(Dataset[Any]):
             "index": int(self.rows[item % len(self.rows)]),
         }
 
-    def __getitems__(self, draw: Draw | Sequence[int]) -> LoadedBatch | list[dict[str, Any]]:
+    def __getitems__(self, spec: BatchSpec | Sequence[int]) -> LoadedBatch | list[dict[str, Any]]:
         """A whole batch at once; a plain list of items (any other loader's) gives a list of items."""
-        if not isinstance(draw, Draw):
-            return [self[item] for item in draw]
+        if not isinstance(spec, BatchSpec):
+            return [self[item] for item in spec]
         images, kept, sources = [], [], []
         corrupt: dict[str, str] = {}
-        for position, item in enumerate(draw.items):
+        for position, item in enumerate(spec.items):
             base = int(item) % len(self.rows)
             found = self._readable(base, corrupt)
             if found is not None:
@@ -117,10 +117,10 @@ class ImageDataset(Dataset[Any]):
         stacked = np.stack(images) if images else np.zeros((0, *self.preprocess.shape), np.uint8)
         batch = torch.from_numpy(stacked)
         if self.augment is not None and len(images):
-            batch = self.augment(batch, draw.keys[kept])
+            batch = self.augment(batch, spec.keys[kept])
         made: Batch = {
             "image": self.preprocess.normalize(batch),
-            "label": torch.from_numpy(self.labels[draw.items[kept]]),
+            "label": torch.from_numpy(self.labels[spec.items[kept]]),
             "index": torch.from_numpy(np.asarray(sources, dtype=np.int64)),
         }
         return LoadedBatch(made, corrupt)

@@ -2,12 +2,10 @@
 stamps.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +18,7 @@ from data.files import is_utf8, printable
 from data.locations import cache_root
 from data.table import ImageTable
 from models.errors import InputError
+from models.files import replacing
 
 _log = logging.getLogger(__name__)
 
@@ -66,15 +65,10 @@ def cached_table(
     if (kept := _fresh(file)) is not None:
         return kept
     table, watched = build()
-    # A unique name, then a rename: two processes that build at once cannot read each other's half-written
-    # file.
-    partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        table.save(partial, stamps=json.dumps([stamp(path) for path in watched]))
-        partial.replace(file)
+        with replacing(file) as fresh:
+            table.save(fresh, stamps=json.dumps([stamp(path) for path in watched]))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         _warn_once(file.parent, error.strerror or str(error))
         return table
     return ImageTable.load(file)

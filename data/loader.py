@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from data.counter_rng import derive
-from data.dataset import Batch, Draw, ImageDataset, LoadedBatch
+from data.dataset import Batch, BatchSpec, ImageDataset, LoadedBatch
 from data.sampling import PKBatchSampler
 
 _log = logging.getLogger(__name__)
@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 _AUGMENT = 3
 
 
-class _Draws:
-    """The batches of one epoch from a given one on, as :class:`Draw` for the workers."""
+class _BatchSpecs:
+    """The batches of one epoch from a given one on, as :class:`BatchSpec` for the workers."""
 
     def __init__(self, seed: int, sampler: "PKBatchSampler | EvaluationBatches") -> None:
         self.seed, self.sampler, self.first = seed, sampler, 0
@@ -30,13 +30,13 @@ class _Draws:
     def __len__(self) -> int:
         return len(self.sampler) - self.first
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchSpec]:
         epoch = self.sampler.epoch
         for number in range(self.first, len(self.sampler)):
             items = self.sampler.batch(epoch, number)
             # Position in the batch of all processes together, so that the keys do not depend on their number.
             position = self.sampler.rank * len(items) + np.arange(len(items))
-            yield Draw(items, derive(self.seed, _AUGMENT, epoch, number, position))
+            yield BatchSpec(items, derive(self.seed, _AUGMENT, epoch, number, position))
 
 
 class EvaluationBatches:
@@ -94,10 +94,10 @@ class ImageLoader:
         self.dataset, self.batches, self.same_batches = dataset, batches, same_batches
         self.corrupt: dict[str, str] = {}
         self.wait_seconds, self.total_seconds = 0.0, 0.0
-        self._draws = _Draws(seed, batches)
+        self._specs = _BatchSpecs(seed, batches)
         self._loader = DataLoader(
             dataset,
-            batch_sampler=self._draws,  # type: ignore[arg-type]  # yields Draw, which the dataset understands
+            batch_sampler=self._specs,  # type: ignore[arg-type]  # yields BatchSpec, which the dataset understands
             num_workers=num_workers,
             collate_fn=_unchanged,  # the dataset makes whole batches
             pin_memory=pin_memory,
@@ -109,9 +109,9 @@ class ImageLoader:
         self._resume: tuple[int, int] | None = None
 
     @property
-    def batch_sampler(self) -> _Draws | None:
+    def batch_sampler(self) -> _BatchSpecs | None:
         """What has, in its ``sampler``, the ``set_epoch`` that Lightning calls; None to keep an epoch."""
-        return None if self.same_batches else self._draws
+        return None if self.same_batches else self._specs
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
@@ -141,7 +141,7 @@ class ImageLoader:
         if self._resume is not None and self._resume[0] == self.batches.epoch:
             first = self._resume[1]
         self._resume = None
-        self._draws.first = self._consumed = first
+        self._specs.first = self._consumed = first
         self.wait_seconds = self.total_seconds = 0.0
         started = time.perf_counter()
         asked = started

@@ -19,7 +19,7 @@ CacheKind = Literal["none", "memory", "disk"]
 
 # Raised whenever decoding comes to give other pixels: a cache on disk may be older than the program.
 _DECODING = 2
-_PIXEL_SETTINGS = ("size", "mode", "fit", "interpolation", "white_level")
+_PIXEL_SETTINGS = ("size", "mode", "resize_mode", "interpolation", "white_level")
 
 
 class PixelCache:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.card import model_card
 from models.errors import InputError
+from models.files import replacing
 from models.network import Architecture
 from models.preprocess import Preprocess
 
@@ -44,13 +45,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the description, and the model card that is made from it unless somebody has written another."""
-    fresh = folder / (MANIFEST + ".tmp")
-    fresh.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(folder / MANIFEST)
+    with replacing(folder / MANIFEST) as fresh:
+        fresh.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     card = model_card(manifest, folder / CARD)
     if card is not None:
-        fresh.write_text(card, encoding="utf-8")
-        fresh.replace(folder / CARD)
+        with replacing(folder / CARD) as fresh:
+            fresh.write_text(card, encoding="utf-8")
 
 
 def write_bundle(folder: Path, state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
@@ -93,12 +93,8 @@ def write_bundle(folder: Path, state: Mapping[str, Tensor], manifest: Mapping[st
 
 
 def fingerprint_of(weights: Mapping[str, Tensor], architecture: Architecture, preprocess: Preprocess) -> str:
-    """SHA-256 over everything that decides what an image's embedding is, as 16 hexadecimal digits.
-
-    Decode limits decide what is refused, not what it embeds to, so they stay out.
-    """
-    settings = {"architecture": architecture.to_dict(), "preprocess": preprocess.to_dict()}
-    settings["preprocess"].pop("limits")
+    """SHA-256 over everything that decides what an image's embedding is, as 16 hexadecimal digits."""
+    settings = {"architecture": architecture.to_dict(), "preprocess": preprocess.fingerprinted()}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for key in sorted(weights):
         tensor = weights[key].detach().cpu().contiguous()

@@ -5,11 +5,13 @@ modelcard.md).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from models.preprocess import Preprocess
 
 GENERATED = "<!-- Made from bundle.json by kindred. Remove this line and kindred leaves your text alone. -->"
 TASK = "image-feature-extraction"
@@ -86,7 +88,7 @@ def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _use(manifest: Mapping[str, Any]) -> str:
     channels = manifest["architecture"]["in_channels"]
-    height, width = _sides(manifest["preprocess"])
+    given = Preprocess.from_dict(manifest["preprocess"])
     return f"""## Use
 
 ```python
@@ -99,26 +101,19 @@ similarity = vectors[0] @ vectors[1]
 
 `kindred index --bundle this-folder …` and `kindred serve --bundle this-folder …` search with it. The weights
 are safetensors, everything else is in `bundle.json`; loading runs no code of the bundle. The network alone
-takes float32 (B, {channels}, {height}, {width}).
+takes float32 (B, {channels}, {given.height}, {given.width}).
 """
 
 
-def _sides(preprocess: Mapping[str, Any]) -> Sequence[int]:
-    """Height and width; a square's file holds one number."""
-    size = preprocess["size"]
-    return size if isinstance(size, list) else (size, size)
-
-
 def _input_and_output(manifest: Mapping[str, Any]) -> str:
-    given = manifest["preprocess"]
-    mode = {"L": "grey", "RGB": "RGB"}[given["mode"]]
-    resize = given.get("interpolation", "bilinear")
-    height, width = _sides(given)
+    given = Preprocess.from_dict(manifest["preprocess"])
+    mode = {"L": "grey", "RGB": "RGB"}[given.mode]
+    size = f"{given.height}×{given.width} pixels"
     rows = [
-        ("image", f"{mode}, {given['fit']} to {height}×{width} pixels, {resize}"),
+        ("image", f"{mode}, {given.resize_mode} to {size}, {given.interpolation}"),
         (
             "normalization",
-            f"pixel / 255, less {_numbers(given['mean'])}, divided by {_numbers(given['std'])}",
+            f"pixel / 255, less {_numbers(given.mean)}, divided by {_numbers(given.std)}",
         ),
         ("vector", f"{manifest['dim']} numbers, float32, length 1"),
         ("fingerprint", f"`{manifest['fingerprint']}`"),

@@ -81,7 +81,7 @@ class EmbeddingNetwork(nn.Module):
 
     Attributes:
         projection: (embedding_dim, features) or None; what takes the place of the head in evaluation mode,
-            set by :class:`models.callbacks.principal_head.PrincipalHead` during training. It is not part of
+            set by :class:`models.callbacks.pca_head.PCAHead` during training. It is not part of
             the state; :meth:`adopt` makes it the head.
 
     Raises:

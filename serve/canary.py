@@ -35,7 +35,7 @@ async def embeds_wrongly(pipeline: EmbeddingPipeline) -> str | None:
     return _wrong(await pipeline.embed(_CANARY))
 
 
-async def sing(pipeline: EmbeddingPipeline, threads: StoreThreads, store: Store) -> str | None:
+async def run_canary(pipeline: EmbeddingPipeline, threads: StoreThreads, store: Store) -> str | None:
     """Embed the canary and search the store by it. Returns what is wrong, or None."""
     embedded = await pipeline.embed(_CANARY)
     wrong = _wrong(embedded)

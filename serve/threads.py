@@ -9,11 +9,6 @@ import sys
 import faiss
 import torch
 
-# Below this product of queries and dimensions FAISS avoids BLAS. Its default (128,000) keeps batches of
-# queries off BLAS, which costs a factor of six at 64 × 128; a single query is faster without, and stays so
-# with 20 queries.
-BLAS_THRESHOLD = 20
-
 # Seconds after which a thread that wants the interpreter's lock takes it. With Python's 5 ms the event loop
 # would refuse in bursts while images are decoded.
 SWITCH_SECONDS = 0.0005
@@ -24,7 +19,6 @@ def set_policy(network_threads: int) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     torch.set_num_threads(network_threads)
     faiss.omp_set_num_threads(1)
-    faiss.cvar.distance_compute_blas_threshold = BLAS_THRESHOLD
 
 
 def enter_worker(threads: int = 1) -> None:

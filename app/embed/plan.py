@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from data.table import ImageTable
 from models.errors import InputError
+from models.files import replacing
 from serve.store.files import disk_errors, sync_folder, write_synced
 
 FORMAT = 1
@@ -157,15 +157,6 @@ def read_plan(folder: Path) -> Plan:
 def write_manifest(folder: Path, plan: Plan, complete: dict[str, int] | None) -> None:
     """Write the manifest, whole or not at all; ``complete`` has the figures of a finished run."""
     content = {"format": FORMAT, "plan": asdict(plan), "complete": complete}
-    temporary = temporary_file(folder / MANIFEST)
-    write_synced(temporary, [(json.dumps(content, indent=2) + "\n").encode()])
-    temporary.replace(folder / MANIFEST)
+    with replacing(folder / MANIFEST) as fresh:
+        write_synced(fresh, [(json.dumps(content, indent=2) + "\n").encode()])
     sync_folder(folder)
-
-
-def temporary_file(path: Path) -> Path:
-    """A name beside ``path`` that no other process uses.
-
-    Several machines may write into a folder at once, and a killed run may have left a process behind.
-    """
-    return path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")

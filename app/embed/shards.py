@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from app.embed.plan import REJECTS, Plan, temporary_file, write_manifest
+from app.embed.plan import REJECTS, Plan, write_manifest
 from data.table import ImageTable
 from models.errors import InputError
+from models.files import replacing
 from serve.store.files import disk_errors, replace_file, sync_folder
 
 ID, LABEL, VECTOR = "id", "label", "vector"
@@ -55,20 +56,15 @@ def write_shard(
     content = pa.table(_columns(plan, table, rows, vectors))
     about = {"shard": shard, "plan": asdict(plan), "rejects": list(rejects)}
     content = content.replace_schema_metadata({"kindred": json.dumps(about)})
-    temporary = temporary_file(folder / plan.file(shard))
-    with disk_errors(temporary):
-        try:
-            with temporary.open("wb") as file:
-                # Vectors are noise to a compressor and to a dictionary.
-                texts = [name for name in content.column_names if name != VECTOR]
-                compression = dict.fromkeys(texts, "zstd") | {f"{VECTOR}.list.element": "none"}
-                pq.write_table(content, file, compression=compression, use_dictionary=texts)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / plan.file(shard))
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    path = folder / plan.file(shard)
+    with disk_errors(path):
+        with replacing(path) as fresh, fresh.open("wb") as file:
+            # Vectors are noise to a compressor and to a dictionary.
+            texts = [name for name in content.column_names if name != VECTOR]
+            compression = dict.fromkeys(texts, "zstd") | {f"{VECTOR}.list.element": "none"}
+            pq.write_table(content, file, compression=compression, use_dictionary=texts)
+            file.flush()
+            os.fsync(file.fileno())
         sync_folder(folder)
 
 

@@ -1,6 +1,5 @@
-"""``kindred export``: from checkpoints to bundles, and from bundles to ONNX and torch.export."""
+"""From checkpoints to bundles, and from bundles to ONNX and torch.export."""
 
 from app.export.checkpoint import bundle_from_checkpoint, bundle_from_module
-from app.export.command import export
 
-__all__ = ["bundle_from_checkpoint", "bundle_from_module", "export"]
+__all__ = ["bundle_from_checkpoint", "bundle_from_module"]

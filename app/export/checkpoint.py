@@ -25,7 +25,7 @@ def bundle_from_checkpoint(
     """Rebuild the trained network from a Lightning checkpoint, without running anything in it.
 
     Where the run kept a moving average of the weights, the checkpoint's weights are the averaged ones; where
-    it had a :class:`~models.callbacks.principal_head.PrincipalHead`, the head is the one fitted last.
+    it had a :class:`~models.callbacks.pca_head.PCAHead`, the head is the one fitted last.
 
     Args:
         path: A ``.ckpt`` file that ``kindred fit`` or a Trainer with a MetricLearner wrote.
@@ -36,7 +36,7 @@ def bundle_from_checkpoint(
         InputError: The file is missing, damaged, or no checkpoint of ours; or the run had data of your own,
             and ``preprocess`` is not given or does not fit.
     """
-    from models.callbacks.principal_head import directions_in
+    from models.callbacks.pca_head import directions_in
 
     checkpoint = _read(Path(path))
     try:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.export.images import Pixels
+from app.export.comparison_images import Pixels
 from app.export.parity import measured_parity, require_parity
 from models.bundle import Bundle
 from models.errors import InputError
 from models.exports import derived_fingerprint
+from models.files import replacing
 from models.inference import OnnxRunner, PixelNetwork, Unavailable, folded, to_onnx
 
 
@@ -136,10 +136,8 @@ def _record(
 
 def _keep(bundle: Bundle, folder: Path, name: str, content: bytes, record: dict[str, Any]) -> dict[str, Any]:
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as fresh:
-            fresh.write(content)
-        Path(fresh.name).chmod(0o644)
-        Path(fresh.name).replace(folder / name)
+        with replacing(folder / name) as fresh:
+            fresh.write_bytes(content)
     except OSError as error:
         raise InputError(f"{folder / name}: cannot be written ({error.strerror})") from error
     bundle.update(folder, exports={name: record})

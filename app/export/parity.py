@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.export.images import Pixels
+from app.export.comparison_images import Pixels
 from models.bundle import Bundle
 from models.errors import InputError
 from models.inference import TOLERANCE, versions

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.export.images import Pixels
+from app.export.comparison_images import Pixels
 from models.errors import InputError
 from models.preprocess import Preprocess
 

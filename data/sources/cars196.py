@@ -4,8 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from data.index import cached_table
 from data.layout import table_from_columns
@@ -35,6 +33,9 @@ class Cars196Source(Source):
 
 
 def _read(folder: Path, file: Path) -> ImageTable:
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
     try:
         content = loadmat(file, squeeze_me=True)
         annotations, names = np.atleast_1d(content["annotations"]), np.atleast_1d(content["class_names"])

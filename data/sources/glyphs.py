@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-from data.glyphs.archive import draw_archive
 from data.locations import cache_root
 from data.sources.archive import ZipSource
 from data.sources.source import Source
@@ -48,6 +47,8 @@ class GlyphSource(Source):
     def table(self) -> ImageTable:
         """See :meth:`Source.table`."""
         if not self.archive.is_file():
+            from data.glyphs.archive import draw_archive  # and with it matplotlib and SciPy
+
             draw_archive(
                 self.archive,
                 self.train_classes,

@@ -18,16 +18,16 @@ class ConvBlock(nn.Sequential):
         in_channels: channels of the input.
         out_channels: channels of the output.
         pool: whether the block pools at all.
-        pool_first: pool before normalizing, too. That is another network, whose statistics are those of the
-            maxima; its normalization costs a quarter.
+        pool_before_norm: pool before normalizing, too. That is another network, whose statistics are those of
+            the maxima; its normalization costs a quarter.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, pool: bool = True, pool_first: bool = False
+        self, in_channels: int, out_channels: int, *, pool: bool = True, pool_before_norm: bool = False
     ) -> None:
         middle: list[nn.Module] = [nn.BatchNorm2d(out_channels)]
         if pool:
-            middle.insert(0 if pool_first else 1, nn.MaxPool2d(2))
+            middle.insert(0 if pool_before_norm else 1, nn.MaxPool2d(2))
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), *middle, nn.ReLU(inplace=True)
         )
@@ -56,14 +56,14 @@ class Conv4(nn.Module):
     Args:
         in_channels: channels of the input.
         width: channels of every block, or one number for each block.
-        pool: "average" takes the mean over what is left of the image, so that any size from 16 px fits;
-            "flatten" keeps every position and needs `image_size`; "levels" takes mean and standard deviation
-            of the input and of every block's output, so that colour and texture, which tell products apart,
-            reach the embedding beside the shapes of the last block.
+        pooling: "average" takes the mean over what is left of the image, so that any size from 16 px fits;
+            "flatten" keeps every position and needs `image_size`; "multiscale_stats" takes mean and standard
+            deviation of the input and of every block's output, so that colour and texture, which tell
+            products apart, reach the embedding beside the shapes of the last block.
         image_size: of the input in pixels, a square's side or [height, width]; only "flatten" uses it.
-        pools: how many blocks pool, the first ones. With 3, "flatten" keeps four times as many positions,
+        num_pools: how many blocks pool, the first ones. With 3, "flatten" keeps four times as many positions,
             which costs the head alone.
-        pool_first: blocks pool before they normalize.
+        pool_before_norm: blocks pool before they normalize.
         residuals: how many residual convolutions follow each block, one number or four. As in ResNet-9 (Page
             2018), depth costs little where the maps are already pooled.
 
@@ -74,48 +74,48 @@ class Conv4(nn.Module):
         self,
         in_channels: int = 3,
         width: int | list[int] = 64,
-        pool: Literal["average", "flatten", "levels"] = "average",
+        pooling: Literal["average", "flatten", "multiscale_stats"] = "average",
         image_size: int | list[int] | None = None,
-        pools: int = 4,
-        pool_first: bool = False,
+        num_pools: int = 4,
+        pool_before_norm: bool = False,
         residuals: int | list[int] = 0,
     ) -> None:
         super().__init__()
         widths, depths = _for_each_block("width", width), _for_each_block("residuals", residuals)
-        if not 0 <= pools <= 4:
-            raise InputError(f"conv4: pools is 0 to 4, not {pools}")
+        if not 0 <= num_pools <= 4:
+            raise InputError(f"conv4: num_pools is 0 to 4, not {num_pools}")
         blocks: list[nn.Module] = []
         for number, (before, after, depth) in enumerate(
             zip([in_channels, *widths], widths, depths, strict=False)
         ):
-            block = ConvBlock(before, after, pool=number < pools, pool_first=pool_first)
+            block = ConvBlock(before, after, pool=number < num_pools, pool_before_norm=pool_before_norm)
             # Without residuals the block stands by itself: names of weights saved before there were any hold.
             refined = nn.Sequential(block, *(ResidualBlock(after) for _ in range(depth)))
             blocks.append(refined if depth else block)
         self.blocks = nn.Sequential(*blocks)
         self.pool: nn.Module
-        if pool == "average":
+        if pooling == "average":
             self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
             self.num_features = widths[-1]
-        elif pool == "flatten":
+        elif pooling == "flatten":
             sides = [image_size] * 2 if isinstance(image_size, int) else image_size or []
             if len(sides) != 2 or min(sides) < 16:
                 raise InputError(
-                    "conv4: pool 'flatten' needs image_size, the side of the input or [height, width] (>= 16)"
+                    "conv4: pooling 'flatten' needs image_size, the input's side or [height, width] (>= 16)"
                 )
             self.pool = nn.Flatten()
-            self.num_features = widths[-1] * math.prod(side // 2**pools for side in sides)
-        elif pool == "levels":
+            self.num_features = widths[-1] * math.prod(side // 2**num_pools for side in sides)
+        elif pooling == "multiscale_stats":
             self.num_features = 2 * sum([in_channels, *widths])
             # Pixels and blocks differ in scale.
             self.pool = nn.BatchNorm1d(self.num_features)
         else:
-            raise InputError(f"conv4: pool is 'average', 'flatten' or 'levels', not {pool!r}")
-        self.levels = pool == "levels"
+            raise InputError(f"conv4: pooling is average, flatten or multiscale_stats, not {pooling!r}")
+        self.multiscale = pooling == "multiscale_stats"
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images (B, C, H, W) as features (B, num_features)."""
-        if not self.levels:
+        if not self.multiscale:
             features: Tensor = self.pool(self.blocks(images))
             return features
         outputs = [images]

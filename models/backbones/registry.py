@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from models.errors import InputError
+from models.renamed import renamed
 
 OWN = {
     "conv4": "models.backbones.conv4.Conv4",
@@ -43,7 +44,7 @@ def build_backbone(
     Raises:
         InputError: the name is unknown or not allowed, or the arguments do not fit.
     """
-    arguments = dict(args or {})
+    arguments = renamed(OWN.get(name, name).rpartition(".")[2], args or {})
     forbidden = [key for key in arguments if key.startswith(LOADING_ARGUMENTS)]
     if forbidden:
         raise InputError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import InputError
+from models.files import replacing
 from models.inference.compiled import CompiledRunner, compile_network
 from models.inference.eager import EagerRunner
 from models.inference.fold import folded
@@ -147,7 +148,8 @@ def _build(name: str, model: Model, folder: Path, workers: int) -> Runner:
     if name == "onnx":
         graph = folder / "network.onnx"
         if not graph.is_file():
-            _replace(graph, to_onnx(folded(model.network).cpu(), model.preprocess))
+            with replacing(graph) as fresh:
+                fresh.write_bytes(to_onnx(folded(model.network).cpu(), model.preprocess))
         return OnnxRunner(graph.read_bytes(), model.device)
     package = folder / "network.pt2"
     if not package.is_file():
@@ -189,11 +191,5 @@ def _read(folder: Path) -> Choice | None:
 def _write(folder: Path, choice: Choice, model: Model) -> None:
     conditions = {"versions": versions(), **machine(model.device)}
     text = json.dumps({"choice": choice.to_dict(), **conditions}, indent=2) + "\n"
-    _replace(folder / "choice.json", text.encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that another process sees it whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)
+    with replacing(folder / "choice.json") as fresh:
+        fresh.write_text(text, encoding="utf-8")

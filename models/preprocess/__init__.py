@@ -12,17 +12,17 @@ from models.preprocess.decode import (
     decode_image,
     read_limited,
 )
-from models.preprocess.preprocess import Fit, Interpolation, Preprocess
+from models.preprocess.preprocess import Interpolation, Preprocess, ResizeMode
 
 __all__ = [
     "FORMATS",
     "WHITE",
     "ColorMode",
     "DecodeLimits",
-    "Fit",
     "ImageError",
     "Interpolation",
     "Preprocess",
+    "ResizeMode",
     "decode_image",
     "read_limited",
 ]

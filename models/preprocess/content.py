@@ -51,7 +51,7 @@ def content_box(image: Image.Image, height: int = 1, width: int = 1) -> Image.Im
     box_width, box_height = math.ceil(side * wide), math.ceil(side * tall)
     if box_width * box_height > DecodeLimits.max_pixels:
         raise ImageError(
-            f"image: too elongated for fit: content ({image.width}×{image.height} pixels); crop the image"
+            f"image: too elongated for content_crop ({image.width}×{image.height} pixels); crop the image"
         )
     fill = tuple(int(value) for value in background)
     canvas = Image.new(image.mode, (box_width, box_height), fill if len(fill) > 1 else fill[0])

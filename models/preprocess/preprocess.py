@@ -11,11 +11,12 @@ from PIL import Image, ImageOps
 from models.errors import InputError
 from models.preprocess.content import content_box
 from models.preprocess.decode import WHITE, ColorMode, DecodeLimits, decode_image, upright
+from models.renamed import VALUES, renamed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Fit = Literal["crop", "pad", "squash", "content"]
+ResizeMode = Literal["crop", "pad", "stretch", "content_crop"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -33,8 +34,9 @@ class Preprocess:
         size: Of the network's input, in pixels: the side of a square, or (height, width). Equal sides are
             kept as one number.
         mode: "RGB" (3 channels) or "L" (grey, 1 channel); transparency is laid on white.
-        fit: How an image of another shape gets that of the input: "crop" the centre, "pad" with white,
-            "squash", or "content", which cuts out what stands on a plain background (:func:`content_box`).
+        resize_mode: How an image of another shape gets that of the input: "crop" the centre, "pad" with
+            white, "stretch", or "content_crop", which cuts out what stands on a plain background
+            (:func:`content_box`).
         mean: Per channel, subtracted from values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
         std: Per channel, divided by.
         limits: What is refused before decoding.
@@ -45,7 +47,7 @@ class Preprocess:
 
     size: int | Sequence[int] = 64
     mode: ColorMode = "RGB"
-    fit: Fit = "crop"
+    resize_mode: ResizeMode = "crop"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     limits: DecodeLimits = field(default_factory=DecodeLimits)
@@ -57,8 +59,9 @@ class Preprocess:
             raise InputError(
                 f"preprocess: mode {self.mode!r} is neither RGB nor L; RGB lays transparency on white"
             )
-        if self.fit not in get_args(Fit):
-            raise InputError(f"preprocess: fit {self.fit!r} is none of {', '.join(get_args(Fit))}")
+        if self.resize_mode not in get_args(ResizeMode):
+            known = ", ".join(get_args(ResizeMode))
+            raise InputError(f"preprocess: resize_mode {self.resize_mode!r} is none of {known}")
         if self.interpolation not in get_args(Interpolation):
             known = ", ".join(get_args(Interpolation))
             raise InputError(f"preprocess: interpolation {self.interpolation!r} is none of {known}")
@@ -105,19 +108,19 @@ class Preprocess:
             image = upright(source, self.mode, self.white_level)
         else:
             # How much of the image its content fills is not known before it is decoded.
-            at_least = None if self.fit == "content" else max(self.height, self.width)
+            at_least = None if self.resize_mode == "content_crop" else max(self.height, self.width)
             image = decode_image(
                 source, self.mode, self.limits, at_least=at_least, white_level=self.white_level
             )
         target = (self.width, self.height)
-        if self.fit == "content":
+        if self.resize_mode == "content_crop":
             image = content_box(image, self.height, self.width)
         if image.size == target:
             return image
         method = Image.Resampling[self.interpolation.upper()]
-        if self.fit == "crop":
+        if self.resize_mode == "crop":
             return ImageOps.fit(image, target, method)
-        if self.fit == "pad":
+        if self.resize_mode == "pad":
             white = "white" if self.mode == "RGB" else 255
             return ImageOps.pad(image, target, method, color=white)
         return image.resize(target, method)
@@ -161,14 +164,26 @@ class Preprocess:
                 del values[key]
         return values
 
+    def fingerprinted(self) -> dict[str, Any]:
+        """What decides how an image looks to the network, as the first bundles spelled it: theirs stay valid.
+
+        Limits decide what is refused, not what it embeds to, so they stay out.
+        """
+        values = self.to_dict()
+        del values["limits"]
+        mode = values.pop("resize_mode")
+        return values | {
+            "fit": next((old for old, new in VALUES["resize_mode"].items() if new == mode), mode)
+        }
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Preprocess":
-        """The inverse of :meth:`to_dict`.
+        """The inverse of :meth:`to_dict` and of what it gave when ``resize_mode`` was called ``fit``.
 
         Raises:
             InputError: Unknown or unusable settings.
         """
-        values = dict(settings)
+        values = renamed("Preprocess", settings)
         try:
             limits = DecodeLimits(**values.pop("limits", {}))
             for key in ("mean", "std"):

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from serve.api.context import service_of
 from serve.api.documents import answers, reply
 from serve.auth import read_key
-from serve.canary import sing
+from serve.canary import run_canary
 from serve.observability import log
 from serve.schemas import Health
 from serve.service import Service
@@ -51,7 +51,7 @@ async def _canary(service: Service) -> str | None:
 async def _sing(service: Service) -> str | None:
     try:
         async with asyncio.timeout(_CANARY_SECONDS):
-            return await sing(service.pipeline, service.threads, await service.store())
+            return await run_canary(service.pipeline, service.threads, await service.store())
     except TimeoutError:
         return f"the canary took over {_CANARY_SECONDS:.0f} s"
     except Exception as error:  # noqa: BLE001  (whatever it is, the service is not ready)

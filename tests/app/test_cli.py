@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from app.cli import main
-from app.search import contact_sheet
+from app.commands.search import contact_sheet
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
@@ -51,6 +52,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fly"]) == 2
     assert 'Unknown command "fly"' in line_of(capsys)
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out.split() == [project["version"]]
 
 
 def test_python_m_app_is_kindred() -> None:

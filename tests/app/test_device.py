@@ -55,7 +55,7 @@ def test_a_runs_last_table_is_measured_where_it_was_trained(
         measured_on.extend([options.device, *(candidate.model.device.type for candidate in candidates)])
         raise InputError("that is enough")
 
-    monkeypatch.setattr("app.fit.show_outcome", elsewhere)
+    monkeypatch.setattr("app.outcome.show_outcome", elsewhere)
     monkeypatch.setattr("app.outcome.run_evaluation", note)
     assert main([*fit_options, "--trainer.max_steps=1"]) == 2
     assert (trained_on, measured_on) == (["cpu"], ["meta"] * 3)

@@ -7,9 +7,10 @@ import faiss
 import numpy as np
 import pytest
 
+from app.commands.index import tune
 from app.evaluate.ann import measure_store
 from app.evaluate.index_figures import build, exact_neighbours, figures
-from app.tune import candidates, tune, tune_vectors
+from app.tune import candidates, tune_vectors
 from models.errors import InputError
 from serve.store.collection import FaissStore
 from serve.store.types import Item

@@ -74,7 +74,7 @@ def test_test_and_validate_measure_the_best_checkpoint(
 def test_the_bundle_has_the_fitted_head(
     fit_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    callback = "--trainer.callbacks+=models.callbacks.principal_head.PrincipalHead"
+    callback = "--trainer.callbacks+=models.callbacks.pca_head.PCAHead"
     assert "128 exceeds the backbone's 64 features" in error_of(capsys, [*fit_options, callback])
     options = [*fit_options, callback, "--model.embedding_dim=8", "--overwrite"]
     assert main(options) == 0
@@ -100,7 +100,7 @@ def test_two_processes_train_one_model(fit_options: list[str], tmp_path: Path) -
         "--model.normalization=sync_renorm",
         "--model.embedding_dim=8",
         "--data.classes_per_batch=2",
-        "--trainer.callbacks+=models.callbacks.principal_head.PrincipalHead",
+        "--trainer.callbacks+=models.callbacks.pca_head.PCAHead",
     ]
     process = run_in_process([*fit_options, *several])
     _, errors = process.communicate(timeout=200)
@@ -177,7 +177,7 @@ def test_broken_images_are_named_and_skipped(
         (["--data.sise=3"], "sise"),
         (["--model.normalization=nothing"], "normalization"),
         (["--model.backbone=resnet19"], "resnet19"),
-        (['--model.backbone_args={"pools": 9}'], "pools is 0 to 4"),
+        (['--model.backbone_args={"num_pools": 9}'], "num_pools is 0 to 4"),
         (['--model.views=[{"degrees": 400}]'], "degrees"),
         (["--trainer.max_epochs=many"], "max_epochs"),
         (["--ckpt_path=last"], "no such checkpoint"),

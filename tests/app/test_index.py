@@ -143,7 +143,7 @@ def test_an_interrupted_run_keeps_what_was_done(
         os.kill(os.getpid(), signal.SIGINT)  # what Ctrl-C sends
         return count
 
-    monkeypatch.setattr("app.index.CHUNK", 16)
+    monkeypatch.setattr("app.index_images.CHUNK", 16)
     monkeypatch.setattr(FaissStore, "upsert", upsert_and_interrupt)
     assert main(options) == 130
     monkeypatch.undo()

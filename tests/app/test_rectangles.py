@@ -25,7 +25,7 @@ from serve.settings import Settings
 def trained(fit_options: list[str], tmp_path: Path) -> Path:
     """A bundle trained for one step; Conv-4's "flatten" is built for one size."""
     options = ["--data.image_size=[32, 48]", "--trainer.max_steps=1", "--compare=false"]
-    options += ["--model.backbone_args={width: 8, pool: flatten, image_size: [32, 48]}"]
+    options += ["--model.backbone_args={width: 8, pooling: flatten, image_size: [32, 48]}"]
     assert main([*fit_options, *options]) == 0
     return tmp_path / "run" / "bundle"
 
@@ -70,7 +70,7 @@ def test_the_batches_have_that_shape_and_another_backbone_is_refused(size: Any, 
     (height, width) = [64, 64] if size == 64 else size
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (8, 1, height, width)
-    model = MetricLearner(backbone_args={"pool": "flatten", "image_size": [32, 48]}, in_channels=1)
+    model = MetricLearner(backbone_args={"pooling": "flatten", "image_size": [32, 48]}, in_channels=1)
     model.trainer = type("Trainer", (), {"datamodule": data})()
     with pytest.raises(InputError, match="built for"):
         model.on_fit_start()

@@ -27,7 +27,7 @@ def steps(count: int, *, keep: bool) -> dict[str, float]:
     if keep and not keep_freed_memory():
         raise SystemExit("memory is not kept here: no glibc, or the environment chooses otherwise")
     torch.manual_seed(0)
-    backbone = {"width": [32, 64, 128, 256], "pool": "flatten", "image_size": 48, "pool_first": True}
+    backbone = {"width": [32, 64, 128, 256], "pooling": "flatten", "image_size": 48, "pool_before_norm": True}
     network = EmbeddingNetwork(Architecture(backbone="conv4", backbone_args=backbone, in_channels=1))
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     images = torch.randn(128, 1, 48, 48)

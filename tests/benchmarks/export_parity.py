@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from app.export import export
-from app.export.images import pixels_of
+from app.commands.export import export
+from app.export.comparison_images import pixels_of
 from models.bundle import Bundle
 from models.inference import versions
 from models.network import Architecture, EmbeddingNetwork

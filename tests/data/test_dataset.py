@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.counter_rng import derive
-from data.dataset import Draw, ImageDataset, LoadedBatch
+from data.dataset import BatchSpec, ImageDataset, LoadedBatch
 from data.pixel_cache import PixelCache
 from data.sources import FolderSource
 from data.table import ImageTable
@@ -21,7 +21,7 @@ def table(write_folder: Callable[..., Path]) -> ImageTable:
 
 def load(dataset: ImageDataset, *items: int) -> LoadedBatch:
     drawn = np.array(items, dtype=np.int64)
-    loaded = dataset.__getitems__(Draw(drawn, derive(drawn)))
+    loaded = dataset.__getitems__(BatchSpec(drawn, derive(drawn)))
     assert isinstance(loaded, LoadedBatch)
     return loaded
 

@@ -147,7 +147,7 @@ def test_the_loss_is_computed_in_float32_under_autocast(tmp_path: Path, patterns
 
 
 def test_a_backbone_built_for_another_size_is_refused(tmp_path: Path, patterns: Any) -> None:
-    model = MetricLearner(backbone_args={"width": 4, "pool": "flatten", "image_size": 32}, in_channels=1)
+    model = MetricLearner(backbone_args={"width": 4, "pooling": "flatten", "image_size": 32}, in_channels=1)
     with pytest.raises(InputError, match="image_size to 16"):
         trainer(tmp_path).fit(model, patterns())
 

@@ -41,11 +41,11 @@ def test_every_normalization_trains_evaluates_and_is_rebuilt_from_json(kind: str
 @pytest.mark.parametrize(
     ("name", "args", "size"),
     [
-        ("conv4", {"width": [4, 8, 8, 16], "pool": "flatten", "image_size": 35}, 35),
+        ("conv4", {"width": [4, 8, 8, 16], "pooling": "flatten", "image_size": 35}, 35),
         ("conv4", {"width": 8}, 28),
-        ("conv4", {"width": 8, "pool_first": True}, 28),
-        ("conv4", {"width": 8, "pools": 3, "residuals": [0, 1, 2, 1]}, 28),
-        ("conv4", {"width": [4, 8, 8, 16], "pool": "levels"}, 35),
+        ("conv4", {"width": 8, "pool_before_norm": True}, 28),
+        ("conv4", {"width": 8, "num_pools": 3, "residuals": [0, 1, 2, 1]}, 28),
+        ("conv4", {"width": [4, 8, 8, 16], "pooling": "multiscale_stats"}, 35),
         ("resnet10", {"width": 4, "stem": "tiny"}, 28),
         ("resnet10", {"width": 4}, 48),
         ("resnet10", {"width": 4, "stem": "imagenet"}, 64),
@@ -83,7 +83,7 @@ def test_residuals_change_nothing_where_their_normalization_scales_by_zero() -> 
 
 
 def test_levels_are_means_and_deviations_of_every_block() -> None:
-    network = Conv4(3, [4, 4, 6, 8], "levels").eval()
+    network = Conv4(3, [4, 4, 6, 8], "multiscale_stats").eval()
     with torch.no_grad():
         images = torch.rand(2, 3, 32, 32)
         features = network(images)
@@ -189,7 +189,7 @@ def test_torchvision_weights_drop_the_classifier_and_average_the_channels(tmp_pa
         ({"backbone": "models.backbones.adapt.read_weights"}, "trust_code"),
         ({"backbone": "resnet18", "backbone_args": {"weights": "DEFAULT"}}, "weights"),
         ({"backbone": "resnet18", "backbone_args": {"no_such": 1}}, "resnet18"),
-        ({"backbone_args": {"pool": "flatten"}}, "image_size"),
+        ({"backbone_args": {"pooling": "flatten"}}, "image_size"),
         ({"normalization": "bacth"}, "bacth"),
         ({"normalization": "renorm", "normalization_args": {"rmx": 3}}, "rmx"),
         ({"normalization": "none", "normalization_args": {"x": 3}}, "no arguments"),

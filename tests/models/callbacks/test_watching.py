@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.callbacks.embedding_gap import EmbeddingGap, embedding_gap
-from models.callbacks.gallery import RetrievalGallery
+from models.callbacks.retrieval_images import RetrievalImages
 from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
 
@@ -55,7 +55,7 @@ def test_a_run_leaves_figures_pictures_and_a_projection(tmp_path: Path, patterns
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
-        callbacks=[EmbeddingGap(every=2), RetrievalGallery(queries=3, neighbours=4, projected=10)],
+        callbacks=[EmbeddingGap(every=2), RetrievalImages(queries=3, neighbours=4, projected=10)],
         default_root_dir=tmp_path,
     )
     trainer.fit(model, data)

@@ -18,7 +18,10 @@ def drawn(left: int, top: int, side: int, paper: int = 255, ink: int = 0, page: 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([16, 36, 64]))
 def test_position_does_not_matter_and_size_by_its_root(left: int, top: int, side: int) -> None:
-    ink = np.asarray(Preprocess(size=100, mode="L", fit="content").open(drawn(left, top, side))) < 128
+    ink = (
+        np.asarray(Preprocess(size=100, mode="L", resize_mode="content_crop").open(drawn(left, top, side)))
+        < 128
+    )
     for axis in (0, 1):
         places = np.flatnonzero(ink.any(axis))
         assert abs(len(places) - 10 * side**0.5) <= 4
@@ -42,7 +45,7 @@ def test_a_large_scan_is_searched_at_a_smaller_scale() -> None:
     scan = drawn(1200, 300, 900, page=3000)
     assert abs(content_box(scan).width - 1643) <= 5
     small, large = (
-        np.asarray(Preprocess(size=32, mode="L", fit="content").open(image), float)
+        np.asarray(Preprocess(size=32, mode="L", resize_mode="content_crop").open(image), float)
         for image in (drawn(120, 30, 90, page=300), scan)
     )
     assert np.abs(small - large).mean() < 8

@@ -116,7 +116,7 @@ def test_out_of_range_is_clipped() -> None:
 
 
 def test_preprocess_applies_its_white_level_to_files_and_to_opened_images() -> None:
-    settings = Preprocess((1, 6), "L", "squash", white_level=4095)
+    settings = Preprocess((1, 6), "L", "stretch", white_level=4095)
     for source in (SIXTEEN_BIT["PNG"], Image.open(io.BytesIO(SIXTEEN_BIT["PNG"]))):
         assert np.asarray(settings.open(source))[0].tolist() == AS_TWELVE_BIT
 

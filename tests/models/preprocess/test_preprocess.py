@@ -17,10 +17,10 @@ from models.preprocess.content import content_box
     st.integers(1, 90),
     st.integers(1, 40),
     st.sampled_from(["RGB", "L"]),
-    st.sampled_from(["crop", "pad", "squash", "content"]),
+    st.sampled_from(["crop", "pad", "stretch", "content_crop"]),
 )
-def test_any_rectangle_becomes_the_square(width: int, height: int, size: int, mode: str, fit: str) -> None:
-    tensor = Preprocess(size=size, mode=mode, fit=fit)(Image.new("RGB", (width, height), "red"))
+def test_any_rectangle_becomes_the_square(width: int, height: int, size: int, mode: str, resize: str) -> None:
+    tensor = Preprocess(size=size, mode=mode, resize_mode=resize)(Image.new("RGB", (width, height), "red"))
     assert tensor.shape == (len(mode), size, size)
     assert tensor.dtype == torch.float32
 
@@ -30,12 +30,12 @@ def test_any_rectangle_becomes_the_square(width: int, height: int, size: int, mo
     st.integers(1, 90),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
     st.sampled_from(["RGB", "L"]),
-    st.sampled_from(["crop", "pad", "squash", "content"]),
+    st.sampled_from(["crop", "pad", "stretch", "content_crop"]),
 )
 def test_any_image_becomes_the_rectangle(
-    width: int, height: int, size: tuple[int, int], mode: str, fit: str
+    width: int, height: int, size: tuple[int, int], mode: str, resize: str
 ) -> None:
-    settings = Preprocess(size=size, mode=mode, fit=fit)
+    settings = Preprocess(size=size, mode=mode, resize_mode=resize)
     tensor = settings(Image.new("RGB", (width, height), "red"))
     assert tensor.shape == settings.shape == (len(mode), *size)
     kept = settings.to_dict()
@@ -44,21 +44,22 @@ def test_any_image_becomes_the_rectangle(
 
 
 def test_extreme_aspect_ratio() -> None:
-    for fit in ("crop", "pad", "squash", "content"):
-        assert Preprocess(size=8, fit=fit)(Image.new("RGB", (1, 5000))).shape == (3, 8, 8)
-        assert Preprocess(size=(8, 4), fit=fit)(Image.new("RGB", (5000, 1))).shape == (3, 8, 4)
+    for resize in ("crop", "pad", "stretch", "content_crop"):
+        assert Preprocess(size=8, resize_mode=resize)(Image.new("RGB", (1, 5000))).shape == (3, 8, 8)
+        wide = Preprocess(size=(8, 4), resize_mode=resize)
+        assert wide(Image.new("RGB", (5000, 1))).shape == (3, 8, 4)
 
 
 def test_content_of_an_elongated_image_takes_no_gigabytes() -> None:
     with pytest.raises(ImageError, match="too elongated"):
-        Preprocess(size=8, fit="content").open(Image.new("L", (60_000, 1)))
+        Preprocess(size=8, resize_mode="content_crop").open(Image.new("L", (60_000, 1)))
 
 
 def test_pad_keeps_all_of_the_image_and_crop_its_centre() -> None:
     image = Image.new("L", (30, 10), 0)
     image.putpixel((0, 5), 0)
-    assert Preprocess(size=10, mode="L", fit="pad").open(image).getpixel((5, 0)) == 255
-    assert np.asarray(Preprocess(size=10, mode="L", fit="crop").open(image)).max() == 0
+    assert Preprocess(size=10, mode="L", resize_mode="pad").open(image).getpixel((5, 0)) == 255
+    assert np.asarray(Preprocess(size=10, mode="L", resize_mode="crop").open(image)).max() == 0
 
 
 def test_normalize_agrees_for_bytes_and_floats() -> None:
@@ -74,17 +75,17 @@ def test_normalize_agrees_for_bytes_and_floats() -> None:
 
 
 def test_round_trip_through_json() -> None:
-    settings = Preprocess(size=28, mode="L", fit="pad", mean=(0.1,), std=(0.3,))
+    settings = Preprocess(size=28, mode="L", resize_mode="pad", mean=(0.1,), std=(0.3,))
     assert Preprocess.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
-@pytest.mark.parametrize("fit", ["crop", "pad", "squash", "content"])
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch", "content_crop"])
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos"])
-def test_interpolation_is_that_of_the_resize(method: str, fit: str) -> None:
+def test_interpolation_is_that_of_the_resize(method: str, resize: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    settings = Preprocess(size=24, fit=fit, interpolation=method)
-    source = content_box(image) if fit == "content" else image
+    settings = Preprocess(size=24, resize_mode=resize, interpolation=method)
+    source = content_box(image) if resize == "content_crop" else image
     expected = source.resize((24, 24), Image.Resampling[method.upper()])
     np.testing.assert_array_equal(np.asarray(settings.open(image)), np.asarray(expected))
     assert Preprocess.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
@@ -92,7 +93,7 @@ def test_interpolation_is_that_of_the_resize(method: str, fit: str) -> None:
 
 def test_the_usual_interpolation_leaves_older_descriptions_as_they_were() -> None:
     """Bundles made before there was a choice keep their fingerprints."""
-    assert list(Preprocess().to_dict()) == ["size", "mode", "fit", "mean", "std", "limits"]
+    assert list(Preprocess().to_dict()) == ["size", "mode", "resize_mode", "mean", "std", "limits"]
     assert Preprocess(interpolation="bicubic").to_dict()["interpolation"] == "bicubic"
 
 
@@ -100,7 +101,7 @@ def test_the_usual_interpolation_leaves_older_descriptions_as_they_were() -> Non
     ("arguments", "message"),
     [
         ({"mode": "CMYK"}, "neither RGB nor L"),
-        ({"fit": "stretch"}, "none of crop"),
+        ({"resize_mode": "zoom"}, "none of crop"),
         ({"size": 0}, "outside"),
         ({"interpolation": "spline"}, "none of bilinear"),
         ({"mean": (0.5,)}, "3 values"),

@@ -1,4 +1,4 @@
-/* Preloaded by test_fsync.py: while the file $SHIM_HOLD exists, waiting for the disk takes for ever; while the
+/* Preloaded by test_durability.py: while the file $SHIM_HOLD exists, waiting for the disk takes for ever; while the
  * file $SHIM_FAIL exists, it fails as on a dying disk. */
 #define _GNU_SOURCE
 #include <dlfcn.h>

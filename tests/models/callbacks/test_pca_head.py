@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from models.callbacks.averaging import MovingAverage
-from models.callbacks.principal_head import PrincipalHead, fitted_projection, principal_directions
+from models.callbacks.pca_head import PCAHead, fitted_projection, principal_directions
 from models.errors import InputError
 from models.module import MetricLearner
 
@@ -91,7 +91,7 @@ def test_shares_of_nothing_and_of_all() -> None:
 def test_validation_has_the_fitted_head_over_the_averaged_weights(
     tmp_path: Path, data: Any, average_first: bool
 ) -> None:
-    head = PrincipalHead(images=40)
+    head = PCAHead(images=40)
     average = MovingAverage(decay=0.9)
     model = train(tmp_path, data, *((average, head) if average_first else (head, average)))
     # At the end of training the model has the averaged weights, those of the last validation.
@@ -110,13 +110,13 @@ def test_validation_has_the_fitted_head_over_the_averaged_weights(
 
 def test_training_does_not_notice(tmp_path: Path, data: Any) -> None:
     plain = train(tmp_path, data).network.state_dict()
-    fitted = train(tmp_path, data, PrincipalHead(images=40)).network.state_dict()
+    fitted = train(tmp_path, data, PCAHead(images=40)).network.state_dict()
     assert plain.keys() == fitted.keys()
     assert all(torch.equal(plain[name], fitted[name]) for name in plain)
 
 
 def test_without_validation_it_is_fitted_after_the_epoch(tmp_path: Path, data: Any) -> None:
-    head = PrincipalHead(images=40, trained=0)
+    head = PCAHead(images=40, head_weight=0)
     network = train(tmp_path, data, head, limit_val_batches=0).network.eval()
     with torch.no_grad():
         sample = torch.cat([network.features(batch["image"]) for batch in data.training_images(40)])
@@ -127,12 +127,12 @@ def test_without_validation_it_is_fitted_after_the_epoch(tmp_path: Path, data: A
 def test_what_it_cannot_serve_is_refused(tmp_path: Path, data: Any, patterns: Any) -> None:
     headless = MetricLearner(**TINY | {"head": "none", "embedding_dim": 6})
     with pytest.raises(InputError, match="head: linear"):
-        train(tmp_path, data, PrincipalHead(), model=headless)
-    with pytest.raises(InputError, match=r"share between 0 and 1, not 1\.5"):
-        PrincipalHead(trained=1.5)
+        train(tmp_path, data, PCAHead(), model=headless)
+    with pytest.raises(InputError, match=r"fraction between 0 and 1, not 1\.5"):
+        PCAHead(head_weight=1.5)
     with pytest.raises(InputError, match="training_images"):
-        train(tmp_path, patterns(), PrincipalHead())
+        train(tmp_path, patterns(), PCAHead())
     with pytest.raises(InputError, match="7 exceeds the backbone's 6 features"):
-        train(tmp_path, data, PrincipalHead(), model=MetricLearner(**TINY | {"embedding_dim": 7}))
+        train(tmp_path, data, PCAHead(), model=MetricLearner(**TINY | {"embedding_dim": 7}))
     with pytest.raises(InputError, match=r"shape \(3, 6\) does not fit"):
         MetricLearner(**TINY).network.adopt(torch.zeros(3, 6))

@@ -1,4 +1,4 @@
-"""``kindred embed``: turn images into sharded Parquet files of vectors."""
+"""Embeds a source of images on one device or several, and says how fast that went."""
 
 import logging
 import time
@@ -29,42 +29,20 @@ from models.errors import InputError
 _PATIENCE = timedelta(days=7)
 
 
-def embed(
-    *,
+def embed_source(
     bundle: Path,
     data: str,
     out: Path,
-    split: str | None = None,
-    devices: str = "auto",
-    accelerator: str = "auto",
-    nodes: int = 1,
-    batch_size: int = 64,
-    workers: int | None = None,
-    shard_rows: int = 16_384,
+    *,
+    split: str | None,
+    devices: str,
+    accelerator: str,
+    nodes: int,
+    batch_size: int,
+    workers: int | None,
+    shard_rows: int,
 ) -> None:
-    """Turn images into sharded Parquet files of vectors, on any number of devices.
-
-    Run the same command again after an interruption of any kind, with as many devices as you like: finished
-    shards are kept, every image is embedded exactly once. Broken images are listed in rejects.csv and left
-    out. kindred index --embeddings reads the folder into a store.
-
-    Args:
-        bundle: Folder of the model.
-        data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
-        out: Folder of the shards; made when missing.
-        split: Only the train, val or test part of the source, split as for the model's training. All of it by
-            default.
-        devices: How many devices of each node: a number, or auto for all there are (of CPUs, one).
-        accelerator: auto, cpu, gpu or any other that Lightning knows.
-        nodes: How many machines take part; start the command on each with torchrun or SLURM.
-        batch_size: Images a forward pass.
-        workers: Processes that read images, for each device; by default the cores are divided among the
-            devices.
-        shard_rows: Images a file.
-    """
-    for name, value in (("nodes", nodes), ("batch-size", batch_size), ("shard-rows", shard_rows)):
-        if value < 1:
-            raise InputError(f"--{name} {value}: must be at least 1")
+    """Write what ``out`` still lacks; the arguments are those of :func:`app.commands.embed.embed`."""
     model = Bundle.load(bundle, device="cpu")  # Lightning moves it
     table = open_source(data).table()
     rows, _ = select(table, split, model.info.get("split"))

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from models.module import MetricLearner
 
 
-class RetrievalGallery(Callback):
+class RetrievalImages(Callback):
     """Show, for a few validation images, their nearest neighbours; and all of them in TensorBoard's
     projector.
 

@@ -3,26 +3,14 @@
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
-import lightning
 import numpy as np
 from rich.console import Console
 
-from app.evaluate import evaluate
-from app.fit import run_training
-from app.index import fill_store
-from app.run import RunFolder
-from app.serve import announce
-from data.sources import open_source
-from data.splits import split_classes
-from models.bundle import Bundle
+from app.commands.serve import announce
 from models.errors import InputError
-from serve.server import bind, run
-from serve.settings import Settings
-from serve.store.collection import FaissStore
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 # Steps that measure this machine's speed before the length of the run is decided; the first ones, in which
 # memory is allocated and kernels are chosen, do not count.
@@ -50,9 +38,19 @@ def demo(
         port: Where the search page listens; 0 takes a free port.
         serve: Start the service at the end.
     """
-    console = Console()
     if minutes <= 0:
         raise InputError(f"--minutes {minutes}: training needs more than no time")
+    from app.evaluate import evaluate
+    from app.index_images import fill_store
+    from app.run import RunFolder
+    from data.sources import open_source
+    from data.splits import split_classes
+    from models.bundle import Bundle
+    from serve.server import bind, run
+    from serve.settings import Settings
+    from serve.store.collection import FaissStore
+
+    console = Console()
     if serve:
         # A busy port is said now, not after the training.
         bind("127.0.0.1", port).close()
@@ -90,23 +88,12 @@ def demo(
     run(settings, bundle=bundle.optimize("eager"), on_start=announce)
 
 
-class StepTimer(lightning.Callback):
-    """Measures the median time of a training step, the first few left out."""
-
-    def __init__(self) -> None:
-        self._ends: list[float] = []
-
-    def on_train_batch_end(self, *_: Any) -> None:  # noqa: D102
-        self._ends.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> float:
-        """Median time of a step."""
-        return float(np.median(np.diff(self._ends[WARM_STEPS - 1 :])))
-
-
 def train(data: str, out: Path, minutes: float) -> None:
     """Train for about ``minutes``: the learning-rate schedule needs the number of steps, so measure first."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    from app.fit import run_training
+
     config = CONFIGS / ("demo.yaml" if data == "glyphs" else "folder.yaml")
     task = ["fit", f"--config={config}", f"--data.source={data}"]
     quiet = [
@@ -117,11 +104,13 @@ def train(data: str, out: Path, minutes: float) -> None:
         "--trainer.limit_val_batches=0",
     ]
     steps = WARM_STEPS + TIMED_STEPS
-    timer = StepTimer()
+    ends: list[float] = []
+    timer = LambdaCallback(on_train_batch_end=lambda *_: ends.append(time.perf_counter()))
     run_training([*task, f"--run={out / 'probe'}", *quiet, f"--trainer.max_steps={steps}"], [timer])
+    seconds = float(np.median(np.diff(ends[WARM_STEPS - 1 :])))
     shutil.rmtree(out / "probe", ignore_errors=True)
-    steps = max(steps, round(minutes * 60 / timer.seconds))
-    Console().print(f"{timer.seconds * 1000:.0f} ms a step: {steps} steps in {minutes:g} minutes")
+    steps = max(steps, round(minutes * 60 / seconds))
+    Console().print(f"{seconds * 1000:.0f} ms a step: {steps} steps in {minutes:g} minutes")
     length = [
         f"--trainer.max_steps={steps}",
         f"--trainer.val_check_interval={-(-steps // VALIDATIONS)}",

@@ -1,20 +1,14 @@
-"""``kindred index``: put images, or embeddings of them, into a store or a running service."""
+"""Embeds the images that a store lacks and puts them into it."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
-from cyclopts import App
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.embed.importing import complete_plan, import_embeddings
-from app.index_target import Target, open_target
-from app.memory import keep_freed_memory
-from data.sources import open_source
-from data.splits import select
+from app.index_target import Target
 from data.table import ImageTable
 from models.bundle import Bundle
 from models.errors import InputError
@@ -22,71 +16,10 @@ from models.preprocess import ImageError, decode_image
 from serve.embedding.decode import jpeg_thumbnail
 from serve.store.types import Item
 
-app = App(name="index", help="Put images, or embeddings of them, into a store that can be searched.")
-app.command("app.index_copy:copy", help="Copy a collection to another store, and check the copy")
-app.command("app.tune:tune", help="Pick the index type and its parameters on your own vectors")
-
 # Items a transaction: large enough that waiting for the disk is rare, small enough that Ctrl-C loses little.
 CHUNK = 1024
 
 Rows = NDArray[np.int64]
-
-
-@app.default
-def index(
-    *,
-    bundle: Path | None = None,
-    data: str | None = None,
-    embeddings: Path | None = None,
-    store: str | None = None,
-    url: str | None = None,
-    split: str | None = None,
-    collection: str = "default",
-    index_type: str | None = None,
-    thumbnails: int = 160,
-    batch_size: int = 64,
-    refresh: bool = False,
-    device: str = "auto",
-) -> None:
-    """Put images, or embeddings of them, into a store that can be searched.
-
-    Ids are the images' paths inside the source. Images that the store already has are left alone, so an
-    interrupted run goes on where it stopped. Broken images are named, counted and skipped.
-
-    Args:
-        bundle: Folder of the model.
-        data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
-        embeddings: Instead of bundle and data, a folder that kindred embed wrote; without thumbnails.
-        store: Folder of the store; made when missing. No service may have it open. Or the address of a
-            Milvus, such as milvus://host:19530.
-        url: Address of a running service to fill instead, such as http://127.0.0.1:8000; a missing collection
-            is made there. The key, where the service wants one, is taken from KINDRED_WRITE_KEY.
-        split: Only the train, val or test part of the source, split as for the model's training. All of it by
-            default.
-        collection: Collection inside the store or the service.
-        index_type: "Flat" (the default of a new collection) searches exactly; any other FAISS factory string
-            approximately.
-        thumbnails: Longer side of the stored thumbnails in pixels; 0 stores none.
-        batch_size: Images a forward pass.
-        refresh: Embed again what the store already has.
-        device: "auto", "cpu" or "cuda".
-    """
-    if embeddings is not None:
-        if bundle is not None or data is not None or split is not None:
-            raise InputError("--embeddings says it all; leave --bundle, --data and --split out")
-        plan = complete_plan(embeddings)
-        with open_target(store, url, collection, plan.dim, plan.fingerprint, index_type, device) as target:
-            import_embeddings(target, embeddings, plan, refresh=refresh)
-        return
-    if bundle is None or data is None:
-        raise InputError("give --bundle and --data, or --embeddings with a folder that kindred embed wrote")
-    keep_freed_memory()
-    model = Bundle.load(bundle, device)
-    table = open_source(data).table()
-    if split is not None:
-        table = table.take(select(table, split, model.info.get("split"))[0])
-    with open_target(store, url, collection, model.dim, model.fingerprint, index_type, device) as target:
-        fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
 
 
 def fill_store(
@@ -98,7 +31,7 @@ def fill_store(
     batch_size: int = 64,
     refresh: bool = False,
 ) -> None:
-    """Embed every image of ``table`` that ``store`` lacks; see :func:`index`."""
+    """Embed every image of ``table`` that ``store`` lacks; see ``kindred index``."""
     console = Console()
     rows = np.arange(len(table)) if refresh else _missing(store, table)
     if len(rows) < len(table):

@@ -12,8 +12,10 @@ from models.gathering import gather_rows
 from models.module import MetricLearner
 from models.network import EmbeddingNetwork
 
+_STATE_KEY = "PrincipalHead"
 
-class PrincipalHead(Callback):
+
+class PCAHead(Callback):
     """Before each validation, and where there is none after each epoch, fit the head that evaluation uses.
 
     A loss on training classes makes its last layer forget what only other classes need; the features before
@@ -27,18 +29,18 @@ class PrincipalHead(Callback):
 
     Args:
         images: size of the sample, over all processes.
-        trained: share of the trained head, without its bias, in the mean square of what is projected: 0
-            leaves the features alone, 1 the trained head.
+        head_weight: fraction of the trained head, without its bias, in the mean square of what is projected:
+            0 leaves the features alone, 1 the trained head.
 
     Raises:
-        InputError: the head is not linear, the features are fewer than the embedding is long, ``trained``
-            is no share, or the data module is another.
+        InputError: the head is not linear, the features are fewer than the embedding is long,
+            ``head_weight`` is no fraction, or the data module is another.
     """
 
-    def __init__(self, images: int = 4096, trained: float = 0.25) -> None:
-        if not 0 <= trained <= 1:
-            raise InputError(f"PrincipalHead: trained is a share between 0 and 1, not {trained}")
-        self.images, self.trained = images, trained
+    def __init__(self, images: int = 4096, head_weight: float = 0.25) -> None:
+        if not 0 <= head_weight <= 1:
+            raise InputError(f"PCAHead: head_weight is a fraction between 0 and 1, not {head_weight}")
+        self.images, self.head_weight = images, head_weight
         self.directions: Tensor | None = None
         self._loader: Any = None
         self._fitted_at: int | None = None
@@ -46,9 +48,7 @@ class PrincipalHead(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a network that it cannot serve; take up a resumed run's directions."""
         if not hasattr(getattr(trainer, "datamodule", None), "training_images"):
-            raise InputError(
-                "PrincipalHead needs a data module with training_images, such as ImageDataModule"
-            )
+            raise InputError("PCAHead needs a data module with training_images, such as ImageDataModule")
         network, head = _network_and_head(pl_module)
         if self.directions is not None:
             network.projection = self.directions.to(head.weight)
@@ -74,6 +74,11 @@ class PrincipalHead(Callback):
         if self._fitted_at != trainer.global_step:
             self._fit(trainer, pl_module)
 
+    @property
+    def state_key(self) -> str:
+        """Under which a checkpoint has its state: its name in earlier versions, whose runs can be resumed."""
+        return _STATE_KEY
+
     def state_dict(self) -> dict[str, Any]:
         """The latest projection, (embedding_dim, features)."""
         return {"directions": self.directions}
@@ -95,7 +100,7 @@ class PrincipalHead(Callback):
                     network.features(batch["image"].to(pl_module.device)).float() for batch in self._loader
                 ]
             everyone = gather_rows(torch.cat(found))
-            self.directions = fitted_projection(everyone, head.weight.float(), self.trained).cpu()
+            self.directions = fitted_projection(everyone, head.weight.float(), self.head_weight).cpu()
             network.projection = self.directions.to(head.weight)
         for part, training in modes:
             part.training = training
@@ -122,21 +127,21 @@ def principal_directions(features: Tensor, count: int) -> Tensor:
     return torch.cat([found, found.new_zeros(count - len(found), width)])
 
 
-def fitted_projection(features: Tensor, head: Tensor, trained: float) -> Tensor:
+def fitted_projection(features: Tensor, head: Tensor, head_weight: float) -> Tensor:
     """Principal components of features and of what a trained head makes of them, as one projection.
 
     Args:
         features: float (N, D).
         head: the head's weight, (count, D).
-        trained: the head's share in the mean square, in [0, 1].
+        head_weight: the head's fraction of the mean square, in [0, 1].
 
     Returns:
         (count, D); applied to ``features`` it gives the first ``count`` principal components of (N, D +
         count), features and head outputs side by side.
     """
     found = features @ head.T
-    of_head = (trained / _mean_square(found)) ** 0.5
-    of_features = ((1 - trained) / _mean_square(features)) ** 0.5
+    of_head = (head_weight / _mean_square(found)) ** 0.5
+    of_features = ((1 - head_weight) / _mean_square(features)) ** 0.5
     beside = torch.cat([of_features * features, of_head * found], dim=1)
     directions, width = principal_directions(beside, len(head)), features.shape[1]
     projection: Tensor = of_features * directions[:, :width] + of_head * directions[:, width:] @ head
@@ -148,8 +153,8 @@ def _mean_square(vectors: Tensor) -> float:
 
 
 def directions_in(checkpoint: Mapping[str, Any]) -> Tensor | None:
-    """What a PrincipalHead left in a Lightning checkpoint, if there was one."""
-    state = checkpoint.get("callbacks", {}).get(PrincipalHead.__qualname__, {})
+    """What a PCAHead left in a Lightning checkpoint, if there was one."""
+    state = checkpoint.get("callbacks", {}).get(_STATE_KEY, {})
     directions: Tensor | None = state.get("directions")
     return directions
 
@@ -157,8 +162,8 @@ def directions_in(checkpoint: Mapping[str, Any]) -> Tensor | None:
 def _network_and_head(module: LightningModule) -> tuple[EmbeddingNetwork, nn.Linear]:
     network = module.network if isinstance(module, MetricLearner) else None
     if network is None or not isinstance(network.head, nn.Linear):
-        raise InputError("PrincipalHead needs a MetricLearner with head: linear")
+        raise InputError("PCAHead needs a MetricLearner with head: linear")
     count, width = network.head.weight.shape
     if count > width:
-        raise InputError(f"PrincipalHead: embedding_dim {count} exceeds the backbone's {width} features")
+        raise InputError(f"PCAHead: embedding_dim {count} exceeds the backbone's {width} features")
     return network, network.head

@@ -1,22 +1,21 @@
-"""The command: arguments in, files and a table out."""
+"""``kindred export``: arguments in, files and a table out."""
+
+from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from app.export.checkpoint import bundle_from_checkpoint
-from app.export.files import onnx_content, write_onnx, write_torch_export
-from app.export.images import Pixels, pixels_of
-from app.export.quantize import Method, quantized
-from models.bundle import Bundle
 from models.errors import InputError
-from models.preprocess import Preprocess
-from models.pretrained import pretrained_bundle
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from models.preprocess import Preprocess
 
 
 def export(
@@ -30,7 +29,7 @@ def export(
     onnx: bool = False,
     with_preprocessing: bool = False,
     torch_export: bool = False,
-    quantize: Sequence[Method] = (),
+    quantize: Sequence[Literal["dynamic", "static"]] = (),
     data: str | None = None,
     split: str = "test",
     images: int = 64,
@@ -81,6 +80,10 @@ def export(
     written: dict[str, dict[str, Any]] = {}
     if not (onnx or torch_export or quantize):
         return
+    from app.export.comparison_images import pixels_of
+    from app.export.files import onnx_content, write_onnx, write_torch_export
+    from app.export.quantize import quantized
+
     pixels = pixels_of(bundle, data, split, images, seed)
     if torch_export:
         written["model.pt2"] = write_torch_export(
@@ -91,9 +94,8 @@ def export(
         if onnx:
             written["model.onnx"] = write_onnx(bundle, folder, "model.onnx", content, "float32", pixels)
         for method in dict.fromkeys(quantize):
-            calibration: Pixels | None = None
-            if method == "static":
-                calibration = pixels_of(bundle, data, "train", calibration_images, seed)
+            static = method == "static"
+            calibration = pixels_of(bundle, data, "train", calibration_images, seed) if static else None
             small = quantized(content, method, bundle.preprocess, calibration)
             name = f"model.int8-{method}.onnx"
             written[name] = write_onnx(bundle, folder, name, small, f"int8 {method}", pixels)
@@ -120,12 +122,17 @@ def _model(
         raise InputError("name a checkpoint or a bundle, or else a pretrained network with --backbone")
     if weights is None or out is None:
         raise InputError(f"--backbone {backbone}: name its weights with --weights and the bundle with --out")
+    from models.pretrained import pretrained_bundle
+
     bundle = pretrained_bundle(backbone, weights, image_size, trust_code=trust_code)
     return bundle, bundle.save(out)
 
 
 def _bundle(model: Path, preprocess: str | None, out: Path | None, trust_code: bool) -> tuple[Bundle, Path]:
     """The model and the folder where it lies now."""
+    from app.export import bundle_from_checkpoint
+    from models.bundle import Bundle
+
     if not model.is_dir():
         settings = None if preprocess is None else _preprocess(preprocess)
         bundle = bundle_from_checkpoint(model, settings, trust_code=trust_code)
@@ -144,6 +151,8 @@ def _bundle(model: Path, preprocess: str | None, out: Path | None, trust_code: b
 
 
 def _preprocess(text: str) -> Preprocess:
+    from models.preprocess import Preprocess
+
     try:
         return Preprocess.from_dict(json.loads(text))
     except (TypeError, ValueError) as error:

@@ -4,9 +4,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from serve.server import run
-from serve.settings import Settings
-
 
 def serve(
     *,
@@ -38,6 +35,9 @@ def serve(
         trust_code: Allow a backbone class outside the known packages; importing it runs its code.
         log_level: DEBUG, INFO, WARNING or ERROR.
     """
+    from serve.server import run
+    from serve.settings import Settings
+
     settings = Settings.read(
         bundle=bundle,
         store=store,

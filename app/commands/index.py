@@ -1,0 +1,138 @@
+"""``kindred index``: put images, or embeddings of them, into a store or a running service."""
+
+import json
+from pathlib import Path
+
+from cyclopts import App
+from rich.console import Console
+
+from models.errors import InputError
+
+app = App(name="index", help="Put images, or embeddings of them, into a store that can be searched.")
+app.command("app.index_copy:copy", help="Copy a collection to another store, and check the copy")
+
+
+@app.default
+def index(
+    *,
+    bundle: Path | None = None,
+    data: str | None = None,
+    embeddings: Path | None = None,
+    store: str | None = None,
+    url: str | None = None,
+    split: str | None = None,
+    collection: str = "default",
+    index_type: str | None = None,
+    thumbnails: int = 160,
+    batch_size: int = 64,
+    refresh: bool = False,
+    device: str = "auto",
+) -> None:
+    """Put images, or embeddings of them, into a store that can be searched.
+
+    Ids are the images' paths inside the source. Images that the store already has are left alone, so an
+    interrupted run goes on where it stopped. Broken images are named, counted and skipped.
+
+    Args:
+        bundle: Folder of the model.
+        data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
+        embeddings: Instead of bundle and data, a folder that kindred embed wrote; without thumbnails.
+        store: Folder of the store; made when missing. No service may have it open. Or the address of a
+            Milvus, such as milvus://host:19530.
+        url: Address of a running service to fill instead, such as http://127.0.0.1:8000; a missing collection
+            is made there. The key, where the service wants one, is taken from KINDRED_WRITE_KEY.
+        split: Only the train, val or test part of the source, split as for the model's training. All of it by
+            default.
+        collection: Collection inside the store or the service.
+        index_type: "Flat" (the default of a new collection) searches exactly; any other FAISS factory string
+            approximately.
+        thumbnails: Longer side of the stored thumbnails in pixels; 0 stores none.
+        batch_size: Images a forward pass.
+        refresh: Embed again what the store already has.
+        device: "auto", "cpu" or "cuda".
+    """
+    if (store is None) == (url is None):
+        raise InputError("index: give either --store FOLDER or --url ADDRESS of a running service")
+    if embeddings is not None:
+        if bundle is not None or data is not None or split is not None:
+            raise InputError("--embeddings says it all; leave --bundle, --data and --split out")
+        from app.embed.importing import complete_plan, import_embeddings
+        from app.index_target import open_target
+
+        plan = complete_plan(embeddings)
+        with open_target(store, url, collection, plan.dim, plan.fingerprint, index_type, device) as target:
+            import_embeddings(target, embeddings, plan, refresh=refresh)
+        return
+    if bundle is None or data is None:
+        raise InputError("give --bundle and --data, or --embeddings with a folder that kindred embed wrote")
+    from app.index_images import fill_store
+    from app.index_target import open_target
+    from app.memory import keep_freed_memory
+    from data.sources import open_source
+    from data.splits import select
+    from models.bundle import Bundle
+
+    keep_freed_memory()
+    model = Bundle.load(bundle, device)
+    table = open_source(data).table()
+    if split is not None:
+        table = table.take(select(table, split, model.info.get("split"))[0])
+    with open_target(store, url, collection, model.dim, model.fingerprint, index_type, device) as target:
+        fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
+
+
+@app.command(help="Pick the index type and its parameters on your own vectors")
+def tune(
+    *,
+    embeddings: Path | None = None,
+    store: Path | None = None,
+    collection: str = "default",
+    recall: float = 0.99,
+    memory: str = "2GB",
+    queries: int = 1000,
+    out: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Pick the fastest index that reaches a recall within a memory limit, measured on your own vectors.
+
+    Args:
+        embeddings: A file of vectors: .npy, .npz or .parquet.
+        store: Or the folder of a store, whose vectors are used.
+        collection: Collection of that store.
+        recall: Share of the true 10 nearest neighbours that must be found, in (0, 1].
+        memory: Limit of the index, for example 512MB or 2GB.
+        queries: Number of vectors to search for.
+        out: JSON file for all figures.
+        seed: Of the choice of queries.
+    """
+    if (embeddings is None) == (store is None):
+        raise InputError("give either --embeddings FILE or --store FOLDER")
+    from app.evaluate.ann import store_vectors
+    from app.evaluate.embedding_files import load_embeddings
+    from app.evaluate.sizes import parse_size
+    from app.tune import as_table, tune_vectors
+    from models.metrics.inputs import as_unit_vectors
+    from serve.store.collection import FaissStore
+
+    limit = parse_size(memory)
+    if embeddings is not None:
+        vectors = as_unit_vectors(load_embeddings(embeddings).vectors).numpy()
+    else:
+        with FaissStore.open(str(store), collection=collection, create=False, read_only=True) as opened:
+            vectors = store_vectors(opened)[1]
+    measured, chosen = tune_vectors(vectors, recall, limit, queries=queries, seed=seed)
+    console = Console()
+    console.print(as_table(measured, chosen, recall, limit))
+    if out is not None:
+        results = {
+            "measured": [entry.to_dict() for entry in measured],
+            "chosen": chosen.to_dict() if chosen else None,
+        }
+        out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if chosen is None:
+        raise InputError(
+            f"no index reaches recall {recall:g} within {memory}; allow more memory or less recall"
+        )
+    console.print(
+        f"choose --index-type {chosen.index}" + (f" with {chosen.parameters}" if chosen.parameters else "")
+    )

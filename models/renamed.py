@@ -1,0 +1,70 @@
+"""Former names of settings: bundles keep theirs for good, configs are told for one version what to write."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+_KEYS = {
+    "Conv4": {"pool": "pooling", "pools": "num_pools", "pool_first": "pool_before_norm"},
+    "ImageDataModule": {"fit": "resize_mode"},
+    "PCAHead": {"trained": "head_weight"},
+    "Preprocess": {"fit": "resize_mode"},
+}
+VALUES = {
+    "class_path": {
+        "models.callbacks.gallery.RetrievalGallery": "models.callbacks.retrieval_images.RetrievalImages",
+        "models.callbacks.principal_head.PrincipalHead": "models.callbacks.pca_head.PCAHead",
+    },
+    "pooling": {"levels": "multiscale_stats"},
+    "resize_mode": {"content": "content_crop", "squash": "stretch"},
+}
+_OPTIONS = {"--data.fit": "--data.resize_mode", "--data.init_args.fit": "--data.init_args.resize_mode"}
+
+
+def renamed(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a class, some perhaps under former names, under their names of now."""
+    keys, result = _KEYS.get(kind, {}), {}
+    for given, value in settings.items():
+        key = keys.get(given, given)
+        values = VALUES.get(key, {}) if key in ("class_path", *keys.values()) else {}
+        result[key] = values.get(value, value) if isinstance(value, str) else value
+    return result
+
+
+def renamed_config(settings: Any, kind: str = "") -> Any:
+    """A config of ``kindred fit`` under the names of now; what was called otherwise is logged.
+
+    Args:
+        settings: what a YAML file or a part of one holds.
+        kind: class whose arguments they are, if they are some.
+    """
+    if isinstance(settings, list):
+        return [renamed_config(entry, kind) for entry in settings]
+    if not isinstance(settings, dict):
+        return settings
+    current = renamed(kind, settings)
+    for (old, was), (new, value) in zip(settings.items(), current.items(), strict=True):
+        if (old, was) != (new, value):
+            _tell(f"{old}: {was}", f"{new}: {value}")
+    of_class = str(current.get("class_path", kind)).rpartition(".")[2]
+    kinds = {"init_args": of_class, "data": "ImageDataModule"}
+    if current.get("backbone") == "conv4":
+        kinds["backbone_args"] = "Conv4"
+    return {key: renamed_config(value, kinds.get(key, "")) for key, value in current.items()}
+
+
+def renamed_argument(argument: str) -> str:
+    """An argument of ``kindred fit`` under the names of now; what was called otherwise is logged."""
+    option, equals, value = argument.partition("=")
+    current = _OPTIONS.get(option, option)
+    values = VALUES["class_path"] | (VALUES["resize_mode"] if current.endswith("resize_mode") else {})
+    current += equals + values.get(value, value)
+    if current != argument:
+        _tell(argument, current)
+    return current
+
+
+def _tell(old: str, new: str) -> None:
+    _log.warning("%s is now %s; the old name will be unknown to the next version", old, new)
