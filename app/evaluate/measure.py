@@ -12,18 +12,18 @@ from models.bundle import usable_device
 from models.errors import InputError
 from models.metrics import (
     FewShot,
+    PairHistogram,
     RetrievalResult,
     Threshold,
     all_pairs_metrics,
     calibrate,
-    clustering,
+    clustering_metrics,
     evaluate_retrieval,
     few_shot_accuracy,
+    intervals,
     pair_histogram,
+    sample_of_classes,
 )
-from models.metrics.bootstrap import intervals
-from models.metrics.class_sample import sample_of_classes
-from models.metrics.pair_histogram import PairHistogram
 from models.metrics.retrieval import DEFAULT_BUDGET, EVERY_METRIC, Progress
 
 CURVE_KS = (1, 2, 4, 8, 16, 32)
@@ -147,7 +147,7 @@ def measure(
     if pairs is not None:
         metrics |= all_pairs_metrics(pairs)
     if options.clustering:
-        metrics |= clustering.compute(vectors, subject.labels, seed=options.seed)
+        metrics |= clustering_metrics(vectors, subject.labels, seed=options.seed)
     spreads = intervals(
         result.values, torch.from_numpy(subject.labels[query_rows[chosen]]), seed=options.seed
     )
@@ -230,5 +230,5 @@ def _groups(subject: Subject, protocol: FewShot) -> NDArray[Any] | None:
 def _pairs(vectors: torch.Tensor, subject: Subject, seed: int) -> PairHistogram | None:
     codes = torch.from_numpy(subject.labels)
     items = sample_of_classes(codes, PAIR_ITEMS, seed)
-    histogram = pair_histogram.compute(vectors[items.to(vectors.device)], codes[items])
+    histogram = pair_histogram(vectors[items.to(vectors.device)], codes[items])
     return histogram if histogram.same.any() and histogram.different.any() else None

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from app.evaluate.measure import CURVE_KS, Measured
 from app.reports.charts import Axis, Series, histogram_chart, line_chart
-from models.metrics.roc import Roc
+from models.metrics.verification import Roc
 
 POINTS = 200
 LEAST, MOST = 0.0005, 0.95  # ends of the DET axes
