@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from app.evaluate import evaluate
-from app.evaluate.embedding_files import load_embeddings
-from app.evaluate.pairs import read_pairs
-from app.evaluate.sizes import parse_size
+from app.evaluation.embedding_files import load_embeddings
+from app.evaluation.pairs import read_pairs
+from app.memory import parse_size
 from models.bundle import Bundle
 from models.errors import InputError
 from models.metrics import retrieval_metrics

@@ -7,8 +7,7 @@ import faiss
 import numpy as np
 import pytest
 
-from app.evaluate.ann import measure_store
-from app.evaluate.index_figures import build, exact_neighbours, figures
+from app.evaluation.index_recall import build, exact_neighbours, measure_search, measure_store
 from app.tune import candidates, tune, tune_vectors
 from models.errors import InputError
 from serve.store.faiss_store import FaissStore
@@ -26,11 +25,11 @@ def test_flat_finds_all_and_a_blind_index_nothing() -> None:
     truth = exact_neighbours(vectors, 100, seed=0)
     flat, seconds = build("Flat", vectors)
     about = {"index": "x", "parameters": "", "bytes": 0, "build_seconds": seconds}
-    found = figures(lambda q, k: flat.search(q, k)[1], truth, **about)
+    found = measure_search(lambda q, k: flat.search(q, k)[1], truth, **about)
     assert (found.recall_at_1, found.recall_at_10) == (1, 1)
-    blind = figures(lambda q, k: np.full((len(q), k), -1), truth, **about)
+    blind = measure_search(lambda q, k: np.full((len(q), k), -1), truth, **about)
     assert (blind.recall_at_1, blind.recall_at_10) == (0, 0)
-    half = figures(lambda q, k: np.where(np.arange(k) < 6, flat.search(q, k)[1], -1), truth, **about)
+    half = measure_search(lambda q, k: np.where(np.arange(k) < 6, flat.search(q, k)[1], -1), truth, **about)
     assert half.recall_at_10 == pytest.approx(0.5)
 
 
@@ -38,7 +37,7 @@ def test_duplicates_are_as_good_as_each_other() -> None:
     vectors = np.repeat(unit_vectors(40), 30, axis=0)
     truth = exact_neighbours(vectors, 50, seed=0)
     flat, _ = build("Flat", vectors)
-    found = figures(
+    found = measure_search(
         lambda q, k: flat.search(q, k)[1][:, ::-1],
         truth,
         index="x",
@@ -52,7 +51,9 @@ def test_duplicates_are_as_good_as_each_other() -> None:
 def test_settings_of_faiss_are_put_back() -> None:
     threads, blas = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
     exact = exact_neighbours(unit_vectors(200), 20, seed=0)
-    figures(lambda q, k: np.full((len(q), k), -1), exact, index="", parameters="", bytes=0, build_seconds=0.0)
+    measure_search(
+        lambda q, k: np.full((len(q), k), -1), exact, index="", parameters="", bytes=0, build_seconds=0.0
+    )
     assert (faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold) == (threads, blas)
 
 
