@@ -108,6 +108,38 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
         visit(name, ())
 
 
+# Of the evaluation: the command is above the report, which is above what is measured.
+EVALUATION = ["app.evaluate", "app.reports", "app.evaluation"]
+
+
+def unit(module: str) -> str:
+    """The package or module right below one of the four packages."""
+    return ".".join(module.split(".")[:2])
+
+
+def test_evaluation_knows_nothing_of_what_shows_it() -> None:
+    wrong = [
+        f"{name} imports {target}"
+        for name, path in MODULES.items()
+        for target in imports_of(path)
+        if unit(name) in EVALUATION and unit(target) in EVALUATION[: EVALUATION.index(unit(name))]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", ["app", "data", "serve"])
+def test_subpackages_do_not_import_each_other_in_circles(package: str) -> None:
+    """Also where no module does: two packages that need each other are one."""
+    edges: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        below = {unit(target) for target in imports_of(path) if target in MODULES and target.count(".")}
+        if name.startswith(f"{package}."):
+            edges.setdefault(unit(name), set()).update(below - {unit(name)})
+    while leaves := {name for name, targets in edges.items() if not targets & edges.keys()}:
+        edges = {name: targets for name, targets in edges.items() if name not in leaves}
+    assert not edges, f"in circles: {', '.join(sorted(edges))}"
+
+
 @pytest.mark.parametrize("heavy", ["lightning", "pytorch_metric_learning", "sklearn", "matplotlib"])
 def test_serving_stays_light(heavy: str) -> None:
     """The server starts without the training stack."""

@@ -82,7 +82,11 @@ def test_command_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureF
     np.save(tmp_path / "vectors.npy", unit_vectors(600))
     tune(embeddings=tmp_path / "vectors.npy", queries=50, out=tmp_path / "tuned.json")
     assert "choose --index-type" in capsys.readouterr().out
-    assert '"recall@10"' in (tmp_path / "tuned.json").read_text()
+    tuned = json.loads((tmp_path / "tuned.json").read_text())
+    assert tuned["chosen"] in tuned["measured"]
+    assert tuned["chosen"]["recall@10"] >= 0.99
+    flat = next(entry for entry in tuned["measured"] if entry["index"] == "Flat")
+    assert (flat["recall@1"], flat["recall@10"]) == (1, 1)
 
 
 @pytest.mark.parametrize(
