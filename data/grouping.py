@@ -122,8 +122,8 @@ class HardClassCurriculum(Callback):
         sums: torch.Tensor | None = None
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
-        # Each view would cost as much again, for embeddings of which only the mean is taken.
-        embed = getattr(module, "single_view", module)
+        # Each augmented view would cost as much again, for embeddings of which only the mean is taken.
+        embed = getattr(module, "without_tta", module)
         with torch.no_grad():
             for start in range(0, len(chosen), self.batch_size):
                 images, kept = _images(dataset, chosen[start : start + self.batch_size])

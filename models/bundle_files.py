@@ -99,6 +99,8 @@ def fingerprint_of(weights: Mapping[str, Tensor], architecture: Architecture, pr
     """
     settings = {"architecture": architecture.to_dict(), "preprocess": preprocess.to_dict()}
     settings["preprocess"].pop("limits")
+    if "tta" in settings["architecture"]:  # under the name of the first bundles that had it
+        settings["architecture"]["views"] = settings["architecture"].pop("tta")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for key in sorted(weights):
         tensor = weights[key].detach().cpu().contiguous()

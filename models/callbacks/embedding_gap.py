@@ -32,7 +32,7 @@ class EmbeddingGap(Callback):
         if trainer.global_step % self.every == 0:
             images, embeddings = pl_module.last_batch
             network = pl_module.network
-            gap = embedding_gap(network, images, embeddings, embed=network.single_view)
+            gap = embedding_gap(network, images, embeddings, embed=network.without_tta)
             pl_module.log("train/embedding_gap", gap)
 
 

@@ -178,7 +178,7 @@ def test_broken_images_are_named_and_skipped(
         (["--model.normalization=nothing"], "normalization"),
         (["--model.backbone=resnet19"], "resnet19"),
         (['--model.backbone_args={"pools": 9}'], "pools is 0 to 4"),
-        (['--model.views=[{"degrees": 400}]'], "degrees"),
+        (['--model.tta=[{"degrees": 400}]'], "degrees"),
         (["--trainer.max_epochs=many"], "max_epochs"),
         (["--ckpt_path=last"], "no such checkpoint"),
         (["--monitor=test/recall@1"], "leak"),
