@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # data and serve see only these modules of models.
 PUBLIC_OF_MODELS = {
-    "data": {"models.errors", "models.locations", "models.preprocess"},
+    "data": {"models.errors", "models.eval_mode", "models.locations", "models.preprocess"},
     "serve": {"models.errors", "models.preprocess", "models.bundle"},
 }
 

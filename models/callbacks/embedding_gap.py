@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from models.eval_mode import eval_mode
 from models.module import MetricLearner
 
 
@@ -54,9 +55,7 @@ def embedding_gap(
     Returns:
         A scalar from 0 (the same) to 2.
     """
-    training = network.training
-    network.eval()
-    inference: Tensor = (embed or network)(images)
-    network.train(training)
+    with eval_mode(network):
+        inference: Tensor = (embed or network)(images)
     cosine: Tensor = (inference * embeddings).sum(1)
     return 1 - cosine.mean()
