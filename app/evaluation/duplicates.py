@@ -1,10 +1,8 @@
 """Images whose files are the same byte for byte: any model finds one by the other, trained or not."""
 
 import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +12,7 @@ from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import ImageError
 
-READ_AHEAD = 64
+READ_AHEAD = 64  # images at a time
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,18 @@ def first_copies(items: EvaluationSet) -> Rows:
     _, group, count = np.unique(sizes, return_inverse=True, return_counts=True)
     alike = np.flatnonzero((count[group] > 1) & (sizes > 0))
     seen: dict[bytes, int] = {}
-    for row, content in zip(alike.tolist(), _contents(items.images, alike), strict=True):
-        if not isinstance(content, ImageError):
-            first[row] = seen.setdefault(hashlib.blake2b(content, digest_size=16).digest(), row)
+
+    def digest(row: int) -> bytes | None:
+        try:
+            return hashlib.blake2b(items.images.read(row), digest_size=16).digest()
+        except ImageError:
+            return None
+
+    with ThreadPoolExecutor(2) as pool:
+        for chunk in np.array_split(alike, range(READ_AHEAD, len(alike), READ_AHEAD)):
+            for row, found in zip(chunk.tolist(), pool.map(digest, chunk.tolist()), strict=True):
+                if found is not None:
+                    first[row] = seen.setdefault(found, row)
     return first
 
 
@@ -107,21 +114,6 @@ def without_duplicates(items: EvaluationSet, first: Rows) -> tuple[EvaluationSet
     good[items.queries] = good[items.gallery] = False
     good[queries] = good[gallery] = True
     return replace(items, queries=queries, gallery=gallery).keep(good), good
-
-
-def _contents(table: ImageTable, rows: Rows) -> Iterator[bytes | ImageError]:
-    """The bytes of some images, in order, or the error that names one; files are read ahead in threads."""
-
-    def read(row: int) -> bytes | ImageError:
-        try:
-            return table.read(row)
-        except ImageError as error:
-            return error
-
-    wanted = iter(rows.tolist())
-    with ThreadPoolExecutor(2) as pool:
-        while chunk := list(islice(wanted, READ_AHEAD)):
-            yield from pool.map(read, chunk)
 
 
 def _one_of_each(rows: Rows, first: Rows) -> Rows:

@@ -1,4 +1,4 @@
-"""What the means hide: confused classes, wrong labels, near-duplicates, weak classes and slices."""
+"""What the means hide: failures and successes, confusions, label errors, duplicates, weak classes and slices."""
 
 import itertools
 from collections import Counter
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from app.evaluation.evaluated_models import EvaluatedModel
 from app.evaluation.evaluation_set import EvaluationSet
 
+SHOWN = 7  # neighbours beside a query
 SUSPECT_NEIGHBOURS = 8
 SUSPECT_FROM = 0.75  # of its neighbours
 LIKE_PIXELS = 0.97  # centred pixels this similar are one picture saved twice, or two of one burst
@@ -88,6 +89,62 @@ class Slice:
     queries: int
     recall: float
     map_at_r: float
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A query and its nearest neighbours.
+
+    Attributes:
+        row: the query.
+        rank: rank of its first match.
+        neighbours: (row, similarity, match) of the nearest.
+    """
+
+    row: int
+    rank: int
+    neighbours: list[tuple[int, float, bool]]
+
+
+def successes(model: EvaluatedModel, items: EvaluationSet, limit: int = 8, seed: int = 0) -> list[Retrieval]:
+    """Queries whose nearest neighbour matches, drawn at random, of different classes."""
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(model.hits[:, 0]))
+    return [_retrieval(model, position) for position in _of_different_classes(order, model, items, limit)]
+
+
+def failures(model: EvaluatedModel, items: EvaluationSet, limit: int = 12) -> list[Retrieval]:
+    """Queries whose first match comes last; among equals those most sure of the wrong neighbour."""
+    wrong = np.flatnonzero(~model.hits[:, 0])
+    reciprocal = model.retrieval.values["mrr"].numpy()[wrong]
+    order = wrong[np.lexsort((-model.similarity[wrong, 0], reciprocal))]
+    return [_retrieval(model, position) for position in _of_different_classes(order, model, items, limit)]
+
+
+def _of_different_classes(
+    order: np.ndarray, model: EvaluatedModel, items: EvaluationSet, limit: int
+) -> list[int]:
+    chosen: dict[int, int] = {}
+    for position in order.tolist():
+        chosen.setdefault(int(items.labels[model.query_rows[position]]), position)
+        if len(chosen) == limit:
+            break
+    return list(chosen.values())
+
+
+def _retrieval(model: EvaluatedModel, position: int) -> Retrieval:
+    return Retrieval(
+        row=int(model.query_rows[position]),
+        rank=round(1 / float(model.retrieval.values["mrr"][position])),
+        neighbours=[
+            (int(row), float(similarity), bool(hit))
+            for row, similarity, hit in zip(
+                model.neighbours[position, :SHOWN],
+                model.similarity[position, :SHOWN],
+                model.hits[position, :SHOWN],
+                strict=True,
+            )
+        ],
+    )
 
 
 def confusions(model: EvaluatedModel, items: EvaluationSet, limit: int = 12) -> list[Confusion]:

@@ -9,7 +9,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import app.reports.findings as findings
-import app.reports.retrievals as retrievals
 from app.evaluation.evaluation import Evaluation
 from app.reports.charts import bar_chart
 from app.reports.curves import depth_curves, similarity_histogram, verification_curves
@@ -65,8 +64,8 @@ def render(evaluation: Evaluation, results: dict[str, Any]) -> str:
         histograms=[chart for model in evaluation.models if (chart := similarity_histogram(model))],
         embedding_map=embedding_map,
         map_method=method,
-        successes=retrievals.successes(first, items, seed=seed),
-        failures=retrievals.failures(first, items),
+        successes=findings.successes(first, items, seed=seed),
+        failures=findings.failures(first, items),
         confusions=findings.confusions(first, items),
         suspects=findings.suspects(first, items),
         duplicates=duplicates,
