@@ -1,4 +1,4 @@
-"""What the means hide: failures and successes, confusions, label errors, duplicates, weak classes and slices."""
+"""What the means hide: failures, successes, confusions, wrong labels, duplicates, weak classes and slices."""
 
 import itertools
 from collections import Counter
