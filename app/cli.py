@@ -34,7 +34,9 @@ app = App(
 # Every other command is a typed function whose signature and docstring are its options and their help. Its
 # module is imported only when the command is called, and what the command works with only when it runs.
 app.command("app.commands.demo:demo", help="Draw data, train, evaluate and serve: all in one command")
-app.command("app.evaluate:evaluate", help="Measure exact recall@k of bundles, checkpoints or embeddings")
+app.command(
+    "app.commands.evaluate:evaluate", help="Measure exact recall@k of bundles, checkpoints or embeddings"
+)
 app.command("app.commands.embed:embed", help="Embed images into Parquet files, on any number of devices")
 app.command(
     "app.commands.index:app", name="index", help="Embed images into a store; tune picks its index type"

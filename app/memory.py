@@ -1,13 +1,17 @@
-"""What the C library does with memory that a training step, or the embedding of a batch, frees."""
+"""Amounts of memory, and what the C library does with memory that a step of training or embedding frees."""
 
 import ctypes
 import os
+import re
 import sys
+
+from models.errors import InputError
 
 # mallopt's parameters, from glibc's malloc.h, and the largest value that its int takes.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**31 - 1
 _CHOSEN_BY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def keep_freed_memory() -> bool:
@@ -28,3 +32,19 @@ def keep_freed_memory() -> bool:
     if not hasattr(library, "gnu_get_libc_version"):
         return False
     return all(library.mallopt(parameter, _LARGEST) for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write them: 512MB, 2GB, 1.5GiB; units are powers of 1024.
+
+    Raises:
+        InputError: not a positive number with an optional unit.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    try:
+        size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise InputError(f"{text!r} is no size; write 512MB or 2GB")
+    return size

@@ -4,10 +4,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from app.evaluate.images import ImageSet
-from app.evaluate.measure import Measured, Options
-from app.evaluate.models import PRETRAINED, UNTRAINED, Candidate
-from app.evaluate.run import run_evaluation
+from app.evaluation.baselines import PRETRAINED, UNTRAINED
+from app.evaluation.evaluated_models import EvaluatedModel
+from app.evaluation.evaluation import run_evaluation
+from app.evaluation.evaluation_set import EvaluationSet
+from app.evaluation.measure import Options
 from app.export import bundle_from_checkpoint
 from app.run import RunFolder
 from data.datamodule import ImageDataModule
@@ -41,15 +42,16 @@ def show_outcome(
             "see val_fraction"
         )
         return
-    images = ImageSet(data.table.take(rows), str(data.source), "val", data.split_hash)
-    candidates = [Candidate(TRAINED, bundle, None)]
+    items = EvaluationSet.of_images(data.table.take(rows), str(data.source), "val", data.split_hash)
+    bundles = {TRAINED: bundle}
     if run.first.is_file():
-        candidates.append(Candidate(BEFORE, bundle_from_checkpoint(run.first, trust_code=True), None))
-    for candidate in candidates:
-        candidate.model.network.to(device)
+        bundles[BEFORE] = bundle_from_checkpoint(run.first, trust_code=True)
+    for each in bundles.values():
+        each.network.to(device)
+    models = [EvaluatedModel(name, each) for name, each in bundles.items()]
     options = Options(ks=(1,), device=device)
-    evaluation = run_evaluation(candidates, images=images, options=options, calibrated=False, console=console)
-    trained = next(model for model in evaluation.models if model.name == TRAINED)
+    evaluation = run_evaluation(models, items, options=options, calibrated=False, console=console)
+    trained = models[0]
     # An untrained network is what a run from random weights began with.
     others = [
         model for model in evaluation.models if model is not trained and not model.name.startswith(UNTRAINED)
@@ -59,7 +61,7 @@ def show_outcome(
     console.print(_verdict(trained, others, bundle), highlight=False)
 
 
-def _verdict(trained: Measured, others: list[Measured], bundle: Bundle) -> str:
+def _verdict(trained: EvaluatedModel, others: list[EvaluatedModel], bundle: Bundle) -> str:
     """What the table says, and what usually helps where that is not good."""
     figure = trained.metrics["map@r"]
     best = max(others, key=lambda model: model.metrics["map@r"])
@@ -82,7 +84,7 @@ def _verdict(trained: Measured, others: list[Measured], bundle: Bundle) -> str:
     return "\n".join(lines)
 
 
-def _table(models: list[Measured], trained: Measured) -> Table:
+def _table(models: list[EvaluatedModel], trained: EvaluatedModel) -> Table:
     queries = trained.metrics["queries"]
     table = Table(
         title=f"{queries:.0f} images of the validation classes; intervals are 95% bootstrap over classes",

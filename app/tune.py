@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from app.evaluate.index_figures import (
-    IndexFigures,
+from app.evaluation.index_recall import (
+    IndexMetrics,
     Truth,
     Vectors,
     build,
     exact_neighbours,
-    figures,
     index_bytes,
+    measure_search,
 )
 from models.errors import InputError
 
@@ -38,7 +38,7 @@ class Candidate:
 
 def tune_vectors(
     vectors: Vectors, recall: float, memory: int, *, queries: int = 1000, seed: int = 0
-) -> tuple[list[IndexFigures], IndexFigures | None]:
+) -> tuple[list[IndexMetrics], IndexMetrics | None]:
     """Measures candidates and picks one.
 
     Args:
@@ -57,7 +57,7 @@ def tune_vectors(
     if not 0 < recall <= 1:
         raise InputError(f"recall lies between 0 and 1, not {recall:g}")
     truth = exact_neighbours(vectors, queries, seed)
-    measured: list[IndexFigures] = []
+    measured: list[IndexMetrics] = []
     every = list(candidates(*vectors.shape))
     for candidate in track(every, "measuring index types", console=Console(stderr=True), transient=True):
         measured += _measure(candidate, truth, recall, memory)
@@ -82,7 +82,7 @@ def candidates(size: int, dim: int) -> Iterator[Candidate]:
         yield Candidate(f"IVF{cells},PQ{dim // 4}x4fs,RFlat", "nprobe", probes)
 
 
-def _measure(candidate: Candidate, truth: Truth, recall: float, memory: int) -> Iterator[IndexFigures]:
+def _measure(candidate: Candidate, truth: Truth, recall: float, memory: int) -> Iterator[IndexMetrics]:
     """Raises the search's effort until the recall is reached: more would only be slower."""
     if _least_bytes(candidate.factory, truth.vectors) > memory:
         return
@@ -95,7 +95,7 @@ def _measure(candidate: Candidate, truth: Truth, recall: float, memory: int) -> 
             settings["k_factor_rf"] = RESCORED
         for name, setting in settings.items():
             space.set_index_parameter(index, name, setting)
-        found = figures(
+        found = measure_search(
             lambda queries, k: index.search(queries, k)[1],
             truth,
             index=candidate.factory,
@@ -113,7 +113,7 @@ def _least_bytes(factory: str, vectors: Vectors) -> int:
     return int(vectors.size) * (1 if "SQ8" in factory else 4)
 
 
-def as_table(measured: list[IndexFigures], chosen: IndexFigures | None, recall: float, memory: int) -> Table:
+def as_table(measured: list[IndexMetrics], chosen: IndexMetrics | None, recall: float, memory: int) -> Table:
     """The figures, the chosen index in bold."""
     table = Table(title=f"recall@10 ≥ {recall:g} within {memory / 2**20:.0f} MiB; one thread")
     columns = ("index", "parameters", "recall@1", "recall@10", "QPS single", "QPS batch 64", "MiB", "build s")

@@ -10,6 +10,7 @@ from data.loader import ImageLoader
 from data.sampling import PKBatchSampler
 from data.table import ImageTable
 from models.errors import InputError
+from models.eval_mode import eval_mode
 from models.preprocess import ImageError
 
 
@@ -120,19 +121,15 @@ class HardClassCurriculum(Callback):
         position = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
         chosen = shuffled[order][position < self.images_per_class]
         sums: torch.Tensor | None = None
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
-        # Each view would cost as much again, for embeddings of which only the mean is taken.
-        embed = getattr(module, "single_view", module)
-        with torch.no_grad():
+        # Each augmented view would cost as much again, for embeddings of which only the mean is taken.
+        embed = getattr(module, "without_tta", module)
+        with eval_mode(module), torch.no_grad():
             for start in range(0, len(chosen), self.batch_size):
                 images, kept = _images(dataset, chosen[start : start + self.batch_size])
                 embedded = embed(images.to(module.device)).float().cpu()
                 if sums is None:
                     sums = torch.zeros(int(dataset.labels.max()) + 1, embedded.shape[1])
                 sums.index_add_(0, kept, embedded)
-        for part, training in modes:
-            part.training = training
         if sums is None:
             raise InputError("the hard-class curriculum found no images")
         return np.asarray(torch.nn.functional.normalize(sums).numpy())

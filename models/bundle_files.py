@@ -95,6 +95,8 @@ def write_bundle(folder: Path, state: Mapping[str, Tensor], manifest: Mapping[st
 def fingerprint_of(weights: Mapping[str, Tensor], architecture: Architecture, preprocess: Preprocess) -> str:
     """SHA-256 over everything that decides what an image's embedding is, as 16 hexadecimal digits."""
     settings = {"architecture": architecture.to_dict(), "preprocess": preprocess.fingerprinted()}
+    if "tta" in settings["architecture"]:  # under the name of the first bundles that had it
+        settings["architecture"]["views"] = settings["architecture"].pop("tta")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for key in sorted(weights):
         tensor = weights[key].detach().cpu().contiguous()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
+from models.errors import InputError
+
 
 def world_size() -> int:
     """Number of processes of the default group; 1 where there is none."""
@@ -21,6 +23,35 @@ def gather_rows(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows.detach()
     return torch.cat(_gather(rows, _lengths(rows)))
+
+
+def gather_by_index(embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Collects what the ranks embedded into one set, each item once.
+
+    A distributed sampler that pads repeats items; a repeated item would be its own nearest neighbour.
+    Items are told apart by `index`, tensors are gathered, nothing is pickled.
+
+    Args:
+        embeddings: (n, dim) of this rank; n may differ between ranks.
+        labels: int64 (n,).
+        index: int64 (n,) number of each item in the data set.
+
+    Returns:
+        Embeddings (N, dim), labels (N,) and index (N,) of all ranks, ascending in index, on every rank.
+
+    Raises:
+        InputError: the three differ in length.
+    """
+    if not len(embeddings) == len(labels) == len(index):
+        raise InputError(
+            f"lengths differ: {len(embeddings)} embeddings, {len(labels)} labels, {len(index)} indices"
+        )
+    embeddings, labels, index = (gather_rows(tensor) for tensor in (embeddings, labels, index))
+    index, order = index.sort(stable=True)
+    first = torch.ones_like(index, dtype=torch.bool)
+    first[1:] = index[1:] != index[:-1]
+    order = order[first]
+    return embeddings[order], labels[order], index[first]
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:

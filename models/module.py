@@ -27,7 +27,7 @@ from models.normalization import Normalization, freeze_layers
 from models.preprocess import Preprocess
 from models.renorm import PAPER_DMAX, PAPER_RMAX
 from models.schedules import WarmupCosine
-from models.views import View, as_views
+from models.tta import View, as_views
 
 # In the order of a tuple.
 ENTRIES = ("image", "label", "index")
@@ -59,8 +59,8 @@ class MetricLearner(LightningModule):
         in_channels: Channels of the images, 1 or 3; the command line links it from the data.
         embedding_dim: Length of an embedding.
         head: "linear", or "none" where the backbone's output is the embedding.
-        views: In evaluation an embedding is the mean over the image and these views of it, for example
-            [{degrees: 12}, {degrees: -12}] or, for faces, [{mirror: true}].
+        tta: Test-time augmentation: in evaluation an embedding is the mean over the image and these views of
+            it, for example [{degrees: 12}, {degrees: -12}] or, for faces, [{mirror: true}].
         weights: Pretrained weights of the backbone: packaged (of timm.tf_efficientnet_lite0), a local file as
             its owners publish it, DEFAULT, or a name that timm or torchvision know for the backbone.
         trust_code: Allow a backbone whose class lies outside models.backbones, torchvision.models and timm.
@@ -87,6 +87,7 @@ class MetricLearner(LightningModule):
         scheduler_monitor: Figure that ReduceLROnPlateau follows; by default the scheduler's own `monitor`, or
             val/map@r where its mode is "max" and train/loss where it is "min".
         ks: Depths k of the validation's recall@k.
+        views: The former name of tta.
 
     Attributes:
         last_batch: images and embeddings (without gradients) of the latest training batch of this process.
@@ -105,7 +106,7 @@ class MetricLearner(LightningModule):
         in_channels: int = 3,
         embedding_dim: int = 128,
         head: Literal["linear", "none"] = "linear",
-        views: list[View] | None = None,
+        tta: list[View] | None = None,
         weights: str | None = None,
         trust_code: bool = False,
         num_classes: int | None = None,
@@ -123,8 +124,11 @@ class MetricLearner(LightningModule):
         scheduler_interval: Literal["step", "epoch"] | None = None,
         scheduler_monitor: str | None = None,
         ks: list[int] | None = None,
+        views: list[View] | None = None,
     ) -> None:
         super().__init__()
+        if views:
+            _log.warning("model.views is called model.tta now; the old name goes with the next version")
         if weights is not None and normalization in ("renorm", "sync_renorm") and not normalization_args:
             # New statistics cost a pretrained backbone more than training gives (docs/evidence.md).
             normalization_args = {"frozen": True}
@@ -136,7 +140,7 @@ class MetricLearner(LightningModule):
             in_channels=in_channels,
             embedding_dim=embedding_dim,
             head=head,
-            views=as_views(views or ()),
+            tta=as_views(tta or views or ()),
         )
         # Plain values only: a checkpoint then loads without running code, and without fetching weights again.
         self.save_hyperparameters(
@@ -190,9 +194,9 @@ class MetricLearner(LightningModule):
         embeddings: Tensor = self.network(images)
         return embeddings
 
-    def single_view(self, images: Tensor) -> Tensor:
-        """Embed images (B, C, H, W) as in training, (B, embedding_dim): no views, the trained head."""
-        return self.network.single_view(images)
+    def without_tta(self, images: Tensor) -> Tensor:
+        """Embed images (B, C, H, W) as in training, (B, embedding_dim): no augmentation, the trained head."""
+        return self.network.without_tta(images)
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss over the global batch, in float32 (or wider) even under autocast.

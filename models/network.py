@@ -14,7 +14,7 @@ from models.backbones.weights import load_weights
 from models.errors import InputError
 from models.normalization import set_normalization
 from models.normalization_virtual import ReferenceBatch, VirtualBatchNorm
-from models.views import View, as_views
+from models.tta import View, as_views
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Architecture:
         embedding_dim: length of an embedding.
         head: "linear" puts a linear layer after the backbone; "none" takes the backbone's output as it is,
             whose width must then be `embedding_dim`.
-        views: in evaluation mode an embedding is the mean over the image and these views of it, scaled to
+        tta: in evaluation mode an embedding is the mean over the image and these views of it, scaled to
             unit length again (test-time augmentation); each costs as much as the image itself.
     """
 
@@ -42,28 +42,29 @@ class Architecture:
     in_channels: int = 3
     embedding_dim: int = 128
     head: Literal["linear", "none"] = "linear"
-    views: tuple[View, ...] = ()
+    tta: tuple[View, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = asdict(self)
-        # Left out where there are none: the fingerprints of bundles made before there were views stay valid.
-        views = values.pop("views")
-        return {**values, "views": list(views)} if views else values
+        # Left out where there is none: the fingerprints of bundles made before there was any stay valid.
+        tta = values.pop("tta")
+        return {**values, "tta": list(tta)} if tta else values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
-        """The inverse of :meth:`to_dict`.
+        """The inverse of :meth:`to_dict`; takes "views" too, as "tta" was called.
 
         Raises:
             InputError: a key is unknown, or a view is unusable.
         """
+        values = {"tta" if key == "views" else key: value for key, value in values.items()}
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise InputError(
                 f"architecture: unknown key {sorted(unknown)[0]!r}; was it made by a newer version?"
             )
-        return cls(**{**values, "views": as_views(values.get("views", ()))})
+        return cls(**{**values, "tta": as_views(values.get("tta", ()))})
 
 
 class EmbeddingNetwork(nn.Module):
@@ -118,16 +119,16 @@ class EmbeddingNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed preprocessed images (B, C, H, W) as unit vectors (B, embedding_dim)."""
         if self.training:
-            return self.single_view(images)
+            return self.without_tta(images)
         vectors = self._evaluate(images)
-        if not self.architecture.views:
+        if not self.architecture.tta:
             return vectors
-        for view in self.architecture.views:
+        for view in self.architecture.tta:
             vectors = vectors + self._evaluate(view(images))
         return functional.normalize(vectors, dim=1)
 
-    def single_view(self, images: Tensor) -> Tensor:
-        """The same by the trained head and without the architecture's views, as in training."""
+    def without_tta(self, images: Tensor) -> Tensor:
+        """The same by the trained head and without test-time augmentation, as in training."""
         return _unit(self.head(self.features(images)))
 
     def features(self, images: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ class EmbeddingNetwork(nn.Module):
 
     def _evaluate(self, images: Tensor) -> Tensor:
         if self.projection is None:
-            return self.single_view(images)
+            return self.without_tta(images)
         return _unit(functional.linear(self.features(images), self.projection))
 
 

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # data and serve see only these modules of models.
 PUBLIC_OF_MODELS = {
-    "data": {"models.errors", "models.files", "models.locations", "models.preprocess"},
+    "data": {"models.errors", "models.eval_mode", "models.files", "models.locations", "models.preprocess"},
     "serve": {"models.errors", "models.preprocess", "models.bundle"},
 }
 
@@ -84,7 +84,8 @@ def test_metrics_need_torch_and_numpy_only() -> None:
         f"{path.relative_to(ROOT)} imports {name}"
         for path in (ROOT / "models" / "metrics").rglob("*.py")
         for name in imports_of(path)
-        if name.split(".")[0] not in allowed and not name.startswith(("models.metrics", "models.errors"))
+        if name.split(".")[0] not in allowed
+        and not name.startswith(("models.metrics", "models.errors", "models.gathering"))
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -108,6 +109,38 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
         visit(name, ())
 
 
+# Of the evaluation: the commands are above the report, which is above what is measured.
+EVALUATION = ["app.commands", "app.reports", "app.evaluation"]
+
+
+def unit(module: str) -> str:
+    """The package or module right below one of the four packages."""
+    return ".".join(module.split(".")[:2])
+
+
+def test_evaluation_knows_nothing_of_what_shows_it() -> None:
+    wrong = [
+        f"{name} imports {target}"
+        for name, path in MODULES.items()
+        for target in imports_of(path)
+        if unit(name) in EVALUATION and unit(target) in EVALUATION[: EVALUATION.index(unit(name))]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", ["app", "data", "serve"])
+def test_subpackages_do_not_import_each_other_in_circles(package: str) -> None:
+    """Also where no module does: two packages that need each other are one."""
+    edges: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        below = {unit(target) for target in imports_of(path) if target in MODULES and target.count(".")}
+        if name.startswith(f"{package}."):
+            edges.setdefault(unit(name), set()).update(below - {unit(name)})
+    while leaves := {name for name, targets in edges.items() if not targets & edges.keys()}:
+        edges = {name: targets for name, targets in edges.items() if name not in leaves}
+    assert not edges, f"in circles: {', '.join(sorted(edges))}"
+
+
 def test_serving_stays_light() -> None:
     """The server starts without the training stack."""
     every = [
@@ -125,7 +158,7 @@ HEAVY = (
 )  # fmt: skip
 # Lightning's parser prints the help on training: Lightning is there, and what it imports, but not these.
 HEAVY_FOR_TRAINING = (
-    "app.evaluate", "data.glyphs", "faiss", "fastapi", "httpx", "jinja2", "pandas", "serve", "sklearn",
+    "app.evaluation", "data.glyphs", "faiss", "fastapi", "httpx", "jinja2", "pandas", "serve", "sklearn",
     "tensorboard", "timm", "uvicorn",
 )  # fmt: skip
 

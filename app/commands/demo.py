@@ -40,7 +40,7 @@ def demo(
     """
     if minutes <= 0:
         raise InputError(f"--minutes {minutes}: training needs more than no time")
-    from app.evaluate import evaluate
+    from app.commands.evaluate import evaluate
     from app.index_images import fill_store
     from app.run import RunFolder
     from data.sources import open_source

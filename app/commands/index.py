@@ -107,9 +107,9 @@ def tune(
     """
     if (embeddings is None) == (store is None):
         raise InputError("give either --embeddings FILE or --store FOLDER")
-    from app.evaluate.ann import store_vectors
-    from app.evaluate.embedding_files import load_embeddings
-    from app.evaluate.sizes import parse_size
+    from app.evaluation.embedding_files import load_embeddings
+    from app.evaluation.index_recall import store_vectors
+    from app.memory import parse_size
     from app.tune import as_table, tune_vectors
     from models.metrics.inputs import as_unit_vectors
     from serve.store.collection import FaissStore

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from rich.console import Console
 
-from app.embed.plan import REJECTS, Plan, begin, content_of, versions
+from app.embed.plan import REJECTS, Plan, begin, content_of
 from app.embed.predict import Embedder
 from app.embed.shards import finish, missing_shards
 from app.embed.writing import EmbedProgress, ShardWriter
@@ -24,6 +24,7 @@ from data.sources import open_source
 from data.splits import select
 from models.bundle import Bundle
 from models.errors import InputError
+from models.inference import versions
 
 # Processes wait for each other at the end only, and the last shard of one may take long.
 _PATIENCE = timedelta(days=7)
@@ -55,7 +56,7 @@ def embed_source(
         content_of(table, rows),
         len(rows),
         shard_rows,
-        versions(),
+        versions("torch", "pyarrow"),
     )
     plan = begin(out, wanted)
     console = Console()

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from data.table import ImageTable
@@ -80,11 +77,6 @@ def content_of(table: ImageTable, rows: NDArray[np.int64]) -> str:
     digest = hashlib.sha256(table.fingerprint.encode())
     digest.update(np.ascontiguousarray(rows).tobytes())
     return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Of what the vectors may depend on in their last digits."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "pyarrow": pa.__version__}
 
 
 def begin(folder: Path, wanted: Plan) -> Plan:

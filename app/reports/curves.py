@@ -5,9 +5,10 @@ import math
 import numpy as np
 from markupsafe import Markup
 
-from app.evaluate.measure import CURVE_KS, Measured
+from app.evaluation.evaluated_models import EvaluatedModel
+from app.evaluation.measure import CURVE_KS
 from app.reports.charts import Axis, Series, histogram_chart, line_chart
-from models.metrics.roc import Roc
+from models.metrics.verification import Roc
 
 POINTS = 200
 LEAST, MOST = 0.0005, 0.95  # ends of the DET axes
@@ -15,7 +16,7 @@ TENTHS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 BARS = 80
 
 
-def depth_curves(models: list[Measured]) -> list[Markup]:
+def depth_curves(models: list[EvaluatedModel]) -> list[Markup]:
     """Recall@k and precision@k against k."""
     charts = []
     for name in ("recall", "precision"):
@@ -27,7 +28,7 @@ def depth_curves(models: list[Measured]) -> list[Markup]:
     return charts
 
 
-def verification_curves(models: list[Measured]) -> list[Markup]:
+def verification_curves(models: list[EvaluatedModel]) -> list[Markup]:
     """ROC with logarithmic false accepts, and DET on normal-deviate axes."""
     rocs = [(model, model.pairs.roc()) for model in models if model.pairs is not None]
     if not rocs:
@@ -60,7 +61,7 @@ def verification_curves(models: list[Measured]) -> list[Markup]:
     ]
 
 
-def similarity_histogram(model: Measured) -> Markup | None:
+def similarity_histogram(model: EvaluatedModel) -> Markup | None:
     """Similarities of same and of different pairs."""
     if model.pairs is None:
         return None

@@ -1,4 +1,4 @@
-"""What the figures hide: confused classes, wrong labels, near-duplicates, weak classes and slices."""
+"""What the means hide: failures, successes, confusions, wrong labels, duplicates, weak classes and slices."""
 
 import itertools
 from collections import Counter
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.evaluate.measure import Measured, Subject
+from app.evaluation.evaluated_models import EvaluatedModel
+from app.evaluation.evaluation_set import EvaluationSet
 
+SHOWN = 7  # neighbours beside a query
 SUSPECT_NEIGHBOURS = 8
-SUSPECT_SHARE = 0.75
+SUSPECT_FROM = 0.75  # of its neighbours
 LIKE_PIXELS = 0.97  # centred pixels this similar are one picture saved twice, or two of one burst
 LIKE_EMBEDDING = 0.9995
 SLICES_AT_MOST = 20
@@ -42,14 +44,14 @@ class Suspect:
         row: the item.
         label: its own label.
         neighbours: label that its neighbours have.
-        share: of its neighbours that have it.
+        fraction: of its neighbours that have it.
         example: nearest row of that label.
     """
 
     row: int
     label: int
     neighbours: int
-    share: float
+    fraction: float
     example: int
 
 
@@ -89,35 +91,93 @@ class Slice:
     map_at_r: float
 
 
-def confusions(model: Measured, subject: Subject, limit: int = 12) -> list[Confusion]:
+@dataclass(frozen=True)
+class Retrieval:
+    """A query and its nearest neighbours.
+
+    Attributes:
+        row: the query.
+        rank: rank of its first match.
+        neighbours: (row, similarity, match) of the nearest.
+    """
+
+    row: int
+    rank: int
+    neighbours: list[tuple[int, float, bool]]
+
+
+def successes(model: EvaluatedModel, items: EvaluationSet, limit: int = 8, seed: int = 0) -> list[Retrieval]:
+    """Queries whose nearest neighbour matches, drawn at random, of different classes."""
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(model.hits[:, 0]))
+    return [_retrieval(model, position) for position in _of_different_classes(order, model, items, limit)]
+
+
+def failures(model: EvaluatedModel, items: EvaluationSet, limit: int = 12) -> list[Retrieval]:
+    """Queries whose first match comes last; among equals those most sure of the wrong neighbour."""
+    wrong = np.flatnonzero(~model.hits[:, 0])
+    reciprocal = model.retrieval.values["mrr"].numpy()[wrong]
+    order = wrong[np.lexsort((-model.similarity[wrong, 0], reciprocal))]
+    return [_retrieval(model, position) for position in _of_different_classes(order, model, items, limit)]
+
+
+def _of_different_classes(
+    order: np.ndarray, model: EvaluatedModel, items: EvaluationSet, limit: int
+) -> list[int]:
+    chosen: dict[int, int] = {}
+    for position in order.tolist():
+        chosen.setdefault(int(items.labels[model.query_rows[position]]), position)
+        if len(chosen) == limit:
+            break
+    return list(chosen.values())
+
+
+def _retrieval(model: EvaluatedModel, position: int) -> Retrieval:
+    return Retrieval(
+        row=int(model.query_rows[position]),
+        rank=round(1 / float(model.retrieval.values["mrr"][position])),
+        neighbours=[
+            (int(row), float(similarity), bool(hit))
+            for row, similarity, hit in zip(
+                model.neighbours[position, :SHOWN],
+                model.similarity[position, :SHOWN],
+                model.hits[position, :SHOWN],
+                strict=True,
+            )
+        ],
+    )
+
+
+def confusions(model: EvaluatedModel, items: EvaluationSet, limit: int = 12) -> list[Confusion]:
     """Pairs of classes most often taken for each other at rank 1, most frequent first."""
     counts: Counter[tuple[int, int]] = Counter()
     examples: dict[tuple[int, int], tuple[int, int]] = {}
     for row, neighbour, hit in zip(model.query_rows, model.neighbours[:, 0], model.hits[:, 0], strict=True):
         if not hit:
-            labels = sorted((int(subject.labels[row]), int(subject.labels[neighbour])))
+            labels = sorted((int(items.labels[row]), int(items.labels[neighbour])))
             pair = (labels[0], labels[1])
             counts[pair] += 1
             examples.setdefault(pair, (int(row), int(neighbour)))
     return [Confusion(*pair, count, examples[pair]) for pair, count in counts.most_common(limit)]
 
 
-def suspects(model: Measured, subject: Subject, limit: int = 12) -> list[Suspect]:
+def suspects(model: EvaluatedModel, items: EvaluationSet, limit: int = 12) -> list[Suspect]:
     """Items whose nearest neighbours mostly share one other label and hardly ever their own."""
     depth = min(SUSPECT_NEIGHBOURS, model.neighbours.shape[1])
     found = []
     for position in np.flatnonzero(~model.hits[:, :depth].any(axis=1)):
         neighbours = model.neighbours[position, :depth]
-        values, counts = np.unique(subject.labels[neighbours], return_counts=True)
-        share = counts.max() / depth
-        if share >= SUSPECT_SHARE:
+        values, counts = np.unique(items.labels[neighbours], return_counts=True)
+        fraction = counts.max() / depth
+        if fraction >= SUSPECT_FROM:
             row, other = int(model.query_rows[position]), int(values[counts.argmax()])
-            example = int(neighbours[subject.labels[neighbours] == other][0])
-            found.append(Suspect(row, int(subject.labels[row]), other, float(share), example))
-    return sorted(found, key=lambda suspect: -suspect.share)[:limit]
+            example = int(neighbours[items.labels[neighbours] == other][0])
+            found.append(Suspect(row, int(items.labels[row]), other, float(fraction), example))
+    return sorted(found, key=lambda suspect: -suspect.fraction)[:limit]
 
 
-def near_duplicates(models: list[Measured], subject: Subject, limit: int = 12) -> tuple[int, list[Duplicate]]:
+def near_duplicates(
+    models: list[EvaluatedModel], items: EvaluationSet, limit: int = 12
+) -> tuple[int, list[Duplicate]]:
     """Pairs that are each other's likeness, by pixels where there are any, else by the first model.
 
     Returns:
@@ -128,17 +188,17 @@ def near_duplicates(models: list[Measured], subject: Subject, limit: int = 12) -
     found: dict[tuple[int, int], Duplicate] = {}
     for position in np.flatnonzero(model.similarity[:, 0] >= least):
         rows = sorted((int(model.query_rows[position]), int(model.neighbours[position, 0])))
-        same = bool(subject.labels[rows[0]] == subject.labels[rows[1]])
+        same = bool(items.labels[rows[0]] == items.labels[rows[1]])
         found[rows[0], rows[1]] = Duplicate(rows[0], rows[1], float(model.similarity[position, 0]), same)
     ordered = sorted(found.values(), key=lambda pair: (pair.same_label, -pair.similarity))
     return len(ordered), ordered[:limit]
 
 
 def class_recalls(
-    model: Measured, subject: Subject
+    model: EvaluatedModel, items: EvaluationSet
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
     """Labels with queries, their recall@1, and their numbers of queries; worst first."""
-    labels = subject.labels[model.query_rows]
+    labels = items.labels[model.query_rows]
     counts = np.bincount(labels)
     sums = np.bincount(labels, weights=model.retrieval.values["recall@1"].numpy())
     present = np.flatnonzero(counts)
@@ -147,10 +207,10 @@ def class_recalls(
     return present[order], recalls[order], counts[present][order]
 
 
-def slices(model: Measured, subject: Subject) -> list[Slice]:
+def slices(model: EvaluatedModel, items: EvaluationSet) -> list[Slice]:
     """Recall by every metadata column with few values; columns of many numbers are cut at their quartiles."""
     found = []
-    for name, values in subject.columns.items():
+    for name, values in items.columns.items():
         groups = _groups(values[model.query_rows])
         for value, members in groups.items():
             found.append(

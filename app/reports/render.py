@@ -9,8 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import app.reports.findings as findings
-import app.reports.retrievals as retrievals
-from app.evaluate.run import Evaluation
+from app.evaluation.evaluation import Evaluation
 from app.reports.charts import bar_chart
 from app.reports.curves import depth_curves, similarity_histogram, verification_curves
 from app.reports.projection import projection_map
@@ -41,23 +40,23 @@ def render(evaluation: Evaluation, results: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    subject, first = evaluation.subject, evaluation.models[0]
-    thumbnails = Thumbnails(evaluation.images)
+    items, first = evaluation.items, evaluation.models[0]
+    thumbnails = Thumbnails(items)
     seed = evaluation.options.seed
-    embedding_map, method = projection_map(first, subject, thumbnails.get, seed)
-    labels, recalls, counts = findings.class_recalls(first, subject)
-    duplicate_count, duplicates = findings.near_duplicates(evaluation.models, subject)
+    embedding_map, method = projection_map(first, items, thumbnails.get, seed)
+    labels, recalls, counts = findings.class_recalls(first, items)
+    duplicate_count, duplicates = findings.near_duplicates(evaluation.models, items)
     return environment.get_template(
         "report.html"
     ).render(
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         results=results,
         evaluation=evaluation,
-        subject=subject,
+        items=items,
         first=first,
         made=datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         picture=thumbnails.get,
-        class_name=lambda row: subject.class_names[int(subject.labels[row])],
+        class_name=lambda row: items.class_names[int(items.labels[row])],
         names=[*(f"recall@{k}" for k in evaluation.options.ks), "map@r", "r_precision", "mrr"],
         pair_names=_pair_names(evaluation),
         depth_charts=depth_curves(evaluation.models),
@@ -65,15 +64,15 @@ def render(evaluation: Evaluation, results: dict[str, Any]) -> str:
         histograms=[chart for model in evaluation.models if (chart := similarity_histogram(model))],
         embedding_map=embedding_map,
         map_method=method,
-        successes=retrievals.successes(first, subject, seed=seed),
-        failures=retrievals.failures(first, subject),
-        confusions=findings.confusions(first, subject),
-        suspects=findings.suspects(first, subject),
+        successes=findings.successes(first, items, seed=seed),
+        failures=findings.failures(first, items),
+        confusions=findings.confusions(first, items),
+        suspects=findings.suspects(first, items),
         duplicates=duplicates,
         duplicate_count=duplicate_count,
-        slices=findings.slices(first, subject),
+        slices=findings.slices(first, items),
         classes=[
-            (subject.class_names[label], recall, count)
+            (items.class_names[label], recall, count)
             for label, recall, count in zip(labels[:WORST_CLASSES], recalls, counts, strict=False)
         ],
         class_chart=bar_chart(
@@ -86,7 +85,7 @@ def render(evaluation: Evaluation, results: dict[str, Any]) -> str:
 
 
 def _pair_names(evaluation: Evaluation) -> list[str]:
-    """Verification figures that every model has."""
+    """Verification metrics that every model has."""
     wanted = [
         n for n in evaluation.models[0].metrics if n in ("auc", "eer", "d_prime") or n.startswith("tar@far=")
     ]

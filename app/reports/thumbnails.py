@@ -6,27 +6,26 @@ from functools import lru_cache
 
 from PIL import Image
 
-from app.evaluate.images import ImageSet
+from app.evaluation.evaluation_set import EvaluationSet
 from models.preprocess import ImageError, decode_image
 
 SIDE = 64
 
 
 class Thumbnails:
-    """Pictures of an image set by row; None where there are no images."""
+    """Pictures of the evaluated images by row; None where there are no images."""
 
-    def __init__(self, images: ImageSet | None) -> None:
-        self._images = images
+    def __init__(self, items: EvaluationSet) -> None:
+        self._items = items
         self.get = lru_cache(maxsize=None)(self._make)
 
     def _make(self, row: int) -> str | None:
         """A JPEG of at most 64 pixels a side as `data:` URI; None where it cannot be made."""
-        if self._images is None:
+        table, white_level = self._items.table, self._items.white_level
+        if table is None:
             return None
         try:
-            content = self._images.table.read(row)
-            limits, white_level = self._images.table.limits, self._images.white_level
-            image = decode_image(content, "RGB", limits, at_least=SIDE, white_level=white_level)
+            image = decode_image(table.read(row), "RGB", table.limits, at_least=SIDE, white_level=white_level)
         except ImageError:
             return None
         image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)

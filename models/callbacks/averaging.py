@@ -1,13 +1,14 @@
 """A moving average of all weights and statistics, used for validation, checkpoints and the final model."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.renorm import BatchRenorm
+from models.renorm import averaging_deviations
 
 
 class MovingAverage(WeightAveraging):
@@ -42,19 +43,12 @@ class MovingAverage(WeightAveraging):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the average, the deviations of Batch Renormalization among it."""
+        """Update the average where a step was taken; of Batch Renormalization it averages deviations."""
         if self._average_model is None:
             raise RuntimeError("on_train_batch_end before setup")
-        updates = int(self._average_model.n_averaged)
-        pairs = list(zip(_layers(self._average_model.module), _layers(pl_module), strict=True))
-        before = [_deviation(average) for average, _ in pairs]
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if not 0 < updates < int(self._average_model.n_averaged):
-            return
-        with torch.no_grad():
-            for (average, current), deviation in zip(pairs, before, strict=True):
-                mixed = torch.lerp(_deviation(current), deviation, self.rate(updates))
-                average.running_var.copy_(mixed.square() - average.eps)
+        stepped = trainer.global_step > self._latest_update_step
+        with averaging_deviations(pl_module, self._average_model.module) if stepped else nullcontext():
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
@@ -67,11 +61,3 @@ class MovingAverage(WeightAveraging):
         del trainer, exception
         if self._swapped:
             self._swap_models(pl_module)
-
-
-def _layers(module: nn.Module) -> list[BatchRenorm]:
-    return [layer for layer in module.modules() if isinstance(layer, BatchRenorm)]
-
-
-def _deviation(layer: BatchRenorm) -> Tensor:
-    return (layer.running_var + layer.eps).sqrt()

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from models.eval_mode import eval_mode
 from models.module import MetricLearner
 
 
@@ -32,7 +33,7 @@ class EmbeddingGap(Callback):
         if trainer.global_step % self.every == 0:
             images, embeddings = pl_module.last_batch
             network = pl_module.network
-            gap = embedding_gap(network, images, embeddings, embed=network.single_view)
+            gap = embedding_gap(network, images, embeddings, embed=network.without_tta)
             pl_module.log("train/embedding_gap", gap)
 
 
@@ -54,9 +55,7 @@ def embedding_gap(
     Returns:
         A scalar from 0 (the same) to 2.
     """
-    training = network.training
-    network.eval()
-    inference: Tensor = (embed or network)(images)
-    network.train(training)
+    with eval_mode(network):
+        inference: Tensor = (embed or network)(images)
     cosine: Tensor = (inference * embeddings).sum(1)
     return 1 - cosine.mean()

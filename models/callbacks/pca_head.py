@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from models.errors import InputError
+from models.eval_mode import eval_mode
 from models.gathering import gather_rows
 from models.module import MetricLearner
 from models.network import EmbeddingNetwork
@@ -91,10 +92,8 @@ class PCAHead(Callback):
         network, head = _network_and_head(pl_module)
         if self._loader is None:
             self._loader = trainer.datamodule.training_images(self.images)  # type: ignore[attr-defined]
-        modes = [(part, part.training) for part in network.modules()]
-        network.eval()
         # Lightning evaluates in inference mode, whose tensors could not be used outside of it.
-        with torch.inference_mode(False), torch.no_grad():
+        with eval_mode(network), torch.inference_mode(False), torch.no_grad():
             with trainer.precision_plugin.val_step_context():
                 found = [
                     network.features(batch["image"].to(pl_module.device)).float() for batch in self._loader
@@ -102,8 +101,6 @@ class PCAHead(Callback):
             everyone = gather_rows(torch.cat(found))
             self.directions = fitted_projection(everyone, head.weight.float(), self.head_weight).cpu()
             network.projection = self.directions.to(head.weight)
-        for part, training in modes:
-            part.training = training
         self._fitted_at = trainer.global_step
 
 

@@ -10,10 +10,10 @@ import torch
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that run networks."""
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of packages, where they are installed; by default of those that run networks."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in packages or _PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over classes: how far a figure would move with other classes from the same source."""
+"""Draws of whole classes: bootstrap intervals of a metric, and samples where a set has too many pairs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -56,8 +56,20 @@ def intervals(
     return {name: (float(low[n]), float(high[n])) for n, name in enumerate(names)}
 
 
-def paired_difference(
-    first: Tensor, second: Tensor, classes: Tensor, *, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Interval of the mean of `first - second` over the same queries, narrower than two separate ones."""
-    return intervals({"difference": torch.sub(first, second)}, classes, level=level, seed=seed)["difference"]
+def sample_of_classes(codes: Tensor, limit: int, seed: int) -> Tensor:
+    """Draws whole classes while their items are at most `limit`, two classes at least.
+
+    Args:
+        codes: int64 (N,) class of each item.
+        limit: number of items wanted at most.
+        seed: of the draw.
+
+    Returns:
+        int64 positions of the items of the drawn classes; all positions where N is within the limit.
+    """
+    if len(codes) <= limit:
+        return torch.arange(len(codes))
+    order = torch.randperm(int(codes.max()) + 1, generator=torch.Generator().manual_seed(seed))
+    reached = torch.bincount(codes)[order].cumsum(dim=0)
+    chosen = order[: max(2, int((reached <= limit).sum()))]
+    return torch.isin(codes, chosen).nonzero().flatten()

@@ -9,15 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import models.metrics.pair_histogram as pair_histogram
 from models.errors import InputError
-from models.metrics.bootstrap import class_draws
-from models.metrics.class_sample import sample_of_classes
-from models.metrics.inputs import Labels, as_codes, as_unit_vectors, same_codes
-from models.metrics.pair_histogram import PairHistogram
-from models.metrics.precision import full_precision
+from models.metrics.bootstrap import class_draws, sample_of_classes
+from models.metrics.inputs import Labels, as_codes, as_unit_vectors, full_precision, same_codes
+from models.metrics.verification import FARS, HIGHEST, LOWEST, PairHistogram, pair_histogram
 
-FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 FALSE_ACCEPTS_NEEDED = 10  # a rate seen fewer times than this says nothing
 TAIL_PAIRS = 1_000_000  # the most similar different pairs kept for the bootstrap; larger sets are sampled
 SAME_PAIRS = 500_000
@@ -38,10 +34,10 @@ class Threshold:
         threshold: cosine similarity.
         low: lower end of its 95% interval over classes.
         high: upper end.
-        tar: share of same pairs accepted at `threshold`.
+        tar: fraction of same pairs accepted at `threshold`.
         tar_low: lower end of its interval, thresholds moving along.
         tar_high: upper end.
-        different_pairs: number of different pairs that the figures rest on.
+        different_pairs: number of different pairs that it rests on.
     """
 
     far: float
@@ -101,7 +97,7 @@ def calibrate(
         if far * different >= FALSE_ACCEPTS_NEEDED:
             chosen, chosen_codes = vectors[items.to(vectors.device)], codes[items]
             if len(items) not in histograms:
-                histograms[len(items)] = pair_histogram.compute(chosen, chosen_codes)
+                histograms[len(items)] = pair_histogram(chosen, chosen_codes)
             found.append(_calibrate_one(chosen, chosen_codes, histograms[len(items)], far, resamples, seed))
     return found
 
@@ -158,8 +154,8 @@ def _tail_start(different: Array, count: float) -> float:
     from_top = different[::-1].cumsum()
     bins = len(different)
     position = min(int(np.searchsorted(from_top, count)), bins - 1)
-    width = (pair_histogram.HIGHEST - pair_histogram.LOWEST) / bins
-    return pair_histogram.HIGHEST - (position + 1) * width
+    width = (HIGHEST - LOWEST) / bins
+    return HIGHEST - (position + 1) * width
 
 
 def _different_tail(vectors: Tensor, codes: Tensor, start: float) -> _Pairs:

@@ -6,7 +6,7 @@ from models.errors import InputError
 from models.metrics.inputs import Labels, as_codes, as_unit_vectors, same_codes
 
 
-def compute(embeddings: Any, labels: Labels, *, seed: int = 0) -> dict[str, float]:
+def clustering_metrics(embeddings: Any, labels: Labels, *, seed: int = 0) -> dict[str, float]:
     """Clusters unit vectors into as many clusters as there are classes.
 
     Args:

@@ -109,8 +109,8 @@ def _groups(members: list[NDArray[np.int64]], groups: NDArray[np.generic] | None
     return [first == group for group in range(codes.max() + 1)]
 
 
-def compute(embeddings: Tensor, episodes: Episodes) -> Tensor:
-    """Accuracy of each episode: the share of queries whose own class has the most similar examples.
+def episode_accuracies(embeddings: Tensor, episodes: Episodes) -> Tensor:
+    """Accuracy of each episode: the fraction of queries whose own class has the most similar examples.
 
     A class is represented by the mean of its examples' unit vectors, scaled to length one (one example: by
     itself), and compared by cosine similarity. A query tied with another class
@@ -164,7 +164,7 @@ def few_shot_accuracy(
     Raises:
         InputError: see `draw_episodes`.
     """
-    accuracies = compute(embeddings, draw_episodes(labels, protocol, groups, seed))
+    accuracies = episode_accuracies(embeddings, draw_episodes(labels, protocol, groups, seed))
     mean = float(accuracies.mean())
     spread = 1.96 * float(accuracies.std(correction=0)) / len(accuracies) ** 0.5
     return mean, (max(0.0, mean - spread), min(1.0, mean + spread))

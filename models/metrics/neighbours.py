@@ -26,15 +26,12 @@ import torch
 from torch import Tensor
 
 from models.errors import InputError
-from models.metrics.precision import full_precision
-from models.metrics.relevance import Relevance
+from models.metrics.inputs import Relevance, full_precision
 
 TIE = 1e-12
 SPARE = 8
 CHUNK = 64
-DENSE_SHARE = (
-    64  # with more than 1/64 of the gallery wanted per query, double precision throughout is cheaper
-)
+DENSE_FROM = 1 / 64  # of the gallery wanted per query: from there on double precision throughout is cheaper
 MOST_ROWS = 1024  # larger blocks make the product no faster
 COLUMNS_AT_ONCE = 8192
 RESCORE_BYTES = 16 * 2**20
@@ -121,7 +118,7 @@ class NeighbourEngine:
         start = 0
         while start < len(rows):
             depth = min(int(depths[start]), self.depth_limit)
-            select = self.preselects and (depth + 1 + SPARE) * DENSE_SHARE <= self.size
+            select = self.preselects and depth + 1 + SPARE <= DENSE_FROM * self.size
             count = self._rows_within(self._select_bytes(depth) if select else self._dense_bytes())
             block = rows[start : start + max(1, count)]
             yield self._select(block, depth) if select else self._dense(block, depth)

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.metrics.inputs import Relevance, full_precision
 from models.metrics.neighbours import NeighbourEngine
-from models.metrics.precision import full_precision
-from models.metrics.relevance import Relevance
 
-NEIGHBOURS, EXPANSION, PLAIN_SHARE = 20, 6, 0.3  # the paper's k1, k2 and lambda
-AGREEMENT = 2 / 3  # share of a neighbour's neighbours that must be mutual for them to be taken in
+NEIGHBOURS, EXPANSION, PLAIN_WEIGHT = 20, 6, 0.3  # the paper's k1, k2 and lambda
+AGREEMENT = 2 / 3  # fraction of a neighbour's neighbours that must be mutual for them to be taken in
 ROWS_AT_ONCE = 256
 
 Array = np.ndarray[Any, Any]
@@ -54,7 +53,7 @@ class ReciprocalEngine(NeighbourEngine):
                 overlap[line, self._columns.indices[part]] += np.minimum(weight, self._columns.data[part])
         # Rows sum to one, so the union is 2 - overlap.
         jaccard = 1 - torch.from_numpy(overlap / (2 - overlap)).to(plain.device)
-        return -(1 - PLAIN_SHARE) * jaccard - PLAIN_SHARE * (1 - plain) / 2
+        return -(1 - PLAIN_WEIGHT) * jaccard - PLAIN_WEIGHT * (1 - plain) / 2
 
 
 def _nearest(items: Tensor) -> tuple[Array, Array]:

@@ -1,28 +1,26 @@
-"""Retrieval metrics over a whole set: exact, under a byte budget, the same on any number of processes."""
+"""Retrieval metrics over a whole set: exact, under a byte budget, the same on any number of processes.
+
+The metrics take `hits`, bool (queries, ranks), best neighbour first, and give float64 (queries,). `relevant`,
+int64 (queries,), is R of each query: how many items of the gallery match, at least 1.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
-import models.metrics.map_at_r as map_at_r
-import models.metrics.mrr as mrr
-import models.metrics.ndcg_at_k as ndcg_at_k
-import models.metrics.precision_at_k as precision_at_k
-import models.metrics.r_precision as r_precision
-import models.metrics.recall_at_k as recall_at_k
 from models.errors import InputError
-from models.metrics.distributed import merge_slices, my_slice
-from models.metrics.inputs import Labels, as_unit_vectors
+from models.metrics.inputs import Labels, Relevance, as_unit_vectors, relevance_of
 from models.metrics.neighbours import NeighbourEngine, Ranking
-from models.metrics.relevance import Relevance, relevance_of
 from models.metrics.reranking import ReciprocalEngine
 
 Metric = Literal["recall", "precision", "map@r", "r_precision", "mrr", "ndcg"]
 DEFAULT_METRICS: tuple[Metric, ...] = ("recall", "map@r", "r_precision")
-EVERY_METRIC: tuple[Metric, ...] = ("recall", "precision", "map@r", "r_precision", "mrr", "ndcg")
+EVERY_METRIC: tuple[Metric, ...] = get_args(Metric)
+WITH_DEPTH = ("recall", "precision", "ndcg")
 DEFAULT_BUDGET = 2**30
 
 Progress = Callable[[int, int], None]
@@ -52,6 +50,55 @@ class RetrievalResult:
             "excluded_queries": float(self.excluded),
             "tied_queries": float(self.tied.sum()),
         }
+
+
+def recall_at_k(hits: Tensor, k: int) -> Tensor:
+    """1 where any of the first k neighbours matches (also: Hit@k); ranks past the gallery's end are misses.
+
+    With `hits` [[0, 0, 1]]: recall@2 is 0, recall@3 is 1.
+    """
+    return hits[:, :k].any(dim=1).double()
+
+
+def precision_at_k(hits: Tensor, k: int) -> Tensor:
+    """Matches among the first k neighbours, divided by k even in a smaller gallery, as in torchmetrics."""
+    return hits[:, :k].sum(dim=1).double() / k
+
+
+def r_precision(hits: Tensor, relevant: Tensor) -> Tensor:
+    """Matches among the first R neighbours, divided by R.
+
+    With `hits` [[1, 0, 1, 1]], which must have at least R ranks, and R = 3 it is 2/3.
+    """
+    return _first_r(hits, relevant).sum(dim=1).double() / relevant
+
+
+def map_at_r(hits: Tensor, relevant: Tensor) -> Tensor:
+    """MAP@R (Musgrave et al., "A Metric Learning Reality Check", 2020).
+
+    The sum over ranks i <= R of (precision@i where rank i matches), divided by R. With `hits` [[1, 0, 1, 1]],
+    which must have at least R ranks, and R = 3 it is (1/1 + 2/3) / 3 = 5/9. Unlike R-precision it rewards
+    matches that come early; unlike recall@1 it looks at all of them.
+    """
+    counted = _first_r(hits, relevant).double()
+    precision = counted.cumsum(dim=1) / (torch.arange(hits.shape[1], device=hits.device) + 1)
+    return (precision * counted).sum(dim=1) / relevant
+
+
+def ndcg_at_k(hits: Tensor, relevant: Tensor, k: int) -> Tensor:
+    """DCG of the first k neighbours, divided by that of a perfect ranking, with binary relevance.
+
+    DCG is the sum of 1 / log2(rank + 1) over matches. With `hits` [[0, 1]], R = 1 and k = 2 it is
+    1 / log2(3) = 0.63.
+    """
+    discount = torch.log2(torch.arange(2, k + 2, device=hits.device, dtype=torch.float64)).reciprocal()
+    ideal = discount.cumsum(dim=0)[relevant.clamp(max=k) - 1]
+    ranks = hits[:, :k]
+    return (ranks * discount[: ranks.shape[1]]).sum(dim=1) / ideal
+
+
+def _first_r(hits: Tensor, relevant: Tensor) -> Tensor:
+    return hits & (torch.arange(hits.shape[1], device=hits.device) < relevant[:, None])
 
 
 def retrieval_metrics(
@@ -144,7 +191,7 @@ def evaluate_retrieval(
     depths = relevance.counts[rows] if {"map@r", "r_precision"} & set(metrics) else torch.zeros_like(rows)
     depths = depths.clamp(min=max(ks, default=1))
 
-    mine = my_slice(len(rows), depths) if distributed else torch.arange(len(rows), device=rows.device)
+    mine = _slice_of_this_rank(depths) if distributed else torch.arange(len(rows), device=rows.device)
     place = torch.zeros(len(queries), dtype=torch.int64, device=rows.device)
     place[rows] = torch.arange(len(rows), device=rows.device)
     names = _names(ks, metrics)
@@ -157,10 +204,25 @@ def evaluate_retrieval(
         done += len(block.rows)
         if progress is not None:
             progress(done, len(mine))
-    if distributed:
-        merge_slices(values)
+    if distributed and dist.is_initialized():
+        dist.all_reduce(values)  # zero outside each rank's own slice, and x + 0 = x: exact
     values = values.cpu()
     return RetrievalResult(rows.cpu(), dict(zip(names, values, strict=False)), values[-1].bool(), excluded)
+
+
+def _slice_of_this_rank(depths: Tensor) -> Tensor:
+    """This rank's part of the queries: disjoint, complete, and balanced in depth.
+
+    Args:
+        depths: int64 (Q,) cost of each query.
+
+    Returns:
+        int64 positions, of different lengths on different ranks: nothing is padded, so nothing counts twice.
+    """
+    if not dist.is_initialized():
+        return torch.arange(len(depths), device=depths.device)
+    order = torch.argsort(depths, descending=True, stable=True)
+    return order[dist.get_rank() :: dist.get_world_size()]
 
 
 def _block_values(
@@ -175,17 +237,17 @@ def _block_values(
     lines: list[Tensor] = []
     for metric in metrics:
         if metric == "recall":
-            lines += [recall_at_k.compute(block.hits, k) for k in ks]
+            lines += [recall_at_k(block.hits, k) for k in ks]
         elif metric == "precision":
-            lines += [precision_at_k.compute(block.hits, k) for k in ks]
+            lines += [precision_at_k(block.hits, k) for k in ks]
         elif metric == "ndcg":
-            lines += [ndcg_at_k.compute(block.hits, relevant, k) for k in ks]
+            lines += [ndcg_at_k(block.hits, relevant, k) for k in ks]
         elif metric == "map@r":
-            lines.append(map_at_r.compute(block.hits, relevant))
+            lines.append(map_at_r(block.hits, relevant))
         elif metric == "r_precision":
-            lines.append(r_precision.compute(block.hits, relevant))
+            lines.append(r_precision(block.hits, relevant))
         else:
-            lines.append(mrr.compute(_first_match(block, engine)))
+            lines.append(_first_match(block, engine).double().reciprocal())
     return torch.stack([*lines, block.tied.double()])
 
 
@@ -199,11 +261,10 @@ def _first_match(block: Ranking, engine: NeighbourEngine) -> Tensor:
 
 
 def _names(ks: Sequence[int], metrics: Sequence[Metric]) -> list[str]:
-    with_depth = {"recall", "precision", "ndcg"}
     return [
         name
         for metric in metrics
-        for name in ([f"{metric}@{k}" for k in ks] if metric in with_depth else [metric])
+        for name in ([f"{metric}@{k}" for k in ks] if metric in WITH_DEPTH else [metric])
     ]
 
 

@@ -39,6 +39,17 @@ class ImageError(InputError):
     """An image that cannot be used: unreadable, not an image, truncated, or over a limit."""
 
 
+class EncodedImage(bytes):
+    """The encoded bytes of one image that several are to see: `decode_image` decodes them once for all.
+
+    A JPEG is decoded once for each of its scales, and once for each colour mode, that is asked for.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        del content
+        self.decoded: dict[tuple[str, tuple[int, int]], Image.Image] = {}
+
+
 @dataclass(frozen=True)
 class DecodeLimits:
     """What is refused before any decoding happens.
@@ -152,7 +163,11 @@ def decode_image(
             )
         if at_least is not None and image.format == "JPEG":
             image.draft(mode, (at_least, at_least))
+        decoded = content.decoded if isinstance(content, EncodedImage) else {}
+        form = (image.mode, image.size)
+        image = decoded.get(form, image)
         image.load()
+        decoded[form] = image
         return upright(image, mode, white_level)
     except ImageError:
         raise

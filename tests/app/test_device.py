@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from app.cli import main
-from app.evaluate.measure import Options
-from app.evaluate.models import Candidate, load_candidates
+from app.evaluation.evaluated_models import EvaluatedModel, load_models
+from app.evaluation.measure import Options
 from app.outcome import show_outcome
 from data.datamodule import ImageDataModule
 from models.errors import InputError
@@ -39,7 +39,7 @@ def test_a_checkpoint_goes_to_the_device_that_is_named(fit_options: list[str], t
     assert main([*fit_options, "--trainer.max_steps=1", "--compare=false"]) == 0
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     # A device that every machine has beside the CPU.
-    assert load_candidates([], [checkpoint], "meta")[0].model.device.type == "meta"
+    assert load_models([], [checkpoint], "meta")[0].bundle.device.type == "meta"
 
 
 def test_a_runs_last_table_is_measured_where_it_was_trained(
@@ -51,8 +51,8 @@ def test_a_runs_last_table_is_measured_where_it_was_trained(
         trained_on.append(arguments[-1])
         show_outcome(*arguments[:-1], "meta")
 
-    def note(candidates: Sequence[Candidate], *, options: Options, **_: Any) -> None:
-        measured_on.extend([options.device, *(candidate.model.device.type for candidate in candidates)])
+    def note(models: Sequence[EvaluatedModel], *_: Any, options: Options, **__: Any) -> None:
+        measured_on.extend([options.device, *(model.bundle.device.type for model in models)])
         raise InputError("that is enough")
 
     monkeypatch.setattr("app.outcome.show_outcome", elsewhere)

@@ -1,7 +1,10 @@
 """The command on a small set of drawn images and on saved embeddings of several formats."""
 
+import csv
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from app.evaluate import evaluate
-from app.evaluate.embedding_files import load_embeddings
-from app.evaluate.pairs import read_pairs
-from app.evaluate.sizes import parse_size
+from app.commands.evaluate import evaluate
+from app.evaluation.embedding_files import load_embeddings
+from app.evaluation.pairs import read_pairs
+from app.memory import parse_size
+from data.sources import open_source
 from models.bundle import Bundle
 from models.errors import InputError
 from models.metrics import retrieval_metrics
@@ -67,6 +71,13 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
+def embedded(bundle: Path, images: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What a bundle makes of the images that are not broken, and their labels."""
+    table = open_source(str(images)).table()
+    rows = [row for row in range(len(table)) if "broken" not in table.name(row)]
+    return Bundle.load(bundle, "cpu").embed(table.read(row) for row in rows), table.labels[rows]
+
+
 def test_bundle_beside_its_baselines(images: Path, bundle: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     assert evaluate(bundle=[bundle], data=str(images), split="all", out=out, rerank=True, index=["Flat"]) == 0
@@ -83,13 +94,27 @@ def test_bundle_beside_its_baselines(images: Path, bundle: Path, tmp_path: Path,
     for model in found["models"]:
         low, high = model["intervals_95"]["recall@1"]
         assert low <= model["metrics"]["recall@1"] <= high
-    assert found["models"][0]["reranked"]["recall@1"] >= 0
+    vectors, labels = embedded(bundle, images)
+    for kind, rerank in (("metrics", False), ("reranked", True)):
+        wanted = retrieval_metrics(vectors, labels, rerank=rerank)
+        shown = found["models"][0][kind]
+        assert {name: shown[name] for name in wanted} == pytest.approx(wanted)
     assert found["index"][0]["recall@10"] == 1
     assert {"command", "versions", "seed"} <= found.keys()
-    assert (out / "report.html").read_text().startswith("<!doctype html>") or "<html" in (
-        out / "report.html"
-    ).read_text()
-    assert (out / "models.csv").read_text().startswith("model,recall@1")
+    report = (out / "report.html").read_text()
+    assert report.lstrip().startswith("<!doctype html>")
+    assert report.rstrip().endswith("</html>")
+    for told in (
+        "<title>Evaluation of run</title>",
+        "colour histogram",
+        "stripe_5",
+        "data:image/jpeg;base64",
+    ):
+        assert told in report
+    rows = list(csv.DictReader((out / "models.csv").read_text().splitlines()))
+    assert [row["model"] for row in rows] == [model["name"] for model in found["models"]]
+    for row, model in zip(rows, found["models"], strict=True):
+        assert float(row["recall@1"]) == model["metrics"]["recall@1"]
     assert len((out / "classes.csv").read_text().splitlines()) == CLASSES + 1
     shown = capsys.readouterr().out
     assert "recall@1" in shown
@@ -100,8 +125,12 @@ def test_thresholds_reach_the_bundle(images: Path, bundle: Path, tmp_path: Path)
     evaluate(bundle=[bundle], data=str(images), split="all", out=tmp_path / "out", report=False)
     model = Bundle.load(bundle)
     assert set(model.thresholds) == {"0.1"}  # 960 different pairs hold too few false accepts at 0.01
-    assert -1 <= model.thresholds["0.1"] <= 1
-    assert model.info["evaluation"]["metrics"]["recall@1"] > 0
+    vectors, labels = embedded(bundle, images)
+    accepted = (vectors @ vectors.T >= model.thresholds["0.1"])[labels[:, None] != labels]
+    assert 0.09 < accepted.mean() <= 0.1
+    assert model.info["evaluation"]["metrics"]["recall@1"] == pytest.approx(
+        retrieval_metrics(vectors, labels)["recall@1"]
+    )
     low, high = (model.info["calibration"][0][end] for end in ("low", "high"))
     assert low <= model.thresholds["0.1"] <= high
 
@@ -236,3 +265,24 @@ def test_pairs_of_images(images: Path, bundle: Path, tmp_path: Path) -> None:
     assert found["missing_pairs"] == 1
     assert found["raw pixels"]["accuracy"] == 1
     assert found["raw pixels"]["auc"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--help"], "--fail-under"),
+        ([], "nothing to evaluate"),
+        (["--data=x", "--memory=lots"], "is no size"),
+    ],
+)
+def test_help_and_unusable_arguments_load_nothing(arguments: list[str], told: str, tmp_path: Path) -> None:
+    heavy = ("faiss", "lightning", "matplotlib", "numpy", "PIL", "pyarrow", "sklearn", "torch", "torchvision")
+    code = (
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\nfrom app.cli import main\n"
+        f"main(['evaluate', *{arguments!r}])\nassert not {{*{heavy!r}}} & {{*sys.modules}}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout + done.stderr

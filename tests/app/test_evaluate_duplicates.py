@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.evaluate import evaluate
-from app.evaluate.duplicates import count_duplicates, first_copies, without_duplicates
-from app.evaluate.images import ImageSet
+from app.commands.evaluate import evaluate
+from app.evaluation.duplicates import count_duplicates, first_copies, without_duplicates
+from app.evaluation.evaluation_set import EvaluationSet
 from data.sources import open_source
 from data.table import ImageTable, join_tables
 from models.errors import InputError
@@ -128,14 +128,14 @@ def test_a_file_and_a_member_of_an_archive_are_compared(tmp_path: Path) -> None:
         archive.writestr("a/other.bmp", noise(2))
     table = join_tables([open_source(str(path)).table() for path in (folder.parent, tmp_path / "b.zip")])
     (folder / "missing.bmp").unlink()
-    found = first_copies(ImageSet(table, "", "all", None))
+    found = first_copies(EvaluationSet.of_images(table, "", "all", None))
     first = {table.name(row): int(copy) for row, copy in enumerate(found)}
     assert first["a/packed.bmp"] == first["a/plain.bmp"]
     assert len(set(first.values())) == 3
 
 
 @st.composite
-def sets(draw: st.DrawFn) -> tuple[ImageSet, np.ndarray]:
+def sets(draw: st.DrawFn) -> tuple[EvaluationSet, np.ndarray]:
     """Images by their content, with or without a protocol; one image may be a query and in the gallery."""
     content = draw(st.lists(st.integers(0, 5), min_size=2, max_size=15))
     labels = draw(st.lists(st.integers(0, 2), min_size=len(content), max_size=len(content)))
@@ -145,17 +145,17 @@ def sets(draw: st.DrawFn) -> tuple[ImageSet, np.ndarray]:
     queries, gallery = draw(st.just((None, None)) | st.tuples(sides, sides))
     first = np.array([content.index(value) for value in content])
     if queries is None:
-        return ImageSet(table, "set", "all", None), first
-    return ImageSet(table, "set", "all", None, np.array(queries), np.array(gallery)), first
+        return EvaluationSet.of_images(table, "set", "all", None), first
+    return EvaluationSet.of_images(table, "set", "all", None, np.array(queries), np.array(gallery)), first
 
 
-def contents(images: ImageSet, first: np.ndarray, rows: np.ndarray | None) -> Sequence[int]:
-    kept = [int(images.table.name(row)) for row in (range(len(images.table)) if rows is None else rows)]
+def contents(images: EvaluationSet, first: np.ndarray, rows: np.ndarray | None) -> Sequence[int]:
+    kept = [int(images.images.name(row)) for row in (range(len(images.images)) if rows is None else rows)]
     return [int(first[row]) for row in kept]
 
 
 @given(sets())
-def test_each_content_is_left_once_and_none_is_lost(drawn: tuple[ImageSet, np.ndarray]) -> None:
+def test_each_content_is_left_once_and_none_is_lost(drawn: tuple[EvaluationSet, np.ndarray]) -> None:
     images, first = drawn
     before = count_duplicates(images, first)
     asked, shown = (contents(images, first, side) for side in (images.queries, images.gallery))
@@ -168,7 +168,7 @@ def test_each_content_is_left_once_and_none_is_lost(drawn: tuple[ImageSet, np.nd
                 without_duplicates(images, first)
             return
     left, good = without_duplicates(images, first)
-    assert len(left.table) == good.sum()
+    assert len(left.images) == good.sum()
     queries, gallery = (contents(left, first, side) for side in (left.queries, left.gallery))
     assert sorted(queries) == sorted(set(asked))
     assert sorted(gallery) == sorted(set(shown) if images.queries is None else set(shown) - set(asked))

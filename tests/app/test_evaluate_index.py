@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from app.commands.index import tune
-from app.evaluate.ann import measure_store
-from app.evaluate.index_figures import build, exact_neighbours, figures
+from app.evaluation.index_recall import build, exact_neighbours, measure_search, measure_store
 from app.tune import candidates, tune_vectors
 from models.errors import InputError
 from serve.store.collection import FaissStore
@@ -27,11 +26,11 @@ def test_flat_finds_all_and_a_blind_index_nothing() -> None:
     truth = exact_neighbours(vectors, 100, seed=0)
     flat, seconds = build("Flat", vectors)
     about = {"index": "x", "parameters": "", "bytes": 0, "build_seconds": seconds}
-    found = figures(lambda q, k: flat.search(q, k)[1], truth, **about)
+    found = measure_search(lambda q, k: flat.search(q, k)[1], truth, **about)
     assert (found.recall_at_1, found.recall_at_10) == (1, 1)
-    blind = figures(lambda q, k: np.full((len(q), k), -1), truth, **about)
+    blind = measure_search(lambda q, k: np.full((len(q), k), -1), truth, **about)
     assert (blind.recall_at_1, blind.recall_at_10) == (0, 0)
-    half = figures(lambda q, k: np.where(np.arange(k) < 6, flat.search(q, k)[1], -1), truth, **about)
+    half = measure_search(lambda q, k: np.where(np.arange(k) < 6, flat.search(q, k)[1], -1), truth, **about)
     assert half.recall_at_10 == pytest.approx(0.5)
 
 
@@ -39,7 +38,7 @@ def test_duplicates_are_as_good_as_each_other() -> None:
     vectors = np.repeat(unit_vectors(40), 30, axis=0)
     truth = exact_neighbours(vectors, 50, seed=0)
     flat, _ = build("Flat", vectors)
-    found = figures(
+    found = measure_search(
         lambda q, k: flat.search(q, k)[1][:, ::-1],
         truth,
         index="x",
@@ -53,7 +52,9 @@ def test_duplicates_are_as_good_as_each_other() -> None:
 def test_settings_of_faiss_are_put_back() -> None:
     threads, blas = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
     exact = exact_neighbours(unit_vectors(200), 20, seed=0)
-    figures(lambda q, k: np.full((len(q), k), -1), exact, index="", parameters="", bytes=0, build_seconds=0.0)
+    measure_search(
+        lambda q, k: np.full((len(q), k), -1), exact, index="", parameters="", bytes=0, build_seconds=0.0
+    )
     assert (faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold) == (threads, blas)
 
 
@@ -82,7 +83,11 @@ def test_command_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureF
     np.save(tmp_path / "vectors.npy", unit_vectors(600))
     tune(embeddings=tmp_path / "vectors.npy", queries=50, out=tmp_path / "tuned.json")
     assert "choose --index-type" in capsys.readouterr().out
-    assert '"recall@10"' in (tmp_path / "tuned.json").read_text()
+    tuned = json.loads((tmp_path / "tuned.json").read_text())
+    assert tuned["chosen"] in tuned["measured"]
+    assert tuned["chosen"]["recall@10"] >= 0.99
+    flat = next(entry for entry in tuned["measured"] if entry["index"] == "Flat")
+    assert (flat["recall@1"], flat["recall@10"]) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from app.baselines import centred, raw_pixels
-from app.evaluate import evaluate
-from app.evaluate.images import select_images
+from app.commands.evaluate import evaluate
+from app.evaluation.baselines import centred, raw_pixels
+from app.evaluation.evaluation_set import select_images
 
 
 def reference_accuracy(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray) -> float:
@@ -61,7 +61,7 @@ def test_pairs_equal_a_reference_with_scikit_learn(faces: Path, tmp_path: Path) 
     official = tmp_path / "pairs.txt"
     official_layout(rows, official)
 
-    table = select_images(str(faces / "lfw_faces_96.zip"), "test", None, None).table
+    table = select_images(str(faces / "lfw_faces_96.zip"), "test").images
     opened = [Image.open(io.BytesIO(table.read(row))) for row in range(len(table))]
     pixels = centred(np.stack([raw_pixels(image) for image in opened])).astype(float)
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)

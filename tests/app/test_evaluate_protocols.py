@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from app.cli import main
-from app.evaluate import evaluate
+from app.commands.evaluate import evaluate
 from data.seen_classes import pack_classes
 from data.sources import open_source
 from data.splits import SplitSettings

@@ -178,7 +178,7 @@ def test_broken_images_are_named_and_skipped(
         (["--model.normalization=nothing"], "normalization"),
         (["--model.backbone=resnet19"], "resnet19"),
         (['--model.backbone_args={"num_pools": 9}'], "num_pools is 0 to 4"),
-        (['--model.views=[{"degrees": 400}]'], "degrees"),
+        (['--model.tta=[{"degrees": 400}]'], "degrees"),
         (["--trainer.max_epochs=many"], "max_epochs"),
         (["--ckpt_path=last"], "no such checkpoint"),
         (["--monitor=test/recall@1"], "leak"),
@@ -221,10 +221,15 @@ def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert "backbone: timm.tf_efficientnet_lite0" in capsys.readouterr().out
 
 
-def test_bundle_info_is_plain_json(fit_options: list[str], tmp_path: Path) -> None:
+def test_bundle_info_is_plain_json(fit_options: list[str], image_folder: Path, tmp_path: Path) -> None:
     assert main(fit_options) == 0
-    info = json.loads((tmp_path / "run" / "bundle" / "bundle.json").read_text())["info"]
-    assert info["metrics"]["val/recall@1"] >= 0
+    bundle = tmp_path / "run" / "bundle"
+    info = json.loads((bundle / "bundle.json").read_text())["info"]
+    options = [f"--data={image_folder}", "--split=val", f"--out={tmp_path / 'out'}", "--no-report"]
+    assert main(["evaluate", f"--bundle={bundle}", "--no-calibrate", *options]) == 0
+    measured = json.loads((tmp_path / "out" / "results.json").read_text())["models"][0]["metrics"]
+    for name in ("recall@1", "map@r"):
+        assert info["metrics"][f"val/{name}"] == pytest.approx(measured[name], abs=1e-6)
 
 
 def test_a_network_of_timm_goes_all_the_way(fit_options: list[str], tmp_path: Path) -> None:

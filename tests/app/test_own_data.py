@@ -19,6 +19,7 @@ from app.cli import main
 from app.export import bundle_from_checkpoint, bundle_from_module
 from models.bundle import Bundle
 from models.errors import InputError
+from models.metrics import retrieval_metrics
 from models.module import MetricLearner
 from models.preprocess import Preprocess
 
@@ -64,9 +65,11 @@ def test_an_image_folder_trains_and_becomes_a_bundle(
     assert run.callback_metrics["train/loss"].isfinite()
     assert model.validated is not None
     assert model.validated[2].tolist() == list(range(24))
-    assert 0 <= run.test(model, complete, verbose=False)[0]["test/recall@1"] <= 1
+    tested = run.test(model, complete, verbose=False)[0]["test/recall@1"]
     predicted = run.predict(model, complete)
     assert predicted is not None
+    vectors = torch.cat([batch["embedding"] for batch in predicted])  # type: ignore[index]
+    assert tested == pytest.approx(retrieval_metrics(vectors, folder.targets)["recall@1"])
     assert torch.cat([batch["index"] for batch in predicted]).tolist() == list(range(24))  # type: ignore[index]
     assert torch.cat([batch["label"] for batch in predicted]).tolist() == folder.targets  # type: ignore[index]
     expected = torch.cat([batch["embedding"] for batch in predicted]).numpy()  # type: ignore[index]

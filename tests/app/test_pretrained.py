@@ -13,7 +13,7 @@ import yaml
 from lightning import Trainer
 
 from app.cli import main
-from app.evaluate.models import Candidate, pretrained_twins
+from app.evaluation.baselines import pretrained_twins
 from data.datamodule import ImageDataModule
 from models.bundle import Bundle
 from models.errors import InputError
@@ -153,7 +153,7 @@ def test_a_transformer_is_built_for_the_images_size(tmp_path: Path) -> None:
     assert bundle.architecture.backbone_args == {"img_size": 64}
     again = Bundle.load(bundle.save(tmp_path / "bundle"), "cpu")
     assert again.embed_pixels(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 64)
-    assert pretrained_twins([Candidate("vit", again, None)]) == ([], [])
+    assert pretrained_twins([again]) == ([], [])
 
 
 def test_two_models_that_began_alike_share_the_baseline(tiny_weights: Path) -> None:
@@ -164,7 +164,7 @@ def test_two_models_that_began_alike_share_the_baseline(tiny_weights: Path) -> N
         )
         for _ in range(2)
     ]
-    twins, notes = pretrained_twins([Candidate(str(n), model, None) for n, model in enumerate(models)])
+    twins, notes = pretrained_twins(models)
     assert [twin.name for twin in twins] == [PRETRAINED]
     assert not notes
 

@@ -10,7 +10,7 @@ import torch
 from starlette.testclient import TestClient
 
 from app.cli import main
-from app.evaluate import evaluate
+from app.commands.evaluate import evaluate
 from data.datamodule import ImageDataModule
 from models.bundle import Bundle
 from models.errors import InputError

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.evaluate.measure import Options, Subject, measure
-from app.evaluate.models import Embedded
-from app.evaluate.results import as_json
-from app.evaluate.run import Evaluation
+from app.evaluation.evaluated_models import EvaluatedModel
+from app.evaluation.evaluation import Evaluation
+from app.evaluation.evaluation_set import EvaluationSet
+from app.evaluation.measure import Options, measure
+from app.evaluation.results import as_json
 from app.reports import write_report
 from app.reports.charts import Axis, Series, histogram_chart, line_chart
 from app.reports.findings import class_recalls, confusions, near_duplicates, slices, suspects
@@ -36,29 +37,30 @@ def evaluation(*, hard: bool = True) -> Evaluation:
         "size": rng.normal(size=len(labels)),
         "id": np.arange(len(labels)).astype(str),
     }
-    subject = Subject(labels, names, columns=columns)
-    options = Options()
+    items = EvaluationSet(labels, names, columns=columns)
     models = [
-        measure(Embedded("network", vectors, False, {}), subject, options, calibrated=True),
-        measure(Embedded("noise", rng.normal(size=(len(labels), 4)), True, {}), subject, options),
+        EvaluatedModel("network", vectors=vectors),
+        EvaluatedModel("noise", baseline=True, vectors=rng.normal(size=(len(labels), 4))),
     ]
-    return Evaluation(models, subject, None, ["broken.png: no image"], options, ["A note with <tags>."])
+    for model in models:
+        measure(model, items, Options(), calibrated=not model.baseline)
+    return Evaluation(models, items, Options(), ["broken.png: no image"], ["A note with <tags>."])
 
 
 def test_findings_name_what_was_planted() -> None:
     found = evaluation()
-    model, subject = found.models[0], found.subject
-    worst = confusions(model, subject)[0]
+    model, items = found.models[0], found.items
+    worst = confusions(model, items)[0]
     assert (worst.first, worst.second) == (0, 1)
-    assert (CLASSES * EACH - 1, 3) in [(item.row, item.neighbours) for item in suspects(model, subject)]
-    count, pairs = near_duplicates([model], subject)
-    assert count >= 1
+    assert (CLASSES * EACH - 1, 3) in [(item.row, item.neighbours) for item in suspects(model, items)]
+    count, pairs = near_duplicates([model], items)
+    assert count == 1
     assert (20, 21) in [(pair.first, pair.second) for pair in pairs]
-    labels, recalls, counts = class_recalls(model, subject)
+    labels, recalls, counts = class_recalls(model, items)
     assert {0, 1} <= set(labels[:4].tolist())
     assert recalls[0] < recalls[-1] == 1
     assert counts.sum() == CLASSES * EACH
-    parts = slices(model, subject)
+    parts = slices(model, items)
     assert [part.value for part in parts if part.column == "shade"] == ["0", "1", "2"]
     assert len([part for part in parts if part.column == "size"]) == 4
     assert not [part for part in parts if part.column == "id"]

@@ -51,7 +51,7 @@ class ProbeWithViews(Probe):
         assert self.training
         return super().forward(images)
 
-    def single_view(self, images: torch.Tensor) -> torch.Tensor:
+    def without_tta(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images)
 
 

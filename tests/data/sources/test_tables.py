@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from app.evaluate.pairs import read_pairs
+from app.evaluation.pairs import read_pairs
 from data.csv_file import read_csv
 from data.sources import IdentitySource, ListingSource
 from data.table import ImageTable

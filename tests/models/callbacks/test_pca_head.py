@@ -41,7 +41,7 @@ def train(
     options: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "logger": False}
     options |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     seed_everything(0)
-    model = model or MetricLearner(**TINY, views=VIEWS)
+    model = model or MetricLearner(**TINY, tta=VIEWS)
     Trainer(default_root_dir=folder, callbacks=[*callbacks], **(options | values)).fit(model, data)
     return model
 
@@ -101,7 +101,7 @@ def test_validation_has_the_fitted_head_over_the_averaged_weights(
         images = torch.cat([batch["image"] for batch in data.val_dataloader()])
         projection = fitted_projection(sample, network.head.weight, 0.25)
         expected = 0
-        for view in (images, *(view(images) for view in model.architecture.views)):
+        for view in (images, *(view(images) for view in model.architecture.tta)):
             expected = expected + normalize(linear(network.features(view), projection))
     assert model.validated is not None
     assert torch.allclose(model.validated[0], normalize(expected), atol=1e-4)

@@ -32,9 +32,12 @@ def test_gap_is_zero_without_batch_statistics_and_positive_with_them() -> None:
     images = torch.randn(8, 1, 16, 16) * 3 + 2
     for kind, expected in (("group", 0.0), ("batch", None)):
         network = EmbeddingNetwork(Architecture("conv4", {"width": 8}, kind, in_channels=1, embedding_dim=8))
+        network.head.eval()  # as a part is that is frozen
         with torch.no_grad():
             gap = float(embedding_gap(network, images, network(images)))
         assert network.training
+        assert network.backbone.training
+        assert not network.head.training
         if expected is None:
             assert gap > 0.01
         else:

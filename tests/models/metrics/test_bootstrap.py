@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.metrics.bootstrap import intervals, paired_difference
+from models.metrics.bootstrap import intervals, sample_of_classes
 
 
 def test_width_matches_theory_for_independent_queries() -> None:
@@ -32,6 +32,10 @@ def test_one_class_falls_back_to_queries() -> None:
     assert low < 0.5 < high
 
 
-def test_paired_difference_of_equal_models_is_zero() -> None:
-    values = torch.rand(50, dtype=torch.float64)
-    assert paired_difference(values, values, torch.arange(50) // 5) == (0, 0)
+def test_a_sample_holds_whole_classes() -> None:
+    codes = torch.arange(300) % 30
+    rows = sample_of_classes(codes, 100, seed=1)
+    assert len(rows) == 100
+    assert set(torch.bincount(codes[rows], minlength=30).tolist()) == {0, 10}
+    assert sample_of_classes(codes, 300, seed=1).tolist() == list(range(300))
+    assert len(sample_of_classes(codes, 5, seed=1)) == 20  # two classes at least

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InputError
-from models.metrics.few_shot import Episodes, FewShot, compute, draw_episodes, few_shot_accuracy
+from models.metrics.few_shot import Episodes, FewShot, draw_episodes, episode_accuracies, few_shot_accuracy
 
 
 def naive(vectors: np.ndarray, episodes: Episodes) -> list[float]:
@@ -44,7 +44,7 @@ def test_equals_the_naive_twin(seed: int, n_way: int, shots: int, queries: int, 
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors.astype(np.float32)
     episodes = draw_episodes(labels, FewShot(n_way, shots, 5, queries), seed=seed)
-    found = compute(torch.from_numpy(vectors), episodes)
+    found = episode_accuracies(torch.from_numpy(vectors), episodes)
     assert found.tolist() == pytest.approx(naive(vectors.astype(np.float64), episodes), abs=1e-9)
 
 

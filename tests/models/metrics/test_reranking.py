@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.metrics import retrieval_metrics
-from models.metrics.reranking import AGREEMENT, EXPANSION, NEIGHBOURS, PLAIN_SHARE
+from models.metrics.reranking import AGREEMENT, EXPANSION, NEIGHBOURS, PLAIN_WEIGHT
 
 
 def direct_scores(unit: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def direct_scores(unit: np.ndarray) -> np.ndarray:
         encoded[item] /= encoded[item].sum()
     encoded = np.stack([encoded[order[item, :EXPANSION]].mean(axis=0) for item in range(len(unit))])
     overlap = np.minimum(encoded[:, None], encoded[None]).sum(axis=2)
-    return -(1 - PLAIN_SHARE) * (1 - overlap / (2 - overlap)) - PLAIN_SHARE * distance
+    return -(1 - PLAIN_WEIGHT) * (1 - overlap / (2 - overlap)) - PLAIN_WEIGHT * distance
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 
 from models.errors import InputError
-from models.metrics import all_pairs_metrics, calibrate, pair_histogram, roc, tar_at_far, verification_metrics
+from models.metrics import all_pairs_metrics, calibrate, pair_histogram, verification, verification_metrics
 
 
 def scores_and_kinds(seed: int, size: int, *, coarse: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -24,14 +24,16 @@ def scores_and_kinds(seed: int, size: int, *, coarse: bool) -> tuple[np.ndarray,
 @given(seed=st.integers(0, 10_000), size=st.integers(2, 200), coarse=st.booleans())
 def test_roc_and_auc_equal_scikit_learn(seed: int, size: int, coarse: bool) -> None:
     scores, same = scores_and_kinds(seed, size, coarse=coarse)
-    curve = roc.compute(scores, same)
+    curve = verification.roc_curve(scores, same)
     far, tar, thresholds = roc_curve(same, scores, drop_intermediate=False)
     np.testing.assert_allclose(curve.far, far)
     np.testing.assert_allclose(curve.tar, tar)
     np.testing.assert_array_equal(curve.thresholds, thresholds)
     found = verification_metrics(scores, same)
     assert found["auc"] == pytest.approx(roc_auc_score(same, scores), abs=1e-12)
-    assert found["tar@far=0.1"] == pytest.approx(tar[far <= 0.1].max()) if "tar@far=0.1" in found else True
+    assert ("tar@far=0.1" in found) == ((~same).sum() >= 10)
+    if "tar@far=0.1" in found:
+        assert found["tar@far=0.1"] == pytest.approx(tar[far <= 0.1].max())
     # The equal error rate lies between the two errors at the thresholds around the crossing.
     worst = np.maximum(far, 1 - tar)
     assert found["eer"] <= worst.min() + 1e-12
@@ -52,8 +54,8 @@ def test_fold_accuracy_equals_a_reference_with_scikit_learn() -> None:
 
 
 def test_rates_that_the_pairs_cannot_show_are_left_out() -> None:
-    curve = roc.compute([0.9, 0.8, 0.1, 0.2], [1, 1, 0, 0])
-    assert math.isnan(tar_at_far.compute(curve, 0.1))
+    curve = verification.roc_curve([0.9, 0.8, 0.1, 0.2], [1, 1, 0, 0])
+    assert math.isnan(verification.tar_at_far(curve, 0.1))
     assert "tar@far=0.1" not in verification_metrics([0.9, 0.8, 0.1, 0.2], [1, 1, 0, 0])
     assert verification_metrics([0.9, 0.8, 0.1, 0.2], [1, 1, 0, 0])["eer"] == 0
 
@@ -85,7 +87,7 @@ def all_pairs(vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
 
 def test_all_pairs_equal_the_list_of_all_pairs() -> None:
     vectors, labels = clustered(60, 9)
-    histogram = pair_histogram.compute(vectors, labels)
+    histogram = pair_histogram(vectors, labels)
     similarity, same = all_pairs(vectors, labels)
     assert (histogram.same.sum(), histogram.different.sum()) == (same.sum(), (~same).sum())
     found, wanted = all_pairs_metrics(histogram), verification_metrics(similarity, same)

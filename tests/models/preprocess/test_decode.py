@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.preprocess import DecodeLimits, ImageError, decode_image, read_limited
+from models.preprocess import DecodeLimits, EncodedImage, ImageError, decode_image, read_limited
 
 LIMITS = DecodeLimits()
 
@@ -139,3 +139,36 @@ def test_corrupted_bytes_decode_or_raise_image_error(noise: bytes, position: int
     except ImageError as error:
         message = str(error)
     assert "\n" not in message
+
+
+@given(
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    form=st.sampled_from([("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("GIF", "P")]),
+    orientation=st.integers(1, 8),
+    wanted=st.lists(
+        st.tuples(st.sampled_from(["RGB", "L"]), st.none() | st.integers(1, 100)), min_size=2, max_size=6
+    ),
+)
+def test_an_image_for_several_is_what_each_would_decode(
+    size: tuple[int, int], form: tuple[str, str], orientation: int, wanted: list
+) -> None:
+    kind, mode = form
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif} if kind == "JPEG" else {}
+    content = encoded(gradient(*size).convert(mode), kind, **options)
+    shared = EncodedImage(content)
+    for mode, at_least in wanted:
+        found = decode_image(shared, mode, LIMITS, at_least=at_least)
+        alone = decode_image(content, mode, LIMITS, at_least=at_least)
+        assert (found.mode, found.size) == (alone.mode, alone.size)
+        assert found.tobytes() == alone.tobytes()
+        found.paste(0, (0, 0, *found.size))  # what one does with it, no other sees
+    assert len(shared.decoded) <= len({*wanted})
+
+
+def test_a_broken_image_for_several_is_refused_each_time() -> None:
+    shared = EncodedImage(encoded(gradient(), "JPEG")[:400])
+    for _ in range(2):
+        with pytest.raises(ImageError, match="broken or truncated"):
+            decode_image(shared, "RGB", LIMITS)

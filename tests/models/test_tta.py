@@ -1,4 +1,4 @@
-"""Views: what they do to an image, and what a network with them gives."""
+"""Test-time augmentation: what views do to an image, and what a network with them gives."""
 
 import importlib.util
 import json
@@ -11,13 +11,14 @@ from PIL import Image
 from torch.nn import functional
 
 from models.bundle import Bundle
+from models.bundle_files import fingerprint_of
 from models.callbacks.embedding_gap import embedding_gap
 from models.errors import InputError
 from models.inference import OnnxRunner, folded, to_onnx
 from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
-from models.views import View, as_views
+from models.tta import View, as_views
 
 TURNS = ({"degrees": 12.0}, {"degrees": -12.0, "mirror": True})
 
@@ -25,7 +26,7 @@ TURNS = ({"degrees": 12.0}, {"degrees": -12.0, "mirror": True})
 def network(views: object = TURNS) -> EmbeddingNetwork:
     torch.manual_seed(0)
     plain = Architecture(backbone_args={"width": 4}, in_channels=1, embedding_dim=8)
-    made = EmbeddingNetwork(Architecture.from_dict({**plain.to_dict(), "views": views}))
+    made = EmbeddingNetwork(Architecture.from_dict({**plain.to_dict(), "tta": views}))
     for _ in range(3):
         made.train()(torch.randn(8, 1, 24, 24) * 2 + 1)
     return made.eval()
@@ -56,7 +57,7 @@ def test_a_turn_is_that_of_pillow(degrees: float, shape: tuple[int, int]) -> Non
     "views", [[{"degrees": 200}], [{}], [{"degrees": 0}], [{"angle": 3}], [{"degrees": "much"}]]
 )
 def test_unusable_views_are_named(views: list[dict[str, object]]) -> None:
-    with pytest.raises(InputError, match="views"):
+    with pytest.raises(InputError, match="tta"):
         as_views(views)
 
 
@@ -68,24 +69,24 @@ def test_an_embedding_is_the_mean_over_the_views_in_evaluation_alone() -> None:
         expected = functional.normalize(sum(plain(each) for each in seen), dim=1)
         torch.testing.assert_close(with_views(images), expected)
         assert not torch.allclose(with_views(images), plain(images), atol=1e-3)
-        torch.testing.assert_close(with_views.single_view(images), plain(images))
+        torch.testing.assert_close(with_views.without_tta(images), plain(images))
         assert torch.equal(with_views.train()(images), plain.train()(images))
 
 
 def test_the_gap_is_measured_without_views() -> None:
     torch.manual_seed(0)
-    architecture = Architecture(normalization="group", in_channels=1, views=as_views(TURNS))
+    architecture = Architecture(normalization="group", in_channels=1, tta=as_views(TURNS))
     grouped, images = EmbeddingNetwork(architecture), torch.randn(4, 1, 24, 24)
-    embeddings = grouped.single_view(images)
-    assert float(embedding_gap(grouped, images, embeddings, grouped.single_view)) == pytest.approx(
+    embeddings = grouped.without_tta(images)
+    assert float(embedding_gap(grouped, images, embeddings, grouped.without_tta)) == pytest.approx(
         0, abs=1e-6
     )
     assert float(embedding_gap(grouped, images, embeddings)) > 1e-4
 
 
 def test_views_travel_in_the_bundle_and_old_bundles_keep_their_fingerprint(tmp_path: Path) -> None:
-    assert "views" not in Architecture().to_dict()
-    architecture = Architecture(backbone_args={"width": 4}, in_channels=1, views=as_views(TURNS))
+    assert not {"tta", "views"} & Architecture().to_dict().keys()
+    architecture = Architecture(backbone_args={"width": 4}, in_channels=1, tta=as_views(TURNS))
     assert Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))) == architecture
     made, preprocess = EmbeddingNetwork(architecture).eval(), Preprocess(size=24, mode="L")
     folder = Bundle(made, architecture, preprocess).save(tmp_path / "bundle")
@@ -96,9 +97,25 @@ def test_views_travel_in_the_bundle_and_old_bundles_keep_their_fingerprint(tmp_p
         torch.testing.assert_close(folded(loaded.network)(images), made(images), rtol=0, atol=1e-5)
 
 
+def test_the_former_name_is_accepted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bundles and checkpoints from when it was called views load, with the same fingerprint."""
+    architecture = Architecture(tta=(View(12.0), View(mirror=True)))
+    former = architecture.to_dict()
+    former["views"] = former.pop("tta")
+    assert Architecture.from_dict(former) == architecture
+    assert fingerprint_of({}, architecture, Preprocess()) == "9fc72ca59d7f6d45"
+    folder = Bundle(EmbeddingNetwork(architecture), architecture, Preprocess()).save(tmp_path / "bundle")
+    manifest = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**manifest, "architecture": former}))
+    assert Bundle.load(folder, "cpu").architecture == architecture
+    model = MetricLearner(backbone_args={"width": 4}, views=[View(mirror=True)])
+    assert model.architecture.tta == (View(mirror=True),)
+    assert [record.message for record in caplog.records if "model.tta" in record.message]
+
+
 def test_a_checkpoint_s_values_make_the_same_module() -> None:
-    model = MetricLearner(backbone_args={"width": 4}, in_channels=1, views=[View(mirror=True)])
-    again = MetricLearner(backbone_args={"width": 4}, in_channels=1, views=model.hparams["views"])
+    model = MetricLearner(backbone_args={"width": 4}, in_channels=1, tta=[View(mirror=True)])
+    again = MetricLearner(backbone_args={"width": 4}, in_channels=1, tta=model.hparams["tta"])
     assert again.architecture == model.architecture
 
 

@@ -1,4 +1,4 @@
-"""Views: small changes of an image under which inference sees it too, and averages."""
+"""Test-time augmentation: inference also sees an image in other views, and averages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ class View:
 
     def __post_init__(self) -> None:
         if not -180 <= self.degrees <= 180:
-            raise InputError(f"views: degrees is −180 to 180, not {self.degrees}")
+            raise InputError(f"tta: degrees is −180 to 180, not {self.degrees}")
         if not self.degrees and not self.mirror:
-            raise InputError("views: a view that changes nothing; the image itself is always seen")
+            raise InputError("tta: a view that changes nothing; the image itself is always seen")
 
     def __call__(self, images: Tensor) -> Tensor:
         """The images as they look in this view; the shape (B, C, H, W) and dtype stay."""
@@ -46,7 +46,7 @@ def as_views(values: Sequence[View | Mapping[str, Any]]) -> tuple[View, ...]:
     try:
         return tuple(value if isinstance(value, View) else View(**value) for value in values)
     except TypeError as error:
-        raise InputError(f"views: {error}") from error
+        raise InputError(f"tta: {error}") from error
 
 
 def _turned(images: Tensor, degrees: float) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.evaluate.run import Evaluation
+from app.evaluation.evaluation import Evaluation
 from data.csv_file import as_flags, read_csv
 from models.errors import InputError
 from models.metrics import pair_similarity, verification_metrics
@@ -94,18 +94,18 @@ def _stem(name: str) -> str:
 
 
 def measure_pairs(path: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """Verification figures of every model over the pairs whose images were evaluated.
+    """Verification metrics of every model over the pairs whose images were evaluated.
 
     Returns:
-        Model name to figures; `missing_pairs` counts pairs with an image outside the evaluated split.
+        Model name to metrics; `missing_pairs` counts pairs with an image outside the evaluated split.
 
     Raises:
         InputError: no images, or none of the pairs is among them.
     """
-    if evaluation.images is None:
+    if evaluation.items.table is None:
         raise InputError("--pairs names images: give --data")
     pairs = read_pairs(path)
-    table = evaluation.images.table
+    table = evaluation.items.table
     place: dict[str, int] = {}
     for row in range(len(table)):
         name = _stem(table.name(row))

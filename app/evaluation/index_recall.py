@@ -1,9 +1,10 @@
-"""What an approximate index loses and gains: recall against exact search, speed, memory, build time."""
+"""What an approximate index, or a store as it stands, loses and gains against exact search on its vectors."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -11,8 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from app.evaluation.evaluation import Evaluation
 from models.errors import InputError
+from models.metrics.inputs import as_unit_vectors
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
 
+QUERIES = 1000
 DEPTH = 10
 SINGLE_QUERIES = 200
 BATCH = 64
@@ -24,14 +30,14 @@ Search = Callable[[Vectors, int], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class IndexFigures:
+class IndexMetrics:
     """Measured on one thread.
 
     Attributes:
         index: factory string, or folder of a store.
         parameters: of the search, in faiss's notation (`nprobe=16`); empty for the defaults.
-        recall_at_1: share of queries whose true nearest neighbour is found first.
-        recall_at_10: mean share of the true 10 nearest that are among the first 10 found.
+        recall_at_1: fraction of queries whose true nearest neighbour is found first.
+        recall_at_10: mean fraction of the true 10 nearest that are among the first 10 found.
         single_qps: queries a second, asked one by one.
         batch_qps: queries a second in batches of 64.
         bytes: size of the index; 0 where it cannot be told.
@@ -135,13 +141,13 @@ def index_bytes(index: Any) -> int:
     return int(faiss.serialize_index(index).nbytes)
 
 
-def figures(search: Search, truth: Truth, **about: Any) -> IndexFigures:
+def measure_search(search: Search, truth: Truth, **about: Any) -> IndexMetrics:
     """Measures recall and speed of a search.
 
     Args:
         search: (queries float32 (n, dim), k) to int64 (n, k) rows of the gallery, -1 for none.
         truth: what it should find.
-        about: the other fields of `IndexFigures`.
+        about: the other fields of `IndexMetrics`.
     """
     queries = truth.queries
     depth = truth.similarity.shape[1]
@@ -152,7 +158,7 @@ def figures(search: Search, truth: Truth, **about: Any) -> IndexFigures:
     similarity = np.einsum("qd,qkd->qk", queries, truth.vectors[np.maximum(found, 0)])
     similarity[found < 0] = -np.inf
     right = similarity >= truth.similarity[:, -1:] - SAME
-    return IndexFigures(
+    return IndexMetrics(
         recall_at_1=float((similarity[:, 0] >= truth.similarity[:, 0] - SAME).mean()),
         recall_at_10=float(right.mean()),
         single_qps=single_qps,
@@ -175,3 +181,59 @@ def _rate(search: Callable[[Vectors], Any], queries: Vectors, batch: int) -> flo
     for at in range(0, len(queries), batch):
         search(queries[at : at + batch])
     return len(queries) / (time.perf_counter() - start)
+
+
+def measure_index(index: str, evaluation: Evaluation) -> dict[str, Any]:
+    """Metrics of one index on the first model's embeddings, or of a store on its own.
+
+    Args:
+        index: a FAISS factory string such as `IVF256,SQ8`, or the folder of a store.
+        evaluation: where the embeddings come from.
+
+    Raises:
+        InputError: neither a store nor a factory string that fits.
+    """
+    if Path(index).is_dir():
+        return measure_store(Path(index), evaluation.options.seed, evaluation.options.device)
+    vectors: Vectors = as_unit_vectors(evaluation.models[0].vectors).numpy()
+    built, seconds = build(index, vectors)
+    truth = exact_neighbours(vectors, QUERIES, evaluation.options.seed)
+    return measure_search(
+        lambda queries, k: built.search(queries, k)[1],
+        truth,
+        index=index,
+        parameters="",
+        bytes=index_bytes(built),
+        build_seconds=seconds,
+    ).to_dict()
+
+
+def measure_store(folder: Path, seed: int, device: str = "auto") -> dict[str, Any]:
+    """Metrics of a store's own search, all its layers included, against exact search of its vectors."""
+    tuning = Tuning(device=device)
+    with FaissStore.open(folder, create=False, read_only=True, tuning=tuning) as store:
+        ids, vectors = store_vectors(store)
+        place = {item: row for row, item in enumerate(ids)}
+
+        def search(queries: Vectors, k: int) -> Any:
+            result = store.search(queries, k, with_metadata=False)
+            rows = np.full((len(queries), k), -1, dtype=np.int64)
+            for line, hits in enumerate(result.hits):
+                rows[line, : len(hits)] = [place[hit.id] for hit in hits]
+            return rows
+
+        truth = exact_neighbours(vectors, QUERIES, seed)
+        found = measure_search(search, truth, index=str(folder), parameters="", bytes=0, build_seconds=0.0)
+        return {**found.to_dict(), "bytes": store.stats().disk_bytes, "factory": store.stats().index}
+
+
+def store_vectors(store: FaissStore) -> tuple[list[str | int], Vectors]:
+    """All ids of a store and their vectors, float32 (N, dim)."""
+    ids: list[str | int] = []
+    vectors: list[Vectors] = []
+    for item in store.scan(with_vectors=True):
+        ids.append(item.id)
+        vectors.append(np.asarray(item.vector, dtype=np.float32))
+    if not vectors:
+        raise InputError("the store is empty; fill it with kindred index")
+    return ids, np.stack(vectors)

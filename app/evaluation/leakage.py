@@ -5,45 +5,48 @@ from typing import Any
 
 import numpy as np
 
-from app.evaluate.images import ImageSet
-from app.evaluate.models import Candidate
+from app.evaluation.evaluated_models import EvaluatedModel
+from app.evaluation.evaluation_set import EvaluationSet
 from data.seen_classes import seen_classes
+from models.bundle import Bundle
 from models.errors import InputError
 
 
-def split_of(candidates: Sequence[Candidate]) -> Mapping[str, Any] | None:
+def split_of(bundles: Sequence[Bundle]) -> Mapping[str, Any] | None:
     """How the first model's data were split for its training, see `data.splits.select`."""
-    return next((split for model in candidates if (split := model.model.info.get("split"))), None)
+    return next((split for bundle in bundles if (split := bundle.info.get("split"))), None)
 
 
-def seen_notes(candidates: Sequence[Candidate], images: ImageSet, *, allow: bool) -> list[str]:
+def seen_notes(models: Sequence[EvaluatedModel], items: EvaluationSet, *, allow: bool) -> list[str]:
     """What the reader must know of classes that a model may have been trained on.
 
     Args:
-        candidates: the models.
-        images: what they are tested on.
+        models: those without a bundle say nothing of their training.
+        items: what they are tested on.
         allow: whether to go on where test classes were seen in training.
 
     Raises:
         InputError: they were, and that is not allowed.
     """
-    names = [images.table.class_names[label] for label in np.unique(images.table.labels)]
+    names = [items.class_names[label] for label in np.unique(items.labels)]
     notes = []
-    for candidate in candidates:
-        info, packed = candidate.model.info, candidate.model.training_classes
-        same_split = images.split_hash is not None and images.split_hash == info.get("split_hash")
+    for model in models:
+        if model.bundle is None:
+            continue
+        info, packed = model.bundle.info, model.bundle.training_classes
+        same_split = items.split_hash is not None and items.split_hash == info.get("split_hash")
         if packed is None:
-            if images.split_hash is not None and info.get("split_hash") not in (None, images.split_hash):
+            if items.split_hash is not None and info.get("split_hash") not in (None, items.split_hash):
                 notes.append(
-                    f"{candidate.name} was trained on another split of the data than this one: "
+                    f"{model.name} was trained on another split of the data than this one: "
                     "it may have seen the classes that it is tested on."
                 )
             continue
         seen = seen_classes(packed, names)
         if not seen:
             continue
-        told = f"{candidate.name} was trained on {len(seen)} of the {len(names)} classes to be tested"
-        if same_split and images.split != "train" and (info.get("split") or {}).get("kind") == "per_image":
+        told = f"{model.name} was trained on {len(seen)} of the {len(names)} classes to be tested"
+        if same_split and items.split != "train" and (info.get("split") or {}).get("kind") == "per_image":
             notes.append(f"{told}, on other images of them: the figures do not hold for new classes.")
         elif allow:
             notes.append(f"{told}: the figures say nothing of new classes.")

@@ -7,7 +7,7 @@ from models.errors import InputError
 
 
 @dataclass(frozen=True)
-class Gate:
+class MetricFloor:
     """A metric and the least value that passes."""
 
     metric: str
@@ -25,17 +25,17 @@ class Gate:
         return None if value >= self.least else f"{self.metric} is {value:.4f}, under {self.least:g}"
 
 
-def parse_gates(texts: Sequence[str]) -> list[Gate]:
+def parse_floors(texts: Sequence[str]) -> list[MetricFloor]:
     """Reads conditions such as `recall@1=0.9`.
 
     Raises:
         InputError: no number after the last "=".
     """
-    gates = []
+    floors = []
     for text in texts:
         metric, _, least = text.rpartition("=")
         try:
-            gates.append(Gate(metric.strip(), float(least)))
+            floors.append(MetricFloor(metric.strip(), float(least)))
         except ValueError as error:
             raise InputError(f"--fail-under {text}: write it as recall@1=0.9") from error
-    return gates
+    return floors

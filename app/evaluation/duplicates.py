@@ -1,15 +1,18 @@
 """Images whose files are the same byte for byte: any model finds one by the other, trained or not."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.evaluate.images import ImageSet, Rows
+from app.evaluation.evaluation_set import EvaluationSet, Rows
 from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import ImageError
+
+READ_AHEAD = 64  # images at a time
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Duplicates:
 
     @property
     def note(self) -> str | None:
-        """What a reader of the figures must know; None where nothing is identical."""
+        """What a reader of the metrics must know; None where nothing is identical."""
         told = []
         if self.dropped:
             told.append(f"{self.dropped:,} byte-identical copies of other images were left out.")
@@ -46,30 +49,39 @@ class Duplicates:
         return " ".join(told) or None
 
 
-def first_copies(images: ImageSet) -> Rows:
+def first_copies(items: EvaluationSet) -> Rows:
     """For each image the first row whose file has the same bytes, int64 (N,); mostly its own.
 
     Only files of equal size are read.
     """
-    first = np.arange(len(images.table))
-    sizes = _sizes(images.table)
+    first = np.arange(len(items.labels))
+    sizes = _sizes(items.images)
     _, group, count = np.unique(sizes, return_inverse=True, return_counts=True)
     alike = np.flatnonzero((count[group] > 1) & (sizes > 0))
     seen: dict[bytes, int] = {}
-    for row, content in zip(alike.tolist(), images.read(alike), strict=True):
-        if not isinstance(content, ImageError):
-            first[row] = seen.setdefault(hashlib.blake2b(content, digest_size=16).digest(), row)
+
+    def digest(row: int) -> bytes | None:
+        try:
+            return hashlib.blake2b(items.images.read(row), digest_size=16).digest()
+        except ImageError:
+            return None
+
+    with ThreadPoolExecutor(2) as pool:
+        for chunk in np.array_split(alike, range(READ_AHEAD, len(alike), READ_AHEAD)):
+            for row, found in zip(chunk.tolist(), pool.map(digest, chunk.tolist()), strict=True):
+                if found is not None:
+                    first[row] = seen.setdefault(found, row)
     return first
 
 
-def count_duplicates(images: ImageSet, first: Rows) -> Duplicates:
+def count_duplicates(items: EvaluationSet, first: Rows) -> Duplicates:
     """Count what :func:`first_copies` found."""
     rows = np.arange(len(first))
-    queries, gallery = (rows if side is None else side for side in (images.queries, images.gallery))
+    queries, gallery = (rows if side is None else side for side in (items.queries, items.gallery))
     in_gallery = np.bincount(first[gallery], minlength=len(first))[first[queries]]
     # Where every image is a query against all others, the first that is counted is the query itself.
-    identical = in_gallery > (images.queries is None)
-    labels = np.unique(np.stack([first, images.table.labels]), axis=1)[0]
+    identical = in_gallery > (items.queries is None)
+    labels = np.unique(np.stack([first, items.labels]), axis=1)[0]
     return Duplicates(
         groups=int((np.bincount(first) > 1).sum()),
         labels_differ=int((np.bincount(labels) > 1).sum()),
@@ -78,7 +90,7 @@ def count_duplicates(images: ImageSet, first: Rows) -> Duplicates:
     )
 
 
-def without_duplicates(images: ImageSet, first: Rows) -> tuple[ImageSet, NDArray[np.bool_]]:
+def without_duplicates(items: EvaluationSet, first: Rows) -> tuple[EvaluationSet, NDArray[np.bool_]]:
     """One image of each group: the first, or where some are queries and others the gallery, the first query.
 
     Returns:
@@ -87,21 +99,21 @@ def without_duplicates(images: ImageSet, first: Rows) -> tuple[ImageSet, NDArray
     Raises:
         InputError: every image of the gallery is a copy of a query.
     """
-    if images.queries is None or images.gallery is None:
+    if items.queries is None or items.gallery is None:
         good = first == np.arange(len(first))
-        return images.keep(good), good
-    queries = _one_of_each(images.queries, first)
-    gallery = _one_of_each(images.gallery, first)
+        return items.keep(good), good
+    queries = _one_of_each(items.queries, first)
+    gallery = _one_of_each(items.gallery, first)
     gallery = gallery[~np.isin(first[gallery], first[queries])]
     if not len(gallery):
         raise InputError(
-            f"{images.source}: every image of the gallery is byte-identical to a query; "
+            f"{items.source}: every image of the gallery is byte-identical to a query; "
             "leave --drop-duplicates out, or choose other queries"
         )
     good = np.ones(len(first), dtype=bool)
-    good[images.queries] = good[images.gallery] = False
+    good[items.queries] = good[items.gallery] = False
     good[queries] = good[gallery] = True
-    return replace(images, queries=queries, gallery=gallery).keep(good), good
+    return replace(items, queries=queries, gallery=gallery).keep(good), good
 
 
 def _one_of_each(rows: Rows, first: Rows) -> Rows:

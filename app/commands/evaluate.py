@@ -1,27 +1,25 @@
-"""The command: arguments in, table, files and exit code out."""
+"""``kindred evaluate``: arguments in, tables, files and exit code out.
+
+What takes long to import is imported by the functions that need it, so that help and unusable arguments are
+answered at once.
+"""
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from rich.console import Console
-
-from app.evaluate.ann import measure_index
-from app.evaluate.gates import parse_gates
-from app.evaluate.images import select_images
-from app.evaluate.measure import Options
-from app.evaluate.models import Candidate, load_candidates
-from app.evaluate.pairs import measure_pairs
-from app.evaluate.results import as_json, write_class_csv, write_json, write_model_csv
-from app.evaluate.run import Evaluation, run_evaluation
-from app.evaluate.seen import seen_notes, split_of
-from app.evaluate.sizes import parse_size
-from app.evaluate.table import as_few_shot_table, as_table
-from app.memory import keep_freed_memory
-from app.reports import write_report
+from app.evaluation.metric_floors import parse_floors
+from app.memory import keep_freed_memory, parse_size
 from models.errors import InputError
-from models.metrics import FewShot
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from app.evaluation.evaluation import Evaluation
+    from models.metrics import FewShot
 
 
 def evaluate(
@@ -100,37 +98,54 @@ def evaluate(
     Returns:
         0, or 1 where a condition is not met.
     """
+    floors = parse_floors(fail_under)
+    budget = parse_size(memory)
+    if n_way is None and within is not None:
+        raise InputError("--within is part of few-shot evaluation: give --n-way too")
+    if not bundle and not checkpoint and not embeddings and data is None:
+        raise InputError("nothing to evaluate: give --bundle, --checkpoint, --embeddings or --data")
+
+    from rich.console import Console
+
+    from app.evaluation.embedding_files import load_embeddings
+    from app.evaluation.evaluated_models import load_models, saved_model
+    from app.evaluation.evaluation import items_of_embeddings, run_evaluation
+    from app.evaluation.evaluation_set import select_images
+    from app.evaluation.index_recall import measure_index
+    from app.evaluation.leakage import seen_notes, split_of
+    from app.evaluation.measure import Options
+    from app.evaluation.pairs import measure_pairs
+    from app.evaluation.results import as_json, write_class_csv, write_json, write_model_csv
+    from app.reports import write_report
+
     console = Console()
-    gates = parse_gates(fail_under)
-    protocols = _protocols(n_way, shots, episodes, episode_queries, within)
     options = Options(
         tuple(ks),
         max_queries,
-        parse_size(memory),
+        budget,
         rerank,
         clustering,
-        protocols,
+        _protocols(n_way, shots, episodes, episode_queries, within),
         seed,
         drop_duplicates,
         device,
     )
     keep_freed_memory()
-    candidates = load_candidates(bundle, checkpoint, device, trust_code)
-    images = notes = None
-    if data is not None:
-        images = select_images(data, split, query, gallery, split_of(candidates))
-        notes = seen_notes(candidates, images, allow=allow_seen_classes)
+    models = load_models(bundle, checkpoint, device, trust_code)
+    if models and data is None:
+        raise InputError("a bundle or checkpoint needs images to embed: give --data")
+    saved = [load_embeddings(path) for path in embeddings]
+    if data is None:
+        notes = []
+        items = items_of_embeddings(embeddings[0], saved[0], labels, relevance)
+    else:
+        split_settings = split_of([model.bundle for model in models if model.bundle is not None])
+        items = select_images(data, split, query, gallery, split_settings, relevance)
+        notes = seen_notes(models, items, allow=allow_seen_classes)
+    models += [saved_model(path, file) for path, file in zip(embeddings, saved, strict=True)]
     out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the work
     evaluation = run_evaluation(
-        candidates,
-        embeddings,
-        images=images,
-        labels=labels,
-        relevance=relevance,
-        options=options,
-        calibrated=calibrate,
-        notes=notes or (),
-        console=console,
+        models, items, options=options, calibrated=calibrate, notes=notes, console=console
     )
     results = as_json(evaluation, " ".join(["kindred", *sys.argv[1:]]))
     if pairs is not None:
@@ -142,11 +157,12 @@ def evaluate(
     write_class_csv(out / "classes.csv", evaluation)
     if report:
         write_report(out / "report.html", evaluation, results)
-    _store_in_bundle(candidates, evaluation)
+    _store_in_bundle(evaluation)
     _show(console, evaluation, results, out)
-    failures = [failure for gate in gates if (failure := gate.failure(evaluation.models[0].metrics))]
+    first = evaluation.models[0]
+    failures = [failure for floor in floors if (failure := floor.failure(first.metrics))]
     for failure in failures:
-        console.print(f"[red]{evaluation.models[0].name}: {failure}[/red]")
+        console.print(f"[red]{first.name}: {failure}[/red]")
     return 1 if failures else 0
 
 
@@ -154,29 +170,28 @@ def _protocols(
     n_way: int | None, shots: int, episodes: int, queries: int, within: str | None
 ) -> tuple[FewShot, ...]:
     """Among all classes, and within groups of them where a column names groups."""
+    from models.metrics import FewShot
+
     if n_way is None:
-        if within is not None:
-            raise InputError("--within is part of few-shot evaluation: give --n-way too")
         return ()
     groups = (None,) if within is None else (None, within)
     return tuple(FewShot(n_way, shots, episodes, queries, group) for group in groups)
 
 
-def _store_in_bundle(candidates: Sequence[Candidate], evaluation: Evaluation) -> None:
-    """Thresholds and figures go into the first bundle, where the server finds them."""
-    first = evaluation.models[0]
-    if not candidates or candidates[0].folder is None or not first.thresholds:
+def _store_in_bundle(evaluation: Evaluation) -> None:
+    """Thresholds and metrics go into the first bundle, where the server finds them."""
+    first, items = evaluation.models[0], evaluation.items
+    if first.bundle is None or first.folder is None or not first.thresholds:
         return
-    images = evaluation.images
-    candidates[0].model.update(
-        candidates[0].folder,
+    first.bundle.update(
+        first.folder,
         info={
             "evaluation": {
-                "source": images.source if images else None,
-                "split": images.split if images else None,
-                "split_hash": images.split_hash if images else None,
-                "items": len(evaluation.subject.labels),
-                "classes": len(np.unique(evaluation.subject.labels)),
+                "source": items.source,
+                "split": items.split,
+                "split_hash": items.split_hash,
+                "items": len(items.labels),
+                "classes": len(set(items.labels.tolist())),
                 "metrics": {name: first.metrics[name] for name in first.intervals},
                 "intervals_95": {name: list(interval) for name, interval in first.intervals.items()},
             },
@@ -187,6 +202,8 @@ def _store_in_bundle(candidates: Sequence[Candidate], evaluation: Evaluation) ->
 
 
 def _show(console: Console, evaluation: Evaluation, results: dict[str, object], out: Path) -> None:
+    from app.evaluation.results import as_few_shot_table, as_table
+
     console.print(as_table(evaluation))
     if evaluation.options.few_shot:
         console.print(as_few_shot_table(evaluation))

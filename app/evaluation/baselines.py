@@ -1,0 +1,113 @@
+"""What a model must beat: embeddings that need no training. A recall means little without them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.evaluation.evaluated_models import EvaluatedModel
+from models.bundle import Bundle, usable_device
+from models.errors import InputError
+from models.network import Architecture, EmbeddingNetwork
+from models.preprocess import Preprocess
+from models.pretrained import pretrained_bundle
+
+# Rows of every evaluation beside the models.
+UNTRAINED, PRETRAINED = "untrained", "pretrained, not trained"
+
+PIXELS = 28
+HISTOGRAM_SIZE = 64
+HUES, SATURATIONS, VALUES = 16, 4, 4
+
+Vectors = NDArray[np.float32]
+
+
+def raw_pixels(image: Image.Image) -> Vectors:
+    """Colour values of a 28×28 copy, float32 (2352,) in [0, 1]; centre them over the set before comparing."""
+    small = image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32).ravel() / np.float32(255)
+
+
+def colour_histogram(image: Image.Image) -> Vectors:
+    """Joint histogram of hue, saturation and value, float32 (256,); square roots, so that cosine compares
+    distributions (Bhattacharyya).
+    """
+    small = image.convert("RGB")
+    small.thumbnail((HISTOGRAM_SIZE, HISTOGRAM_SIZE))
+    hsv = np.asarray(small.convert("HSV"), dtype=np.int64).reshape(-1, 3)
+    bins = (hsv[:, 0] * HUES // 256 * SATURATIONS + hsv[:, 1] * SATURATIONS // 256) * VALUES + hsv[
+        :, 2
+    ] * VALUES // 256
+    counts = np.bincount(bins, minlength=HUES * SATURATIONS * VALUES)
+    roots: Vectors = np.sqrt(counts / counts.sum()).astype(np.float32)
+    return roots
+
+
+def centred(pixels: Vectors) -> Vectors:
+    """Rows of (N, dim) less the mean of all rows, without which every pair of photos looks alike."""
+    mean: Vectors = pixels.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return pixels - mean
+
+
+def untrained(architecture: Architecture, preprocess: Preprocess, seed: int = 0) -> Bundle:
+    """A network of the same architecture with random weights; the caller's random state is left alone."""
+    # The weights are drawn on the CPU: the generators of other devices are not asked.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return Bundle(EmbeddingNetwork(architecture, trust_code=True), architecture, preprocess)
+
+
+def untrained_twins(bundles: Sequence[Bundle], seed: int, device: str = "auto") -> list[EvaluatedModel]:
+    """A network with random weights for each architecture among the bundles, beside it on its device.
+
+    Without bundles it is one of the default architecture, on the given device.
+    """
+    if not bundles:
+        plain = untrained(Architecture(), Preprocess(), seed)
+        plain.network.to(usable_device(device))
+        return [EvaluatedModel(UNTRAINED, plain, baseline=True)]
+    twins: list[EvaluatedModel] = []
+    drawn: list[Architecture] = []
+    for bundle in bundles:
+        architecture = bundle.architecture
+        if architecture not in drawn:
+            twin = untrained(architecture, bundle.preprocess, seed)
+            twin.network.to(bundle.device)
+            name = f"{UNTRAINED} ({architecture.backbone})" if drawn else UNTRAINED
+            twins.append(EvaluatedModel(name, twin, baseline=True))
+            drawn.append(architecture)
+    return twins
+
+
+def pretrained_twins(bundles: Sequence[Bundle]) -> tuple[list[EvaluatedModel], list[str]]:
+    """The networks that the bundles began from, as they are; none of a bundle that is one itself.
+
+    Returns:
+        The networks, and a note for each whose weights cannot be had any more.
+    """
+    twins: list[EvaluatedModel] = []
+    notes: dict[str, None] = {}
+    known = {bundle.fingerprint for bundle in bundles}
+    for bundle in bundles:
+        weights, architecture = bundle.info.get("weights"), bundle.architecture
+        if weights is None:
+            continue
+        try:
+            twin = pretrained_bundle(
+                architecture.backbone,
+                weights,
+                backbone_args=architecture.backbone_args,
+                preprocess=bundle.preprocess,
+                trust_code=True,  # the bundle's own backbone, which has been built already
+            )
+        except InputError as error:
+            notes[f"No baseline of the pretrained network: {error}."] = None
+            continue
+        if twin.fingerprint not in known:
+            known.add(twin.fingerprint)
+            twin.network.to(bundle.device)
+            name = f"{PRETRAINED} ({architecture.backbone})" if twins else PRETRAINED
+            twins.append(EvaluatedModel(name, twin, baseline=True))
+    return twins, list(notes)

@@ -1,0 +1,102 @@
+"""The models under evaluation: where they come from, and what is found out about each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.evaluation.embedding_files import SavedEmbeddings
+from app.export import bundle_from_checkpoint
+from models.bundle import Bundle, usable_device
+from models.errors import InputError
+from models.metrics import PairHistogram, RetrievalResult, Threshold
+
+
+@dataclass(eq=False)
+class EvaluatedModel:
+    """One row of an evaluation: what makes its embeddings, the embeddings, and from `measure` on the metrics.
+
+    Attributes:
+        name: what tables call it.
+        bundle: the network that embeds; None for saved embeddings and for baselines without a network.
+        folder: where the bundle lies, None where it lies in none.
+        baseline: whether it only serves for comparison.
+        about: plain JSON on its origin (fingerprint, file, dimension).
+        vectors: float (N, dim), aligned with the rows under evaluation; empty before they are embedded.
+        retrieval: metrics of each query.
+        query_rows: int64 (Q,) rows of the evaluated queries among the N.
+        neighbours: int64 (Q, k) rows of their nearest neighbours.
+        similarity: float32 (Q, k) cosine similarities.
+        hits: bool (Q, k) whether they match.
+        metrics: means, verification, clustering and few-shot metrics, by name.
+        intervals: 95% intervals by name: bootstrap over classes; of few-shot accuracies over episodes.
+        pairs: histogram of pair similarities, None where pairs of one kind are missing.
+        thresholds: calibrated operating points; empty unless asked for.
+        reranked: retrieval metrics after k-reciprocal re-ranking, empty unless asked for.
+    """
+
+    name: str
+    bundle: Bundle | None = None
+    folder: Path | None = None
+    baseline: bool = False
+    about: dict[str, Any] = field(default_factory=dict)
+    vectors: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0)))
+    retrieval: RetrievalResult = field(init=False)
+    query_rows: NDArray[np.int64] = field(init=False)
+    neighbours: NDArray[np.int64] = field(init=False)
+    similarity: NDArray[np.float32] = field(init=False)
+    hits: NDArray[np.bool_] = field(init=False)
+    metrics: dict[str, float] = field(init=False)
+    intervals: dict[str, tuple[float, float]] = field(init=False)
+    pairs: PairHistogram | None = None
+    thresholds: list[Threshold] = field(default_factory=list)
+    reranked: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.bundle is not None:
+            self.about = {"fingerprint": self.bundle.fingerprint, "dim": self.bundle.dim}
+
+
+def load_models(
+    bundles: Sequence[Path], checkpoints: Sequence[Path], device: str, trust_code: bool = False
+) -> list[EvaluatedModel]:
+    """Loads every model onto a device; names are those of the run's folders, numbered where they repeat.
+
+    Raises:
+        InputError: a bundle or checkpoint is missing or damaged, or the device cannot be used.
+    """
+    found = []
+    for path in bundles:
+        bundle = Bundle.load(path, device, trust_code=trust_code)
+        # Of an ONNX file in a bundle: metrics of the file are not the bundle's own.
+        found.append(EvaluatedModel(_run_name(path), bundle, path if path.is_dir() else None))
+    for path in checkpoints:
+        bundle = bundle_from_checkpoint(path, trust_code=trust_code)
+        bundle.network.to(usable_device(device))
+        found.append(EvaluatedModel(_run_name(path), bundle))
+    seen: dict[str, int] = {}
+    for model in found:
+        again = seen[model.name] = seen.get(model.name, 0) + 1
+        if again > 1:
+            model.name = f"{model.name} ({again})"
+    return found
+
+
+def saved_model(path: Path, saved: SavedEmbeddings) -> EvaluatedModel:
+    """Embeddings from a file, as a model that has embedded already.
+
+    Raises:
+        InputError: they are no matrix.
+    """
+    if saved.vectors.ndim != 2:
+        raise InputError(f"{path}: embeddings must have shape (items, dimensions), not {saved.vectors.shape}")
+    about = {"file": str(path), "dim": int(saved.vectors.shape[1])}
+    return EvaluatedModel(path.stem, about=about, vectors=saved.vectors)
+
+
+def _run_name(path: Path) -> str:
+    parts = [part for part in path.resolve().with_suffix("").parts if part not in ("bundle", "checkpoints")]
+    return "/".join(parts[-2:]) if path.suffix in (".ckpt", ".onnx") else parts[-1]

@@ -1,0 +1,159 @@
+"""Runs an evaluation: embeds with every model and baseline, measures each, keeps what a report shows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.evaluation.baselines import pretrained_twins, untrained_twins
+from app.evaluation.duplicates import Duplicates, count_duplicates, first_copies, without_duplicates
+from app.evaluation.embed_images import embed_images
+from app.evaluation.embedding_files import SavedEmbeddings, load_labels
+from app.evaluation.evaluated_models import EvaluatedModel
+from app.evaluation.evaluation_set import EvaluationSet
+from app.evaluation.measure import Options, measure
+from models.errors import InputError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome.
+
+    Attributes:
+        models: trained models first, baselines after them.
+        items: what they were measured on.
+        options: how it was measured.
+        broken: a line for each image that was skipped.
+        notes: what the reader must know, one sentence each.
+        duplicates: byte-identical images, None where only embeddings were given.
+    """
+
+    models: list[EvaluatedModel]
+    items: EvaluationSet
+    options: Options
+    broken: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    duplicates: Duplicates | None = None
+
+
+def run_evaluation(
+    models: Sequence[EvaluatedModel],
+    items: EvaluationSet,
+    *,
+    options: Options | None = None,
+    calibrated: bool = True,
+    notes: Sequence[str] = (),
+    console: Console | None = None,
+) -> Evaluation:
+    """Evaluates models side by side, on the same items and, where these are images, beside the baselines.
+
+    Args:
+        models: trained models and saved embeddings; none where the baselines alone are wanted.
+        items: what they are measured on; saved embeddings correspond to its rows.
+        options: how to measure.
+        calibrated: find thresholds for the first model.
+        notes: what the reader must know besides what is found out here.
+        console: where progress is shown.
+
+    Raises:
+        InputError: inputs that do not fit together.
+    """
+    options = options or Options()
+    baselines: list[EvaluatedModel] = []
+    broken: list[str] = []
+    found: list[str] = []
+    duplicates: Duplicates | None = None
+    for model in models:
+        if model.bundle is None and len(model.vectors) != len(items.labels):
+            raise InputError(
+                f"{model.about.get('file', model.name)}: {len(model.vectors)} embeddings for "
+                f"{len(items.labels)} {'labels' if items.table is None else 'images'}; rows must correspond"
+            )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console or Console(stderr=True)) as progress:
+        if items.table is not None:
+            bundles = [model.bundle for model in models if model.bundle is not None]
+            if bundles:
+                items = replace(items, white_level=bundles[0].preprocess.white_level)
+            items, kept, duplicates = _identical(items, drop=options.drop_duplicates)
+            pretrained, found = pretrained_twins(bundles)
+            twins = [*untrained_twins(bundles, options.seed, options.device), *pretrained]
+            task = progress.add_task("embedding images", total=len(items.labels))
+            floors, good, broken = embed_images(items, [*models, *twins], lambda: progress.advance(task))
+            baselines = [*floors, *twins]
+            items = items.keep(good)
+            kept[kept] = good
+            for model in models:
+                if model.bundle is None:
+                    model.vectors = model.vectors[kept]
+        for position, model in enumerate([*models, *baselines]):
+            task = progress.add_task(f"measuring {model.name}", total=None)
+            first = calibrated and position == 0 and not model.baseline
+
+            def moved(done: int, total: int, task: Any = task) -> None:
+                progress.update(task, completed=done, total=total)
+
+            measure(model, items, options, calibrated=first, progress=moved)
+    every = [*models, *baselines]
+    if duplicates is not None and duplicates.note:
+        found.append(duplicates.note)
+    found = [*notes, *found, *_notes(items, broken, every[0])]
+    return Evaluation(every, items, options, broken, found, duplicates)
+
+
+def items_of_embeddings(
+    path: Path, saved: SavedEmbeddings, labels: Path | None = None, relevance: str | None = None
+) -> EvaluationSet:
+    """The items of saved embeddings without images.
+
+    Args:
+        path: where the embeddings come from.
+        saved: what it holds.
+        labels: file of labels for embeddings that carry none.
+        relevance: see `EvaluationSet`.
+
+    Raises:
+        InputError: no labels, or not one for each embedding, or there is no such column.
+    """
+    found = load_labels(labels) if labels is not None else saved.labels
+    if found is None:
+        raise InputError(f"{path}: holds no labels; give --labels FILE (or --data)")
+    if found.ndim != 1 or len(found) != len(saved.vectors):
+        raise InputError(f"{len(saved.vectors)} embeddings in {path}, but labels of shape {found.shape}")
+    names, codes = np.unique(found, return_inverse=True)
+    return EvaluationSet(
+        codes.astype(np.int64), [str(name) for name in names], columns=saved.columns, relevance=relevance
+    )
+
+
+def _identical(items: EvaluationSet, *, drop: bool) -> tuple[EvaluationSet, NDArray[np.bool_], Duplicates]:
+    """The images to evaluate, bool (N,) which of the given ones these are, and what was found."""
+    first = first_copies(items)
+    found = count_duplicates(items, first)
+    if not drop:
+        return items, np.ones(len(first), dtype=bool), found
+    items, kept = without_duplicates(items, first)
+    return items, kept, replace(found, dropped=int((~kept).sum()))
+
+
+def _notes(items: EvaluationSet, broken: Sequence[str], first: EvaluatedModel) -> list[str]:
+    notes = []
+    if items.table is None:
+        notes.append("No baselines: raw pixels and colour histograms need the images; add --data.")
+    if broken:
+        notes.append(f"{len(broken)} unreadable images were skipped.")
+    if first.metrics["excluded_queries"]:
+        notes.append(
+            f"{first.metrics['excluded_queries']:.0f} queries have no match in the gallery and were left out."
+        )
+    if first.metrics["tied_queries"]:
+        notes.append(
+            f"{first.metrics['tied_queries']:.0f} queries have neighbours at exactly equal similarity; "
+            "ties count against the model."
+        )
+    return notes

@@ -1,0 +1,180 @@
+"""What an evaluation is about: labelled items, and which of them are queries."""
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources import open_source
+from data.splits import select
+from data.table import ImageTable
+from models.errors import InputError
+from models.preprocess import WHITE
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Labelled items and their part in the evaluation.
+
+    Attributes:
+        labels: int64 (N,), positions in `class_names`.
+        class_names: of the labels.
+        queries: int64 rows that are queries; None where every item is a query against all others.
+        gallery: int64 rows of the gallery; None likewise.
+        columns: metadata, name to (N,) values, for slices.
+        relevance: column with several labels an item, separated by ";", where one in common is a match; None
+            where equal labels match.
+        table: the images, N rows; None where only embeddings were given.
+        source: what the user called the images.
+        split: the part of them that was taken, or "all".
+        split_hash: of the whole source's split; None where it was not split.
+        white_level: of their 16-bit grey, see :class:`models.preprocess.Preprocess`.
+
+    Raises:
+        InputError: there is no such column of labels.
+    """
+
+    labels: NDArray[np.int64]
+    class_names: list[str]
+    queries: Rows | None = None
+    gallery: Rows | None = None
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    relevance: str | None = None
+    table: ImageTable | None = None
+    source: str | None = None
+    split: str | None = None
+    split_hash: str | None = None
+    white_level: int = WHITE
+
+    def __post_init__(self) -> None:
+        if self.relevance is not None and self.relevance not in self.columns:
+            known = ", ".join(self.columns) or "none"
+            raise InputError(f"--relevance {self.relevance}: the data has no such column, only {known}")
+
+    @classmethod
+    def of_images(
+        cls,
+        table: ImageTable,
+        source: str,
+        split: str,
+        split_hash: str | None,
+        queries: Rows | None = None,
+        gallery: Rows | None = None,
+        relevance: str | None = None,
+    ) -> "EvaluationSet":
+        """The rows of a table, with its metadata."""
+        return cls(
+            table.labels,
+            table.class_names,
+            queries,
+            gallery,
+            _columns(table),
+            relevance,
+            table,
+            source,
+            split,
+            split_hash,
+        )
+
+    @cached_property
+    def label_sets(self) -> list[frozenset[str]] | None:
+        """The labels of each item in the column `relevance`; None without one."""
+        if self.relevance is None:
+            return None
+        return [
+            frozenset(str(v) for v in (value if isinstance(value, (list, tuple)) else str(value).split(";")))
+            for value in self.columns[self.relevance].tolist()
+        ]
+
+    @property
+    def images(self) -> ImageTable:
+        """The table.
+
+        Raises:
+            InputError: only embeddings were given.
+        """
+        if self.table is None:
+            raise InputError("this needs images, not embeddings alone: give --data")
+        return self.table
+
+    def keep(self, good: NDArray[np.bool_]) -> "EvaluationSet":
+        """Without the images that `good`, bool (N,), marks false."""
+        new = np.cumsum(good) - 1
+        queries, gallery = (
+            None if rows is None else new[rows[good[rows]]] for rows in (self.queries, self.gallery)
+        )
+        table = self.images.take(np.flatnonzero(good))
+        columns = _columns(table)
+        return replace(
+            self, labels=table.labels, table=table, queries=queries, gallery=gallery, columns=columns
+        )
+
+
+def select_images(
+    source: str,
+    split: str,
+    query: str | None = None,
+    gallery: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    relevance: str | None = None,
+) -> EvaluationSet:
+    """Opens a source and takes the part that is to be evaluated.
+
+    Args:
+        source: see `data.sources.open_source`.
+        split: "test", "val" or "train" of the split, or "all".
+        query: pattern of file names (`test_*`); None takes the source's own `is_query` column, if any.
+        gallery: pattern of file names, several separated by commas; None takes all that are no queries.
+        settings: how the source is split, see `data.splits.select`.
+        relevance: see `EvaluationSet`.
+
+    Raises:
+        InputError: nothing is left, a pattern matches nothing, or there is no such column.
+    """
+    table = open_source(source).table()
+    rows, split_hash = select(table, split, settings)
+    if split != "all":
+        table = table.take(rows)
+    sides: tuple[Rows | None, Rows | None] = (None, None)
+    if query is not None or table.has_queries:
+        if query is None:
+            asked, others = table.flags("is_query"), table.flags("is_gallery")
+        else:
+            asked = _matching(table, query)
+            others = ~asked if gallery is None else _matching(table, gallery)
+        if not asked.any() or not others.any():
+            raise InputError(
+                f"{source}: {asked.sum()} queries and {others.sum()} gallery images; both are needed"
+            )
+        sides = np.flatnonzero(asked), np.flatnonzero(others)
+    elif gallery is not None:
+        raise InputError("--gallery needs --query: say which images are the queries")
+    return EvaluationSet.of_images(table, source, split, split_hash, *sides, relevance)
+
+
+def _columns(table: ImageTable) -> dict[str, NDArray[Any]]:
+    return {name: _column(values.to_pylist()) for name, values in table.metadata.items()}
+
+
+def _column(values: list[Any]) -> NDArray[Any]:
+    """Values of one metadata column, (N,); numpy would make a matrix of lists, or refuse them."""
+    if not any(isinstance(value, (list, dict)) for value in values):
+        return np.array(values)
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+def _matching(table: ImageTable, patterns: str) -> NDArray[np.bool_]:
+    """Bool (N,): whether the file name (without folders) or the whole name matches one of the patterns."""
+    globs = patterns.split(",")
+    names = [table.name(row) for row in range(len(table))]
+    return np.array(
+        [any(fnmatch.fnmatch(n.rsplit("/", 1)[-1], g) or fnmatch.fnmatch(n, g) for g in globs) for n in names]
+    )
