@@ -63,7 +63,7 @@ class NativeRenorm(Function):
         if twice or (ctx.rule is None and not x.is_cuda and prefers_whole_kernel(x)):
             dx, dw, db = whole_kernel(dy, x, weight, mean, invstd, r, needs_dx)
         else:
-            dx, dw, db = _backward(like(dy, x), x, scale, mean, invstd, ctx.rule, needs_dx)
+            dx, dw, db = _backward(like(dy, x), x, scale, mean, invstd, r, d, ctx.rule, needs_dx)
         d_weight = d_bias = None
         if weight is not None and needs_weight:
             d_weight = torch.addcmul(d * db, r, dw)
@@ -92,6 +92,8 @@ def _backward(
     scale: Tensor,
     mean: Tensor,
     invstd: Tensor,
+    r: Tensor,
+    d: Tensor,
     rule: GradientRule | None,
     needs_dx: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -99,7 +101,7 @@ def _backward(
     dw, db = kernels.gradient_sums(dy, x, mean, invstd)
     total, projection, values = db, dw, x.numel() // x.shape[1]
     if rule is not None:  # before the question of dx: other processes wait for this one's sums
-        (total, projection), values = rule.means(db, dw, values), 1
+        (total, projection), values = rule.means(db, dw, values, r, d), 1
     if not needs_dx:
         return None, dw, db
     return kernels.input_gradient(dy, x, scale, mean, invstd, total, projection, values), dw, db

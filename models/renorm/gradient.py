@@ -2,8 +2,12 @@
 
 The gradient of the paper is dx = gamma r / std * (dy - mean(dy) - x_hat * mean(dy * x_hat)): through its two
 means it depends on the other examples of the batch. Over several processes the means are those of all their
-batches. With ``gradient_statistics="moving"`` they are, after Yan et al. (arXiv 2001.06838, ICLR 2020),
-moving averages over batches, this one among them.
+batches.
+
+With ``gradient_statistics="moving"``, after Yan et al. (arXiv 2001.06838, ICLR 2020), they are moving
+averages over batches, this one among them, and in both places x_hat is what the layer puts out before gamma
+and beta, z = r x_hat + d: the input as (nearly) the running statistics normalize it. The batch's own x_hat
+would have no component along what tells this batch from others.
 """
 
 from math import isfinite
@@ -21,7 +25,7 @@ class MovingAverages(NamedTuple):
 
     Attributes:
         mean: of the mean of dy, (C,).
-        projection: of the mean of dy * x_hat, (C,).
+        projection: of the mean of dy * z, (C,).
         batches: backward passes so far, a tensor without dimensions.
         momentum: weight of a batch once ``1 / momentum`` of them have passed; until then all weigh the
             same, so that the first gradient is the paper's. A tensor without dimensions.
@@ -61,9 +65,17 @@ class GradientRule(NamedTuple):
     values: Tensor | None = None
     group: ProcessGroup | None = None
 
-    def means(self, total: Tensor, projection: Tensor, values: int | Tensor) -> tuple[Tensor, Tensor]:
-        """What to subtract, given this process's sums of dy and of dy * x_hat and its values per
-        channel.
+    def means(
+        self, total: Tensor, projection: Tensor, values: int | Tensor, r: Tensor, d: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What to subtract: a constant and a multiple of x_hat, (C,) each.
+
+        Args:
+            total: this process's sum of dy, (C,).
+            projection: this process's sum of dy * x_hat, (C,).
+            values: this process's values per channel.
+            r: correction of this batch, (C,).
+            d: likewise.
         """
         if self.values is not None:
             both = torch.stack([total, projection])
@@ -73,5 +85,7 @@ class GradientRule(NamedTuple):
         total, projection = total / values, projection / values
         if self.moving is None:
             return total, projection
-        self.moving.update(total, projection)
-        return self.moving.mean, self.moving.projection
+        self.moving.update(total, torch.addcmul(d * total, r, projection))
+        # mean + z * projection, with z in terms of x_hat.
+        mean, projection = self.moving.mean, self.moving.projection
+        return torch.addcmul(mean, d, projection), r * projection

@@ -43,7 +43,7 @@ class BatchRenorm(RenormState):
         dmax: largest absolute d, at least 0.
         scale: False keeps gamma at 1 and out of the optimizer, as the paper does where a ReLU follows.
         gradient_statistics: "batch" for the paper's gradient; "moving" replaces the two batch statistics
-            that it subtracts by moving averages over earlier batches.
+            that it subtracts by moving averages over batches.
         gradient_momentum: weight of a batch in those moving averages.
         device: of parameters and buffers.
         dtype: of parameters and buffers.

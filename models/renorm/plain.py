@@ -91,7 +91,7 @@ class PlainRenorm(Function):
         d_bias = db.to(ctx.bias_dtype) if ctx.bias_dtype is not None else None
         values = x.numel() // x.shape[1] if count is None else count
         rule = ctx.rule or GradientRule()
-        g_mean, g_projection = rule.means(db, dw, values)
+        g_mean, g_projection = rule.means(db, dw, values, r, d)
         subtracted = _along_channels(g_mean, n) + x_hat * _along_channels(g_projection, n)
         if mask is not None:
             subtracted = torch.where(mask.unsqueeze(1), subtracted, 0.0)

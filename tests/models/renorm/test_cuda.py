@@ -108,7 +108,7 @@ class Launches(TorchDispatchMode):
         return run
 
 
-@pytest.mark.parametrize(("moving", "forward", "backward"), [("batch", 24, 7), ("moving", 24, 18)])
+@pytest.mark.parametrize(("moving", "forward", "backward"), [("batch", 24, 7), ("moving", 24, 22)])
 def test_a_step_launches_no_more_kernels_than_it_did(monkeypatch, moving, forward, backward) -> None:
     """Small launches are what the layer costs above BatchNorm on a device; the results stay the CPU's."""
     torch.manual_seed(2)
