@@ -103,7 +103,7 @@ class RenormSchedule:
         steps: steps taken.
 
     Raises:
-        ValueError: on fractions without a length, or limits out of range.
+        ValueError: on fractions without a length, limits out of range, or layers with a warm-up of their own.
     """
 
     def __init__(
@@ -121,6 +121,8 @@ class RenormSchedule:
         if unit == "fraction" and (total_steps is None or total_steps < 1):
             raise ValueError("a schedule in fractions of the run needs total_steps, at least 1")
         self.layers = {name: m for name, m in module.named_modules() if isinstance(m, BatchRenorm)}
+        if own := [name for name, layer in self.layers.items() if layer.warmup_steps is not None]:
+            raise ValueError(f"layer {own[0]!r} has warmup_steps of its own: drop them or the schedule")
         self.ramps = {"rmax": rmax, "dmax": dmax}
         if momentum is not None:
             self.ramps["momentum"] = momentum

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.renorm import cpu, gradient, native, statistics
+from models.renorm import autograd, native, statistics
 
 
 class Twin:
@@ -81,7 +81,7 @@ def twin() -> Callable[..., Twin]:
     return make
 
 
-TORCH_ROUTES = ["small input", "large input", "arithmetic of a device"]
+TORCH_ROUTES = ["torch's kernels", "plain operations"]
 
 
 @pytest.fixture(scope="session")
@@ -102,11 +102,10 @@ def fused(compiled: None) -> Iterator[None]:
 
 @pytest.fixture(params=[*TORCH_ROUTES, "fused"])
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The ways through the layer on a CPU, each for input of any size."""
+    """The ways through the layer on a CPU."""
     if request.param == "fused":
         request.getfixturevalue("fused")
-    monkeypatch.setattr(cpu, "_SMALL", 1 << 40 if request.param == "small input" else 0)
-    if request.param == "arithmetic of a device":
-        for module in (statistics, gradient):
-            monkeypatch.setattr(module, "on_host", lambda _: False)
+    if request.param == "plain operations":
+        for module in (autograd, statistics):
+            monkeypatch.setattr(module, "has_kernels", lambda _: False)
     return str(request.param)
