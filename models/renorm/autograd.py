@@ -4,7 +4,7 @@ y = gamma ((x - mean) / std r + d) + beta, with r and d constant under the gradi
 the batch's own gradient statistics.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,63 +57,59 @@ class TorchRenorm(Function):
         needs_dx, _, needs_weight, needs_bias = ctx.needs_input_grad[:4]
         invstd = std.reciprocal()
         w = r if weight is None else r * weight
-        if ctx.rule is None and has_kernels(x):
-            dx, projection, total = _batch_norm_backward(dy, x, w, mean, invstd, needs_dx)
-        else:
+        papers = ctx.rule is None and has_kernels(x)
+        dx, projection, total = _batch_norm_backward(dy, x, w, mean, invstd, papers and needs_dx)
+        if not papers:
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 raise RuntimeError(_NOT_TWICE)
-            dx, projection, total = _by_rule(dy, x, mask, w, mean, invstd, r, d, ctx.rule, needs_dx)
+            rule, values = ctx.rule or GradientRule(), x.numel() // x.shape[1]
+            # Before the question of dx: other processes wait for this one's sums.
+            constant, slope = rule.means(total, projection, values, r, d)
+            dx = _input_gradient(dy, x, mask, w, mean, invstd, constant, slope) if needs_dx else None
         d_weight = d_bias = None
         if weight is not None and needs_weight:
             d_weight = torch.addcmul(d * total, r, projection).to(weight.dtype)
         if ctx.bias_dtype is not None and needs_bias:
             d_bias = total.to(ctx.bias_dtype)
-        return dx if needs_dx else None, None, d_weight, d_bias, None, None, None, None, None
+        return dx, None, d_weight, d_bias, None, None, None, None, None
 
 
 def _batch_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, needs_dx: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Batch normalization's own: the gradient of x, and the sums of dy * x_hat and of dy, (C,) each."""
-    result: tuple[Tensor | None, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward.default(
-        dy, x, weight, None, None, mean, invstd, True, 0.0, [needs_dx, True, True]
-    )
-    return result
+    if has_kernels(x):
+        kernel: Any = torch.ops.aten.native_batch_norm_backward.default
+        dx, projection, total = kernel(
+            dy, x, weight, None, None, mean, invstd, True, 0.0, [needs_dx, True, True]
+        )
+        return dx if needs_dx else None, projection, total
+    over = [dim for dim in range(x.dim()) if dim != 1]
+    x_hat = (x.to(mean.dtype) - along_channels(mean, x)) * along_channels(invstd, x)
+    return None, (dy * x_hat).sum(over), dy.to(mean.dtype).sum(over)
 
 
-def _by_rule(
+def _input_gradient(
     dy: Tensor,
     x: Tensor,
     mask: Tensor | None,
     weight: Tensor,
     mean: Tensor,
     invstd: Tensor,
-    r: Tensor,
-    d: Tensor,
-    rule: GradientRule | None,
-    needs_dx: bool,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The same, with the two means of the gradient from elsewhere, or where torch has no kernel."""
-    if has_kernels(x):
-        _, projection, total = _batch_norm_backward(dy, x, weight, mean, invstd, False)
-    else:
-        over = [dim for dim in range(x.dim()) if dim != 1]
-        x_hat = (x.to(mean.dtype) - along_channels(mean, x)) * along_channels(invstd, x)
-        projection, total = (dy * x_hat).sum(over), dy.to(mean.dtype).sum(over)
-    # Before the question of dx: other processes wait for this one's sums.
-    constant, slope = (rule or GradientRule()).means(total, projection, x.numel() // x.shape[1], r, d)
-    if not needs_dx:
-        return None, projection, total
+    constant: Tensor,
+    slope: Tensor,
+) -> Tensor:
+    """(dy - constant - x_hat * slope) * weight * invstd; of padding, nothing is subtracted."""
     if x.is_cuda and mask is None and has_kernels(x):
         # It computes (dy - total / n - (x - mean) * invstd**2 * sum / n) * invstd * weight, here with n = 1.
         one = torch.ones(1, dtype=torch.int32, device=x.device)
         args = (mean, invstd, weight, constant, slope / invstd, one)
-        return torch.batch_norm_backward_elemt(_like(dy, x), x, *args), projection, total
+        return torch.batch_norm_backward_elemt(_like(dy, x), x, *args)
     centred = x.to(mean.dtype) - along_channels(mean, x)
     subtracted = along_channels(constant, x) + centred * along_channels(slope * invstd, x)
     if mask is not None:
         subtracted = torch.where(mask.unsqueeze(1), subtracted, 0.0)
-    return ((dy - subtracted) * along_channels(weight * invstd, x)).to(x.dtype), projection, total
+    return ((dy - subtracted) * along_channels(weight * invstd, x)).to(x.dtype)
 
 
 def kernels_take(
@@ -137,6 +133,22 @@ def kernels_take(
     )
 
 
+class KernelCall(NamedTuple):
+    """What the kernels are told of a layer; they change its statistics, ``batches`` and ``clipped``."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    rmax: Tensor
+    dmax: Tensor
+    momentum: Tensor
+    eps: float
+    batches: Tensor | None = None  # counted up
+    cumulative: bool = False  # the momentum is 1 / batches
+    relu: bool = False
+    clipped: Tensor | None = None  # (2, C): 1 where r and where d were clipped
+    moving: MovingAverages | None = None
+
+
 class KernelRenorm(Function):
     """By the kernels of ``native``: one call for each pass, which also adds a residual and cuts at zero."""
 
@@ -147,28 +159,31 @@ class KernelRenorm(Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor,
-        batches: Tensor | None,
-        rmax: Tensor,
-        dmax: Tensor,
-        momentum: Tensor,
-        eps: float,
-        cumulative: bool,
-        relu: bool,
-        clipped: Tensor | None,
-        moving: MovingAverages | None,
+        call: KernelCall,
     ) -> Tensor:
-        """Statistics, correction, moving averages and output, as ``native/renorm.cpp`` has them."""
+        """Statistics, correction, moving averages and output of input that ``dense`` has seen."""
+        mean, var, rmax, dmax, momentum, eps, batches, cumulative, relu, clipped, ctx.moving = call
         residual = residual if residual is None else _like(residual, x)
-        settings = (batches, rmax, dmax, momentum, eps, cumulative, relu, clipped)
         y: Tensor
         y, saved = torch.ops.batch_renorm_native.forward.default(
-            x, weight, bias, residual, running_mean, running_var, *settings
+            x,
+            weight,
+            bias,
+            residual,
+            mean,
+            var,
+            batches,
+            rmax,
+            dmax,
+            momentum,
+            eps,
+            cumulative,
+            relu,
+            clipped,
         )
         # What a ReLU alone lets through is found again from x; after an addition it takes the output.
         ctx.save_for_backward(x, weight, saved, y if relu and residual is not None else None)
-        ctx.relu, ctx.moving = relu, moving
+        ctx.relu = relu
         return y
 
     @staticmethod
@@ -193,7 +208,7 @@ class KernelRenorm(Function):
             )
             d_residual = dy if y is None else d_residual
         gradients = (dx, d_weight, d_bias, d_residual)
-        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *[None] * 11
+        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None
 
 
 def dense(x: Tensor) -> Tensor:

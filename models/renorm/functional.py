@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from .autograd import KernelRenorm, TorchRenorm, dense, kernels_take
+from .autograd import KernelCall, KernelRenorm, TorchRenorm, dense, kernels_take
 from .gradient import GradientRule
 from .statistics import batch_statistics, correct
 
@@ -50,8 +50,8 @@ def batch_renorm(
     )
     output: Tensor
     if kernels_take(input, mask, None, running_mean, weight):
-        settings = (None, rmax, dmax, momentum, eps, False, False, None, None)
-        output = KernelRenorm.apply(dense(input), weight, bias, None, running_mean, running_var, *settings)
+        call = KernelCall(running_mean, running_var, rmax, dmax, momentum, eps)
+        output = KernelRenorm.apply(dense(input), weight, bias, None, call)
         return output
     with torch.no_grad():
         mean, std, count = batch_statistics(input, eps, mask)

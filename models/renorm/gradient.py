@@ -59,14 +59,8 @@ class GradientRule(NamedTuple):
     def means(
         self, total: Tensor, projection: Tensor, size: int, r: Tensor, d: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What to subtract: a constant and a multiple of x_hat, (C,) each.
-
-        Args:
-            total: this process's sum of dy, (C,).
-            projection: this process's sum of dy * x_hat, (C,).
-            size: values per channel of the input.
-            r: of this batch, (C,).
-            d: of this batch, (C,).
+        """What to subtract, a constant and a multiple of x_hat, from this process's sums of dy and of
+        dy * x_hat over so many values a channel.
         """
         if self.synchronized:
             both = torch.stack([total, projection])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .autograd import KernelRenorm, TorchRenorm, dense, kernels_take
+from .autograd import KernelCall, KernelRenorm, TorchRenorm, dense, kernels_take
 from .gradient import GradientRule, MovingAverages
 from .recompute import CallMemory, may_be_recomputed, recomputing
 from .statistics import HALF, batch_statistics, correct
@@ -202,7 +202,7 @@ class BatchRenorm(nn.Module):
         again = not compiling and len(self._memory) > 0 and recomputing()
         # What is recomputed takes the same way in both passes.
         if not (remember or again) and self._kernels_take(input, mask, residual):
-            return self._by_kernels(dense(input), residual, relu)
+            return self._by_kernels(input, residual, relu)
         with torch.no_grad():
             mean, std, count = self._batch_statistics(input, mask)
             r, d = self._memory.recall(mean, std) if again else self._correction(mean, std)
@@ -221,23 +221,20 @@ class BatchRenorm(nn.Module):
     def _by_kernels(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         rmax, dmax = self.limits()
         clipped = self.running_mean.new_empty(2, self.num_features) if self.monitor else None
-        output: Tensor = KernelRenorm.apply(
-            x,
-            self.weight,
-            self.bias,
-            residual,
+        call = KernelCall(
             self.running_mean,
             self.running_var,
-            self.num_batches_tracked,
             rmax,
             dmax,
             self.momentum,
             self.eps,
+            self.num_batches_tracked,
             self.cumulative,
             relu,
             clipped,
             self._moving_averages(),
         )
+        output: Tensor = KernelRenorm.apply(dense(x), self.weight, self.bias, residual, call)
         if clipped is not None:
             self.clipped.copy_(clipped.mean(1))
         return output
@@ -247,8 +244,9 @@ class BatchRenorm(nn.Module):
         batches = self.num_batches_tracked.add_(1)
         momentum = batches.to(mean.dtype).reciprocal() if self.cumulative else self.momentum
         clipped = self.clipped if self.monitor else None
-        statistics = (self.running_mean, self.running_var)
-        return correct(mean, std, *statistics, self.eps, rmax, dmax, momentum, clipped)
+        return correct(
+            mean, std, self.running_mean, self.running_var, self.eps, rmax, dmax, momentum, clipped
+        )
 
     def _check_input(self, input: Tensor) -> None:  # noqa: A002
         if input.dim() not in self._dimensions:

@@ -22,13 +22,7 @@ def has_kernels(x: Tensor) -> bool:
 def batch_statistics(x: Tensor, eps: float, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Mean and standard deviation (biased, eps inside the root) of each channel, in float32 or wider.
 
-    Args:
-        x: (N, C, ...), floating point.
-        eps: added to the variance.
-        mask: (N, ...) boolean, True where a value counts; None takes all.
-
-    Returns:
-        Mean and deviation; with a mask also the number of values a channel, a tensor without dimensions.
+    With a mask, (N, ...) and True where a value counts, also the number of values a channel.
     """
     over = [dim for dim in range(x.dim()) if dim != 1]
     if mask is not None:
@@ -65,21 +59,7 @@ def correct(
 
     The standard deviation is averaged, not its square; `running_var` is that square less eps, which
     BatchNorm's inference adds again. A channel whose batch statistics are not finite keeps its running
-    statistics.
-
-    Args:
-        mean: of the batch.
-        std: of the batch, eps inside the root.
-        running_mean: changed in place.
-        running_var: changed in place.
-        eps: as in `std`.
-        rmax: largest r, at least 1; without dimensions, like the next two.
-        dmax: largest absolute d, at least 0.
-        momentum: weight of the batch.
-        clipped: (2,), set to the shares of channels whose r and whose d were clipped.
-
-    Returns:
-        r, clipped to [1 / rmax, rmax], and d, clipped to [-dmax, dmax].
+    statistics. `clipped`, (2,), is set to the shares of channels whose r and whose d were clipped.
     """
     running_std = (running_var + eps).sqrt_()
     shift = mean - running_mean
