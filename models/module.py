@@ -373,7 +373,7 @@ class MetricLearner(LightningModule):
         )
         given = self.architecture.normalization_args
         renorm = self.architecture.normalization in ("renorm", "sync_renorm")
-        if own or not renorm or given.get("frozen"):
+        if own or not renorm or given.get("frozen") or given.get("warmup_steps") is not None:
             return [RandomState()]
         schedule = RenormScheduleCallback(
             rmax=replace(PAPER_RMAX, end=given["rmax"]) if "rmax" in given else "narrowed",

@@ -37,7 +37,8 @@ class RenormScheduleCallback(Callback):
         average_across_ranks: average the plain layers' statistics over the processes.
 
     Raises:
-        InputError: at the start of training, on fractions of a run whose length is unknown.
+        InputError: at the start of training, on fractions of a run whose length is unknown, limits out of
+            range, and layers with a warm-up of their own.
     """
 
     def __init__(
@@ -67,14 +68,17 @@ class RenormScheduleCallback(Callback):
                 "a renorm schedule in fractions needs a run of known length: "
                 "set max_steps or max_epochs, or give the schedule in steps"
             )
-        self.schedule = RenormSchedule(
-            pl_module,
-            rmax=narrowed_rmax(total) if self.rmax == "narrowed" else self.rmax,
-            dmax=self.dmax,
-            momentum=falling_momentum(total, self.unit) if self.momentum == "falling" else self.momentum,
-            unit=self.unit,
-            total_steps=None if total == float("inf") else int(total),
-        )
+        try:
+            self.schedule = RenormSchedule(
+                pl_module,
+                rmax=narrowed_rmax(total) if self.rmax == "narrowed" else self.rmax,
+                dmax=self.dmax,
+                momentum=falling_momentum(total, self.unit) if self.momentum == "falling" else self.momentum,
+                unit=self.unit,
+                total_steps=None if total == float("inf") else int(total),
+            )
+        except ValueError as error:
+            raise InputError(f"renorm: {error}") from error
         if self._resumed is not None:
             self.schedule.load_state_dict(dict(self._resumed))
             self._resumed = None

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from models.network import EmbeddingNetwork
-from models.renorm import convert_to_batch_renorm
-from models.renorm.fold import fold_batch_renorm
+from models.renorm import convert_to_batch_renorm, fold_batch_renorm
 
 
 def folded(network: nn.Module) -> nn.Module:

@@ -2,9 +2,8 @@
 
 from .averaging import RenormAveragedModel, averaging_deviations
 from .convert import convert_to_batch_renorm, revert_to_batch_norm
-from .fold import fold_batch_renorm
 from .functional import batch_renorm
-from .fuse import fuse_batch_renorm
+from .graphs import fold_batch_renorm, fuse_batch_renorm
 from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from .schedule import PAPER_DMAX, PAPER_RMAX, Ramp, RenormSchedule, falling_momentum, narrowed_rmax
 from .sync import SyncBatchRenorm, average_statistics_across_ranks

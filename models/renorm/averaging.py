@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from .state import RenormState
+from .layer import BatchRenorm
 
 
 @contextmanager
@@ -22,12 +22,12 @@ def averaging_deviations(model: nn.Module, average: nn.Module) -> Iterator[None]
         model: the one in training.
         average: what is updated from it.
     """
-    of_model = [m for m in model.modules() if isinstance(m, RenormState)]
-    of_average = [m for m in average.modules() if isinstance(m, RenormState)]
+    of_model = [m for m in model.modules() if isinstance(m, BatchRenorm)]
+    of_average = [m for m in average.modules() if isinstance(m, BatchRenorm)]
     saved = [layer.running_var.clone() for layer in of_model]
     with torch.no_grad():
         for layer in (*of_model, *of_average):
-            layer.running_var.add_(layer.epsilon).sqrt_()
+            layer.running_var.add_(layer.eps).sqrt_()
     try:
         yield
     finally:
@@ -35,7 +35,7 @@ def averaging_deviations(model: nn.Module, average: nn.Module) -> Iterator[None]
             for layer, before in zip(of_model, saved, strict=True):
                 layer.running_var.copy_(before)
             for layer in of_average:
-                layer.running_var.square_().sub_(layer.epsilon)
+                layer.running_var.square_().sub_(layer.eps)
 
 
 class RenormAveragedModel(AveragedModel):

@@ -1,13 +1,13 @@
 """Turn the BatchNorm layers of any network into Batch Renormalization, and back."""
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
-from .state import GradientKind
 from .sync import SyncBatchRenorm
 
 _RENORM: dict[type[nn.Module], type[BatchRenorm]] = {
@@ -27,15 +27,12 @@ _NORM: dict[type[nn.Module], type[_BatchNorm]] = {
 def convert_to_batch_renorm(
     module: nn.Module,
     *,
-    rmax: float = 3.0,
-    dmax: float = 5.0,
     momentum: float | None = 0.01,
     scale: bool = True,
-    gradient_statistics: GradientKind = "batch",
-    gradient_momentum: float = 0.05,
     frozen: bool = False,
     sync: bool = False,
     skip: Collection[str] = (),
+    **settings: Any,
 ) -> nn.Module:
     """Replace every BatchNorm layer inside a module by Batch Renormalization.
 
@@ -45,17 +42,15 @@ def convert_to_batch_renorm(
 
     Args:
         module: any module; its children are replaced in place. A compiled or scripted one is not searched.
-        rmax: see ``BatchRenorm``.
-        dmax: see ``BatchRenorm``.
         momentum: see ``BatchRenorm``; None keeps each layer's own. Torch's default of 0.1 remembers ten
             batches, the paper's 0.01 a hundred.
         scale: False stops gamma from training and keeps its present value.
-        gradient_statistics: see ``BatchRenorm``.
-        gradient_momentum: see ``BatchRenorm``.
         frozen: normalize by the running statistics in training, too, and leave them alone; gamma and beta
             train.
         sync: turn plain layers, too, into ``SyncBatchRenorm``; a ``SyncBatchNorm`` always is.
         skip: names of layers to leave alone, as ``named_modules`` gives them.
+        settings: ``rmax``, ``dmax``, ``gradient_statistics``, ``gradient_momentum``, ``warmup_steps`` and
+            ``warmup_shape`` of ``BatchRenorm``.
 
     Returns:
         The module, or its replacement where it is itself a BatchNorm layer.
@@ -63,6 +58,7 @@ def convert_to_batch_renorm(
     Raises:
         ValueError: on a layer that keeps no running statistics, has not seen its input yet (lazy), or is
             of a subclass of BatchNorm whose further behaviour would be lost; name it in ``skip``.
+        TypeError: on an unknown setting.
     """
 
     def replacement(old: nn.Module, name: str) -> nn.Module | None:
@@ -70,28 +66,16 @@ def convert_to_batch_renorm(
             return None
         kind = _RENORM.get(type(old))
         if kind is None:
-            reason = (
-                "is lazy: run a batch first" if isinstance(old, _LazyNormBase) else "would lose behaviour"
-            )
+            lazy = isinstance(old, _LazyNormBase)
+            reason = "is lazy: run a batch first" if lazy else "would lose behaviour"
             raise ValueError(f"layer {name!r} ({type(old).__name__}) {reason}, or name it in skip")
         if old.running_mean is None:
             raise ValueError(f"layer {name!r} keeps no running statistics: name it in skip")
+        place: dict[str, Any] = {"device": old.running_mean.device, "dtype": old.running_mean.dtype}
+        weight = old.momentum if momentum is None else momentum
         kind = SyncBatchRenorm if sync else kind
-        new = kind(
-            old.num_features,
-            eps=old.eps,
-            momentum=old.momentum if momentum is None else momentum,
-            affine=False,
-            rmax=rmax,
-            dmax=dmax,
-            scale=scale,
-            gradient_statistics=gradient_statistics,
-            gradient_momentum=gradient_momentum,
-            device=old.running_mean.device,
-            dtype=old.running_mean.dtype,
-        )
-        new.affine = old.affine
-        new.frozen = frozen
+        new = kind(old.num_features, old.eps, weight, False, scale=scale, **settings, **place)
+        new.affine, new.frozen = old.affine, frozen
         if isinstance(new, SyncBatchRenorm) and isinstance(old, nn.SyncBatchNorm):
             new.process_group = old.process_group
         if old.weight is not None and not scale:
@@ -117,14 +101,9 @@ def revert_to_batch_norm(module: nn.Module, *, skip: Collection[str] = ()) -> nn
         del name
         if not isinstance(old, BatchRenorm):
             return None
-        new = _NORM[type(old)](
-            old.num_features,
-            eps=old.eps,
-            momentum=None if old.cumulative else old._given["momentum"],
-            affine=False,
-            device=old.running_mean.device,
-            dtype=old.running_mean.dtype,
-        )
+        place: dict[str, Any] = {"device": old.running_mean.device, "dtype": old.running_mean.dtype}
+        momentum = None if old.cumulative else old._given["momentum"]
+        new = _NORM[type(old)](old.num_features, old.eps, momentum, False, **place)
         new.affine = old.affine
         if isinstance(new, nn.SyncBatchNorm) and isinstance(old, SyncBatchRenorm):
             new.process_group = old.process_group

@@ -4,15 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from . import fused
-from .cpu import CPU
-from .cuda import CUDA
-from .functions import NativeRenorm
-from .kernels import Statistics
-from .memory_format import as_dense
-from .plain import PlainRenorm
-from .plain import batch_statistics as plain_statistics
-from .statistics import Running, correction, update_running
+from .autograd import KernelCall, KernelRenorm, TorchRenorm, dense, kernels_take
+from .gradient import GradientRule
+from .statistics import batch_statistics, correct
 
 
 def batch_renorm(
@@ -50,37 +44,18 @@ def batch_renorm(
     """
     if not training:
         return batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
-    rmax, dmax, momentum, epsilon = (
+    rmax, dmax, momentum = (
         value.to(running_mean) if isinstance(value, Tensor) else running_mean.new_full((), value)
-        for value in (rmax, dmax, momentum, eps)
+        for value in (rmax, dmax, momentum)
     )
-
-    def correct(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        running = Running(running_mean, running_var, epsilon)
-        running_std = running.deviation()
-        shift = mean - running_mean
-        r, d = correction(shift, std, running_std, rmax, dmax)
-        update_running(running, shift, std, running_std, momentum)
-        return r, d
-
-    def prepare(x: Tensor) -> tuple[Statistics, Tensor, Tensor, None]:
-        batch = (CUDA if x.is_cuda else CPU).batch_statistics(x, eps, epsilon)
-        return batch, *correct(batch.mean, batch.std), None
-
     output: Tensor
-    if mask is None and not torch.compiler.is_compiling() and fused.takes(input, None, running_mean, weight):
-
-        def work(x: Tensor, *affine_and_residual: Tensor | None) -> tuple[Tensor, Tensor]:
-            settings = (None, rmax, dmax, momentum, eps, False, False, None)
-            return fused.forward(x, *affine_and_residual, running_mean, running_var, *settings)
-
-        output = fused.FusedRenorm.apply(as_dense(input), weight, bias, None, False, None, work)
-        return output
-    if mask is None and (input.is_cpu or input.is_cuda) and not torch.compiler.is_compiling():
-        output = NativeRenorm.apply(as_dense(input), weight, bias, prepare)
+    if kernels_take(input, mask, None, running_mean, weight):
+        call = KernelCall(running_mean, running_var, rmax, dmax, momentum, eps)
+        output = KernelRenorm.apply(dense(input), weight, bias, None, call)
         return output
     with torch.no_grad():
-        mean, std, count = plain_statistics(input, eps, mask)
-        r, d = correct(mean, std)
-    output = PlainRenorm.apply(input, mask, count, weight, bias, mean, std, r, d, None)
+        mean, std, count = batch_statistics(input, eps, mask)
+        r, d = correct(mean, std, running_mean, running_var, eps, rmax, dmax, momentum)
+    rule = None if count is None else GradientRule(values=count)
+    output = TorchRenorm.apply(input, mask, weight, bias, mean, std, r, d, rule)
     return output

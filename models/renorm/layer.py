@@ -1,26 +1,23 @@
 """Batch Renormalization as modules: drop-in replacements of torch's BatchNorm layers."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from math import isfinite
+from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from . import fused
-from .cpu import CPU
-from .cuda import CUDA
-from .functions import NativeRenorm
-from .gradient import GradientRule
-from .kernels import Statistics
-from .memory_format import as_dense
-from .plain import PlainRenorm
-from .plain import batch_statistics as plain_statistics
-from .recompute import CallMemory, Record, may_be_recomputed, recomputing
-from .state import RenormState
-from .statistics import Running, clipped_fractions, correction, update_running
+from .autograd import KernelCall, KernelRenorm, TorchRenorm, dense, kernels_take
+from .gradient import GradientRule, MovingAverages
+from .recompute import CallMemory, may_be_recomputed, recomputing
+from .statistics import HALF, batch_statistics, correct
+
+GradientKind = Literal["batch", "moving"]
+WarmupShape = Literal["linear", "step"]
 
 
-class BatchRenorm(RenormState):
+class BatchRenorm(nn.Module):
     """What the layers of every dimension share; use ``BatchRenorm1d``, ``2d`` or ``3d``.
 
     In training a batch is normalized by its own mean and deviation, then corrected towards the running
@@ -43,8 +40,12 @@ class BatchRenorm(RenormState):
         dmax: largest absolute d, at least 0.
         scale: False keeps gamma at 1 and out of the optimizer, as the paper does where a ReLU follows.
         gradient_statistics: "batch" for the paper's gradient; "moving" replaces the two batch statistics
-            that it subtracts by moving averages over earlier batches.
+            that it subtracts by moving averages over batches.
         gradient_momentum: weight of a batch in those moving averages.
+        warmup_steps: training batches over which the limits go from 1 and 0 to rmax and dmax, counted by
+            ``num_batches_tracked``, so that a checkpoint resumes it; None for none. Not with a
+            ``RenormSchedule``.
+        warmup_shape: "linear", or "step" for batch normalization until the warm-up ends.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
 
@@ -58,10 +59,119 @@ class BatchRenorm(RenormState):
     """
 
     _dimensions: tuple[int, ...] = ()
+    _version = 2  # as BatchNorm's: 2 has num_batches_tracked
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    rmax: Tensor
+    dmax: Tensor
+    momentum: Tensor
+    clipped: Tensor
+    gradient_mean: Tensor
+    gradient_projection: Tensor
+    gradient_batches: Tensor
+    gradient_momentum: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.01,
+        affine: bool = True,
+        *,
+        rmax: float = 3.0,
+        dmax: float = 5.0,
+        scale: bool = True,
+        gradient_statistics: GradientKind = "batch",
+        gradient_momentum: float = 0.05,
+        warmup_steps: int | None = None,
+        warmup_shape: WarmupShape = "linear",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if gradient_statistics not in ("batch", "moving"):
+            raise ValueError(f'gradient_statistics is "batch" or "moving", not {gradient_statistics!r}')
+        if warmup_shape not in ("linear", "step"):
+            raise ValueError(f'warmup_shape is "linear" or "step", not {warmup_shape!r}')
+        if warmup_steps is not None and warmup_steps < 1:
+            raise ValueError(f"warmup_steps is {warmup_steps}: give at least 1, or None for no warm-up")
+        self.num_features, self.eps, self.affine, self.scale = num_features, eps, affine, scale
+        self.gradient_statistics: GradientKind = gradient_statistics
+        self.warmup_steps, self.warmup_shape = warmup_steps, warmup_shape
+        self.track_running_stats = True
+        self.cumulative = momentum is None
+        self.frozen = self.monitor = False
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        # Statistics stay in float32 at least, whatever the parameters' type: small steps would be lost below.
+        exact = {**place, "dtype": torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)}
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+        if affine:
+            self.weight = nn.Parameter(torch.ones(num_features, **place), requires_grad=scale)
+            self.bias = nn.Parameter(torch.zeros(num_features, **place))
+        self.register_buffer("running_mean", torch.zeros(num_features, **exact))
+        self.register_buffer("running_var", torch.ones(num_features, **exact))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
+        if gradient_statistics == "moving":
+            for name in ("gradient_mean", "gradient_projection"):
+                self.register_buffer(name, torch.zeros(num_features, **exact), persistent=False)
+            self.register_buffer("gradient_batches", torch.zeros((), **exact), persistent=False)
+        for name in ("rmax", "dmax", "momentum", "gradient_momentum"):
+            self.register_buffer(name, torch.zeros((), **exact), persistent=False)
+        self.register_buffer("clipped", torch.zeros(2, device=device), persistent=False)
+        # As they were given: what the buffers hold is rounded to their type.
+        self._given = {"momentum": 0.0}
+        self.set_limits(rmax, dmax, momentum)
+        self._set_weight("gradient_momentum", gradient_momentum)
+        self._initial = dict(self._given)
         self._memory = CallMemory()
+
+    def set_limits(
+        self, rmax: float | None = None, dmax: float | None = None, momentum: float | None = None
+    ) -> None:
+        """Change how far the correction may go, or the weight of a batch; None leaves a value as it is.
+
+        Nothing is read back from the device, and a compiled model is not compiled again.
+
+        Args:
+            rmax: largest r, at least 1.
+            dmax: largest absolute d, at least 0.
+            momentum: weight of a batch in the moving averages, in [0, 1].
+
+        Raises:
+            ValueError: on a value out of range.
+        """
+        for name, value, least in (("rmax", rmax, 1.0), ("dmax", dmax, 0.0)):
+            if value is None:
+                continue
+            if not value >= least:
+                raise ValueError(f"{name} is {value}: give at least {least:g}")
+            if self.warmup_steps is not None and not isfinite(value):
+                raise ValueError(f"{name} is {value}: a warm-up needs an end that is a number")
+            self._fill(name, value)
+        if momentum is not None:
+            self._set_weight("momentum", momentum)
+            self.cumulative = False
+
+    def _set_weight(self, name: str, value: float) -> None:
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} is {value}: give the weight of a batch, from 0 to 1")
+        self._fill(name, value)
+
+    def _fill(self, name: str, value: float) -> None:
+        self._given[name] = value
+        getattr(self, name).fill_(value)
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """The largest r and d of the next batch, tensors without dimensions; a warm-up is in them."""
+        if self.warmup_steps is None:
+            return self.rmax, self.dmax
+        done = (self.num_batches_tracked.to(self.rmax.dtype) / self.warmup_steps).clamp(max=1)
+        if self.warmup_shape == "step":
+            done = done.floor()
+        return 1 + (self.rmax - 1) * done, self.dmax * done
 
     def forward(
         self,
@@ -71,7 +181,7 @@ class BatchRenorm(RenormState):
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> Tensor:
-        """Normalize a batch, and on request do what usually follows, too; the fused kernels do all in one.
+        """Normalize a batch, and on request do what usually follows, too; the kernels do all in one.
 
         Args:
             input: (N, C, ...), floating point.
@@ -89,70 +199,54 @@ class BatchRenorm(RenormState):
         self._check_values(input)
         compiling = torch.compiler.is_compiling()
         remember = not compiling and may_be_recomputed()
-        if not (compiling or remember) and self._fusable(input, mask, residual):
-            return self._fused(as_dense(input), residual, relu)
-        return _followed(self._normalize(input, mask, compiling, remember), residual, relu)
-
-    def _fusable(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> bool:
-        """Whether the fused kernels do it; what is recomputed takes the others, in both passes."""
-        if mask is not None or not fused.takes(x, residual, self.running_mean, self.weight):
-            return False
-        return not (len(self._memory) and recomputing())
-
-    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        at: dict[str, Any] = self._buffers
-
-        def work(x: Tensor, *affine_and_residual: Tensor | None) -> tuple[Tensor, Tensor]:
-            clipped = (
-                x.new_empty(2, self.num_features, dtype=at["running_mean"].dtype) if self.monitor else None
-            )
-            y, saved = fused.forward(
-                *(x, *affine_and_residual, at["running_mean"], at["running_var"]),
-                *(at["num_batches_tracked"], at["rmax"], at["dmax"], at["momentum"]),
-                *(self.eps, self.cumulative, relu, clipped),
-            )
-            if clipped is not None:
-                self.clipped.copy_(clipped.mean(1))
-            return y, saved
-
-        moving = self._moving_averages()
-        output: Tensor = fused.FusedRenorm.apply(x, self.weight, self.bias, residual, relu, moving, work)
-        return output
-
-    def _normalize(self, input: Tensor, mask: Tensor | None, compiling: bool, remember: bool) -> Tensor:  # noqa: A002
-        if not compiling and self._native(input, mask):
-
-            def prepare(x: Tensor) -> tuple[Statistics, Tensor, Tensor, GradientRule | None]:
-                batch, count = self._batch_statistics(x, None, True)
-                return batch, *self._correction(batch.mean, batch.std, remember), self._rule(count)
-
-            output: Tensor = NativeRenorm.apply(as_dense(input), self.weight, self.bias, prepare)
-            return output
+        again = not compiling and len(self._memory) > 0 and recomputing()
+        # What is recomputed takes the same way in both passes.
+        if not (remember or again) and self._kernels_take(input, mask, residual):
+            return self._by_kernels(input, residual, relu)
         with torch.no_grad():
-            (mean, std, *_), count = self._batch_statistics(input, mask, False)
-            r, d = self._correction(mean, std, remember)
-        rule = self._rule(count)
-        plain: Tensor = PlainRenorm.apply(input, mask, count, self.weight, self.bias, mean, std, r, d, rule)
-        return plain
-
-    def _native(self, x: Tensor, mask: Tensor | None) -> bool:
-        """Whether there are native kernels for it: on a CPU or CUDA, without a mask."""
-        return mask is None and (x.is_cpu or x.is_cuda)
+            mean, std, count = self._batch_statistics(input, mask)
+            r, d = self._memory.recall(mean, std) if again else self._correction(mean, std)
+            if remember and not again:
+                self._memory.remember(mean, r, d)
+        rule = self._gradient_rule(count)
+        output: Tensor = TorchRenorm.apply(input, mask, self.weight, self.bias, mean, std, r, d, rule)
+        return _followed(output, residual, relu)
 
     def _evaluate(self, x: Tensor) -> Tensor:
-        weight: Tensor | None = self.weight
-        bias: Tensor | None = self.bias
-        if weight is not None and weight.dtype != self.running_mean.dtype:  # parameters in half precision
-            weight = weight.to(self.running_mean.dtype)
-            bias = bias if bias is None else bias.to(self.running_mean.dtype)
-        return functional.batch_norm(
-            x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps
-        )
+        mean, var = self.running_mean, self.running_var
+        # Parameters may be in half precision.
+        weight, bias = (p if p is None else p.to(mean.dtype) for p in (self.weight, self.bias))
+        return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
 
-    def _rule(self, count: Tensor | None) -> GradientRule | None:
-        del count  # of the synchronized layer
-        moving = self._moving_averages()
-        return None if moving is None else GradientRule(moving)
+    def _by_kernels(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        rmax, dmax = self.limits()
+        clipped = self.running_mean.new_empty(2, self.num_features) if self.monitor else None
+        call = KernelCall(
+            self.running_mean,
+            self.running_var,
+            rmax,
+            dmax,
+            self.momentum,
+            self.eps,
+            self.num_batches_tracked,
+            self.cumulative,
+            relu,
+            clipped,
+            self._moving_averages(),
+        )
+        output: Tensor = KernelRenorm.apply(dense(x), self.weight, self.bias, residual, call)
+        if clipped is not None:
+            self.clipped.copy_(clipped.mean(1))
+        return output
+
+    def _correction(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        rmax, dmax = self.limits()
+        batches = self.num_batches_tracked.add_(1)
+        momentum = batches.to(mean.dtype).reciprocal() if self.cumulative else self.momentum
+        clipped = self.clipped if self.monitor else None
+        return correct(
+            mean, std, self.running_mean, self.running_var, self.eps, rmax, dmax, momentum, clipped
+        )
 
     def _check_input(self, input: Tensor) -> None:  # noqa: A002
         if input.dim() not in self._dimensions:
@@ -163,6 +257,8 @@ class BatchRenorm(RenormState):
                 f"{type(self).__name__} has {self.num_features} channels, the input {input.shape[1]}"
             )
 
+    # What the synchronized layer does differently.
+
     def _check_values(self, x: Tensor) -> None:
         if x.numel() // max(x.shape[1], 1) < 2:
             raise ValueError(
@@ -170,43 +266,109 @@ class BatchRenorm(RenormState):
                 "or call eval() or freeze the layer"
             )
 
-    def _batch_statistics(
-        self, x: Tensor, mask: Tensor | None, native: bool
-    ) -> tuple[Statistics, Tensor | None]:
-        """Mean and deviation and, with a mask, the number of values of each channel."""
-        if native:
-            kernels, buffers = CUDA if x.is_cuda else CPU, cast(dict[str, Tensor], self._buffers)
-            return kernels.batch_statistics(x, self.eps, buffers["epsilon"]), None
-        mean, std, count = plain_statistics(x, self.eps, mask)
-        return Statistics(mean, std, std.reciprocal()), count
+    def _kernels_take(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> bool:
+        return kernels_take(x, mask, residual, self.running_mean, self.weight)
 
-    def _correction(self, mean: Tensor, std: Tensor, remember: bool) -> tuple[Tensor, Tensor]:
-        """The correction, then one step of the moving averages; a recomputed pass gets its first one's."""
-        if not torch.compiler.is_compiling() and len(self._memory) and recomputing():
-            return self._memory.recall(mean, std)
-        at: dict[str, Any] = (
-            self._buffers
-        )  # attribute access to buffers costs as much as the arithmetic on them
-        running = Running(at["running_mean"], at["running_var"], at["epsilon"])
-        running_std = running.deviation()
-        shift = mean - running.mean
-        r, d = correction(shift, std, running_std, at["rmax"], at["dmax"])
-        if self.monitor:
-            self.clipped.copy_(clipped_fractions(shift, std, running_std, r, d))
-        batches = at["num_batches_tracked"].add_(1)
-        momentum = batches.to(mean.dtype).reciprocal() if self.cumulative else at["momentum"]
-        update_running(running, shift, std, running_std, momentum)
-        if remember:
-            self._memory.remember(Record(mean, std, r, d))
-        return r, d
+    def _batch_statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        return batch_statistics(x, self.eps, mask)
+
+    def _gradient_rule(self, count: Tensor | None) -> GradientRule | None:
+        moving = self._moving_averages()
+        return None if moving is None and count is None else GradientRule(moving, count)
+
+    # What it holds, besides BatchNorm's.
+
+    def _moving_averages(self) -> MovingAverages | None:
+        if self.gradient_statistics == "batch":
+            return None
+        return MovingAverages(
+            self.gradient_mean, self.gradient_projection, self.gradient_batches, self.gradient_momentum
+        )
+
+    def averageable(self) -> list[Tensor]:
+        """The statistics in the form in which averages of several make sense: mean and deviation, (C,)
+        each.
+
+        With moving gradient statistics these two follow.
+        """
+        vectors = [self.running_mean, (self.running_var + self.eps).sqrt_()]
+        moving = self._moving_averages()
+        return vectors if moving is None else [*vectors, moving.mean, moving.projection]
+
+    def set_averageable(self, vectors: list[Tensor]) -> None:
+        """Set the statistics from the form that ``averageable`` gives."""
+        self.running_mean.copy_(vectors[0])
+        self.running_var.copy_(vectors[1].square() - self.eps)
+        moving = self._moving_averages()
+        if moving is not None:
+            moving.mean.copy_(vectors[2])
+            moving.projection.copy_(vectors[3])
+
+    def reset_running_stats(self) -> None:
+        """Forget every batch seen: mean 0, variance 1, as BatchNorm starts."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.num_batches_tracked.zero_()
+        for statistic in (self._moving_averages() or ())[:3]:
+            statistic.zero_()
+
+    def reset_parameters(self) -> None:
+        """All as after construction, also after ``to_empty`` of a layer built on the meta device."""
+        self.reset_running_stats()
+        for name, value in self._initial.items():
+            self._fill(name, value)
+        self.clipped.zero_()
+        if self.affine:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the layer; the statistics follow to the device, but not below float32.
+
+        The settings are as exact in the new type as if the layer had been made in it.
+        """
+        exact = {name: b for name, b in self.named_buffers() if b.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in exact.items():
+            after = getattr(self, name)
+            if after.dtype in HALF:
+                setattr(self, name, before.to(after.device))
+        if self.rmax.dtype != exact["rmax"].dtype:
+            for name, value in self._given.items():
+                self._fill(name, value)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        """Accept BatchNorm's oldest files, which do not count batches."""
+        key = prefix + "num_batches_tracked"
+        if local_metadata.get("version", 1) < 2 and key not in state_dict:
+            state_dict[key] = torch.zeros_like(self.num_batches_tracked)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry no calls that wait for recomputation."""
         return {**self.__dict__, "_memory": CallMemory()}
 
+    def extra_repr(self) -> str:
+        """The settings, for printing."""
+        text = f"{self.num_features}, eps={self.eps}, affine={self.affine}"
+        if not self.running_mean.is_meta:
+            momentum = None if self.cumulative else round(float(self.momentum), 6)
+            text += f", momentum={momentum}, rmax={float(self.rmax):g}, dmax={float(self.dmax):g}"
+        unusual = {
+            "scale": True,
+            "gradient_statistics": "batch",
+            "warmup_steps": None,
+            "warmup_shape": "linear",
+        }
+        given = {name: getattr(self, name) for name, usual in unusual.items() if getattr(self, name) != usual}
+        return text + "".join(f", {name}={value!r}" for name, value in given.items())
+
 
 def _followed(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """What the fused kernels do after normalization, in place as far as that changes nothing."""
+    """What the kernels do after normalization, in place as far as that changes nothing."""
     if residual is not None:
         alike = residual.dtype == y.dtype and residual.shape == y.shape
         y = y.add_(residual) if alike else y + residual

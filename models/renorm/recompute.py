@@ -6,22 +6,12 @@ statistics would also move twice.
 """
 
 from collections import deque
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 # More calls of one layer than this between a forward pass and its recomputation fall back to the newest.
 _REMEMBERED_CALLS = 32
-
-
-class Record(NamedTuple):
-    """What one forward pass used; (C,) each."""
-
-    mean: Tensor
-    std: Tensor
-    r: Tensor
-    d: Tensor
 
 
 def recomputing() -> bool:
@@ -44,7 +34,7 @@ def may_be_recomputed() -> bool:
 
 
 class CallMemory:
-    """The corrections of the calls of one layer that may be run again.
+    """The corrections of the calls of one layer that may be run again, (C,) each.
 
     Several calls may wait (a shared layer, several micro-batches), and they may be recomputed in any
     order. A recomputed call has the input of the first one and so its batch statistics: by these it is
@@ -52,28 +42,22 @@ class CallMemory:
     """
 
     def __init__(self) -> None:
-        self._records: deque[Record] = deque(maxlen=_REMEMBERED_CALLS)
+        self._calls: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_REMEMBERED_CALLS)
         self._recalled = 0
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._calls)
 
-    def remember(self, record: Record) -> None:
+    def remember(self, mean: Tensor, r: Tensor, d: Tensor) -> None:
         """Keep a call's correction; drop the old ones once as many have been recomputed as were kept."""
-        if self._recalled >= len(self._records):
-            self._records.clear()
+        if self._recalled >= len(self._calls):
+            self._calls.clear()
             self._recalled = 0
-        self._records.append(record)
+        self._calls.append((mean, r, d))
 
     def recall(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """The r and d of the remembered call whose batch statistics are nearest; at least one is
-        remembered.
-        """
+        """The r and d of the remembered call whose mean is nearest; at least one is remembered."""
         self._recalled += 1
-        if len(self._records) == 1:
-            return self._records[0].r, self._records[0].d
-        distance = torch.stack([((a.mean - mean) / std).square().sum() for a in self._records])
-        nearest = distance.argmin().unsqueeze(0)  # stays on the device
-        r = torch.stack([a.r for a in self._records]).index_select(0, nearest)[0]
-        d = torch.stack([a.d for a in self._records]).index_select(0, nearest)[0]
-        return r, d
+        means, r, d = (torch.stack(vectors) for vectors in zip(*self._calls, strict=True))
+        nearest = ((means - mean) / std).square().sum(1).argmin().unsqueeze(0)  # stays on the device
+        return r.index_select(0, nearest)[0], d.index_select(0, nearest)[0]

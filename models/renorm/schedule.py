@@ -10,6 +10,7 @@ from .layer import BatchRenorm
 
 Shape = Literal["linear", "cosine", "step"]
 Unit = Literal["fraction", "steps"]
+_MOVING = ("mean", "projection", "batches")  # of a layer's moving gradient statistics
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class RenormSchedule:
         steps: steps taken.
 
     Raises:
-        ValueError: on fractions without a length, or limits out of range.
+        ValueError: on fractions without a length, limits out of range, or layers with a warm-up of their own.
     """
 
     def __init__(
@@ -121,6 +122,8 @@ class RenormSchedule:
         if unit == "fraction" and (total_steps is None or total_steps < 1):
             raise ValueError("a schedule in fractions of the run needs total_steps, at least 1")
         self.layers = {name: m for name, m in module.named_modules() if isinstance(m, BatchRenorm)}
+        if own := [name for name, layer in self.layers.items() if layer.warmup_steps is not None]:
+            raise ValueError(f"layer {own[0]!r} has warmup_steps of its own: drop them or the schedule")
         self.ramps = {"rmax": rmax, "dmax": dmax}
         if momentum is not None:
             self.ramps["momentum"] = momentum
@@ -158,15 +161,13 @@ class RenormSchedule:
     def state_dict(self) -> dict[str, Any]:
         """The steps taken and the layers' moving gradient statistics (copies)."""
         gradients = {
-            name: {
-                "mean": layer.gradient_mean.clone(),
-                "projection": layer.gradient_projection.clone(),
-                "batches": layer.gradient_batches.clone(),
-            }
-            for name, layer in self.layers.items()
-            if layer.gradient_statistics == "moving"
+            name: {key: getattr(layer, f"gradient_{key}").clone() for key in _MOVING}
+            for name, layer in self._moving().items()
         }
         return {"steps": self.steps, "gradient_statistics": gradients}
+
+    def _moving(self) -> dict[str, BatchRenorm]:
+        return {name: m for name, m in self.layers.items() if m.gradient_statistics == "moving"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume; the limits of every layer are set again, whatever they are now.
@@ -174,14 +175,12 @@ class RenormSchedule:
         Raises:
             ValueError: when the state's layers with moving gradient statistics are not this module's.
         """
-        moving = {name for name, layer in self.layers.items() if layer.gradient_statistics == "moving"}
-        if moving != set(state["gradient_statistics"]):
-            odd = sorted(moving ^ set(state["gradient_statistics"]))
+        saved = state["gradient_statistics"]
+        if odd := sorted(self._moving().keys() ^ saved.keys()):
             raise ValueError(f"moving gradient statistics on one side only: {', '.join(odd)}")
-        for name, saved in state["gradient_statistics"].items():
-            self.layers[name].gradient_mean.copy_(saved["mean"])
-            self.layers[name].gradient_projection.copy_(saved["projection"])
-            self.layers[name].gradient_batches.copy_(saved["batches"])
+        for name, layer in self._moving().items():
+            for key in _MOVING:
+                getattr(layer, f"gradient_{key}").copy_(saved[name][key])
         self.steps = int(state["steps"])
         self._set = {}
         self.apply()

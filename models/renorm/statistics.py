@@ -1,63 +1,78 @@
-"""Per-channel arithmetic of Batch Renormalization: the correction r, d and the moving averages.
+"""A batch's statistics, the correction r, d, and the moving averages: vectors with one entry a channel, (C,).
 
-Everything here works on vectors with one entry a channel and never asks an accelerator for a value, so a
-training step there is not held up. On a CPU a value costs less than an operation, and saves some.
+Nothing asks an accelerator for a value, so a training step there is not held up.
 """
-
-from math import isfinite
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+HALF = (torch.float16, torch.bfloat16)
 
-class Running(NamedTuple):
-    """A layer's moving averages; updates change the first two in place.
 
-    Attributes:
-        mean: of the mean, (C,).
-        var: square of the moving average of the deviation, less epsilon, (C,): BatchNorm's inference adds
-            epsilon back.
-        eps: what the square of the deviation holds beside the variance; a tensor without dimensions.
-            Rounding may leave a variance below zero by a ten-millionth of it.
+def along_channels(vector: Tensor, x: Tensor) -> Tensor:
+    """(C,) as (1, C, 1, ...), for arithmetic with x."""
+    return vector.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether torch has batch normalization's kernels for it; a compiler makes its own."""
+    return (x.is_cpu or x.is_cuda) and x.numel() > 0 and not torch.compiler.is_compiling()
+
+
+def batch_statistics(x: Tensor, eps: float, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean and standard deviation (biased, eps inside the root) of each channel, in float32 or wider.
+
+    With a mask, (N, ...) and True where a value counts, also the number of values a channel.
     """
+    over = [dim for dim in range(x.dim()) if dim != 1]
+    if mask is not None:
+        inside, count = mask.unsqueeze(1), mask.sum()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        # Padding may hold anything, also what is not finite: it is replaced, not multiplied by zero.
+        mean = torch.where(inside, x, 0.0).sum(over) / count
+        squares = torch.where(inside, x - along_channels(mean, x), 0.0).square_().sum(over)
+        return mean, (squares / count + eps).sqrt(), count
+    if not has_kernels(x):
+        var, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), over, correction=0)
+    elif x.is_cuda:
+        mean, invstd = torch.batch_norm_stats(x, eps)
+        return mean, invstd.reciprocal(), None
+    else:
+        # Given float32 running statistics the kernel keeps float32 statistics of half-precision input.
+        unused = torch.zeros(x.shape[1]) if x.dtype in HALF else None
+        mean, var = torch.batch_norm_update_stats(x, unused, unused, 0.0)
+    return mean, (var + eps).sqrt_(), None
 
-    mean: Tensor
-    var: Tensor
-    eps: Tensor
 
-    def deviation(self) -> Tensor:
-        """The moving average of the standard deviation, (C,), a new tensor."""
-        return (self.var + self.eps).sqrt_()
-
-
-def on_host(x: Tensor) -> bool:
-    """Whether a tensor's values are at hand: on a CPU, and not while a compiler looks on."""
-    return not torch.compiler.is_compiling() and x.is_cpu and type(x) is Tensor
-
-
-def correction(
-    shift: Tensor, std: Tensor, running_std: Tensor, rmax: Tensor, dmax: Tensor
+def correct(
+    mean: Tensor,
+    std: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    rmax: Tensor,
+    dmax: Tensor,
+    momentum: Tensor,
+    clipped: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The paper's r and d, from the running statistics as they were before this batch.
+    """The paper's r and d, from the running statistics before this batch; then one step of these.
 
-    Args:
-        shift: batch mean less running mean, (C,).
-        std: batch standard deviation with epsilon inside the root, (C,).
-        running_std: moving average of the standard deviation, epsilon in it, (C,).
-        rmax: largest r, at least 1; a tensor without dimensions.
-        dmax: largest absolute d, at least 0; a tensor without dimensions.
-
-    Returns:
-        r, clipped to [1 / rmax, rmax], and d, clipped to [-dmax, dmax]; both (C,).
+    The standard deviation is averaged, not its square; `running_var` is that square less eps, which
+    BatchNorm's inference adds again. A channel whose batch statistics are not finite keeps its running
+    statistics. `clipped`, (2,), is set to the shares of channels whose r and whose d were clipped.
     """
-    if on_host(std):
-        high, bound = rmax.item(), dmax.item()
-        return (std / running_std).clamp_(1 / high, high), (shift / running_std).clamp_(-bound, bound)
-    r = (std / running_std).clamp_(rmax.reciprocal(), rmax)
-    d = (shift / running_std).clamp_(-dmax, dmax)
+    running_std = (running_var + eps).sqrt_()
+    shift = mean - running_mean
+    raw_r, raw_d = std / running_std, shift / running_std
+    r, d = raw_r.clamp(rmax.reciprocal(), rmax), raw_d.clamp(-dmax, dmax)
+    if clipped is not None:
+        clipped.copy_(torch.stack([(raw_r != r).float().mean(), (raw_d != d).float().mean()]))
     if torch.compiler.is_compiling():
         r, d = _saved(r, d).unbind()
+    # 0 * std is not a number where std is infinite or undefined: one operation asks mean and deviation.
+    running_mean.addcmul_(torch.add(shift, std, alpha=0).nan_to_num_(0.0, 0.0, 0.0), momentum)
+    running_std.addcmul_((std - running_std).nan_to_num_(0.0, 0.0, 0.0), momentum)
+    torch.sub(running_std.square_(), eps, out=running_var)
     return r, d
 
 
@@ -70,40 +85,4 @@ def _saved(r: Tensor, d: Tensor) -> Tensor:
 
 @_saved.register_fake
 def _(r: Tensor, d: Tensor) -> Tensor:
-    return torch.empty_like(r).new_empty((2, *d.shape))
-
-
-def update_running(
-    running: Running, shift: Tensor, std: Tensor, running_std: Tensor, momentum: Tensor
-) -> None:
-    """Move the running statistics towards the batch's, averaging the standard deviation and not its square.
-
-    A channel whose batch statistics are not finite keeps its running statistics. A value that is not finite
-    makes both of its channel's batch statistics so, and an overflow the deviation; the mean is asked
-    through both.
-
-    Args:
-        running: changed in place.
-        shift: batch mean less running mean, (C,).
-        std: batch standard deviation with epsilon inside the root, (C,).
-        running_std: what ``running.deviation()`` gave; used up by this call, (C,).
-        momentum: weight of the batch, a tensor without dimensions.
-    """
-    # The sum of squares is finite only if every channel is (should it overflow, the long way serves, too).
-    if on_host(std) and isfinite(torch.dot(std, std).item()):
-        running.mean.addcmul_(shift, momentum)
-        running_std.lerp_(std, momentum)
-    else:
-        # 0 * std is not a number where std is infinite or undefined: one operation asks for both.
-        mean_step = torch.add(shift, std, alpha=0).nan_to_num_(0.0, 0.0, 0.0)
-        running.mean.addcmul_(mean_step, momentum)
-        std_step = (std - running_std).nan_to_num_(0.0, 0.0, 0.0)
-        running_std.addcmul_(std_step, momentum)
-    torch.addcmul(-running.eps, running_std, running_std, out=running.var)
-
-
-def clipped_fractions(shift: Tensor, std: Tensor, running_std: Tensor, r: Tensor, d: Tensor) -> Tensor:
-    """The shares of channels whose r and whose d were clipped, (2,)."""
-    return torch.stack(
-        [((std / running_std) != r).float().mean(), ((shift / running_std) != d).float().mean()]
-    )
+    return r.new_empty((2, *d.shape))

@@ -7,7 +7,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .gradient import GradientRule
-from .kernels import Statistics
 from .layer import BatchRenorm
 
 
@@ -37,17 +36,16 @@ class SyncBatchRenorm(BatchRenorm):
         if not self._synchronizes():
             super()._check_values(x)
 
-    def _batch_statistics(
-        self, x: Tensor, mask: Tensor | None, native: bool
-    ) -> tuple[Statistics, Tensor | None]:
-        local, count = super()._batch_statistics(x, mask, native)
+    def _kernels_take(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> bool:
+        return not self._synchronizes() and super()._kernels_take(x, mask, residual)
+
+    def _batch_statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        mean, std, count = super()._batch_statistics(x, mask)
         if not self._synchronizes():
-            return local, count
-        values = local.mean.new_full((1,), x.numel() // x.shape[1]) if count is None else count.view(1)
+            return mean, std, count
+        values = mean.new_full((1,), x.numel() // x.shape[1]) if count is None else count.view(1).to(mean)
         # A process without values has no statistics; its share of none must not spoil the sum.
-        mean = torch.where(values > 0, local.mean, 0.0)
-        second = torch.where(values > 0, local.std.square(), 0.0)
-        own = torch.cat([mean, second, values])
+        own = torch.cat([*(torch.where(values > 0, v, 0.0) for v in (mean, std.square())), values])
         every = [torch.empty_like(own) for _ in range(dist.get_world_size(self.process_group))]
         dist.all_gather(every, own, self.process_group)
         means, seconds, counts = torch.split(torch.stack(every), [len(mean), len(mean), 1], dim=1)
@@ -56,18 +54,12 @@ class SyncBatchRenorm(BatchRenorm):
         mean = (shares * means).sum(0)
         # The squares hold epsilon once each, and so does their mean.
         std = (shares * (seconds + (means - mean).square())).sum(0).sqrt_()
-        return local._replace(mean=mean, std=std, invstd=std.reciprocal()), total
+        return mean, std, total
 
-    def _rule(self, count: Tensor | None) -> GradientRule | None:
+    def _gradient_rule(self, count: Tensor | None) -> GradientRule | None:
         if not self._synchronizes():
-            return super()._rule(count)
-        return GradientRule(self._moving_averages(), count, self.process_group)
-
-    def _fusable(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> bool:
-        return not self._synchronizes() and super()._fusable(x, mask, residual)
-
-    def _native(self, x: Tensor, mask: Tensor | None) -> bool:
-        return x.numel() > 0 and super()._native(x, mask)
+            return super()._gradient_rule(count)
+        return GradientRule(self._moving_averages(), count, True, self.process_group)
 
 
 @torch.no_grad()

@@ -76,10 +76,12 @@ struct Gradient {
     d_weight[c] = saved.r[c] * projection + saved.d[c] * total;
     d_bias[c] = total;
     A g_mean = total / values, g_projection = projection / values;
-    if (moving_mean) {
-      A mean = moving_mean[c], proj = moving_projection[c];
-      moving_mean[c] = g_mean = finite(g_mean) ? mean + share * (g_mean - mean) : mean;
-      moving_projection[c] = g_projection = finite(g_projection) ? proj + share * (g_projection - proj) : proj;
+    if (moving_mean) {  // their x_hat is what the layer puts out before gamma and beta, r x_hat + d
+      A mean = moving_mean[c], proj = moving_projection[c], new_proj = d_weight[c] / values;
+      moving_mean[c] = mean = finite(g_mean) ? mean + share * (g_mean - mean) : mean;
+      moving_projection[c] = proj = finite(new_proj) ? proj + share * (new_proj - proj) : proj;
+      g_mean = mean + saved.d[c] * proj;
+      g_projection = saved.r[c] * proj;
     }
     slope[c] = -saved.scale[c] * saved.invstd[c] * g_projection;
     shift[c] = -saved.scale[c] * g_mean;

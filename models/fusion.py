@@ -1,0 +1,84 @@
+"""Training with the ReLUs and residual sums of a backbone taken into its Batch Renormalization layers."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.renorm import BatchRenorm, fuse_batch_renorm, native
+
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+_log = logging.getLogger(__name__)
+
+# A trace keeps what the forward pass does now. These packages' do the same at every step; what a class of
+# the user's own draws or counts in Python would stay as it was.
+_TRACED = ("models", "timm", "torch", "torchvision")
+
+
+class FusedForward:
+    """Runs a backbone, on a CPU in training by the fused kernels with fewer passes over memory.
+
+    The fused form is a function alone, that looks up the backbone's own layers by name at each call: it holds
+    no parameters, and nothing of it is saved, moved, copied or registered. Whatever a trace cannot show
+    (hooks, activation checkpointing, other operations in training than in evaluation) runs as it is.
+    """
+
+    def __init__(self) -> None:
+        self._modules: list[nn.Module] = []
+        self._forward: Forward | None = None
+
+    def __call__(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        """What the backbone gives for images (B, C, H, W), to rounding."""
+        by_kernels = backbone.training and images.is_cpu and not torch.compiler.is_compiling()
+        output: Tensor
+        if by_kernels and native.enabled():
+            modules = list(backbone.modules())
+            if not any(_watched(module) for module in modules):
+                if modules != self._modules:  # at the first step, or parts were replaced
+                    self._modules, self._forward = modules, fused_forward(backbone)
+                if self._forward is not None:
+                    return self._forward(backbone, images)
+        output = backbone(images)
+        return output
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles trace again when they train."""
+        return {"_modules": [], "_forward": None}
+
+
+def fused_forward(backbone: nn.Module) -> Forward | None:
+    """The backbone's forward pass with what follows its layers taken into them.
+
+    Args:
+        backbone: left as it is.
+
+    Returns:
+        A function of the backbone and images; None where there is nothing to take in, or no way to trace.
+    """
+    around = [m for m in backbone.modules() if any(isinstance(p, BatchRenorm) for p in m.children())]
+    if any(type(module).__module__.split(".")[0] not in _TRACED for module in around):
+        return None
+    try:
+        fused = fuse_batch_renorm(backbone)
+    except Exception as error:  # noqa: BLE001  (tracing runs the backbone's own code, which may raise anything)
+        _log.debug("%s trains without fused layers: %s", type(backbone).__name__, error)
+        return None
+    calls = [node for node in fused.graph.nodes if node.op == "call_module"]
+    taken_in = sum("relu" in node.kwargs or "residual" in node.kwargs for node in calls)
+    _log.debug("%s trains with %d fused layers", type(backbone).__name__, taken_in)
+    forward: Forward = type(fused).forward
+    return forward if taken_in else None
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes in or out of a module, or runs it twice."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or getattr(module, "grad_checkpointing", False)
+    )
