@@ -82,5 +82,7 @@ $(READY): $(LOCK) pyproject.toml | $(UV)
 	# Compiled once here, in parallel: else the first command of each kind would, for half a minute.
 	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes $(LOCK)
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	# Batch Renormalization's kernels for a CPU, where there is a C++ compiler; training goes without them, too.
+	-@$(BIN)/python -c 'from models.renorm import native; native.try_build()'
 	@rm -f .venv/.ready-*
 	@touch $@
