@@ -11,7 +11,7 @@ READY   := .venv/.ready-$(FLAVOUR)
 export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test contract milvus-server soak evidence lint format lock clean
+.PHONY: help install demo test contract milvus-server soak evidence gpu-check lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,10 @@ EVIDENCE = $(patsubst configs/experiment/%.yaml,%,$(shell grep -l '^reduced:' co
 evidence: $(READY) ## Repeat the experiments in brief: do the published conclusions hold?
 	printf '%s\n' $(EVIDENCE) | xargs -P 2 -I '{}' $(BIN)/kindred experiment '{}' --reduced --check \
 	  --out runs/evidence/'{}' $(ARGS)
+
+# With the Python, the torch and the other packages that the machine has.
+gpu-check: ## On a machine with CUDA: tests and measurements of what runs there, as one table
+	$(PYTHON) tests/benchmarks/gpu_check.py $(ARGS)
 
 lint: $(READY) ## Check format, lint rules and types
 	$(BIN)/ruff format --check .
