@@ -4,7 +4,7 @@
 
 It wants CUDA, Python ≥ 3.11 and torch ≥ 2.11 of the environment, and what else the parts import; it
 installs nothing. Each part is a process with a time limit; one that fails leaves a line in the table, and the
-others run. The table goes to docs/results/gpu_check/<device>.md. ``--device cpu --tiny`` tries the script itself.
+others run. The table goes to docs/results/gpu_check/<device>.md. ``--device cpu --tiny`` tries the script.
 """
 
 import argparse
