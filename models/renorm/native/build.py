@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -41,35 +41,46 @@ def load_library() -> None:
 
     Raises:
         RuntimeError: one line, when there is no compiler or it fails.
+        OSError: no folder for temporary files can be written either.
     """
     # Loaded before, by whatever copy of this package: names of operators are one to a process.
-    if hasattr(torch.ops.batch_renorm_native, "forward") or _load_any():
+    if hasattr(torch.ops.batch_renorm_native, "forward"):
         return
+    unusable = []
+    for library in _cached():
+        try:
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+        except OSError:
+            unusable.append(library)
+        else:
+            return
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         try:
-            library = compile_library(anew=True)
-        except OSError:
-            library = _compile(Path(temporary))
+            library = compile_library(unusable)
+        except OSError as error:
+            library = _compile(Path(temporary), f"for this process alone ({error})")
         try:
             torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError as error:
             raise RuntimeError(f"the fused kernels cannot be loaded: {error}") from error
 
 
-def compile_library(*, anew: bool = False) -> Path:
+def compile_library(unusable: Collection[Path] = ()) -> Path:
     """The library's path in the cache, compiled first (about twenty seconds) where it is not there yet.
 
     Args:
-        anew: Although it was there when this was called; a library that another process makes meanwhile
-            will do.
+        unusable: libraries of the cache that cannot be loaded here.
 
     Raises:
         RuntimeError: one line, when there is no compiler or it fails.
         OSError: the cache cannot be written.
     """
-    before = list(_cached())
-    if before and not anew:
-        return before[0]
+
+    def usable() -> Path | None:
+        return next((library for library in _cached() if library not in unusable), None)
+
+    if (library := usable()) is not None:
+        return library
     _compiler()
     import fcntl  # not on Windows
 
@@ -77,10 +88,7 @@ def compile_library(*, anew: bool = False) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may ask at once
-        for library in _cached():
-            if library not in before:
-                return library
-        return _compile(folder)
+        return usable() or _compile(folder, "once")
 
 
 def _folder() -> Path:
@@ -112,16 +120,6 @@ def _checksum(library: Path) -> str:
     return hashlib.sha256(library.read_bytes()).hexdigest()[:16]
 
 
-def _load_any() -> bool:
-    for library in _cached():
-        try:
-            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
-        except OSError:
-            continue
-        return True
-    return False
-
-
 def _compiler() -> list[str]:
     named = shlex.split(os.environ.get("CXX", ""))
     for command in [named] if named else [[name] for name in _COMPILERS]:
@@ -130,9 +128,9 @@ def _compiler() -> list[str]:
     raise RuntimeError("no C++ compiler found: install g++, or name one in CXX (layers work without it, too)")
 
 
-def _compile(folder: Path) -> Path:
+def _compile(folder: Path, how_often: str) -> Path:
     compiler, torch_folder = _compiler(), Path(torch.__file__).parent
-    _log.warning("compiling the Batch Renorm kernels: about 20 seconds, once")
+    _log.warning("compiling the Batch Renorm kernels: about 20 seconds, %s", how_often)
     unfinished = folder / f"{os.getpid()}.unfinished"
     command = [
         *(*compiler, *_flags(), "-isystem", str(torch_folder / "include"), str(_SOURCES / "renorm.cpp")),

@@ -327,6 +327,7 @@ def test_a_cache_that_cannot_be_written_costs_no_more_than_time(copier, tmp_path
     enabled, said = outcome(train_in_a_process(CXX=copier, TORCH_EXTENSIONS_DIR=tmp_path / "file"))
     assert enabled == "enabled"
     assert len(said) == 1
+    assert "for this process alone" in said[0]
     assert calls(copier) == 1
 
 
