@@ -11,7 +11,7 @@ READY   := .venv/.ready-$(FLAVOUR)
 export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test contract milvus-server soak evidence lint format lock clean
+.PHONY: help install demo test contract milvus-server soak evidence gpu-check lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -54,6 +54,10 @@ evidence: $(READY) ## Repeat the experiments in brief: do the published conclusi
 	printf '%s\n' $(EVIDENCE) | xargs -P 2 -I '{}' $(BIN)/kindred experiment '{}' --reduced --check \
 	  --out runs/evidence/'{}' $(ARGS)
 
+# With the Python, the torch and the other packages that the machine has.
+gpu-check: ## On a machine with CUDA: tests and measurements of what runs there, as one table
+	$(PYTHON) tests/benchmarks/gpu_check.py $(ARGS)
+
 lint: $(READY) ## Check format, lint rules and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -82,5 +86,7 @@ $(READY): $(LOCK) pyproject.toml | $(UV)
 	# Compiled once here, in parallel: else the first command of each kind would, for half a minute.
 	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes $(LOCK)
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	# Batch Renormalization's kernels for a CPU, where there is a C++ compiler; training goes without them, too.
+	-@$(BIN)/python -c 'from models.renorm import native; native.try_build()'
 	@rm -f .venv/.ready-*
 	@touch $@

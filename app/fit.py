@@ -5,12 +5,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -19,6 +21,7 @@ from rich.table import Table
 
 from app.config_errors import WRAPPED, decisive
 from app.memory import keep_freed_memory
+from app.precision import FULL, begun_with, fastest
 from app.quiet import quieten
 from app.run import CheckMonitors, RunFolder
 from data.datamodule import ImageDataModule
@@ -72,6 +75,19 @@ class _Progress(RichProgressBar):
         }
 
 
+class _Trainer(Trainer):
+    """Lightning's Trainer, whose precision may be left to the machine.
+
+    Args:
+        precision: "auto" is bf16-mixed where the processor or GPU has fast bfloat16, else 32-true; a resumed
+            run keeps the one it began with, and validate, test and predict take 32-true. Or one of 32-true,
+            bf16-mixed, 16-mixed, 64-true and Lightning's others. fit validates in it, too.
+    """
+
+    def __init__(self, precision: _PRECISION_INPUT | Literal["auto"] | None = "auto", **kwargs: Any) -> None:
+        super().__init__(precision=None if precision == "auto" else precision, **kwargs)
+
+
 # What a config means by model and data where it names no class.
 _CLASSES = {"model": "models.module.MetricLearner", "data": "data.datamodule.ImageDataModule"}
 
@@ -103,6 +119,7 @@ class TrainingCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 save_config_callback=SaveConfig,
+                trainer_class=_Trainer,
                 parser_class=_Parser,
                 parser_kwargs={"exit_on_error": False, "prog": "kindred"},
                 args=list(arguments),
@@ -204,6 +221,22 @@ class TrainingCLI(LightningCLI):
             self.run.require_writable()
         elif self.run.best.is_file():
             self.options.ckpt_path = str(self.run.best)
+        self.precision_reason: str | None = None
+        if self.options.trainer.precision == "auto":
+            self.options.trainer.precision, self.precision_reason = self._precision()
+
+    def _precision(self) -> tuple[str | None, str | None]:
+        """What "auto" means here, and why, where it is for training."""
+        trainer = self.options.trainer
+        if "precision" in str(trainer.plugins).lower():
+            return None, None  # the plugin decides
+        if self.subcommand != "fit":
+            return FULL, None
+        chosen, reason = fastest(trainer.accelerator)
+        if self.options.ckpt_path and (begun := begun_with(self.options.ckpt_path)) is not None:
+            reason = "as the run began" if begun == chosen else f"as the run began, although {reason}"
+            chosen = begun
+        return chosen, reason
 
     def _prepare_images_as_weights_want(self) -> None:
         """Size, normalization and interpolation of pretrained weights, where the config leaves them open."""
@@ -240,7 +273,10 @@ class TrainingCLI(LightningCLI):
         else:
             trainer.logger = False
         trainer.callbacks = [CheckMonitors(), *given, *extra]
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        if self.precision_reason is not None and made.is_global_zero:
+            Console().print(f"precision {trainer.precision}: {self.precision_reason}", soft_wrap=True)
+        return made
 
 
 def _channels(data: ImageDataModule) -> int:

@@ -25,7 +25,7 @@ from models.mining import SemiHardMiner
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import Normalization, freeze_layers
 from models.preprocess import Preprocess
-from models.renorm import PAPER_DMAX, PAPER_RMAX
+from models.renorm import PAPER_DMAX, PAPER_RMAX, BatchRenorm, native
 from models.schedules import WarmupCosine
 from models.tta import View, as_views
 
@@ -330,12 +330,16 @@ class MetricLearner(LightningModule):
         return embeddings, labels, indices
 
     def on_fit_start(self) -> None:
-        """Check the data against the network before the first step.
+        """Check the data against the network before the first step; have the CPU's kernels ready.
 
         Raises:
             InputError: the images have another number of channels, or another size, than the network takes.
         """
         self._checkpoint = None  # read by now
+        if self.device.type == "cpu" and any(
+            isinstance(layer, BatchRenorm) and not layer.frozen for layer in self.network.modules()
+        ):
+            native.try_build()
         preprocess = getattr(getattr(self.trainer, "datamodule", None), "preprocess", None)
         channels = getattr(preprocess, "channels", self.architecture.in_channels)
         if channels != self.architecture.in_channels:

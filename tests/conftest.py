@@ -41,6 +41,14 @@ def _environment_is_restored() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _kernels_are_decided_anew() -> Iterator[None]:
+    """A training run turns the fused kernels on for its process; what follows begins without them."""
+    yield
+    if (native := sys.modules.get("models.renorm.native")) is not None:
+        native._state["enabled"] = None
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real image sets named by KINDRED_DATA; skips where it is absent."""

@@ -1,14 +1,15 @@
 """Batch Renormalization against torch's BatchNorm: time and memory, a layer and a whole train step.
 
     python tests/benchmarks/bench_renorm.py [--device cuda] [--native] [--only TEXT ...] [--compile] [--save]
-        [--smoke]
+        [--out FILE] [--smoke]
 
 Ratios are paired (A B A B ..., medians): on a CPU one thread by process CPU time and two threads by wall
 clock, forward and backward, on CUDA wall clock around synchronized batches of calls, in float32 and under
-bfloat16 autocast. ``--save`` writes docs/results/bench_renorm/<device>.json with the commands, versions
-and device; rows that are there already and were not measured this time stay, so that a long measurement
-can be made in parts. ``--native`` measures the fused CPU kernels instead of torch's, as rows of their own,
-and with them the ReLU and the residual sum, in a layer and in whole networks.
+bfloat16 autocast, and beside SyncBatchNorm as it works in a group of one process. ``--save`` writes
+docs/results/bench_renorm/<device>.json with the commands, versions and device (``--out`` another file); rows
+that are there already and were not measured this time stay, so that a long measurement can be made in parts.
+``--native`` measures the fused CPU kernels instead of torch's, as rows of their own, and with them the ReLU
+and the residual sum, in a layer and in whole networks.
 
 On a CPU the C library's allocator is told to keep the memory that it has (``--default-allocator`` leaves it
 alone). Otherwise it gives large buffers back to the system when they are freed, or not, as their neighbours
@@ -27,11 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torchvision
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
@@ -54,6 +57,14 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
+
+
+class LoneSyncBatchNorm(nn.BatchNorm2d):
+    """SyncBatchNorm in a group of one process, where torch's own module falls back to BatchNorm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        running = (self.running_mean, self.running_var, self.eps, self.momentum)
+        return SyncBatchNorm.apply(x, self.weight, self.bias, *running, dist.group.WORLD, 1)
 
 
 class Runner:
@@ -82,14 +93,19 @@ class Runner:
         rounds: int | None = None,
     ) -> None:
         row: dict[str, Any] = {"case": name, "what": what}
-        for threads in self.threads():
-            torch.set_num_threads(threads)
-            pair = compare(
-                candidate, baseline, clock(self.device, threads), rounds or self.rounds, self.seconds
-            )
-            row |= {f"ratio_{threads}": pair.ratio, f"batch_norm_us_{threads}": pair.baseline * 1e6}
-        if memory:
-            row["memory"] = peak_memory(candidate, self.device) / max(peak_memory(baseline, self.device), 1)
+        try:
+            for threads in self.threads():
+                torch.set_num_threads(threads)
+                pair = compare(
+                    candidate, baseline, clock(self.device, threads), rounds or self.rounds, self.seconds
+                )
+                row |= {f"ratio_{threads}": pair.ratio, f"batch_norm_us_{threads}": pair.baseline * 1e6}
+            if memory:
+                peaks = [peak_memory(work, self.device) for work in (candidate, baseline)]
+                row["memory"] = peaks[0] / max(peaks[1], 1)
+        except torch.OutOfMemoryError:
+            print(f"{name}, {what}: out of memory", file=sys.stderr)
+            return
         self.rows.append(row)
 
 
@@ -136,6 +152,9 @@ def layers(
     moving = training(place(renorm(channels, gradient_statistics="moving")), x, autocast)
     runner.measure(name, "train, moving", moving, baseline)
     runner.measure(name, "train, moving / ours", moving, ours, memory=False)
+    if runner.device == "cuda" and not flat:
+        synchronized = training(place(LoneSyncBatchNorm(channels)), x, autocast)
+        runner.measure(name, "train / SyncBatchNorm", ours, synchronized)
     if not autocast:
         plain = PlainFormula(channels, len(shape))
         runner.measure(name, "train, plain formula", training(place(plain), x, False), baseline, rounds=3)
@@ -153,8 +172,11 @@ def layers(
         runner.measure(name, "train, + ReLU, both compiled", fused, both, memory=False)
 
 
-def networks(runner: Runner, smoke: bool, autocast: bool, compiled: bool, fused: bool) -> None:
-    batch, size = (2, 32) if smoke else ((128, 224) if runner.device == "cuda" else (16, 128))
+def networks(
+    runner: Runner, smoke: bool, batch: int | None, autocast: bool, compiled: bool, fused: bool
+) -> None:
+    usual, size = (2, 32) if smoke else ((128, 224) if runner.device == "cuda" else (16, 128))
+    batch = batch or usual
     for build in (torchvision.models.resnet18, torchvision.models.resnet50):
         if smoke and build is torchvision.models.resnet50:
             continue
@@ -247,8 +269,10 @@ def main() -> None:
         "--rounds", type=int, default=15, help="pairs a figure is the median of (networks: up to 9)"
     )
     parser.add_argument("--no-networks", action="store_true", help="layers alone")
+    parser.add_argument("--batch", type=int, help="images in a network's batch")
     parser.add_argument("--default-allocator", action="store_true", help="with the page faults, on a CPU")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--out", type=Path, help="save to this file instead")
     options = parser.parse_args()
     if options.device == "cpu" and not options.default_allocator and "MALLOC_MMAP_MAX_" not in os.environ:
         # The allocator reads its settings when a process starts.
@@ -257,7 +281,9 @@ def main() -> None:
         if options.device != "cpu":
             parser.error("--native is for CPUs")
         native.build()
-    torch.backends.cudnn.benchmark = options.device == "cuda"
+    if options.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+        dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     seconds, rounds = (0.001, 3) if options.smoke else (0.05, options.rounds)
     runner = Runner(options.device, seconds, rounds, options.only, options.skip)
     cases = [
@@ -273,14 +299,17 @@ def main() -> None:
             layers(runner, *case, options.compile)
     if not options.no_networks:
         for autocast in (False, True) if options.device == "cuda" else (False,):
-            networks(runner, options.smoke, autocast, options.compile, options.native)
+            networks(runner, options.smoke, options.batch, autocast, options.compile, options.native)
     if not runner.rows:
         parser.error(f"no case has any of these in its name: {', '.join(options.only)}")
     name = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     show(runner.rows, name)
-    if options.save:
-        kind = options.device + ("_default_allocator" if options.default_allocator else "")
-        save(ROOT / "docs" / "results" / "bench_renorm" / f"{kind}.json", runner.rows, name)
+    kind = options.device + ("_default_allocator" if options.default_allocator else "")
+    if options.save or options.out:
+        usual = ROOT / "docs" / "results" / "bench_renorm" / f"{kind}.json"
+        save(options.out or usual, runner.rows, name)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

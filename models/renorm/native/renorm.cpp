@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> forward(
     T* to = y.data_ptr<T>();
     if (!in_planes(x)) return row_forward<A>(from, plus, to, Rows(x.numel() / channels, channels), relu, layer);
     Planes s{x.size(0), channels, x.numel() / x.size(0) / channels};
-    at::parallel_for(0, channels, std::max<int64_t>(1, kGrain / s.values()), [&](int64_t first, int64_t last) {
+    parallel_for(channels, std::max<int64_t>(1, kGrain / s.values()), [&](int64_t first, int64_t last) {
       for (int64_t c = first; c < last; ++c) plane_forward<A>(from, plus, to, s, c, relu, layer);
     });
   });
@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
         return row_backward<mask, A>(g, from, out, to, to_added, Rows(x.numel() / channels, channels), layer);
       }
       Planes s{x.size(0), channels, x.numel() / x.size(0) / channels};
-      at::parallel_for(0, channels, std::max<int64_t>(1, kGrain / s.values()), [&](int64_t first, int64_t last) {
+      parallel_for(channels, std::max<int64_t>(1, kGrain / s.values()), [&](int64_t first, int64_t last) {
         for (int64_t c = first; c < last; ++c) plane_backward<mask, A>(g, from, out, to, to_added, s, c, layer);
       });
     };

@@ -4,10 +4,9 @@
 #include <algorithm>
 #include <vector>
 
-#include <ATen/Parallel.h>
-
 #include "channels.h"
 #include "elements.h"
+#include "parallel.h"
 
 // Values that one thread takes at least.
 constexpr int64_t kGrain = 32768;
@@ -41,7 +40,7 @@ struct Rows {
   template <class F>
   void parts(F f, bool backwards = false) const {
     int64_t grain = std::max<int64_t>(1, kGrain / (chunk * tile));
-    at::parallel_for(0, tiles() * chunks(), grain, [&](int64_t from, int64_t to) {
+    parallel_for(tiles() * chunks(), grain, [&](int64_t from, int64_t to) {
       for (int64_t next = from; next < to; ++next) {
         int64_t part = backwards ? to - 1 - (next - from) : next;
         int64_t row = part / tiles() * chunk, channel = part % tiles() * tile;

@@ -1,7 +1,13 @@
 """What the fused kernels do beyond the other routes, and how they are turned on."""
 
 import copy
+import hashlib
 import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -196,13 +202,25 @@ def test_vectors_of_another_length_are_refused(fused) -> None:
         batch_renorm(x, four, four + 1, weight=three, bias=three, training=True)
 
 
-def test_nothing_is_turned_on_unasked(compiled, monkeypatch) -> None:
-    for asked in (True, False):
+def test_importing_compiles_and_turns_on_nothing_unasked(compiled, monkeypatch) -> None:
+    for asked in ("1", "0", None):
+        monkeypatch.delenv("KINDRED_RENORM_NATIVE", raising=False)
         if asked:
-            monkeypatch.setenv("KINDRED_RENORM_NATIVE", "1")
-        else:
-            monkeypatch.delenv("KINDRED_RENORM_NATIVE")
-        assert importlib.reload(native).enabled() is asked
+            monkeypatch.setenv("KINDRED_RENORM_NATIVE", asked)
+        assert importlib.reload(native).enabled() is (asked == "1")
+
+
+def test_training_turns_on_what_nobody_has_turned_off(compiled, monkeypatch) -> None:
+    native.disable()
+    native.try_build()
+    assert not native.enabled()
+    importlib.reload(native)
+    monkeypatch.setenv("KINDRED_RENORM_NATIVE", "0")
+    native.try_build()
+    assert not native.enabled()
+    monkeypatch.delenv("KINDRED_RENORM_NATIVE")
+    native.try_build()
+    assert native.enabled()
 
 
 def test_no_compiler_is_one_line(monkeypatch, tmp_path) -> None:
@@ -222,3 +240,105 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     with pytest.raises(RuntimeError, match=r"could not compile[^\n]*error: no$"):
         native.compile_library()
+
+
+@pytest.fixture
+def copier(compiled, tmp_path: Path) -> Path:
+    """A compiler that is fast: it copies the library that the cache has, and notes that it was called."""
+    compiler = tmp_path / "copy++"
+    compiler.write_text(
+        f"#!/bin/sh\necho called >> {tmp_path}/calls\nsleep 1\n"
+        f'while [ "$1" != -o ]; do shift; done\ncp {native.compile_library()} "$2"\n'
+    )
+    compiler.chmod(0o700)
+    return compiler
+
+
+def calls(copier: Path) -> int:
+    noted = copier.parent / "calls"
+    return len(noted.read_text().split()) if noted.exists() else 0
+
+
+def train_in_a_process(**environment: object) -> subprocess.Popen[str]:
+    """A process that asks for the kernels as training does, takes a step, and prints whether they are on."""
+    code = """if True:
+        import torch
+        from models.renorm import BatchRenorm1d, native
+        native.try_build()
+        BatchRenorm1d(3)(torch.randn(4, 3, requires_grad=True)).sum().backward()
+        print("enabled" if native.enabled() else "disabled")
+    """
+    unset = {key: value for key, value in os.environ.items() if key != "KINDRED_RENORM_NATIVE"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**unset, "PYTHONPATH": os.pathsep.join(sys.path), **{k: str(v) for k, v in environment.items()}},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def outcome(process: subprocess.Popen[str]) -> tuple[str, list[str]]:
+    printed, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    return printed.strip(), said.splitlines()
+
+
+def whole(content: bytes) -> str:
+    """The name in the cache of a file that is what was once written."""
+    key = native.compile_library().stem.split("-")[0]
+    return f"{key}-{hashlib.sha256(content).hexdigest()[:16]}.so"
+
+
+def truncated(library: Path) -> tuple[str, bytes]:
+    return library.name, library.read_bytes()[:200_000]
+
+
+def of_other_bytes(library: Path) -> tuple[str, bytes]:
+    content = bytearray(library.read_bytes())
+    content[-300_000:-200_000] = bytes(100_000)
+    return library.name, bytes(content)
+
+
+def unloadable(library: Path) -> tuple[str, bytes]:
+    """As of another kind of processor: whole, but not for here."""
+    content = bytearray(library.read_bytes())
+    content[18:20] = b"\xf3\x00"  # RISC-V
+    return whole(bytes(content)), bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncated, of_other_bytes, unloadable])
+def test_a_library_that_does_not_fit_is_made_anew(
+    copier, tmp_path, damage: Callable[[Path], tuple[str, bytes]]
+) -> None:
+    folder = tmp_path / "cache" / "batch_renorm"
+    folder.mkdir(parents=True)
+    name, content = damage(native.compile_library())
+    (folder / name).write_bytes(content)
+    enabled, said = outcome(train_in_a_process(CXX=copier, TORCH_EXTENSIONS_DIR=folder.parent))
+    assert enabled == "enabled"
+    assert len(said) == 1
+    assert said[0].startswith("compiling the Batch Renorm kernels")
+    assert calls(copier) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_no_more_than_time(copier, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    enabled, said = outcome(train_in_a_process(CXX=copier, TORCH_EXTENSIONS_DIR=tmp_path / "file"))
+    assert enabled == "enabled"
+    assert len(said) == 1
+    assert "for this process alone" in said[0]
+    assert calls(copier) == 1
+
+
+def test_without_a_compiler_torch_does_the_work(tmp_path) -> None:
+    enabled, said = outcome(train_in_a_process(PATH="", CXX="", TORCH_EXTENSIONS_DIR=tmp_path))
+    assert enabled == "disabled"
+    assert len(said) == 1
+    assert said[0].startswith("Batch Renorm goes without its fused kernels: no C++ compiler found")
+
+
+def test_of_processes_that_ask_at_once_one_compiles(copier, tmp_path) -> None:
+    both_of_them = [train_in_a_process(CXX=copier, TORCH_EXTENSIONS_DIR=tmp_path / "cache") for _ in range(2)]
+    assert [outcome(process)[0] for process in both_of_them] == ["enabled"] * 2
+    assert calls(copier) == 1
