@@ -47,7 +47,8 @@ class MetricLearner(LightningModule):
 
     The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared distance; Batch
     Renormalization follows the schedule of RenormScheduleCallback unless the Trainer has one of its own, with
-    limits that end at an rmax or dmax among its arguments, and a momentum there stays. With pretrained
+    limits that end at an rmax or dmax among its arguments, and a momentum there stays; warmup_steps among
+    them take the schedule's place. With pretrained
     weights its statistics stay as they are, unless it is given arguments of its own.
 
     Args:
