@@ -47,8 +47,9 @@ class MetricLearner(LightningModule):
 
     The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared distance; Batch
     Renormalization follows the schedule of RenormScheduleCallback unless the Trainer has one of its own, with
-    limits that end at an rmax or dmax among its arguments, and a momentum there stays. With pretrained
-    weights its statistics stay as they are, unless it is given arguments of its own.
+    limits that end at an rmax or dmax among its arguments, and a momentum there stays; warmup_steps among
+    them take the schedule's place. With pretrained weights its statistics stay as they are, unless it is
+    given arguments of its own.
 
     Args:
         backbone: conv4, resnet10, inception_resnet_v1, a torchvision model such as resnet50, timm.<name>, or

@@ -78,7 +78,7 @@ class Results:
 
         The file is replaced as a whole, and other processes wait meanwhile.
         """
-        kernels = "KINDRED_RENORM_NATIVE=1 " if native.enabled() else ""
+        kernels = "" if native.enabled() else "KINDRED_RENORM_NATIVE=0 "
         record = {
             "experiment": self.name,
             "variant": run.variant,

@@ -24,6 +24,7 @@ from models.renorm import (
     Ramp,
     RenormAveragedModel,
     RenormSchedule,
+    native,
 )
 from models.schedules import WarmupCosine
 
@@ -71,6 +72,7 @@ def train(
         progress: told (steps done, steps in all).
         proxies: parameters of the loss, trained along.
     """
+    native.try_build()
     average = averaged(network, setting.average)
     trained = Trained(network if average is None else average.module)
     optimizer = make_optimizer(setting, network, proxies)

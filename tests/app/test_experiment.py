@@ -94,11 +94,11 @@ def test_a_record_says_whether_the_fused_kernels_were_used(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*written(tmp_path, described(folder)), "--variants", "group", "--seeds", "0", "--no-draw"]
-    monkeypatch.setattr(native, "enabled", lambda: True)
+    monkeypatch.setattr(native, "enabled", lambda: False)
     assert main(command) == 0
     record = record_of(tmp_path / "out", "group")
     assert (
-        record["command"] == "KINDRED_RENORM_NATIVE=1 kindred experiment colours --variants group --seeds 0"
+        record["command"] == "KINDRED_RENORM_NATIVE=0 kindred experiment colours --variants group --seeds 0"
     )
 
 
@@ -114,7 +114,7 @@ def test_an_experiment_runs_draws_and_skips_what_is_done(
         ("shuffled", 1),
     ]  # fmt: skip
     record = record_of(out, "moving")
-    assert record["command"] == "kindred experiment colours --variants moving --seeds 0"
+    assert record["command"].endswith("kindred experiment colours --variants moving --seeds 0")
     assert set(record["metrics"]) >= {
         "accuracy/running",
         "accuracy/recalibrated",
