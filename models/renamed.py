@@ -26,7 +26,7 @@ _OPTIONS = {"--data.fit": "--data.resize_mode", "--data.init_args.fit": "--data.
 def renamed(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a class, some perhaps under former names, under their names of now."""
     keys, result = _KEYS.get(kind, {}), {}
-    for given, value in settings.items():
+    for given, value in dict(settings).items():
         key = keys.get(given, given)
         values = VALUES.get(key, {}) if key in ("class_path", *keys.values()) else {}
         result[key] = values.get(value, value) if isinstance(value, str) else value
