@@ -44,7 +44,7 @@ app.command(
 app.command("app.commands.serve:serve", help="Serve a bundle and its store over HTTP, with a search page")
 app.command("app.commands.search:search", help="Search a running service by image and print the neighbours")
 app.command("app.commands.export:export", help="Turn a checkpoint or a pretrained network into a bundle")
-app.command("app.experiment.command:experiment", help="Repeat an experiment of the documentation's evidence")
+app.command("app.commands.experiment:experiment", help="Repeat an experiment of the documentation's evidence")
 
 
 def _train(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
