@@ -47,6 +47,7 @@ class FilterCache:
     def __init__(self, *, alone: bool) -> None:
         self._alone = alone
         self._entries: OrderedDict[Condition, _PassingRows] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
         self._edited = 0
 
@@ -58,6 +59,7 @@ class FilterCache:
         with self._lock:
             self._edited = lsn
             self._entries.clear()
+            self._bytes = 0
 
     def masks(
         self, condition: Condition, version: Version, connect: Callable[[], sqlite3.Connection]
@@ -73,7 +75,9 @@ class FilterCache:
         if condition == EVERYTHING:
             return [None] * len(version.segments)
         with self._lock:
-            entry = self._entries.get(condition)
+            entry = known = self._entries.get(condition)
+            if known is not None:
+                self._entries.move_to_end(condition)
         if entry is None or entry.lsn > version.lsn:
             entry = _PassingRows(NO_ROW_IDS, -1, {})
         if entry.lsn != version.lsn:
@@ -83,7 +87,8 @@ class FilterCache:
             for segment in version.segments
             if (name := segment.name) is not None
         }
-        self._remember(condition, replace(entry, masks=named))
+        if entry is not known or named.keys() != entry.masks.keys():
+            self._remember(condition, replace(entry, masks=named))
         return [
             segment.mask(entry.row_ids) if segment.name is None else named[segment.name]
             for segment in version.segments
@@ -93,11 +98,12 @@ class FilterCache:
         with self._lock:
             if entry.lsn < self._edited or not self._alone:
                 return
+            if condition in self._entries:
+                self._bytes -= self._entries.pop(condition).bytes
             self._entries[condition] = entry
-            self._entries.move_to_end(condition)
-            used = sum(kept.bytes for kept in self._entries.values())
-            while used > _MOST_BYTES:
-                used -= self._entries.popitem(last=False)[1].bytes
+            self._bytes += entry.bytes
+            while self._bytes > _MOST_BYTES:
+                self._bytes -= self._entries.popitem(last=False)[1].bytes
 
 
 def _extended(entry: _PassingRows, condition: Condition, connection: sqlite3.Connection) -> _PassingRows:
