@@ -19,6 +19,7 @@ _WARNINGS = (
     (r"Total length of `list` across ranks is zero", "without validation classes, which is said at the end"),
     (r"Found \d+ module\(s\) in eval mode at the start", "frozen normalization is meant to be in it"),
     (r"Checkpoint directory .* exists and is not empty", "a resumed run continues in its folder"),
+    (r"Precision bf16-mixed is not supported by the model summary", "nobody asks for its megabytes"),
     (r"Experiment logs directory .* exists and is not empty", "likewise"),
     (r"Be aware that when using `ckpt_path`, callbacks used", "measuring needs no checkpoint callbacks"),
     (
