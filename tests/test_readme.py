@@ -58,9 +58,24 @@ def test_make_targets_of_the_readme_exist() -> None:
 
 
 def test_pictures_and_links_exist() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
+    """In the README and in docs; of links to a heading, the heading too."""
+    missing = []
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for target, heading in re.findall(
+            r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8")
+        ):
+            if "://" in target:
+                continue
+            file = (page.parent / target).resolve() if target else page
+            if not file.exists() or (heading and heading not in _headings(file)):
+                missing.append(f"{page.relative_to(ROOT)}: {target}#{heading}")
     assert not missing
+
+
+def _headings(page: Path) -> list[str]:
+    """As GitHub names them in addresses."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 def _picture(rng: np.random.Generator, kind: int, side: int = 32) -> Image.Image:
