@@ -39,7 +39,7 @@ def run_experiment(
             raise InputError(f"{name} has no reduced part; run it without --reduced")
         variants, seeds = variants or described.reduced.variants, seeds or described.reduced.seeds
     runs = planned(described, variants, seeds, pilot=pilot)
-    missing = [run for run in runs if not results.is_done(run)]
+    missing = results.missing(runs)
     console = Console()
     console.print(
         f"{described.title}\n{len(runs)} runs, {len(runs) - len(missing)} done already", highlight=False

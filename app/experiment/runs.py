@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from app.experiment.settings import Experiment, Setting
 from models.errors import InputError
+from models.files import replacing
 from models.renorm import native
 
 PACKAGES = ("kindred", "torch", "torchvision", "numpy")
@@ -68,10 +69,18 @@ class Results:
                 ) from error
         return runs
 
+    def missing(self, runs: list[Run]) -> list[Run]:
+        """Those without a record that was made with the very same setting."""
+        records = self.read()
+        return [
+            run
+            for run in runs
+            if (record := records.get((run.variant, run.seed))) is None or not _made_with(run.setting, record)
+        ]
+
     def is_done(self, run: Run) -> bool:
         """Whether the run's record is there and was made with the very same setting."""
-        record = self.read().get((run.variant, run.seed))
-        return record is not None and _made_with(run.setting, record)
+        return not self.missing([run])
 
     def write(self, run: Run, outcome: Record) -> None:
         """Keep what a run gave, with all that is needed to repeat it.
@@ -92,9 +101,9 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder):
             runs = {**self.read(), (run.variant, run.seed): record}
-            part = self.path.with_suffix(".part")
-            part.write_text("".join(json.dumps(runs[key]) + "\n" for key in sorted(runs)), encoding="utf-8")
-            part.replace(self.path)
+            text = "".join(json.dumps(runs[key]) + "\n" for key in sorted(runs))
+            with replacing(self.path) as fresh:
+                fresh.write_text(text, encoding="utf-8")
 
     def records(self, experiment: Experiment) -> Iterator[Record]:
         """Every record of the experiment's variants, by variant and seed."""

@@ -19,6 +19,7 @@ from app.experiment.training import Objective, Progress, rounded, train
 from data.locations import cache_root
 from models.callbacks.embedding_gap import embedding_gap
 from models.errors import InputError
+from models.files import replacing
 from models.losses import FaceNetTripletLoss, build
 from models.metrics import retrieval_metrics
 from models.mining import semi_hard_triplets
@@ -172,6 +173,5 @@ def _pretrained(setting: Setting, data: Loaded, seed: int, progress: Progress, d
 
 def _save(backbone: nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(backbone.state_dict(), part)
-    part.replace(path)
+    with replacing(path) as fresh:
+        torch.save(backbone.state_dict(), fresh)
