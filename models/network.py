@@ -15,6 +15,7 @@ from models.errors import InputError
 from models.fusion import FusedForward
 from models.normalization import set_normalization
 from models.normalization_virtual import ReferenceBatch, VirtualBatchNorm
+from models.renamed import renamed
 from models.tta import View, as_views
 
 
@@ -59,7 +60,7 @@ class Architecture:
         Raises:
             InputError: a key is unknown, or a view is unusable.
         """
-        values = {"tta" if key == "views" else key: value for key, value in values.items()}
+        values = renamed("Architecture", values)
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise InputError(

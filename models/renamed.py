@@ -7,6 +7,7 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 _KEYS = {
+    "Architecture": {"views": "tta"},
     "Conv4": {"pool": "pooling", "pools": "num_pools", "pool_first": "pool_before_norm"},
     "ImageDataModule": {"fit": "resize_mode"},
     "PCAHead": {"trained": "head_weight"},

@@ -152,6 +152,16 @@ def check_id(value: Any) -> ItemId:
     raise StoreError(f"{str(value)[:40]!r} is no id; use text without NUL, or a 64-bit integer")
 
 
+def check_limit(limit: int) -> None:
+    """Refuses to read no items.
+
+    Raises:
+        StoreError: The limit is below 1.
+    """
+    if limit < 1:
+        raise StoreError(f"limit is {limit}; ask for at least one item")
+
+
 def checked_in_chunks(items: Iterable[Item], size: int, check: Callable[[Sequence[Item]], C]) -> Iterator[C]:
     """Results of a check of items, so many at a time.
 

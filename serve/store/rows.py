@@ -15,8 +15,16 @@ from numpy.typing import NDArray
 from serve.store import filters
 from serve.store.database import AddedRows, Database, WriteBatch, last_lsn
 from serve.store.filters import Condition
-from serve.store.items import CheckedItems, check_id, check_patch, merged, metadata_of, metadata_text
-from serve.store.types import NO_ROW_IDS, Filter, Item, ItemId, ItemMissing, Page, RowIds, StoreError
+from serve.store.items import (
+    CheckedItems,
+    check_id,
+    check_limit,
+    check_patch,
+    merged,
+    metadata_of,
+    metadata_text,
+)
+from serve.store.types import NO_ROW_IDS, Filter, Item, ItemId, ItemMissing, Page, RowIds
 
 # Items that a scan reads at a time.
 _PAGE = 1000
@@ -207,8 +215,7 @@ class ItemReader:
         with_vectors: bool = False,
     ) -> Page:
         """Reads items in the order of their last write; see `Store.scroll`."""
-        if limit < 1:
-            raise StoreError(f"limit is {limit}; ask for at least one item")
+        check_limit(limit)
         condition = filters.condition(where)
         bounded = Condition(f"key > ? AND ({condition.sql})", (after or 0, *condition.parameters))
         with self._database.read() as connection:

@@ -14,6 +14,7 @@ from serve.store.files import bytes_below
 from serve.store.items import (
     BaseStore,
     check_id,
+    check_limit,
     check_patch,
     checked_in_chunks,
     merged,
@@ -284,8 +285,7 @@ class MilvusStore(BaseStore):
         with_vectors: bool = False,
     ) -> Page:
         """Reads items in the order of their last write; see `Store.scroll`."""
-        if limit < 1:
-            raise StoreError(f"limit is {limit}; ask for at least one item")
+        check_limit(limit)
         condition = expression(where, self._engine.can)
         self._open()
         found = self._reader.after(after or 0, limit, condition, _fields(with_vectors))
