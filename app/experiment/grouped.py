@@ -159,19 +159,25 @@ class _SharedGradient(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, normalized: Tensor, weight: Tensor, bias: Tensor, layer: GroupedNormalization
     ) -> Tensor:
-        slope = (normalized.var((0, 2, 3)) / x.var((0, 2, 3))).sqrt().nan_to_num(0.0, 0.0, 0.0)
+        variances = _full(normalized).var((0, 2, 3)) / _full(x).var((0, 2, 3))
+        slope = variances.sqrt().nan_to_num(0.0, 0.0, 0.0)
         ctx.save_for_backward(normalized, weight, slope)
         ctx.layer = layer
-        return torch.addcmul(_along(bias), normalized, _along(weight))
+        return torch.addcmul(_along(bias), normalized, _along(weight)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         normalized, weight, slope = ctx.saved_tensors
-        (dy,) = gradients
+        dy, normalized = _full(gradients[0]), _full(normalized)
         sums = torch.stack([dy.sum((0, 2, 3)), (dy * normalized).sum((0, 2, 3))])
         mean, product = ctx.layer.shared_statistics(sums * (dy.shape[1] / dy.numel()))
         dx = (dy - _along(mean) - normalized * _along(product)) * _along(weight * slope)
-        return dx, None, sums[1], sums[0], None
+        return dx.to(gradients[0].dtype), None, sums[1], sums[0], None
+
+
+def _full(values: Tensor) -> Tensor:
+    """At least float32, in which statistics are taken under autocast."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _along(values: Tensor) -> Tensor:

@@ -126,6 +126,7 @@ class Setting(_Strict):
         passes: a step's groups are gone through in so many passes, whose gradients are summed: the same step
             in less memory.
         steps: gradient steps.
+        precision: as Lightning's; "bf16-mixed" trains under autocast and tests in float32.
         nesterov: of sgd's momentum.
         optimizer: sgd has momentum 0.9; rmsprop the paper's decay of 0.9 and no momentum; adamw torch's
             constants.
@@ -158,6 +159,7 @@ class Setting(_Strict):
     groups: Groups | None = None
     passes: Positive = 1
     steps: Positive
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
     nesterov: bool = False
     learning_rate: Annotated[float, Field(gt=0)] = 0.2

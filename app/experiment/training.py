@@ -86,7 +86,7 @@ def train(
         begun = time.process_time()
         _monitor(layers, step + 1 in marks)
         optimizer.zero_grad()
-        seen = [_one_pass(network, batch, objective, layers, batches.passes) for batch in batches[step]]
+        seen = [_one_pass(network, batch, objective, layers, setting) for batch in batches[step]]
         optimizer.step()
         for layer in layers:
             layer.settle()
@@ -107,12 +107,18 @@ def train(
 
 
 def _one_pass(
-    network: nn.Module, batch: Batch, objective: Objective, layers: list[GroupedNormalization], passes: int
+    network: nn.Module,
+    batch: Batch,
+    objective: Objective,
+    layers: list[GroupedNormalization],
+    setting: Setting,
 ) -> dict[str, float]:
     for layer in layers:
         layer.restart()
-    loss, watched = objective(network, batch)
-    (loss / passes).backward()  # type: ignore[no-untyped-call]
+    mixed = setting.precision == "bf16-mixed"
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=mixed):
+        loss, watched = objective(network, batch)
+    (loss / setting.passes).backward()  # type: ignore[no-untyped-call]
     for layer in layers:
         layer.collect()
     return {"loss/training": float(loss.detach()), **watched}

@@ -165,6 +165,26 @@ def test_sharing_in_one_group_is_the_layers_own_moving_average() -> None:
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
+@pytest.mark.parametrize("shared_momentum", [None, 0.4])
+def test_bfloat16_is_normalized_with_statistics_in_float32(shared_momentum: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (10 + torch.randn(GROUPS * SIZE, CHANNELS, 8, 8, generator=generator)).bfloat16()
+    dy = torch.randn(x.shape, generator=generator).bfloat16()
+    seen = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = GroupedNormalization(BatchRenorm2d(CHANNELS), GROUPS, shared_momentum=shared_momentum).train()
+        given = x.detach().clone().to(dtype).requires_grad_()
+        layer.restart()
+        y = layer(given)
+        y.backward(dy.to(y.dtype))
+        layer.collect()
+        layer.settle()
+        assert y.dtype == dtype
+        assert given.grad is not None
+        seen[dtype] = [y.float(), given.grad.float(), layer.plain.running_mean, layer.plain.running_var]
+    torch.testing.assert_close(seen[torch.bfloat16], seen[torch.float32], rtol=0.05, atol=0.05)
+
+
 def settle_naively(twins: list[nn.Module]) -> None:
     """All twins go on from the mean of their statistics: deviations for renorm, variances for batch norm."""
     if isinstance(twins[0], BatchRenorm2d):
