@@ -134,7 +134,7 @@ class GroupedNormalization(nn.Module):
     @staticmethod
     def _statistics(layer: Normalizer) -> list[Tensor]:
         if isinstance(layer, BatchRenorm):
-            return layer.averageable()
+            return layer.averaged_stats()
         assert layer.running_mean is not None  # noqa: S101 - for the type checker
         assert layer.running_var is not None  # noqa: S101
         return [layer.running_mean, layer.running_var]
@@ -142,7 +142,7 @@ class GroupedNormalization(nn.Module):
     @staticmethod
     def _set(layer: Normalizer, values: list[Tensor]) -> None:
         if isinstance(layer, BatchRenorm):
-            layer.set_averageable(values)
+            layer.set_averaged_stats(values)
             return
         for old, new in zip(GroupedNormalization._statistics(layer), values, strict=True):
             old.copy_(new)

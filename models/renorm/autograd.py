@@ -1,21 +1,46 @@
-"""What autograd records of a Batch Renormalization, by torch's operations or by the kernels of ``native``.
+"""The two autograd functions of a Batch Renormalization in training: torch's operations, and fused kernels.
 
-y = gamma ((x - mean) / std r + d) + beta, with r and d constant under the gradient. Twice differentiable with
-the batch's own gradient statistics.
+Both compute y = gamma ((x - mean) / std r + d) + beta, with r and d constant under the gradient
+
+    dx = gamma r / std * (dy - mean(dy) - x_hat * mean(dy * x_hat)),    x_hat = (x - mean) / std.
+
+Its two means depend on the other examples of the batch. With ``gradient_statistics="moving"``, after Yan et
+al. (arXiv 2001.06838, ICLR 2020), moving averages over batches replace them, and z = r x_hat + d, the output
+before gamma and beta, replaces x_hat: the input as (nearly) the running statistics normalize it. The batch's
+own x_hat has no component along what tells this batch from others.
 """
 
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
 from . import native
-from .gradient import GradientRule, MovingAverages
 from .statistics import along_channels, has_kernels
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _NOT_TWICE = "only the batch's own gradient statistics, without a mask, can be differentiated twice"
+
+
+class GradientAverages(NamedTuple):
+    """A layer's moving gradient statistics; each backward pass changes the first three in place."""
+
+    mean: Tensor  # of mean(dy), (C,)
+    projection: Tensor  # of mean(dy * z), (C,)
+    batches: Tensor  # backward passes so far, 0-dimensional
+    momentum: Tensor  # weight of a batch; the first 1 / momentum batches all weigh the same
+
+    def take_in(self, mean: Tensor, projection: Tensor, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """What replaces a batch's mean(dy) and mean(dy * x_hat): a constant and a factor of x_hat."""
+        share = torch.maximum(self.batches.add_(1).reciprocal(), self.momentum)
+        of_z = torch.addcmul(d * mean, r, projection)
+        for average, value in ((self.mean, mean), (self.projection, of_z)):
+            # Where the batch's is not finite the average stays.
+            average.addcmul_((value - average).nan_to_num_(0.0, 0.0, 0.0), share)
+        # mean + z * projection, with z = r x_hat + d.
+        return torch.addcmul(self.mean, d, self.projection), r * self.projection
 
 
 class TorchRenorm(Function):
@@ -25,24 +50,27 @@ class TorchRenorm(Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        mask: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
         mean: Tensor,
         std: Tensor,
         r: Tensor,
         d: Tensor,
-        rule: GradientRule | None,
+        mask: Tensor | None,
+        count: Tensor | None,
+        averages: GradientAverages | None,
+        group: dist.ProcessGroup | None,
     ) -> Tensor:
-        """Normalize by known statistics and correction; ``rule`` is None for the paper's gradient."""
+        """Normalize by statistics as ``batch_statistics`` gives them, and the correction of ``correct``."""
         scale, shift = r / std, d  # y = (x - mean) * scale + shift
         if weight is not None:
             scale.mul_(weight)
             shift = d * weight if bias is None else torch.addcmul(bias, d, weight)
         elif bias is not None:
             shift = d + bias
-        ctx.save_for_backward(x, mask, weight, mean, std, r, d)
-        ctx.bias_dtype, ctx.rule = None if bias is None else bias.dtype, rule
+        ctx.save_for_backward(x, weight, mean, std, r, d, mask, count)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.averages, ctx.group = averages, group
         if not has_kernels(x):
             centred = x.to(mean.dtype) - along_channels(mean, x)
             return (centred * along_channels(scale, x) + along_channels(shift, x)).to(x.dtype)
@@ -53,25 +81,31 @@ class TorchRenorm(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, gamma and beta."""
-        x, mask, weight, mean, std, r, d = ctx.saved_tensors
-        needs_dx, _, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+        x, weight, mean, std, r, d, mask, count = ctx.saved_tensors
+        needs_dx, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         invstd = std.reciprocal()
         w = r if weight is None else r * weight
-        papers = ctx.rule is None and has_kernels(x)
-        dx, projection, total = _batch_norm_backward(dy, x, w, mean, invstd, papers and needs_dx)
-        if not papers:
+        batch_norms = ctx.averages is None and count is None and has_kernels(x)
+        dx, projection, total = _batch_norm_backward(dy, x, w, mean, invstd, batch_norms and needs_dx)
+        if not batch_norms:
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 raise RuntimeError(_NOT_TWICE)
-            rule, values = ctx.rule or GradientRule(), x.numel() // x.shape[1]
-            # Before the question of dx: other processes wait for this one's sums.
-            constant, slope = rule.means(total, projection, values, r, d)
+            constant, slope = total, projection
+            if ctx.group is not None:  # even where this process needs no dx: others wait for its sums
+                sums = torch.stack([total, projection])
+                dist.all_reduce(sums, group=ctx.group)
+                constant, slope = sums.unbind()
+            values = x.numel() // x.shape[1] if count is None else count
+            constant, slope = constant / values, slope / values
+            if ctx.averages is not None:
+                constant, slope = ctx.averages.take_in(constant, slope, r, d)
             dx = _input_gradient(dy, x, mask, w, mean, invstd, constant, slope) if needs_dx else None
         d_weight = d_bias = None
         if weight is not None and needs_weight:
             d_weight = torch.addcmul(d * total, r, projection).to(weight.dtype)
         if ctx.bias_dtype is not None and needs_bias:
             d_bias = total.to(ctx.bias_dtype)
-        return dx, None, d_weight, d_bias, None, None, None, None, None
+        return dx, d_weight, d_bias, None, None, None, None, None, None, None, None
 
 
 def _batch_norm_backward(
@@ -80,9 +114,8 @@ def _batch_norm_backward(
     """Batch normalization's own: the gradient of x, and the sums of dy * x_hat and of dy, (C,) each."""
     if has_kernels(x):
         kernel: Any = torch.ops.aten.native_batch_norm_backward.default
-        dx, projection, total = kernel(
-            dy, x, weight, None, None, mean, invstd, True, 0.0, [needs_dx, True, True]
-        )
+        wanted = [needs_dx, True, True]
+        dx, projection, total = kernel(dy, x, weight, None, None, mean, invstd, True, 0.0, wanted)
         return dx if needs_dx else None, projection, total
     over = [dim for dim in range(x.dim()) if dim != 1]
     x_hat = (x.to(mean.dtype) - along_channels(mean, x)) * along_channels(invstd, x)
@@ -103,8 +136,8 @@ def _input_gradient(
     if x.is_cuda and mask is None and has_kernels(x):
         # It computes (dy - total / n - (x - mean) * invstd**2 * sum / n) * invstd * weight, here with n = 1.
         one = torch.ones(1, dtype=torch.int32, device=x.device)
-        args = (mean, invstd, weight, constant, slope / invstd, one)
-        return torch.batch_norm_backward_elemt(_like(dy, x), x, *args)
+        dy = _like(dy, x)
+        return torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, constant, slope / invstd, one)
     centred = x.to(mean.dtype) - along_channels(mean, x)
     subtracted = along_channels(constant, x) + centred * along_channels(slope * invstd, x)
     if mask is not None:
@@ -112,16 +145,73 @@ def _input_gradient(
     return ((dy - subtracted) * along_channels(weight * invstd, x)).to(x.dtype)
 
 
-def kernels_take(
-    x: Tensor, mask: Tensor | None, residual: Tensor | None, running_mean: Tensor, weight: Tensor | None
-) -> bool:
-    """Whether the kernels of ``native`` are on and know this input: on a CPU, of one of their types."""
+class KernelRenorm(Function):
+    """By the kernels of ``native``: one call a pass, which also adds a residual and applies a ReLU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        rmax: Tensor,
+        dmax: Tensor,
+        momentum: Tensor,
+        eps: float,
+        relu: bool,
+        clipped: Tensor | None,
+        averages: GradientAverages | None,
+    ) -> Tensor:
+        """Normalize ``dense`` input that ``kernels_take``; this moves the running statistics.
+
+        ``clipped``, (2, C), is set to 1 where r and where d were clipped, elsewhere to 0.
+        """
+        added = residual if residual is None else _like(residual, x)
+        mean, var = running_mean, running_var
+        kernel: Any = torch.ops.batch_renorm_native.forward.default
+        y: Tensor
+        y, saved = kernel(x, weight, bias, added, mean, var, rmax, dmax, momentum, eps, relu, clipped)
+        # The backward pass finds the zeros of a ReLU again from x; after a sum it needs the output.
+        ctx.save_for_backward(x, weight, saved, y if relu and added is not None else None)
+        ctx.relu, ctx.averages = relu, averages
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x, gamma, beta and the residual."""
+        x, weight, saved, y = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # to be differentiated again: the same by torch's operations
+            if ctx.averages is not None:
+                raise RuntimeError(_NOT_TWICE)
+            mean, invstd, r, d, scale, shift = saved.unbind()
+            if ctx.relu:
+                affine = (x - along_channels(mean, x)) * along_channels(scale, x) + along_channels(shift, x)
+                dy = dy.masked_fill((affine if y is None else y) <= 0, 0)
+            w = r if weight is None else r * weight
+            dx, projection, d_bias = _batch_norm_backward(dy, x, w, mean, invstd, needs[0])
+            d_weight, d_residual = torch.addcmul(d * d_bias, r, projection), dy
+        else:
+            averages = ctx.averages or (None, None, None, None)
+            dx, d_weight, d_bias, d_residual = torch.ops.batch_renorm_native.backward.default(
+                _like(dy, x), x, y, saved, ctx.relu, needs[0], *averages
+            )
+            d_residual = dy if y is None else d_residual
+        gradients = [dx, d_weight, d_bias, d_residual]
+        wanted = [g if need else None for g, need in zip(gradients, needs[:4], strict=True)]
+        return (*wanted, None, None, None, None, None, None, None, None, None)
+
+
+def kernels_take(x: Tensor, residual: Tensor | None, running_mean: Tensor, weight: Tensor | None) -> bool:
+    """Whether the kernels of ``native`` are on and take this input: on a CPU, of one of their types."""
     statistics = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor
         and x.is_cpu
-        and mask is None
         and x.numel() > 0
         and statistics.get(x.dtype) == running_mean.dtype
         and running_mean.is_contiguous()
@@ -133,84 +223,6 @@ def kernels_take(
     )
 
 
-class KernelCall(NamedTuple):
-    """What the kernels are told of a layer; they change its statistics, ``batches`` and ``clipped``."""
-
-    running_mean: Tensor
-    running_var: Tensor
-    rmax: Tensor
-    dmax: Tensor
-    momentum: Tensor
-    eps: float
-    batches: Tensor | None = None  # counted up
-    cumulative: bool = False  # the momentum is 1 / batches
-    relu: bool = False
-    clipped: Tensor | None = None  # (2, C): 1 where r and where d were clipped
-    moving: MovingAverages | None = None
-
-
-class KernelRenorm(Function):
-    """By the kernels of ``native``: one call for each pass, which also adds a residual and cuts at zero."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        call: KernelCall,
-    ) -> Tensor:
-        """Statistics, correction, moving averages and output of input that ``dense`` has seen."""
-        mean, var, rmax, dmax, momentum, eps, batches, cumulative, relu, clipped, ctx.moving = call
-        residual = residual if residual is None else _like(residual, x)
-        y: Tensor
-        y, saved = torch.ops.batch_renorm_native.forward.default(
-            x,
-            weight,
-            bias,
-            residual,
-            mean,
-            var,
-            batches,
-            rmax,
-            dmax,
-            momentum,
-            eps,
-            cumulative,
-            relu,
-            clipped,
-        )
-        # What a ReLU alone lets through is found again from x; after an addition it takes the output.
-        ctx.save_for_backward(x, weight, saved, y if relu and residual is not None else None)
-        ctx.relu = relu
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of x, gamma, beta and what was added."""
-        x, weight, saved, y = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():
-            if ctx.moving is not None:
-                raise RuntimeError(_NOT_TWICE)
-            mean, invstd, r, d, scale, shift = saved.unbind()
-            if ctx.relu:
-                affine = (x - along_channels(mean, x)) * along_channels(scale, x) + along_channels(shift, x)
-                dy = dy.masked_fill((affine if y is None else y) <= 0, 0)
-            w = r if weight is None else r * weight
-            dx, projection, d_bias = _batch_norm_backward(dy, x, w, mean, invstd, needs[0])
-            d_weight, d_residual = torch.addcmul(d * d_bias, r, projection), dy
-        else:
-            moving = ctx.moving or (None, None, None, None)
-            dx, d_weight, d_bias, d_residual = torch.ops.batch_renorm_native.backward.default(
-                _like(dy, x), x, y, saved, ctx.relu, needs[0], *moving
-            )
-            d_residual = dy if y is None else d_residual
-        gradients = (dx, d_weight, d_bias, d_residual)
-        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None
-
-
 def dense(x: Tensor) -> Tensor:
     """The tensor itself when contiguous or channels_last, else a contiguous copy."""
     last = _CHANNELS_LAST.get(x.dim())
@@ -218,5 +230,5 @@ def dense(x: Tensor) -> Tensor:
 
 
 def _like(x: Tensor, pattern: Tensor) -> Tensor:
-    """A copy unless it lies in memory as the pattern does: some gradients are expanded, or permuted."""
+    """The tensor in the pattern's memory layout, copied if need be: gradients may be expanded or permuted."""
     return x if x.stride() == pattern.stride() else torch.empty_like(pattern, dtype=x.dtype).copy_(x)

@@ -1,9 +1,8 @@
-"""Averages of weights (EMA, SWA) that average the running deviation and not its square."""
+"""Averages of weights (EMA, SWA) that average the running deviation, not its square."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -12,30 +11,28 @@ from .layer import BatchRenorm
 
 @contextmanager
 def averaging_deviations(model: nn.Module, average: nn.Module) -> Iterator[None]:
-    """Within it, ``running_var`` of both modules' layers holds the deviation, so that averages are of
-    deviations.
+    """Let ``running_var`` of both modules' layers hold the deviation, so that averages are of deviations.
 
-    Wrap what updates an average of a model's parameters *and buffers*; the model's statistics come out
-    bit for bit as they went in. The paper's inference averages mu and sigma so.
+    Wrap the update of an average of a model's parameters *and buffers*; the model's statistics come out
+    bit for bit as they went in. The paper's inference averages mu and sigma in this way.
 
     Args:
         model: the one in training.
-        average: what is updated from it.
+        average: the one that is updated from it.
     """
-    of_model = [m for m in model.modules() if isinstance(m, BatchRenorm)]
-    of_average = [m for m in average.modules() if isinstance(m, BatchRenorm)]
+    of_model, of_average = (
+        [m for m in module.modules() if isinstance(m, BatchRenorm)] for module in (model, average)
+    )
     saved = [layer.running_var.clone() for layer in of_model]
-    with torch.no_grad():
-        for layer in (*of_model, *of_average):
-            layer.running_var.add_(layer.eps).sqrt_()
+    for layer in of_model + of_average:
+        layer.running_var.add_(layer.eps).sqrt_()
     try:
         yield
     finally:
-        with torch.no_grad():
-            for layer, before in zip(of_model, saved, strict=True):
-                layer.running_var.copy_(before)
-            for layer in of_average:
-                layer.running_var.square_().sub_(layer.eps)
+        for layer, before in zip(of_model, saved, strict=True):
+            layer.running_var.copy_(before)
+        for layer in of_average:
+            layer.running_var.square_().sub_(layer.eps)
 
 
 class RenormAveragedModel(AveragedModel):

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from .statistics import HALF
 from .sync import SyncBatchRenorm
 
 _RENORM: dict[type[nn.Module], type[BatchRenorm]] = {
@@ -16,12 +16,7 @@ _RENORM: dict[type[nn.Module], type[BatchRenorm]] = {
     nn.BatchNorm3d: BatchRenorm3d,
     nn.SyncBatchNorm: SyncBatchRenorm,
 }
-_NORM: dict[type[nn.Module], type[_BatchNorm]] = {
-    BatchRenorm1d: nn.BatchNorm1d,
-    BatchRenorm2d: nn.BatchNorm2d,
-    BatchRenorm3d: nn.BatchNorm3d,
-    SyncBatchRenorm: nn.SyncBatchNorm,
-}
+_NORM: dict[type[nn.Module], Any] = {renorm: norm for norm, renorm in _RENORM.items()}
 
 
 def convert_to_batch_renorm(
@@ -36,17 +31,17 @@ def convert_to_batch_renorm(
 ) -> nn.Module:
     """Replace every BatchNorm layer inside a module by Batch Renormalization.
 
-    Parameters and running statistics are taken over as they are, the very same tensors: device, type,
-    ``requires_grad`` and an optimizer's hold on them stay, as do the train flag and epsilon. A layer used
-    in several places stays one layer. Hooks on replaced layers do not come along.
+    Parameters and running statistics stay the very same tensors: device, type, ``requires_grad`` and an
+    optimizer's references to them stay, as do the training flag and epsilon. A layer used in several places
+    stays one layer. Hooks on replaced layers are lost.
 
     Args:
         module: any module; its children are replaced in place. A compiled or scripted one is not searched.
         momentum: see ``BatchRenorm``; None keeps each layer's own. Torch's default of 0.1 remembers ten
             batches, the paper's 0.01 a hundred.
         scale: False stops gamma from training and keeps its present value.
-        frozen: normalize by the running statistics in training, too, and leave them alone; gamma and beta
-            train.
+        frozen: normalize by the running statistics in training, too, and leave them unchanged; gamma and
+            beta train.
         sync: turn plain layers, too, into ``SyncBatchRenorm``; a ``SyncBatchNorm`` always is.
         skip: names of layers to leave alone, as ``named_modules`` gives them.
         settings: ``rmax``, ``dmax``, ``gradient_statistics``, ``gradient_momentum``, ``warmup_steps`` and
@@ -57,11 +52,11 @@ def convert_to_batch_renorm(
 
     Raises:
         ValueError: on a layer that keeps no running statistics, has not seen its input yet (lazy), or is
-            of a subclass of BatchNorm whose further behaviour would be lost; name it in ``skip``.
+            of a subclass of BatchNorm, whose behaviour would be lost; name it in ``skip``.
         TypeError: on an unknown setting.
     """
 
-    def replacement(old: nn.Module, name: str) -> nn.Module | None:
+    def renorm(old: nn.Module, name: str) -> nn.Module | None:
         if not isinstance(old, _BatchNorm):
             return None
         kind = _RENORM.get(type(old))
@@ -71,23 +66,20 @@ def convert_to_batch_renorm(
             raise ValueError(f"layer {name!r} ({type(old).__name__}) {reason}, or name it in skip")
         if old.running_mean is None:
             raise ValueError(f"layer {name!r} keeps no running statistics: name it in skip")
-        place: dict[str, Any] = {"device": old.running_mean.device, "dtype": old.running_mean.dtype}
         weight = old.momentum if momentum is None else momentum
+        place: dict[str, Any] = {"device": old.running_mean.device, "dtype": old.running_mean.dtype}
         kind = SyncBatchRenorm if sync else kind
         new = kind(old.num_features, old.eps, weight, False, scale=scale, **settings, **place)
-        new.affine, new.frozen = old.affine, frozen
-        if isinstance(new, SyncBatchRenorm) and isinstance(old, nn.SyncBatchNorm):
-            new.process_group = old.process_group
+        new.frozen = frozen
         if old.weight is not None and not scale:
             old.weight.requires_grad_(False)
         return new
 
-    return _replace(module, replacement, skip)
+    return _replace(module, renorm, skip)
 
 
 def revert_to_batch_norm(module: nn.Module, *, skip: Collection[str] = ()) -> nn.Module:
-    """Replace every Batch Renormalization layer inside a module by torch's BatchNorm; evaluation stays
-    the same.
+    """Replace every Batch Renormalization layer inside a module by BatchNorm; evaluation stays the same.
 
     Args:
         module: any module; its children are replaced in place.
@@ -97,31 +89,25 @@ def revert_to_batch_norm(module: nn.Module, *, skip: Collection[str] = ()) -> nn
         The module, or its replacement where it is itself a Batch Renormalization layer.
     """
 
-    def replacement(old: nn.Module, name: str) -> nn.Module | None:
-        del name
+    def norm(old: nn.Module, _: str) -> nn.Module | None:
         if not isinstance(old, BatchRenorm):
             return None
-        place: dict[str, Any] = {"device": old.running_mean.device, "dtype": old.running_mean.dtype}
         momentum = None if old.cumulative else old._given["momentum"]
-        new = _NORM[type(old)](old.num_features, old.eps, momentum, False, **place)
-        new.affine = old.affine
-        if isinstance(new, nn.SyncBatchNorm) and isinstance(old, SyncBatchRenorm):
-            new.process_group = old.process_group
+        place: dict[str, Any] = {"device": old.running_mean.device, "dtype": old.running_mean.dtype}
+        new: nn.Module = _NORM[type(old)](old.num_features, old.eps, momentum, False, **place)
         return new
 
-    return _replace(module, replacement, skip)
+    return _replace(module, norm, skip)
 
 
 def _replace(
-    module: nn.Module, replacement: Callable[[nn.Module, str], nn.Module | None], skip: Collection[str]
+    module: nn.Module, make: Callable[[nn.Module, str], nn.Module | None], skip: Collection[str]
 ) -> nn.Module:
-    """Walk every place a module is used at, so that one layer in two places is replaced once and in
-    both.
-    """
-    replaced: dict[nn.Module, nn.Module] = {}
+    """Put what ``make`` gives for a layer and its name into each place of the layer; None keeps the layer."""
     known = {name for name, _ in module.named_modules(remove_duplicate=False)}
     if unknown := sorted(set(skip) - known):
         raise ValueError(f"skip names no layer of this module: {', '.join(unknown)}")
+    replaced: dict[nn.Module, nn.Module] = {}
 
     def visit(old: nn.Module, name: str) -> nn.Module:
         if old in replaced:
@@ -129,15 +115,9 @@ def _replace(
         replaced[old] = old
         if name in skip:
             return old
-        new = replacement(old, name)
-        if new is not None:
-            for key in ("weight", "bias"):
-                setattr(new, key, getattr(old, key))
-            for key in ("running_mean", "running_var", "num_batches_tracked"):
-                statistic = getattr(old, key)
-                half = statistic.dtype in (torch.float16, torch.bfloat16)
-                setattr(new, key, statistic.float() if half else statistic)
-            replaced[old] = new.train(old.training)
+        if (new := make(old, name)) is not None:
+            _take_over(new, old)
+            replaced[old] = new
             return new
         for key, child in old._modules.items():
             if child is not None:
@@ -145,3 +125,14 @@ def _replace(
         return old
 
     return visit(module, "")
+
+
+def _take_over(new: Any, old: Any) -> None:
+    """Give a layer the tensors and the state of another; statistics in half precision become float32."""
+    new.affine, new.weight, new.bias = old.affine, old.weight, old.bias
+    for key in ("running_mean", "running_var", "num_batches_tracked"):
+        statistic = getattr(old, key)
+        setattr(new, key, statistic.float() if statistic.dtype in HALF else statistic)
+    if hasattr(new, "process_group") and hasattr(old, "process_group"):
+        new.process_group = old.process_group
+    new.train(old.training)

@@ -1,11 +1,10 @@
-"""Batch Renormalization as a function, for those who keep the statistics themselves."""
+"""Batch Renormalization as a function, for callers that keep the running statistics themselves."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from .autograd import KernelCall, KernelRenorm, TorchRenorm, dense, kernels_take
-from .gradient import GradientRule
+from .autograd import KernelRenorm, TorchRenorm, dense, kernels_take
 from .statistics import batch_statistics, correct
 
 
@@ -23,16 +22,15 @@ def batch_renorm(
     dmax: float | Tensor = 5.0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Batch Renormalization with ``torch.nn.functional.batch_norm``'s arguments; ``BatchRenorm`` says
-    what it does.
+    """Batch Renormalization, as ``BatchRenorm`` describes it, with the arguments of torch's ``batch_norm``.
 
     Args:
         input: (N, C, ...), floating point.
         running_mean: (C,), float32 or float64; changed in place in training.
-        running_var: (C,), square of the averaged deviation less eps; changed in place in training.
+        running_var: (C,), the square of the averaged deviation, less eps; changed in place in training.
         weight: gamma, (C,) or None.
         bias: beta, (C,) or None.
-        training: normalize by the batch and correct, rather than by the running statistics.
+        training: normalize by the batch's statistics and correct; else by the running statistics.
         momentum: weight of the batch in the running statistics.
         eps: added to the variance inside the root.
         rmax: largest r, at least 1.
@@ -48,14 +46,15 @@ def batch_renorm(
         value.to(running_mean) if isinstance(value, Tensor) else running_mean.new_full((), value)
         for value in (rmax, dmax, momentum)
     )
+    x, mean, var = input, running_mean, running_var
     output: Tensor
-    if kernels_take(input, mask, None, running_mean, weight):
-        call = KernelCall(running_mean, running_var, rmax, dmax, momentum, eps)
-        output = KernelRenorm.apply(dense(input), weight, bias, None, call)
+    if mask is None and kernels_take(x, None, mean, weight):
+        output = KernelRenorm.apply(
+            dense(x), weight, bias, None, mean, var, rmax, dmax, momentum, eps, False, None, None
+        )
         return output
     with torch.no_grad():
-        mean, std, count = batch_statistics(input, eps, mask)
-        r, d = correct(mean, std, running_mean, running_var, eps, rmax, dmax, momentum)
-    rule = None if count is None else GradientRule(values=count)
-    output = TorchRenorm.apply(input, mask, weight, bias, mean, std, r, d, rule)
+        batch_mean, batch_std, count = batch_statistics(x, eps, mask)
+        r, d = correct(batch_mean, batch_std, mean, var, eps, rmax, dmax, momentum)
+    output = TorchRenorm.apply(x, weight, bias, batch_mean, batch_std, r, d, mask, count, None, None)
     return output

@@ -1,11 +1,11 @@
-"""Networks rewritten by torch.fx: a layer folded into the one before it, or taking in what follows it."""
+"""Networks rewritten by torch.fx: layers folded into what precedes them, or fused with what follows them."""
 
 import copy
 import operator
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -24,7 +24,7 @@ _tracing = threading.RLock()
 
 
 class RenormTracer(fx.Tracer):
-    """Looks into modules as far as there is Batch Renormalization inside; all else is one operation.
+    """Looks into modules that contain Batch Renormalization; any other module is one operation.
 
     Other threads may run networks meanwhile, as a server does while it loads another model.
     """
@@ -32,7 +32,7 @@ class RenormTracer(fx.Tracer):
     def trace(
         self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
     ) -> fx.Graph:
-        """One trace at a time: of two that overlap, the one that ends last would leave its patch behind."""
+        """Trace, one at a time: of two that overlap, the one that ends last would leave its patch behind."""
         with _tracing:
             self._thread = threading.get_ident()
             return super().trace(root, concrete_args)
@@ -40,7 +40,7 @@ class RenormTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Record a call of this thread; let others' through."""
+        """Record a call of this thread; run those of other threads."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
@@ -51,11 +51,10 @@ class RenormTracer(fx.Tracer):
 
 
 def fold_batch_renorm(module: nn.Module) -> fx.GraphModule:
-    """A copy for inference in which convolutions and linear layers have taken up the renormalization
-    after them.
+    """A copy for inference whose convolutions and linear layers include the renormalization after them.
 
-    A layer is folded where its input is the output of a convolution or linear layer that nothing else
-    uses, and both are called once; any other stays.
+    A layer is folded if its input is the output of a convolution or linear layer that nothing else uses,
+    and both are called once; any other stays.
 
     Args:
         module: in evaluation mode, traceable by ``torch.fx.symbolic_trace``; it is left as it is.
@@ -75,37 +74,38 @@ def fold_batch_renorm(module: nn.Module) -> fx.GraphModule:
     calls = Counter(modules[node.target] for node in nodes)
     for node in nodes:
         norm = modules[node.target]
-        if not isinstance(norm, BatchRenorm):
+        if not isinstance(norm, BatchRenorm) or len(node.args) != 1 or node.kwargs:
             continue
-        before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+        before = node.args[0]
+        if before.op != "call_module" or len(before.users) != 1:
             continue
-        layer = modules[str(before.target)]
-        if calls[layer] != 1 or calls[norm] != 1:
-            continue
-        if isinstance(layer, _CONVOLUTIONS):
-            transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-            folded = cast(nn.Module, fuse_conv_bn_eval(layer, cast(Any, norm), transposed))
-        elif isinstance(layer, nn.Linear) and norm.affine and layer.out_features == norm.num_features:
-            folded = cast(nn.Module, fuse_linear_bn_eval(layer, cast(Any, norm)))
-        else:
-            continue
-        traced.set_submodule(str(before.target), folded)
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
+        layer = modules[before.target]
+        if calls[layer] == calls[norm] == 1 and (folded := _folded(layer, norm)) is not None:
+            traced.set_submodule(before.target, folded)
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
 
 
-def fuse_batch_renorm(module: nn.Module) -> fx.GraphModule:
-    """The same network, in which each Batch Renormalization layer also does the sum with another tensor and
-    the ReLU that follow it, where nothing else uses what lies between.
+def _folded(layer: nn.Module, norm: Any) -> nn.Module | None:
+    folded: nn.Module | None = None
+    if isinstance(layer, _CONVOLUTIONS):
+        transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+        folded = fuse_conv_bn_eval(layer, norm, transposed)
+    elif isinstance(layer, nn.Linear) and norm.affine and layer.out_features == norm.num_features:
+        folded = fuse_linear_bn_eval(layer, norm)
+    return folded
 
-    Outputs and gradients are the same to rounding. It pays with the kernels of ``native``, which then pass
-    over memory once. Parameters and layers are the module's own, under the same names: state dictionaries and
-    optimizers hold on. Do it last: ``revert_to_batch_norm`` and ``fold_batch_renorm`` take the module, not
-    the fused one.
+
+def fuse_batch_renorm(module: nn.Module) -> fx.GraphModule:
+    """The same network, whose Batch Renormalization layers do the residual sum and the ReLU after them.
+
+    A layer takes in what follows it if nothing else uses the value between. Outputs and gradients are the
+    same to rounding. The kernels of ``native`` then pass over memory once, which is faster. Parameters and
+    layers are the module's own, under the same names: state dictionaries and optimizers stay valid. Do it
+    last: ``revert_to_batch_norm`` and ``fold_batch_renorm`` take the module, not the fused one.
 
     Args:
         module: traceable by ``torch.fx.symbolic_trace``, with the same operations in training and evaluation.
@@ -114,8 +114,8 @@ def fuse_batch_renorm(module: nn.Module) -> fx.GraphModule:
         A graph module, in the module's mode.
 
     Raises:
-        ValueError: when training and evaluation differ otherwise than in their layers, which a graph cannot
-            show.
+        ValueError: when the module itself, not only its layers, acts differently in training and
+            evaluation, which a graph cannot show.
     """
     modes = {m: m.training for m in module.modules()}
     try:
@@ -156,7 +156,7 @@ def _take_in_what_follows(norm: fx.Node, graph: fx.Graph, modules: dict[str, nn.
         settings["relu"] = True
     if not settings:
         return
-    # It runs where the last of them ran: only there is all that it needs at hand.
+    # The call moves to the last operation's place: only there are all its inputs computed.
     with graph.inserting_before(taken[-1]):
         new = graph.call_module(str(norm.target), norm.args, settings)
     taken[-1].replace_all_uses_with(new)
@@ -169,7 +169,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _added(norm: fx.Node, after: fx.Node) -> fx.Node | None:
-    """What a sum adds to the layer's output; None where it is no sum, or changes the other in place."""
+    """What a sum adds to the layer's output; None if it is no sum, or changes its other operand in place."""
     if after.op not in ("call_function", "call_method") or len(after.args) != 2 or after.kwargs:
         return None
     first, second = after.args

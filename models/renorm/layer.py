@@ -1,20 +1,22 @@
 """Batch Renormalization as modules: drop-in replacements of torch's BatchNorm layers."""
 
 from collections.abc import Callable
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Literal, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .autograd import KernelCall, KernelRenorm, TorchRenorm, dense, kernels_take
-from .gradient import GradientRule, MovingAverages
+from .autograd import GradientAverages, KernelRenorm, TorchRenorm, dense, kernels_take
 from .recompute import CallMemory, may_be_recomputed, recomputing
 from .statistics import HALF, batch_statistics, correct
 
 GradientKind = Literal["batch", "moving"]
 WarmupShape = Literal["linear", "step"]
+
+_RANGES = {"rmax": (1, inf), "dmax": (0, inf), "momentum": (0, 1), "gradient_momentum": (0, 1)}
 
 
 class BatchRenorm(nn.Module):
@@ -27,14 +29,13 @@ class BatchRenorm(nn.Module):
     arXiv 1702.03275, algorithm 1.
 
     ``state_dict`` has the keys and the meaning of BatchNorm's, and loads strictly both ways. ``rmax``,
-    ``dmax`` and ``momentum`` are tensors without dimensions that no state dictionary holds; change them
-    through ``set_limits`` or a ``RenormSchedule``, also between steps of a compiled model.
+    ``dmax`` and ``momentum`` are 0-dimensional tensors outside the state dictionary; change them through
+    ``set_limits`` or a ``RenormSchedule``, also between steps of a compiled model.
 
     Args:
         num_features: channels C, the second dimension of the input.
         eps: added to the variance inside the root.
-        momentum: weight of a batch in the moving averages (of the mean and of the standard deviation); None
-            averages over all batches.
+        momentum: weight of a batch in the running mean and deviation; None averages over all batches.
         affine: whether gamma (``weight``) and beta (``bias``) exist.
         rmax: largest r, at least 1. With rmax=1 and dmax=0 training is batch normalization.
         dmax: largest absolute d, at least 0.
@@ -42,16 +43,16 @@ class BatchRenorm(nn.Module):
         gradient_statistics: "batch" for the paper's gradient; "moving" replaces the two batch statistics
             that it subtracts by moving averages over batches.
         gradient_momentum: weight of a batch in those moving averages.
-        warmup_steps: training batches over which the limits go from 1 and 0 to rmax and dmax, counted by
-            ``num_batches_tracked``, so that a checkpoint resumes it; None for none. Not with a
+        warmup_steps: training batches over which the limits widen from 1 and 0 to rmax and dmax; None for no
+            warm-up. ``num_batches_tracked`` counts them, so a checkpoint resumes it. Not with a
             ``RenormSchedule``.
         warmup_shape: "linear", or "step" for batch normalization until the warm-up ends.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
 
     Attributes:
-        frozen: normalizes by the running statistics in training, too, and leaves them alone.
-        monitor: writes the shares of clipped r and d to ``clipped``, (2,), at each training step.
+        frozen: normalize by the running statistics in training, too, and leave them unchanged.
+        monitor: write the shares of clipped r and d to ``clipped``, (2,), at each training step.
 
     Raises:
         ValueError: on a setting out of range; in ``forward`` on a wrong number of dimensions or channels,
@@ -103,30 +104,27 @@ class BatchRenorm(nn.Module):
         self.track_running_stats = True
         self.cumulative = momentum is None
         self.frozen = self.monitor = False
-        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._memory = CallMemory()
         # Statistics stay in float32 at least, whatever the parameters' type: small steps would be lost below.
-        exact = {**place, "dtype": torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)}
+        exact = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
         if affine:
-            self.weight = nn.Parameter(torch.ones(num_features, **place), requires_grad=scale)
-            self.bias = nn.Parameter(torch.zeros(num_features, **place))
-        self.register_buffer("running_mean", torch.zeros(num_features, **exact))
-        self.register_buffer("running_var", torch.ones(num_features, **exact))
+            self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype), scale)
+            self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
+        self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=exact))
+        self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=exact))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
         if gradient_statistics == "moving":
-            for name in ("gradient_mean", "gradient_projection"):
-                self.register_buffer(name, torch.zeros(num_features, **exact), persistent=False)
-            self.register_buffer("gradient_batches", torch.zeros((), **exact), persistent=False)
-        for name in ("rmax", "dmax", "momentum", "gradient_momentum"):
-            self.register_buffer(name, torch.zeros((), **exact), persistent=False)
+            self.register_buffer("gradient_mean", torch.zeros_like(self.running_mean), persistent=False)
+            self.register_buffer("gradient_projection", torch.zeros_like(self.running_mean), persistent=False)
+            self.register_buffer("gradient_batches", self.running_mean.new_zeros(()), persistent=False)
+        for name in _RANGES:
+            self.register_buffer(name, self.running_mean.new_zeros(()), persistent=False)
         self.register_buffer("clipped", torch.zeros(2, device=device), persistent=False)
-        # As they were given: what the buffers hold is rounded to their type.
-        self._given = {"momentum": 0.0}
-        self.set_limits(rmax, dmax, momentum)
-        self._set_weight("gradient_momentum", gradient_momentum)
-        self._initial = dict(self._given)
-        self._memory = CallMemory()
+        # The settings as they were given: the buffers round them to their type.
+        self._given: dict[str, float] = {}
+        self._set(rmax=rmax, dmax=dmax, momentum=momentum, gradient_momentum=gradient_momentum)
 
     def set_limits(
         self, rmax: float | None = None, dmax: float | None = None, momentum: float | None = None
@@ -138,34 +136,28 @@ class BatchRenorm(nn.Module):
         Args:
             rmax: largest r, at least 1.
             dmax: largest absolute d, at least 0.
-            momentum: weight of a batch in the moving averages, in [0, 1].
+            momentum: weight of a batch in the running statistics, in [0, 1].
 
         Raises:
             ValueError: on a value out of range.
         """
-        for name, value, least in (("rmax", rmax, 1.0), ("dmax", dmax, 0.0)):
+        self._set(rmax=rmax, dmax=dmax, momentum=momentum)
+        self.cumulative = self.cumulative and momentum is None
+
+    def _set(self, **settings: float | None) -> None:
+        for name, value in settings.items():
             if value is None:
                 continue
-            if not value >= least:
-                raise ValueError(f"{name} is {value}: give at least {least:g}")
+            low, high = _RANGES[name]
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}: give a number from {low} to {high}")
             if self.warmup_steps is not None and not isfinite(value):
-                raise ValueError(f"{name} is {value}: a warm-up needs an end that is a number")
-            self._fill(name, value)
-        if momentum is not None:
-            self._set_weight("momentum", momentum)
-            self.cumulative = False
-
-    def _set_weight(self, name: str, value: float) -> None:
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} is {value}: give the weight of a batch, from 0 to 1")
-        self._fill(name, value)
-
-    def _fill(self, name: str, value: float) -> None:
-        self._given[name] = value
-        getattr(self, name).fill_(value)
+                raise ValueError(f"{name} is {value}: a warm-up needs a finite limit")
+            self._given[name] = value
+            getattr(self, name).fill_(value)
 
     def limits(self) -> tuple[Tensor, Tensor]:
-        """The largest r and d of the next batch, tensors without dimensions; a warm-up is in them."""
+        """The largest r and d of the next batch, 0-dimensional tensors, as far as a warm-up has come."""
         if self.warmup_steps is None:
             return self.rmax, self.dmax
         done = (self.num_batches_tracked.to(self.rmax.dtype) / self.warmup_steps).clamp(max=1)
@@ -181,36 +173,72 @@ class BatchRenorm(nn.Module):
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> Tensor:
-        """Normalize a batch, and on request do what usually follows, too; the kernels do all in one.
+        """Normalize a batch; on request add a residual and apply a ReLU, which the kernels do in one pass.
 
         Args:
             input: (N, C, ...), floating point.
             mask: (N, ...) boolean, True where a position is real; padding does not enter the statistics,
                 though it is normalized like the rest. None takes all.
             residual: added to the normalized batch; the input's shape.
-            relu: cut the result at zero.
+            relu: replace what is negative in the result by zero.
 
         Returns:
             The shape, type and memory format of the input.
         """
-        self._check_input(input)
+        self._check(input)
         if not self.training or self.frozen:
-            return _followed(self._evaluate(input), residual, relu)
-        self._check_values(input)
+            return _finish(self._evaluate(input), residual, relu)
+        group = self._group()
+        if group is None and input.numel() // max(input.shape[1], 1) < 2:
+            raise ValueError(
+                f"one value per channel has no variance (input {tuple(input.shape)}): train on larger "
+                "batches, or call eval() or freeze the layer"
+            )
         compiling = torch.compiler.is_compiling()
-        remember = not compiling and may_be_recomputed()
         again = not compiling and len(self._memory) > 0 and recomputing()
-        # What is recomputed takes the same way in both passes.
-        if not (remember or again) and self._kernels_take(input, mask, residual):
-            return self._by_kernels(input, residual, relu)
+        remember = not compiling and not again and may_be_recomputed()
+        weight, bias, eps = self.weight, self.bias, self.eps
+        mean, var, (rmax, dmax) = self.running_mean, self.running_var, self.limits()
+        if not again:
+            self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if self.cumulative:
+            momentum = self.num_batches_tracked.to(momentum.dtype).reciprocal()
+        averages = self._gradient_averages()
+        output: Tensor
+
+        # A checkpoint's two passes must go the same way.
+        plain = again or remember or mask is not None or group is not None
+        if not plain and kernels_take(input, residual, mean, weight):
+            clipped = mean.new_empty(2, self.num_features) if self.monitor else None
+            x = dense(input)
+            output = KernelRenorm.apply(
+                x, weight, bias, residual, mean, var, rmax, dmax, momentum, eps, relu, clipped, averages
+            )
+            if clipped is not None:
+                self.clipped.copy_(clipped.mean(1))
+            return output
+
         with torch.no_grad():
-            mean, std, count = self._batch_statistics(input, mask)
-            r, d = self._memory.recall(mean, std) if again else self._correction(mean, std)
-            if remember and not again:
-                self._memory.remember(mean, r, d)
-        rule = self._gradient_rule(count)
-        output: Tensor = TorchRenorm.apply(input, mask, self.weight, self.bias, mean, std, r, d, rule)
-        return _followed(output, residual, relu)
+            batch_mean, std, count = batch_statistics(input, eps, mask, group)
+            if again:
+                r, d = self._memory.recall(batch_mean, std)
+            else:
+                clipped = self.clipped if self.monitor else None
+                r, d = correct(batch_mean, std, mean, var, eps, rmax, dmax, momentum, clipped)
+            if remember:
+                self._memory.remember(batch_mean, r, d)
+        output = TorchRenorm.apply(input, weight, bias, batch_mean, std, r, d, mask, count, averages, group)
+        return _finish(output, residual, relu)
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() not in self._dimensions:
+            expected = " or ".join(f"{n}D" for n in self._dimensions)
+            raise ValueError(f"{type(self).__name__} expects {expected} input, got {x.dim()}D")
+        if x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__} has {self.num_features} channels, the input {x.shape[1]}"
+            )
 
     def _evaluate(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var
@@ -218,105 +246,49 @@ class BatchRenorm(nn.Module):
         weight, bias = (p if p is None else p.to(mean.dtype) for p in (self.weight, self.bias))
         return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
 
-    def _by_kernels(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        rmax, dmax = self.limits()
-        clipped = self.running_mean.new_empty(2, self.num_features) if self.monitor else None
-        call = KernelCall(
-            self.running_mean,
-            self.running_var,
-            rmax,
-            dmax,
-            self.momentum,
-            self.eps,
-            self.num_batches_tracked,
-            self.cumulative,
-            relu,
-            clipped,
-            self._moving_averages(),
-        )
-        output: Tensor = KernelRenorm.apply(dense(x), self.weight, self.bias, residual, call)
-        if clipped is not None:
-            self.clipped.copy_(clipped.mean(1))
-        return output
+    def _group(self) -> dist.ProcessGroup | None:
+        """The processes whose batches are normalized as one; None for this process alone."""
+        return None
 
-    def _correction(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        rmax, dmax = self.limits()
-        batches = self.num_batches_tracked.add_(1)
-        momentum = batches.to(mean.dtype).reciprocal() if self.cumulative else self.momentum
-        clipped = self.clipped if self.monitor else None
-        return correct(
-            mean, std, self.running_mean, self.running_var, self.eps, rmax, dmax, momentum, clipped
-        )
-
-    def _check_input(self, input: Tensor) -> None:  # noqa: A002
-        if input.dim() not in self._dimensions:
-            expected = " or ".join(f"{n}D" for n in self._dimensions)
-            raise ValueError(f"{type(self).__name__} expects {expected} input, got {input.dim()}D")
-        if input.shape[1] != self.num_features:
-            raise ValueError(
-                f"{type(self).__name__} has {self.num_features} channels, the input {input.shape[1]}"
-            )
-
-    # What the synchronized layer does differently.
-
-    def _check_values(self, x: Tensor) -> None:
-        if x.numel() // max(x.shape[1], 1) < 2:
-            raise ValueError(
-                f"one value per channel has no variance (input {tuple(x.shape)}): train on larger batches, "
-                "or call eval() or freeze the layer"
-            )
-
-    def _kernels_take(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> bool:
-        return kernels_take(x, mask, residual, self.running_mean, self.weight)
-
-    def _batch_statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        return batch_statistics(x, self.eps, mask)
-
-    def _gradient_rule(self, count: Tensor | None) -> GradientRule | None:
-        moving = self._moving_averages()
-        return None if moving is None and count is None else GradientRule(moving, count)
-
-    # What it holds, besides BatchNorm's.
-
-    def _moving_averages(self) -> MovingAverages | None:
+    def _gradient_averages(self) -> GradientAverages | None:
         if self.gradient_statistics == "batch":
             return None
-        return MovingAverages(
+        return GradientAverages(
             self.gradient_mean, self.gradient_projection, self.gradient_batches, self.gradient_momentum
         )
 
-    def averageable(self) -> list[Tensor]:
-        """The statistics in the form in which averages of several make sense: mean and deviation, (C,)
-        each.
+    def averaged_stats(self) -> list[Tensor]:
+        """The statistics as they may be averaged over several layers: running mean and deviation, (C,).
 
         With moving gradient statistics these two follow.
         """
-        vectors = [self.running_mean, (self.running_var + self.eps).sqrt_()]
-        moving = self._moving_averages()
-        return vectors if moving is None else [*vectors, moving.mean, moving.projection]
+        stats = [self.running_mean, (self.running_var + self.eps).sqrt_()]
+        if self.gradient_statistics == "moving":
+            stats += [self.gradient_mean, self.gradient_projection]
+        return stats
 
-    def set_averageable(self, vectors: list[Tensor]) -> None:
-        """Set the statistics from the form that ``averageable`` gives."""
-        self.running_mean.copy_(vectors[0])
-        self.running_var.copy_(vectors[1].square() - self.eps)
-        moving = self._moving_averages()
-        if moving is not None:
-            moving.mean.copy_(vectors[2])
-            moving.projection.copy_(vectors[3])
+    def set_averaged_stats(self, stats: list[Tensor]) -> None:
+        """Set the statistics from what ``averaged_stats`` gives."""
+        self.running_mean.copy_(stats[0])
+        self.running_var.copy_(stats[1].square() - self.eps)
+        if self.gradient_statistics == "moving":
+            self.gradient_mean.copy_(stats[2])
+            self.gradient_projection.copy_(stats[3])
 
     def reset_running_stats(self) -> None:
         """Forget every batch seen: mean 0, variance 1, as BatchNorm starts."""
         self.running_mean.zero_()
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
-        for statistic in (self._moving_averages() or ())[:3]:
-            statistic.zero_()
+        if self.gradient_statistics == "moving":
+            self.gradient_mean.zero_()
+            self.gradient_projection.zero_()
+            self.gradient_batches.zero_()
 
     def reset_parameters(self) -> None:
-        """All as after construction, also after ``to_empty`` of a layer built on the meta device."""
+        """Set statistics, gamma and beta as after construction, also of a layer built on the meta device."""
         self.reset_running_stats()
-        for name, value in self._initial.items():
-            self._fill(name, value)
+        self._set(**self._given)
         self.clipped.zero_()
         if self.affine:
             nn.init.ones_(self.weight)
@@ -327,15 +299,13 @@ class BatchRenorm(nn.Module):
 
         The settings are as exact in the new type as if the layer had been made in it.
         """
-        exact = {name: b for name, b in self.named_buffers() if b.is_floating_point()}
+        before = {name: b for name, b in self.named_buffers() if b.is_floating_point()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in exact.items():
+        for name, exact in before.items():
             after = getattr(self, name)
             if after.dtype in HALF:
-                setattr(self, name, before.to(after.device))
-        if self.rmax.dtype != exact["rmax"].dtype:
-            for name, value in self._given.items():
-                self._fill(name, value)
+                setattr(self, name, exact.to(after.device))
+        self._set(**self._given)
         return self
 
     def _load_from_state_dict(
@@ -348,27 +318,27 @@ class BatchRenorm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles carry no calls that wait for recomputation."""
+        """Leave calls that wait for recomputation out of copies and pickles."""
         return {**self.__dict__, "_memory": CallMemory()}
 
     def extra_repr(self) -> str:
         """The settings, for printing."""
         text = f"{self.num_features}, eps={self.eps}, affine={self.affine}"
         if not self.running_mean.is_meta:
-            momentum = None if self.cumulative else round(float(self.momentum), 6)
-            text += f", momentum={momentum}, rmax={float(self.rmax):g}, dmax={float(self.dmax):g}"
-        unusual = {
+            momentum = None if self.cumulative else round(self._given["momentum"], 6)
+            text += f", momentum={momentum}, rmax={self._given['rmax']:g}, dmax={self._given['dmax']:g}"
+        usual = {
             "scale": True,
             "gradient_statistics": "batch",
             "warmup_steps": None,
             "warmup_shape": "linear",
         }
-        given = {name: getattr(self, name) for name, usual in unusual.items() if getattr(self, name) != usual}
-        return text + "".join(f", {name}={value!r}" for name, value in given.items())
+        unusual = [name for name, value in usual.items() if getattr(self, name) != value]
+        return text + "".join(f", {name}={getattr(self, name)!r}" for name in unusual)
 
 
-def _followed(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """What the kernels do after normalization, in place as far as that changes nothing."""
+def _finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """What the kernels do after normalization, in place where types and shapes allow."""
     if residual is not None:
         alike = residual.dtype == y.dtype and residual.shape == y.shape
         y = y.add_(residual) if alike else y + residual

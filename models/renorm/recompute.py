@@ -1,8 +1,7 @@
-"""Activation checkpointing: a recomputed forward pass uses the correction of the first one.
+"""Activation checkpointing: the recomputed forward pass uses the correction of the first one.
 
-Checkpointing runs a layer's forward pass twice. The second time the running statistics have already
-moved, so r and d would differ from those that made the output, and the gradients would be wrong; the
-statistics would also move twice.
+Checkpointing runs a layer's forward pass twice. By the second time the running statistics have moved: r and
+d would not be those that made the output, the gradients would be wrong, and the statistics would move twice.
 """
 
 from collections import deque
@@ -10,21 +9,21 @@ from collections import deque
 import torch
 from torch import Tensor
 
-# More calls of one layer than this between a forward pass and its recomputation fall back to the newest.
+# Calls of one layer that are kept; of more between a forward pass and its recomputation the oldest are lost.
 _REMEMBERED_CALLS = 32
 
 
 def recomputing() -> bool:
     """Whether this thread is inside a backward pass, where a forward pass is a recomputation.
 
-    It holds for every kind of checkpointing (reentrant or not, torch's or another library's), because all
-    run the second forward pass from autograd's engine.
+    Every kind of checkpointing (reentrant or not, torch's or another library's) runs the second forward pass
+    from autograd's engine.
     """
     return torch._C._current_graph_task_id() != -1
 
 
 def may_be_recomputed() -> bool:
-    """Whether the present forward pass looks like a checkpoint's first one.
+    """Whether this forward pass may be the first one of a checkpoint.
 
     Reentrant checkpointing disables gradients, the other kind intercepts saved tensors.
     """
@@ -34,11 +33,10 @@ def may_be_recomputed() -> bool:
 
 
 class CallMemory:
-    """The corrections of the calls of one layer that may be run again, (C,) each.
+    """The corrections of a layer's calls that may be recomputed, in any order, (C,) each.
 
-    Several calls may wait (a shared layer, several micro-batches), and they may be recomputed in any
-    order. A recomputed call has the input of the first one and so its batch statistics: by these it is
-    recognised.
+    Several calls may wait (a shared layer, several micro-batches). A recomputed call has the input of the
+    first one, so its batch statistics identify it.
     """
 
     def __init__(self) -> None:

@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from .layer import BatchRenorm
 
 Shape = Literal["linear", "cosine", "step"]
 Unit = Literal["fraction", "steps"]
-_MOVING = ("mean", "projection", "batches")  # of a layer's moving gradient statistics
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ PAPER_DMAX = Ramp(0.0, 5.0, begin=5 / 130, finish=25 / 130)
 def falling_momentum(total_steps: float, unit: Unit = "fraction") -> Ramp:
     """From 0.1 to the paper's 0.01 over the first 500 steps, or the first half of a run shorter than 1,000.
 
-    Averages with a weight of 0.01 lag by 100 steps, which is much of a short run and of the start of any,
-    and little of the rest of a long one.
+    Averages with a weight of 0.01 lag by 100 steps: too long for a short run and for the start of any run.
 
     Args:
         total_steps: the run's length; infinity where it is unknown, with ``unit`` "steps".
@@ -74,9 +72,8 @@ def falling_momentum(total_steps: float, unit: Unit = "fraction") -> Ramp:
 def narrowed_rmax(total_steps: float) -> Ramp:
     """The paper's ramp in fractions of the run, to its 3 in up to 1,000 steps and to 1.5 in 2,000 and more.
 
-    In long runs on class-grouped minibatches r reaches its limits in a few channels and stays there, and the
-    run learns less than with a narrower limit; in short ones it is not better (docs/evidence.md, "The
-    schedule").
+    In long runs on class-grouped minibatches r stays at its limits in a few channels, and the run learns less
+    than with a narrower limit; short runs gain nothing from one (docs/evidence.md, "The schedule").
 
     Args:
         total_steps: the run's length; infinity where it is unknown.
@@ -88,9 +85,8 @@ def narrowed_rmax(total_steps: float) -> Ramp:
 class RenormSchedule:
     """Drives the limits of every Batch Renormalization layer inside a module.
 
-    Call ``step`` after each optimizer step. The state dictionary resumes the run: it holds the step and
-    what the layers keep out of their own state dictionaries so that these stay BatchNorm's (the moving
-    gradient statistics).
+    Call ``step`` after each optimizer step. The state dictionary resumes the run: it holds the step and the
+    layers' moving gradient statistics, which their own state dictionaries leave out to stay BatchNorm's.
 
     Args:
         module: searched for layers now; one built or converted later is not driven.
@@ -124,50 +120,35 @@ class RenormSchedule:
         self.layers = {name: m for name, m in module.named_modules() if isinstance(m, BatchRenorm)}
         if own := [name for name, layer in self.layers.items() if layer.warmup_steps is not None]:
             raise ValueError(f"layer {own[0]!r} has warmup_steps of its own: drop them or the schedule")
-        self.ramps = {"rmax": rmax, "dmax": dmax}
-        if momentum is not None:
-            self.ramps["momentum"] = momentum
-        self.unit: Unit = unit
-        self.total_steps = total_steps
-        self.steps = 0
+        self.ramps = {"rmax": rmax, "dmax": dmax} | ({} if momentum is None else {"momentum": momentum})
+        self._unit_steps = float(total_steps or 1) if unit == "fraction" else 1.0
         self._set: dict[str, float] = {}
-        self.apply()
+        self.go_to(0)
 
     def values(self) -> dict[str, float]:
         """rmax, dmax and, if it is scheduled, momentum, as of now."""
-        time = float(self.steps)
-        if self.unit == "fraction" and self.total_steps is not None:
-            time /= self.total_steps
-        return {name: ramp.at(time) for name, ramp in self.ramps.items()}
+        return {name: ramp.at(self.steps / self._unit_steps) for name, ramp in self.ramps.items()}
 
-    def apply(self) -> None:
-        """Set the layers to the present values; only what changed, and nothing is read from the device."""
+    def step(self) -> None:
+        """Tell the layers that one optimizer step has been taken."""
+        self.go_to(self.steps + 1)
+
+    def go_to(self, steps: int) -> None:
+        """Tell the layers how many optimizer steps have been taken; nothing is read from the device."""
+        self.steps = steps
         values = self.values()
-        changed = {name: value for name, value in values.items() if self._set.get(name) != value}
-        if changed:
+        if changed := {name: value for name, value in values.items() if self._set.get(name) != value}:
             for layer in self.layers.values():
                 layer.set_limits(**changed)
         self._set = values
 
-    def step(self) -> None:
-        """One optimizer step has been taken."""
-        self.go_to(self.steps + 1)
-
-    def go_to(self, steps: int) -> None:
-        """So many optimizer steps have been taken."""
-        self.steps = steps
-        self.apply()
-
     def state_dict(self) -> dict[str, Any]:
         """The steps taken and the layers' moving gradient statistics (copies)."""
-        gradients = {
-            name: {key: getattr(layer, f"gradient_{key}").clone() for key in _MOVING}
-            for name, layer in self._moving().items()
+        copies = {
+            name: {key: tensor.clone() for key, tensor in tensors.items()}
+            for name, tensors in self._gradient_statistics().items()
         }
-        return {"steps": self.steps, "gradient_statistics": gradients}
-
-    def _moving(self) -> dict[str, BatchRenorm]:
-        return {name: m for name, m in self.layers.items() if m.gradient_statistics == "moving"}
+        return {"steps": self.steps, "gradient_statistics": copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume; the limits of every layer are set again, whatever they are now.
@@ -175,12 +156,22 @@ class RenormSchedule:
         Raises:
             ValueError: when the state's layers with moving gradient statistics are not this module's.
         """
-        saved = state["gradient_statistics"]
-        if odd := sorted(self._moving().keys() ^ saved.keys()):
+        own, saved = self._gradient_statistics(), state["gradient_statistics"]
+        if odd := sorted(own.keys() ^ saved.keys()):
             raise ValueError(f"moving gradient statistics on one side only: {', '.join(odd)}")
-        for name, layer in self._moving().items():
-            for key in _MOVING:
-                getattr(layer, f"gradient_{key}").copy_(saved[name][key])
-        self.steps = int(state["steps"])
+        for name, tensors in own.items():
+            for key, tensor in tensors.items():
+                tensor.copy_(saved[name][key])
         self._set = {}
-        self.apply()
+        self.go_to(int(state["steps"]))
+
+    def _gradient_statistics(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            name: {
+                "mean": layer.gradient_mean,
+                "projection": layer.gradient_projection,
+                "batches": layer.gradient_batches,
+            }
+            for name, layer in self.layers.items()
+            if layer.gradient_statistics == "moving"
+        }

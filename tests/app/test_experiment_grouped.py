@@ -87,7 +87,7 @@ def test_a_step_in_several_passes_is_the_step_at_once() -> None:
             layer.settle()
             gradients.append(torch.cat(parts, 1))
         torch.testing.assert_close(*gradients)
-        for one, other in zip(*(layer.plain.averageable() for layer in layers), strict=True):
+        for one, other in zip(*(layer.plain.averaged_stats() for layer in layers), strict=True):
             torch.testing.assert_close(one, other)
 
 
@@ -188,9 +188,9 @@ def test_bfloat16_is_normalized_with_statistics_in_float32(shared_momentum: floa
 def settle_naively(twins: list[nn.Module]) -> None:
     """All twins go on from the mean of their statistics: deviations for renorm, variances for batch norm."""
     if isinstance(twins[0], BatchRenorm2d):
-        values = [torch.stack(v).mean(0) for v in zip(*(t.averageable() for t in twins), strict=True)]
+        values = [torch.stack(v).mean(0) for v in zip(*(t.averaged_stats() for t in twins), strict=True)]
         for twin in twins:
-            twin.set_averageable(values)
+            twin.set_averaged_stats(values)
         return
     for name in ("running_mean", "running_var"):
         mean = torch.stack([getattr(t, name) for t in twins]).mean(0)

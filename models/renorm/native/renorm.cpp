@@ -68,11 +68,10 @@ void with_types(const Tensor& x, const Tensor& statistics, F f) {
 
 std::tuple<Tensor, Tensor> forward(
     const Tensor& x, Maybe weight, Maybe bias, Maybe added, const Tensor& running_mean, const Tensor& running_var,
-    Maybe batches, const Tensor& rmax, const Tensor& dmax, const Tensor& momentum, double eps,
-    bool cumulative, bool relu, Maybe clipped) {
+    const Tensor& rmax, const Tensor& dmax, const Tensor& momentum, double eps, bool relu, Maybe clipped) {
   if (added) check_alike(x, *added, "what is added");
   Tensor y = at::empty_like(x), saved = per_channel(running_mean, Saved<float>::rows);
-  int64_t step = batches ? ++*changed<int64_t>(batches, 1) : 1, channels = x.size(1);
+  int64_t channels = x.size(1);
   with_types(x, running_mean, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
@@ -81,7 +80,7 @@ std::tuple<Tensor, Tensor> forward(
     Correction<A> layer{
         vector<A>(weight, channels), vector<A>(bias, channels), changed<A>(running_mean, channels),
         changed<A>(running_var, channels), 1 / high, high,
-        number<A>(dmax), cumulative ? A(1) / A(step) : number<A>(momentum), static_cast<A>(eps), beyond,
+        number<A>(dmax), number<A>(momentum), static_cast<A>(eps), beyond,
         beyond ? beyond + channels : nullptr, Saved<A>(saved.data_ptr<A>(), channels)};
     const T *from = x.const_data_ptr<T>(), *plus = added ? added->const_data_ptr<T>() : nullptr;
     T* to = y.data_ptr<T>();
@@ -136,8 +135,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 TORCH_LIBRARY(batch_renorm_native, m) {
   m.def(
       "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? added, Tensor(a!) running_mean, "
-      "Tensor(b!) running_var, Tensor(c!)? batches, Tensor rmax, Tensor dmax, Tensor momentum, float eps, "
-      "bool cumulative, bool relu, Tensor(d!)? clipped) -> (Tensor, Tensor)");
+      "Tensor(b!) running_var, Tensor rmax, Tensor dmax, Tensor momentum, float eps, bool relu, Tensor(c!)? clipped) "
+      "-> (Tensor, Tensor)");
   m.def(
       "backward(Tensor dy, Tensor x, Tensor? y, Tensor saved, bool relu, bool needs_dx, Tensor(a!)? moving_mean, "
       "Tensor(b!)? moving_projection, Tensor(c!)? moving_batches, Tensor? moving_momentum) "
