@@ -1,4 +1,4 @@
-"""Training with the ReLUs and residual sums of a backbone taken into its Batch Renormalization layers."""
+"""Training a backbone with ReLUs and residual sums fused into its Batch Renormalization layers."""
 
 import logging
 from collections.abc import Callable
@@ -13,17 +13,17 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 
 _log = logging.getLogger(__name__)
 
-# A trace keeps what the forward pass does now. These packages' do the same at every step; what a class of
-# the user's own draws or counts in Python would stay as it was.
+# A trace repeats what the forward pass does now. Networks of these packages do the same at every step; a
+# user's own class may draw or count in Python, and a trace would freeze that.
 _TRACED = ("models", "timm", "torch", "torchvision")
 
 
 class FusedForward:
-    """Runs a backbone, on a CPU in training by the fused kernels with fewer passes over memory.
+    """Runs a backbone; in training on a CPU by the fused kernels, with fewer passes over memory.
 
-    The fused form is a function alone, that looks up the backbone's own layers by name at each call: it holds
-    no parameters, and nothing of it is saved, moved, copied or registered. Whatever a trace cannot show
-    (hooks, activation checkpointing, other operations in training than in evaluation) runs as it is.
+    The fused form is only a function, which looks up the backbone's own layers by name at each call: it holds
+    no parameters, and nothing of it is saved, moved, copied or registered. What a trace cannot represent
+    (hooks, activation checkpointing, other operations in training than in evaluation) runs unfused.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class FusedForward:
         self._forward: Forward | None = None
 
     def __call__(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        """What the backbone gives for images (B, C, H, W), to rounding."""
+        """The backbone's output for images (B, C, H, W), to rounding."""
         by_kernels = backbone.training and images.is_cpu and not torch.compiler.is_compiling()
         output: Tensor
         if by_kernels and native.enabled():
@@ -45,18 +45,18 @@ class FusedForward:
         return output
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles trace again when they train."""
+        """Leave the trace out of copies and pickles; they trace again when they train."""
         return {"_modules": [], "_forward": None}
 
 
 def fused_forward(backbone: nn.Module) -> Forward | None:
-    """The backbone's forward pass with what follows its layers taken into them.
+    """The backbone's forward pass, in which its layers do the sum and the ReLU that follow them.
 
     Args:
         backbone: left as it is.
 
     Returns:
-        A function of the backbone and images; None where there is nothing to take in, or no way to trace.
+        A function of the backbone and images; None where there is nothing to fuse or the trace fails.
     """
     around = [m for m in backbone.modules() if any(isinstance(p, BatchRenorm) for p in m.children())]
     if any(type(module).__module__.split(".")[0] not in _TRACED for module in around):
@@ -74,7 +74,7 @@ def fused_forward(backbone: nn.Module) -> Forward | None:
 
 
 def _watched(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes in or out of a module, or runs it twice."""
+    """Whether a hook sees the module's inputs or outputs, or checkpointing runs it twice."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

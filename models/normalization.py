@@ -33,7 +33,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class ChannelAffine(nn.Module):
-    """y = weight · x + bias for each channel: what is left of batch normalization without its statistics.
+    """y = weight · x + bias for each channel: batch normalization without its statistics.
 
     Args:
         num_features: channels, the second dimension of the input.
@@ -54,7 +54,7 @@ def _frozen(kind: type[nn.Module]) -> type[nn.Module]:
     class Frozen(kind):  # type: ignore[valid-type, misc]
         """Batch normalization that always uses its running statistics; its weights do not train either.
 
-        It follows ``train()`` like any module: Lightning warns of modules that stay in evaluation mode.
+        Its training flag follows ``train()``, since Lightning warns of modules that stay in evaluation mode.
         """
 
         def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ FrozenBatchNorm3d = _frozen(nn.BatchNorm3d)
 
 
 def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | None = None) -> nn.Module:
-    """Turn every batch normalization of a network into another kind; weights and statistics go along.
+    """Replace every batch normalization of a network by another kind, which keeps weights and statistics.
 
     Args:
         network: built with torch's BatchNorm layers; changed in place.
@@ -83,7 +83,7 @@ def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | N
         The network.
 
     Raises:
-        InputError: the kind is unknown, or the network has no batch normalization to turn into it.
+        InputError: the kind or an argument is unknown, or the network has no batch normalization.
     """
     if kind not in KINDS:
         raise InputError(f"normalization {kind!r} is unknown; one of {', '.join(KINDS)}")
@@ -104,14 +104,14 @@ def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | N
 
 
 def freeze_layers(backbone: nn.Module, parts: Sequence[str]) -> None:
-    """Take parts of a backbone out of the training, in place: parameters, and renorm's statistics.
+    """Freeze parts of a backbone, in place: parameters, and the statistics of Batch Renormalization.
 
     Args:
         backbone: the network.
         parts: names of modules in it, such as "blocks.1".
 
     Raises:
-        InputError: a name is none of its modules.
+        InputError: a name is not one of its modules.
     """
     for name in parts:
         try:
@@ -192,7 +192,7 @@ def _make_group(old: BatchNorm, groups: int = 32) -> nn.Module:
 
 def _make_instance(old: BatchNorm) -> nn.Module:
     if isinstance(old, nn.BatchNorm1d):
-        # One value a channel: an instance has no statistics of its own.
+        # An instance has one value a channel, and so no statistics.
         return _make_affine(old)
     kind = nn.InstanceNorm2d if isinstance(old, nn.BatchNorm2d) else nn.InstanceNorm3d
     return _copy_affine(old, kind(old.num_features, old.eps, affine=True))

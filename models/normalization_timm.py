@@ -1,15 +1,15 @@
-"""timm's batch normalization with an activation inside, taken apart so that each part can be replaced."""
+"""Splits timm's batch normalization with a built-in activation, so that each part can be replaced."""
 
 from torch import Tensor, nn
 
 
 class NormThenActivation(nn.Module):
-    """What timm's ``BatchNormAct2d`` computes, as a chain: normalization, dropout of blocks, activation.
+    """timm's ``BatchNormAct2d`` as a chain of modules: normalization, dropout of blocks, activation.
 
     Args:
-        norm: Any normalization of (B, C, H, W).
-        drop: Applied after it.
-        act: Applied last.
+        norm: any normalization of (B, C, H, W).
+        drop: applied after it.
+        act: applied last.
     """
 
     def __init__(self, norm: nn.Module, drop: nn.Module, act: nn.Module) -> None:

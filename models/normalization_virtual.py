@@ -1,8 +1,8 @@
 """Virtual batch normalization (Salimans et al. 2016, "Improved Techniques for Training GANs", section 3.5).
 
-Each example is normalized by the statistics of a reference batch, fixed at the start of training, and its
-own. The reference goes through the network together with every training batch: a :class:`ReferenceBatch`
-hook on the network puts it in front and takes it off the output.
+Each example is normalized by its own statistics and those of a reference batch, which is fixed at the start
+of training. The reference passes through the network with every training batch: :class:`ReferenceBatch` puts
+it in front, and the network removes it from the output.
 """
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class VirtualBatchNorm(nn.Module):
     """Normalization by the statistics of a reference batch and of the example.
 
-    In training the first `reference_size` rows of the input are the reference; its first and second moments
-    count n/(n+1), those of the example itself 1/(n+1). In evaluation the reference's last moments are used,
+    In training the first `reference_size` = n rows of the input are the reference; its first and second
+    moments weigh n/(n+1), those of the example 1/(n+1). In evaluation the reference's last moments are used,
     so an example's output depends on no other example.
 
     Args:
@@ -37,7 +37,7 @@ class VirtualBatchNorm(nn.Module):
         self.register_buffer("reference_square", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize; the statistics carry gradients in training, as the original's do."""
+        """Normalize; in training gradients flow through the statistics, as in the paper."""
         inner = tuple(range(2, x.ndim))
         shape = (1, -1, *[1] * len(inner))
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -59,9 +59,9 @@ class VirtualBatchNorm(nn.Module):
 
 
 class ReferenceBatch(nn.Module):
-    """Keeps the reference batch of a network and sends it through with every training batch.
+    """Keeps the reference batch of a network and puts it in front of every training batch.
 
-    The first training batch (repeated where it is smaller) becomes the reference. Inference does not need it.
+    The first training batch (repeated if it is smaller) becomes the reference. Inference does not need it.
 
     Args:
         size: rows n of the reference batch.

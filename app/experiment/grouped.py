@@ -1,8 +1,7 @@
-"""Normalization of a batch in groups, at the price of normalizing it at once.
+"""Normalization of a batch in groups, at the cost of normalizing it at once.
 
-The groups become channels: (B, C, H, W), with the groups interleaved, is (B / G, G · C, H, W) without
-copying, and one layer of G · C channels normalizes every group by its own statistics. The layer is the
-product's own.
+The groups become channels: (B, C, H, W), with the groups interleaved, is viewed as (B / G, G · C, H, W), and
+one ordinary layer of G · C channels normalizes every group by its own statistics.
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ Normalizer = nn.BatchNorm2d | BatchRenorm
 
 
 class GroupedNormalization(nn.Module):
-    """Trains with the statistics of each group, and tests as the ungrouped layer does.
+    """Trains with the statistics of each group, and tests like the ungrouped layer.
 
     As with the paper's workers, every group starts a step from the same running statistics. A step is one or
     more passes, each between :meth:`restart` and :meth:`collect`; then :meth:`settle` replaces the running
@@ -29,11 +28,11 @@ class GroupedNormalization(nn.Module):
     Args:
         plain: the layer to group, of C channels: parameters and running statistics stay in it.
         groups: G.
-        consecutive: each pass starts from what the one before has left, and a step ends with the last one's.
+        consecutive: each pass starts from the statistics that the previous one left; the last one's remain.
         shared_momentum: the gradient subtracts statistics of all groups; see ``settings.Groups``.
 
     Attributes:
-        wide: the layer of G · C channels that does the work in training. Not a submodule: it has no
+        wide: the layer of G · C channels that normalizes in training. Not a submodule: it has no
             parameters of its own.
         by_batch: test with the statistics of each group instead of the running statistics.
     """
@@ -59,7 +58,7 @@ class GroupedNormalization(nn.Module):
         for name, tensor in [*wide.named_parameters(), *wide.named_buffers()]:
             if tensor.dim() == 1 and name != "clipped":
                 tensor.data = tensor.data.repeat(groups)
-        # Each forward pass lends it the repeated parameters of the plain layer.
+        # Each forward pass gives it the repeated parameters of the plain layer.
         del wide.weight, wide.bias
         wide.weight = wide.bias = None  # type: ignore[assignment]
         object.__setattr__(self, "wide", wide.train())
@@ -104,7 +103,7 @@ class GroupedNormalization(nn.Module):
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Note the groups' statistics after a backward pass; several passes may make one step."""
+        """Record the groups' statistics after a backward pass; a step may consist of several passes."""
         if self.consecutive:
             self._collected.clear()
         self._collected.append([v.view(self.groups, -1).mean(0) for v in self._statistics(self.wide)])
@@ -151,8 +150,8 @@ class GroupedNormalization(nn.Module):
 class _SharedGradient(torch.autograd.Function):
     """y = weight · x̂ + bias, whose gradient subtracts statistics of all groups together.
 
-    dx = weight · dx̂/dx · (dy - mean(dy) - x̂ · mean(dy · x̂)), with x̂ as Batch Renormalization puts it out. It
-    is linear in x, so that its slope is the ratio of their standard deviations.
+    dx = weight · dx̂/dx · (dy - mean(dy) - x̂ · mean(dy · x̂)), where x̂ is Batch Renormalization's output.
+    dx̂/dx is the ratio of their standard deviations, since x̂ is linear in x.
     """
 
     @staticmethod
@@ -197,7 +196,7 @@ def group_normalization(
         shared_momentum: likewise.
 
     Raises:
-        InputError: a layer that is no Batch Renormalization is to share gradient statistics.
+        InputError: gradient statistics are to be shared by a layer other than Batch Renormalization.
     """
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm2d | BatchRenorm) and type(child).__name__[:6] != "Frozen":

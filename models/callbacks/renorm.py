@@ -28,10 +28,10 @@ class RenormScheduleCallback(Callback):
     processes the running statistics of plain layers are averaged over them after each step.
 
     Args:
-        rmax: largest r over the run; "narrowed" as ``narrowed_rmax`` has it.
+        rmax: largest r over the run; "narrowed" for the ramp of ``narrowed_rmax``.
         dmax: largest absolute d over the run; the paper's by default.
-        momentum: weight of a batch in the running statistics; "falling" as ``falling_momentum`` has it, None
-            leaves the layers' own.
+        momentum: weight of a batch in the running statistics; "falling" for the ramp of ``falling_momentum``,
+            None leaves the layers' own.
         unit: of the ramps' begin and finish: "fraction" of the run's optimizer steps, or "steps".
         log_layers: also log each layer.
         average_across_ranks: average the plain layers' statistics over the processes.
@@ -61,7 +61,7 @@ class RenormScheduleCallback(Callback):
         self._monitoring = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the layers and set them to the start of the run, or to where it goes on."""
+        """Find the layers and set their limits for the start of the run, or for the resumed step."""
         total = trainer.estimated_stepping_batches
         if self.unit == "fraction" and total == float("inf"):
             raise InputError(
@@ -87,7 +87,7 @@ class RenormScheduleCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Before a step that will be logged, have the layers write what they clip."""
+        """Before a step that will be logged, let the layers record what they clip."""
         del pl_module, batch, batch_idx
         every = getattr(trainer, "log_every_n_steps", 0)
         wanted = bool(trainer.loggers) and every > 0 and (trainer.global_step + 1) % every == 0
