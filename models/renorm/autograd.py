@@ -99,7 +99,17 @@ class TorchRenorm(Function):
             constant, slope = constant / values, slope / values
             if ctx.averages is not None:
                 constant, slope = ctx.averages.take_in(constant, slope, r, d)
-            dx = _input_gradient(dy, x, mask, w, mean, invstd, constant, slope) if needs_dx else None
+            # The gradient is (dy - constant - x_hat * slope) * w * invstd.
+            if needs_dx and x.is_cuda and mask is None and has_kernels(x):
+                # It takes means from sums over n values: here n = 1, and means go in.
+                one, like = torch.ones(1, dtype=torch.int32, device=x.device), _like(dy, x)
+                dx = torch.batch_norm_backward_elemt(like, x, mean, invstd, w, constant, slope / invstd, one)
+            elif needs_dx:
+                centred = x.to(mean.dtype) - along_channels(mean, x)
+                subtracted = along_channels(constant, x) + centred * along_channels(slope * invstd, x)
+                if mask is not None:  # nothing is subtracted from padding
+                    subtracted = torch.where(mask.unsqueeze(1), subtracted, 0.0)
+                dx = ((dy - subtracted) * along_channels(w * invstd, x)).to(x.dtype)
         d_weight = d_bias = None
         if weight is not None and needs_weight:
             d_weight = torch.addcmul(d * total, r, projection).to(weight.dtype)
@@ -120,29 +130,6 @@ def _batch_norm_backward(
     over = [dim for dim in range(x.dim()) if dim != 1]
     x_hat = (x.to(mean.dtype) - along_channels(mean, x)) * along_channels(invstd, x)
     return None, (dy * x_hat).sum(over), dy.to(mean.dtype).sum(over)
-
-
-def _input_gradient(
-    dy: Tensor,
-    x: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    constant: Tensor,
-    slope: Tensor,
-) -> Tensor:
-    """(dy - constant - x_hat * slope) * weight * invstd; of padding, nothing is subtracted."""
-    if x.is_cuda and mask is None and has_kernels(x):
-        # It computes (dy - total / n - (x - mean) * invstd**2 * sum / n) * invstd * weight, here with n = 1.
-        one = torch.ones(1, dtype=torch.int32, device=x.device)
-        dy = _like(dy, x)
-        return torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, constant, slope / invstd, one)
-    centred = x.to(mean.dtype) - along_channels(mean, x)
-    subtracted = along_channels(constant, x) + centred * along_channels(slope * invstd, x)
-    if mask is not None:
-        subtracted = torch.where(mask.unsqueeze(1), subtracted, 0.0)
-    return ((dy - subtracted) * along_channels(weight * invstd, x)).to(x.dtype)
 
 
 class KernelRenorm(Function):

@@ -204,12 +204,12 @@ class BatchRenorm(nn.Module):
         momentum = self.momentum
         if self.cumulative:
             momentum = self.num_batches_tracked.to(momentum.dtype).reciprocal()
-        averages = self._gradient_averages()
+        averages = self.gradient_averages()
         output: Tensor
 
-        # A checkpoint's two passes must go the same way.
-        plain = again or remember or mask is not None or group is not None
-        if not plain and kernels_take(input, residual, mean, weight):
+        # The two passes of a checkpoint must take the same route.
+        by_torch = again or remember or mask is not None or group is not None
+        if not by_torch and kernels_take(input, residual, mean, weight):
             clipped = mean.new_empty(2, self.num_features) if self.monitor else None
             x = dense(input)
             output = KernelRenorm.apply(
@@ -250,7 +250,8 @@ class BatchRenorm(nn.Module):
         """The processes whose batches are normalized as one; None for this process alone."""
         return None
 
-    def _gradient_averages(self) -> GradientAverages | None:
+    def gradient_averages(self) -> GradientAverages | None:
+        """The moving gradient statistics, the layer's own tensors; None with the batch's."""
         if self.gradient_statistics == "batch":
             return None
         return GradientAverages(

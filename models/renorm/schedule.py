@@ -4,12 +4,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
+from .autograd import GradientAverages
 from .layer import BatchRenorm
 
 Shape = Literal["linear", "cosine", "step"]
 Unit = Literal["fraction", "steps"]
+_SAVED = ("mean", "projection", "batches")  # of a layer's GradientAverages
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,8 @@ class RenormSchedule:
     def state_dict(self) -> dict[str, Any]:
         """The steps taken and the layers' moving gradient statistics (copies)."""
         copies = {
-            name: {key: tensor.clone() for key, tensor in tensors.items()}
-            for name, tensors in self._gradient_statistics().items()
+            name: {key: getattr(averages, key).clone() for key in _SAVED}
+            for name, averages in self._moving().items()
         }
         return {"steps": self.steps, "gradient_statistics": copies}
 
@@ -156,22 +158,15 @@ class RenormSchedule:
         Raises:
             ValueError: when the state's layers with moving gradient statistics are not this module's.
         """
-        own, saved = self._gradient_statistics(), state["gradient_statistics"]
-        if odd := sorted(own.keys() ^ saved.keys()):
+        moving, saved = self._moving(), state["gradient_statistics"]
+        if odd := sorted(moving.keys() ^ saved.keys()):
             raise ValueError(f"moving gradient statistics on one side only: {', '.join(odd)}")
-        for name, tensors in own.items():
-            for key, tensor in tensors.items():
-                tensor.copy_(saved[name][key])
+        for name, averages in moving.items():
+            for key in _SAVED:
+                getattr(averages, key).copy_(saved[name][key])
         self._set = {}
         self.go_to(int(state["steps"]))
 
-    def _gradient_statistics(self) -> dict[str, dict[str, Tensor]]:
-        return {
-            name: {
-                "mean": layer.gradient_mean,
-                "projection": layer.gradient_projection,
-                "batches": layer.gradient_batches,
-            }
-            for name, layer in self.layers.items()
-            if layer.gradient_statistics == "moving"
-        }
+    def _moving(self) -> dict[str, GradientAverages]:
+        found = {name: layer.gradient_averages() for name, layer in self.layers.items()}
+        return {name: averages for name, averages in found.items() if averages is not None}
