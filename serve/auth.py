@@ -96,10 +96,9 @@ def _any_same(presented: bytes | None, keys: list[bytes]) -> bool:
 def presented_key(headers: Mapping[str, str]) -> bytes | None:
     """The key in ``Authorization: Bearer`` or ``X-API-Key``, if any."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and value.strip():
-        return value.strip().encode("utf-8", "replace")
-    other = headers.get("x-api-key", "").strip()
-    return other.encode("utf-8", "replace") if other else None
+    token = value.strip(" \t") if scheme.lower() == "bearer" else ""
+    key = token or headers.get("x-api-key", "")
+    return key.encode("latin-1") or None  # as it was sent: Starlette reads headers as Latin-1
 
 
 def read_key(request: Request) -> None:

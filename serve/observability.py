@@ -113,6 +113,8 @@ def configure_logging(level: str, style: str) -> None:
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
+    # It warns of each malformed form, and its lines would be in no format.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     # Requests are logged by serve.api.guard, with ids and routes; uvicorn's lines would double them.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.access").propagate = False

@@ -5,12 +5,10 @@ without keys, the Host header must name this machine, and requests that browsers
 site may not change anything. With keys, no foreign page can know them.
 """
 
-import functools
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from serve.problems import Problem
-from serve.settings import Settings
+from serve.settings import Settings, host_name
 
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", "testserver"}
@@ -40,7 +38,7 @@ class Origins:
             Problem: 421, a foreign host; 403, a page of another site wants to change something.
         """
         host = headers.get(b"host", b"").decode("latin-1")
-        if not self._any_host and _host_name(host) not in self._hosts:
+        if not self._any_host and host_name(host) not in self._hosts:
             raise Problem(
                 421,
                 "host",
@@ -53,23 +51,11 @@ class Origins:
         if headers.get(b"sec-fetch-site") == b"same-origin":
             return
         origin = headers[b"origin"].decode("latin-1")
-        place = urlsplit(origin).netloc
-        if origin in self._origins or place == host or (_host_name(place) or "") in self._hosts - _LOOPBACK:
+        place = origin.partition("://")[2]
+        if origin in self._origins or place == host or host_name(place) in self._hosts - _LOOPBACK:
             return
         raise Problem(
             403,
             "cross-site",
             f"origin {origin}: another site's page may not do this; see cors_origins and allowed_hosts",
         )
-
-
-@functools.lru_cache(256)
-def _host_name(header: str) -> str | None:
-    """The name in a Host header; None for one that is malformed."""
-    try:
-        parts = urlsplit(f"//{header}")
-        _ = parts.port  # raises where it is no number
-    except ValueError:
-        return None
-    plain = parts.netloc == header and "@" not in header
-    return parts.hostname if plain else None

@@ -13,7 +13,8 @@ from msgspec import Meta, Struct
 from serve.problems import Problem
 from serve.store.types import DEFAULT_K, MOST_EFFORT, ItemId, SearchQuery
 
-Id = Annotated[str, Meta(min_length=1, max_length=1024)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # what SQLite and Milvus store
+Id = Annotated[str, Meta(min_length=1, max_length=1024)] | Integer
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
 CollectionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]

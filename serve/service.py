@@ -38,7 +38,10 @@ class Service:
         self.requests = RequestLog(self.metrics)
         self.uploads = Uploads(settings)
         self.connections = Connections(
-            settings.max_connections, settings.head_seconds, sweep=self.uploads.sweep
+            settings.max_connections,
+            settings.head_seconds,
+            settings.body_seconds,
+            sweep=self.uploads.sweep,
         )
         self.collections = collections
         self.threads = StoreThreads(max(2, cores), observe=self._observe_searches)

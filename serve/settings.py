@@ -1,12 +1,14 @@
 """Settings of the service: from a YAML file, environment (``KINDRED_…``) and the caller; the last wins."""
 
+import functools
 import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,6 +28,32 @@ def _store_place(value: object) -> object:
         except InputError as error:
             raise ValueError(str(error)) from error
     return Path(value) if isinstance(value, str) else value
+
+
+@functools.lru_cache(256)
+def host_name(header: str) -> str | None:
+    """The name in a Host header, in lower case and without a final dot; None for a malformed header."""
+    try:
+        parts = urlsplit(f"//{header}")
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return None
+    plain = parts.netloc == header and "@" not in header
+    return parts.hostname.removesuffix(".") if plain and parts.hostname else None
+
+
+def _plain_host(text: str) -> str:
+    name = host_name(text) or host_name(f"[{text}]")  # IPv6 addresses stand in brackets in a Host header
+    if name is None:
+        raise ValueError(f"{text} is no host name; write only the name, such as photos.example")
+    return name
+
+
+def _plain_origin(text: str) -> str:
+    origin = text.lower().removesuffix("/")
+    if origin != "*" and host_name(origin.partition("://")[2]) is None:
+        raise ValueError(f"{text} is no origin; write scheme and host, such as https://photos.example")
+    return origin
 
 
 class Settings(BaseSettings):
@@ -63,7 +91,7 @@ class Settings(BaseSettings):
         index: FAISS index of new collections: "Flat" (exact, the default) or any ``index_factory`` string.
         thumbnails: Side of stored thumbnails in pixels; 0 stores none.
         max_body_bytes: Largest request body.
-        body_seconds: Longest silence of a client in the middle of its body.
+        body_seconds: Longest time in which a client sends no byte of a body, or takes none of an answer.
         upload_seconds: Longest time for a whole body (imports are free of it).
         max_uploads: Most bodies that come in at once; beyond, the slowest is given up for a new one.
         max_upload_bytes: Most bytes of bodies that are still coming in, of all together.
@@ -100,8 +128,8 @@ class Settings(BaseSettings):
     keys_file: Path | None = None
     public_reads: bool = False
     allow_without_key: bool = False
-    allowed_hosts: tuple[str, ...] = ()
-    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[Annotated[str, AfterValidator(_plain_host)], ...] = ()
+    cors_origins: tuple[Annotated[str, AfterValidator(_plain_origin)], ...] = ()
     device: str = "auto"
     backend: Literal["auto", "eager", "compiled", "onnx"] = "auto"
     trust_code: bool = False

@@ -95,13 +95,18 @@ async def offload(function: Callable[..., R], *arguments: Any, size: int) -> R:
     return await asyncio.to_thread(function, *arguments)
 
 
-async def read_images(request: Request, *names: str) -> Form:
+async def read_images(request: Request, *names: str, many: bool = False) -> Form:
     """The body as a form with image files; a body that is an image itself counts as the file ``names[0]``.
 
     Query parameters count as fields too; form fields win.
 
+    Args:
+        request: The request.
+        names: The file fields that it must have, and may have.
+        many: Whether a file field may be repeated.
+
     Raises:
-        Problem: 400 malformed, 415 another type, 422 a file is missing.
+        Problem: 400 malformed, 415 another type, 422 a file is missing or surplus.
     """
     header = request.headers.get("content-type", "")
     kind = header.partition(";")[0].strip().lower()
@@ -124,6 +129,13 @@ async def read_images(request: Request, *names: str) -> Form:
             raise Problem(
                 422, "image-missing", f"file field {name} is missing; curl -F {name}=@FILE sends it"
             )
+    for name, contents in form.files.items():
+        if name not in names:
+            text = f"file field {name}: no such file; send {', '.join(names)} as a file and options as text"
+            raise Problem(422, "file-unknown", text)
+        if len(contents) > 1 and not many:
+            text = f"file field {name}: {len(contents)} files; this endpoint takes one"
+            raise Problem(422, "too-many-files", text)
     return form
 
 

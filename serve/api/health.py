@@ -51,7 +51,8 @@ async def _canary(service: Service) -> str | None:
 async def _sing(service: Service) -> str | None:
     try:
         async with asyncio.timeout(_CANARY_SECONDS):
-            return await run_canary(service.pipeline, service.threads, await service.store())
+            store = await service.store()  # first: a reload may replace the pipeline meanwhile
+            return await run_canary(service.pipeline, service.threads, store)
     except TimeoutError:
         return f"the canary took over {_CANARY_SECONDS:.0f} s"
     except Exception as error:  # noqa: BLE001  (whatever it is, the service is not ready)

@@ -33,6 +33,7 @@ from serve.schemas import (
     Deleted,
     DeleteItems,
     GetItems,
+    Integer,
     ItemChanges,
     ItemDocument,
     ItemList,
@@ -67,7 +68,7 @@ class ImageFields(Struct, kw_only=True, forbid_unknown_fields=True):
 class PageFields(Struct, kw_only=True, forbid_unknown_fields=True):
     """Which items to list."""
 
-    after: int | None = None
+    after: Integer | None = None
     limit: Count = 100
     label: str | None = None
     filter: dict[str, Any] | None = None
@@ -275,7 +276,8 @@ async def get_thumbnail(request: Request, item_id: str) -> Response:
         raise Problem(404, "thumbnail-missing", f"item {item_id}: no such item, or it has no thumbnail")
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
     headers = {"ETag": tag, "Cache-Control": "private, max-age=60"}
-    if request.headers.get("if-none-match") == tag:
+    known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+    if tag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=_image_type(content) or "image/jpeg", headers=headers)
 

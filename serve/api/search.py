@@ -171,7 +171,7 @@ async def search_image(request: Request) -> Response:
 async def search_images(request: Request) -> Response:
     """Embed several images (repeat the file field `image`); an unusable one gives an error in its place."""
     service = service_of(request)
-    form = await read_images(request, "image")
+    form = await read_images(request, "image", many=True)
     watch = Stopwatch()
     options = fields_as(form.fields, SearchOptions)
     check_options(options, service)

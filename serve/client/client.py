@@ -289,5 +289,5 @@ class AsyncClient:
             after = page.next
 
 
-def _headers(key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}
+def _headers(key: str | None) -> dict[bytes, bytes]:
+    return {b"Authorization": f"Bearer {key}".encode()} if key else {}
