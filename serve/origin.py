@@ -1,8 +1,8 @@
-"""Protection of a service without keys against web pages that the user happens to visit.
+"""Protects a service without keys against web pages that its user visits.
 
 A page on any site can send forms to ``http://127.0.0.1:8000``, and with DNS rebinding read the answers. So
 without keys, the Host header must name this machine, and requests that browsers mark as coming from another
-site may not change anything. With keys, no foreign page can know them.
+site may not change anything. With keys this is not needed: other sites' pages do not know them.
 """
 
 from collections.abc import Mapping
@@ -28,14 +28,14 @@ class Origins:
         self._any_host = has_keys or not settings.is_loopback()
 
     def check(self, method: str, headers: Mapping[bytes, bytes]) -> None:
-        """Let a request pass or raise.
+        """Check a request.
 
         Args:
             method: HTTP method.
             headers: Values by name in lower case.
 
         Raises:
-            Problem: 421, a foreign host; 403, a page of another site wants to change something.
+            Problem: 421, a foreign host; 403, a change by another site's page.
         """
         host = headers.get(b"host", b"").decode("latin-1")
         if not self._any_host and host_name(host) not in self._hosts:

@@ -1,4 +1,4 @@
-"""``/v1/embed`` and ``/v1/verify``: what the model says of images, without any store."""
+"""``/v1/embed`` and ``/v1/verify``: the model without a store."""
 
 import numpy as np
 from fastapi import APIRouter, Depends
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1", tags=["model"], dependencies=[Depends(read_key)
 
 
 class NoFields(Struct, forbid_unknown_fields=True):
-    """Nothing goes with these images."""
+    """No fields besides the images."""
 
 
 class VerifyFields(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -75,12 +75,12 @@ async def embed(request: Request) -> Response:
 
 @router.post(
     "/verify",
-    summary="Do two images show the same?",
+    summary="Compare two images",
     responses=answers(VerifyAnswer),
     openapi_extra=image_body(form_fields(VerifyFields), files=("first", "second")),
 )
 async def verify(request: Request) -> Response:
-    """Compare two images by the threshold that was calibrated for a false-accept rate."""
+    """Whether two images show the same class, by the threshold calibrated for a false-accept rate."""
     service = service_of(request)
     form = await read_images(request, "first", "second")
     watch = Stopwatch()

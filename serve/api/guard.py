@@ -1,4 +1,4 @@
-"""The guard: what every request passes before a route sees it, and every answer on its way out."""
+"""The guard: what every request passes before its route, and every answer after it."""
 
 import asyncio
 import logging
@@ -76,10 +76,10 @@ class Guard:
             self._account(route, scope["method"], status or 500, time.perf_counter() - started, request_id)
 
     def _check(self, method: str, path: str, fields: dict[bytes, bytes]) -> None:
-        """Let the request in or raise.
+        """Check the request before its body is read.
 
         Raises:
-            Problem: It is not let in.
+            Problem: It is refused.
         """
         self._origins.check(method, fields)
         announced = fields.get(b"content-length", b"")
@@ -118,11 +118,11 @@ def _fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Headers by name.
 
     Raises:
-        Problem: 400, one that decides who is asked comes twice.
+        Problem: 400, host, origin or content-length comes twice.
     """
     fields: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in fields and name in (b"host", b"origin", b"content-length"):
-            raise Problem(400, "header-twice", f"header {name.decode()}: it comes twice; send one")
+            raise Problem(400, "header-twice", f"header {name.decode()}: sent twice; send it once")
         fields[name] = value
     return fields

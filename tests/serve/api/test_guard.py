@@ -376,7 +376,7 @@ def test_only_open_collections_are_looked_into(start, tmp_path, bundle):
     assert {one["name"]: one["state"] for one in listed} == {
         "broken": "closed", "default": "open", "sleeping": "closed",
     }  # fmt: skip
-    assert [*running.service.collections.open_stores()] == ["default"]
+    assert [*running.service.catalogue.open_stores()] == ["default"]
     assert httpx.get(f"{running.address}/v1/stats?collection=broken").status_code == 500
     assert httpx.get(f"{running.address}/v1/stats?collection=sleeping").json()["items"] == 0
     assert httpx.get(f"{running.address}/metrics").status_code == 200
@@ -386,12 +386,12 @@ def test_opening_a_collection_holds_nobody_up_and_happens_once(start, monkeypatc
     running = start()
     with running.client() as client:
         client.create_collection("slow", dim=32)
-    collections = running.service.collections
+    collections = running.service.catalogue
     opened, let_go, default = [], threading.Event(), running.store
     monkeypatch.setattr(collections, "opened", lambda name: None if name == "slow" else default)
-    original = collections.get
+    original = collections.collection
     monkeypatch.setattr(
-        collections, "get", lambda name: (opened.append(name), let_go.wait(60), original(name))[-1]
+        collections, "collection", lambda name: (opened.append(name), let_go.wait(60), original(name))[-1]
     )
     with ThreadPoolExecutor(8) as pool:
         url = f"{running.address}{RAW}?collection=slow"

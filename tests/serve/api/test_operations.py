@@ -19,7 +19,7 @@ from serve.schemas import NewItem
 from serve.store.catalogue import Catalogue
 
 
-def test_ready_means_that_the_canary_sings(running, monkeypatch):
+def test_ready_means_that_the_precheck_passes(running, monkeypatch):
     monkeypatch.setattr("serve.api.health._FRESH_SECONDS", 0.0)
     assert httpx.get(f"{running.address}/readyz").json() == {"status": "ok"}
     monkeypatch.setattr(
