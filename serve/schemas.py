@@ -325,7 +325,7 @@ class ImportProgress(Struct, kw_only=True, omit_defaults=True):
     """One line of an import's answer: how far it is, and how it ended.
 
     Attributes:
-        stored: Items that are stored for good; of equal ids that come close together, only the last counts.
+        stored: Items that are stored durably; of equal ids that come close together, only the last counts.
         line: Line of the body, counted from 1 and blank ones included, up to which all are stored.
         done: All items are stored.
         error: Why the rest was refused; with the status and the code that a problem would have.

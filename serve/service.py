@@ -1,4 +1,4 @@
-"""The service's parts, put together once at start and shared by all endpoints."""
+"""The service's parts, made at the start and shared by all endpoints."""
 
 import asyncio
 
@@ -62,7 +62,7 @@ class Service:
     async def store(self, name: str | None = None) -> Store:
         """The collection (or alias) called ``name``, the default one for None.
 
-        Opening one takes as long as loading its index: it happens in a thread, once for all who wait.
+        Opening one takes as long as loading its index: it happens in a thread, once for all waiting requests.
 
         Raises:
             StoreMissing: There is none of that name.
@@ -79,7 +79,7 @@ class Service:
         return await asyncio.shield(opening)
 
     async def reload(self, alias: str | None = None, collection: str | None = None) -> None:
-        """Load the bundle's folder anew and put it in place of the model in use, without a gap.
+        """Load the bundle's folder again and replace the model in use, without a gap.
 
         The new model is prechecked first: this warms it up, and one whose vectors are unusable never serves.
 

@@ -179,7 +179,7 @@ async def set_alias(request: Request, alias: str) -> Response:
     openapi_extra=json_body(Reload),
 )
 async def reload(request: Request) -> Response:
-    """Load the bundle's folder anew; with `alias` and `collection`, the alias moves in the same step."""
+    """Load the bundle's folder again; with `alias` and `collection`, the alias moves in the same step."""
     service = service_of(request)
     body = await read_json(request, Reload)
     await service.reload(body.alias, body.collection)

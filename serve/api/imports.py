@@ -83,7 +83,7 @@ _SCHEMA = {"application/x-ndjson": {"schema": {"type": "string"}}}
 async def import_items(request: Request) -> Response:
     """The body is one item a line, as in `POST /v1/items/vectors`; no limit holds for the whole of it.
 
-    Each line of the answer says how many items are stored for good, and up to which line of the body. The
+    Each line of the answer says how many items are stored durably, and up to which line of the body. The
     last one has `done`, or `error` with the line that was `refused`, where it is the fault of one. All lines
     before that one are stored, and so is what came before the body broke off. Repeating an import changes
     nothing.

@@ -146,7 +146,7 @@ class Client:
             items: What to store.
             collection: Where.
             fingerprint: The model that made the vectors; another model's collection refuses them.
-            on_progress: Told after each block how many items are stored for good.
+            on_progress: Told after each block how many items are stored durably.
 
         Raises:
             ServiceError: An item was refused; its text says how many are stored and which one it was.
