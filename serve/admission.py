@@ -1,12 +1,11 @@
 """Admission control: an image that would wait too long is refused.
 
 By Little's law the wait of a newcomer is the number of images inside divided by the rate at which they leave.
-That rate is measured, so the same latency budget holds on any machine and for any model. The law speaks of
-means, the budget of nearly every request; so it is also measured by how much the slowest in a hundred exceed
-what was predicted for them, and predictions are raised by that.
+That rate is measured, so the same latency budget holds on any machine and for any model. The law predicts the
+mean, while the budget is for 99% of requests; so predictions are multiplied by the measured excess of
+the slowest in a hundred.
 
-An image is inside from when its bytes are all there: however slowly bodies come in, they take no place here
-(`serve.uploads` has limits for them).
+An image counts as inside once all its bytes have arrived; `serve.uploads` limits bodies on their way.
 """
 
 import math
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from serve.problems import Problem
 
 _SMOOTHING = 0.05  # weight of one departure in the measured rate
-# The part of the admitted that should stay within the budget, and how far one of them moves the excess.
+# The share of requests that should stay within the budget, and how far one request moves the factor.
 _KEPT = 0.99
 _STEP = 0.02
 
@@ -39,13 +38,13 @@ class Admission:
         self.inside = 0
 
     def predicted_seconds(self, images: int) -> float:
-        """Time within which so many more images would nearly surely be done."""
+        """Seconds within which 99% of requests with so many more images would finish."""
         return (self.inside + images) * self.seconds_per_image * self.excess
 
     def refusal(self, images: int) -> Problem | None:
-        """What a request with so many images hears now; None where it is let in.
+        """The refusal of a request with so many images; None where it is admitted.
 
-        Where nothing is inside, every request is let in: it could not do better later.
+        Where nothing is inside, every request is admitted: it would not be faster later.
         """
         wait = self.predicted_seconds(images)
         if self.inside == 0 or wait <= self._budget:

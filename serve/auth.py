@@ -1,4 +1,4 @@
-"""API keys: some for reading, some for writing, compared in constant time."""
+"""API keys for reading and for writing, compared in constant time."""
 
 import hmac
 import time
@@ -12,16 +12,16 @@ from serve.observability import log
 from serve.problems import Problem
 from serve.settings import Settings
 
-# How long a key that was taken out of the file may still open the service.
+# How long a key that was removed from the file may still be accepted.
 _FRESH_SECONDS = 1.0
 
 
 class Keys:
-    """Who may do what.
+    """Checks the keys of requests.
 
-    Without keys everything is open (loopback only, see :meth:`Settings.check_exposure`). A write key reads as
-    well; without write keys, a read key closes changing for good. Several keys of a kind may hold at once, so
-    that they can be exchanged without a gap; the settings' file of keys is read again when it has changed.
+    Without keys every request is allowed (on loopback only, see :meth:`Settings.check_exposure`). A write key
+    also reads; with read keys alone, the service is read-only. Several keys of a kind may be valid at once,
+    for an exchange without a gap; the file of keys is read again when it has changed.
 
     Args:
         settings: For the keys.
@@ -51,15 +51,15 @@ class Keys:
             if changed_at != self._changed_at:
                 self._read, self._write = self._settings.keys()
                 self._changed_at = changed_at
-        except (OSError, InputError) as error:  # the old keys hold on: no service opens by a slip of the pen
+        except (OSError, InputError) as error:  # the old keys stay valid: a typo must not open the service
             log.error("the keys were not read again: %s", error)
 
     def may_read(self, presented: bytes | None) -> bool:
-        """Whether ``presented`` opens reading."""
+        """Whether ``presented`` allows reading."""
         return not self._read or _any_same(presented, [*self._read, *self._write])
 
     def may_write(self, presented: bytes | None) -> bool:
-        """Whether ``presented`` opens changing."""
+        """Whether ``presented`` allows writing."""
         return _any_same(presented, self._write) if self._write else not self._read
 
     def check(self, headers: Headers, *, write: bool) -> None:
@@ -84,11 +84,11 @@ class Keys:
                 f"this request needs the {kind} key; send it as 'Authorization: Bearer KEY'",
                 {"WWW-Authenticate": "Bearer"},
             )
-        raise Problem(403, "key-wrong", f"the key sent does not open this request; use the {kind} key")
+        raise Problem(403, "key-wrong", f"the key sent does not allow this request; use the {kind} key")
 
 
 def _any_same(presented: bytes | None, keys: list[bytes]) -> bool:
-    """Whether the key is one of them; all are compared, so that the time tells nothing of them."""
+    """Whether the key is one of them. All are compared, so that the time reveals nothing."""
     same = [hmac.compare_digest(presented or b"", key) for key in keys]
     return any(same) and bool(presented)
 
@@ -96,10 +96,9 @@ def _any_same(presented: bytes | None, keys: list[bytes]) -> bool:
 def presented_key(headers: Mapping[str, str]) -> bytes | None:
     """The key in ``Authorization: Bearer`` or ``X-API-Key``, if any."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and value.strip():
-        return value.strip().encode("utf-8", "replace")
-    other = headers.get("x-api-key", "").strip()
-    return other.encode("utf-8", "replace") if other else None
+    token = value.strip(" \t") if scheme.lower() == "bearer" else ""
+    key = token or headers.get("x-api-key", "")
+    return key.encode("latin-1") or None  # as it was sent: Starlette reads headers as Latin-1
 
 
 def read_key(request: Request) -> None:

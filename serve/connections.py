@@ -1,16 +1,20 @@
-"""Limits on connections: how many, how long a request's head may take, and how long it may be.
+"""Limits on connections, which uvicorn lacks: their number, the length and the time of a request's head, and
+the time for which a client may leave an answer unread.
 
-uvicorn has none of these. Its protocol is wrapped here: bytes pass through, and what is counted is how many
-come before the application hears of a request.
+uvicorn's protocol is wrapped: bytes pass through and are counted.
 """
 
 import asyncio
+import fcntl
+import re
 import resource
+import sys
+import termios
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, cast
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.observability import log
 from serve.problems import Problem
@@ -21,6 +25,7 @@ _SWEEP_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
 # Files that the process needs besides connections: stores, models, libraries.
 _OTHER_FILES = 256
+_UPGRADE = re.compile(rb"\r\n(upgrade):", re.IGNORECASE)
 _current: ContextVar["Connection"] = ContextVar("connection")
 
 
@@ -30,12 +35,20 @@ class Connections:
     Args:
         most: How many there may be; beyond, the one that has been without a request for longest is closed.
         head_seconds: How long a connection may be without a request, or take to send the head of one.
+        unread_seconds: How long a client may take no byte of an answer.
         sweep: Called every second while connections are open.
     """
 
-    def __init__(self, most: int, head_seconds: float, sweep: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        most: int,
+        head_seconds: float,
+        unread_seconds: float,
+        sweep: Callable[[], None] = lambda: None,
+    ) -> None:
         self._most = most
         self._head_seconds = head_seconds
+        self._unread_seconds = unread_seconds
         self._also = sweep
         self._open: dict[Connection, None] = {}  # in the order in which they became idle
         self._sweeping = False
@@ -45,7 +58,7 @@ class Connections:
 
     def protocol(self, **uvicorn: Any) -> asyncio.Protocol:
         """The protocol of a new connection; uvicorn calls it as it would its own class."""
-        return Connection(self, cast(Callable[..., asyncio.Protocol], AutoHTTPProtocol)(**uvicorn))
+        return Connection(self, HttpToolsProtocol(**uvicorn))
 
     def add(self, connection: "Connection") -> None:
         """A connection was opened."""
@@ -74,10 +87,18 @@ class Connections:
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        latest = loop.time() - self._head_seconds
-        for connection in [one for one in self._open if not one.requests and one.idle_since < latest]:
-            text = f"the head of the request took longer than {self._head_seconds:g} s"
-            connection.refuse(Problem(408, "head-timeout", text) if connection.head_bytes else None)
+        now = loop.time()
+        for connection in list(self._open):
+            unread = connection.unread()
+            if unread != connection.last_unread:
+                connection.last_unread, connection.idle_since = unread, now
+            idle = now - connection.idle_since
+            if unread:
+                if idle > self._unread_seconds:
+                    connection.refuse(None)
+            elif not connection.requests and idle > self._head_seconds:
+                text = f"the head of the request took longer than {self._head_seconds:g} s"
+                connection.refuse(Problem(408, "head-timeout", text) if connection.head_bytes else None)
         self._also()
         self._sweeping = bool(self._open)
         if self._sweeping:
@@ -94,20 +115,20 @@ class Connection(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
+    def __init__(self, connections: Connections, inner: HttpToolsProtocol) -> None:
         self._connections = connections
         self._inner = inner
         self._refused = False
-        self.requests = 0  # under way
-        self.head_bytes = 0  # that came since the last request
-        self._body_bytes = 0  # that came during the last request
-        self._dropped = 0  # bytes still to come of a body whose request has been answered
-        self.idle_since = 0.0
+        self._last_headers: object = None  # of the latest request that the application has heard of
+        self.requests = 0  # in progress
+        self.head_bytes = 0  # of a request that the application has not heard of
+        self.last_unread = 0  # what `unread` returned at the last sweep
+        self.idle_since = 0.0  # when the last request ended, or the client last took bytes of an answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The client has connected."""
         self._transport = cast(asyncio.Transport, transport)
-        self._inner.connection_made(transport)
+        self._inner.connection_made(self._transport)
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -115,20 +136,19 @@ class Connection(asyncio.Protocol):
         if self._refused:
             return
         _current.set(self)  # the application's task inherits it
-        self._inner.data_received(data)
-        if self.requests:
-            self._body_bytes += len(data)
+        self._inner.data_received(data if self.requests else _without_upgrade(data))
+        # Until the parser begins a list of headers, these bytes are the rest of a body that was not needed.
+        if self.requests or self._inner.headers is self._last_headers:
             return
-        dropped = min(len(data), self._dropped)
-        self._dropped -= dropped
-        self.head_bytes += len(data) - dropped
+        self.head_bytes += len(data)
         if self.head_bytes > MOST_HEAD_BYTES:
             # Once the application's task has run: these bytes may hold a head and a body.
             asyncio.get_running_loop().call_soon(self._check_head)
 
-    def eof_received(self) -> bool | None:
+    def eof_received(self) -> None:
         """The client sends no more."""
-        return None if self._refused else self._inner.eof_received()
+        if not self._refused:
+            self._inner.eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
@@ -144,40 +164,55 @@ class Connection(asyncio.Protocol):
         """The client has caught up."""
         self._inner.resume_writing()
 
-    def begin_request(self) -> None:
-        """The application has heard of a request."""
+    def unread(self) -> int:
+        """Bytes of answers that wait for the client."""
+        waiting = self._transport.get_write_buffer_size()
+        if waiting and sys.platform == "linux":
+            # The system's own buffer holds megabytes, which a slow client takes first.
+            sent = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            waiting += int.from_bytes(sent, sys.byteorder)
+        return waiting
+
+    def begin_request(self, headers: object) -> None:
+        """The application has heard of a request, with this list of headers."""
         self.requests += 1
-        self.head_bytes = self._body_bytes = self._dropped = 0
+        self.head_bytes = 0
+        self._last_headers = headers
 
-    def end_request(self, body: int) -> None:
-        """The application is done with it.
-
-        Args:
-            body: Length of its body, in bytes; what has not come yet is dropped when it does.
-        """
+    def end_request(self) -> None:
+        """The application has answered a request."""
         self.requests -= 1
-        self._dropped = max(0, body - self._body_bytes)
         if not self.requests and not self._transport.is_closing():
             self._connections.became_idle(self)
 
     def refuse(self, problem: Problem | None) -> None:
-        """End the connection, with an answer where somebody may be waiting for one."""
-        if self._refused:
-            return
-        self._refused = True
-        self._inner.connection_lost(ConnectionAbortedError())  # uvicorn has nothing to do with it any more
+        """End the connection: with an answer that the client has time to read, or at once (None)."""
+        if not self._refused:
+            self._refused = True
+            self._inner.connection_lost(ConnectionAbortedError())  # uvicorn is done with it
+            if problem is not None:
+                self._transport.write(problem.message())
+                # Closed at once, with bytes unread, the connection would be reset and the answer lost.
+                self._transport.write_eof()
+                asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
         if problem is None:
-            self._transport.close()
-            return
-        self._transport.write(problem.message())
-        # Closed at once, with bytes unread, the connection would be reset and the answer lost.
-        self._transport.write_eof()
-        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
+            self._transport.abort()
 
     def _check_head(self) -> None:
         if not self.requests and self.head_bytes > MOST_HEAD_BYTES:
             text = f"the head of the request is over {MOST_HEAD_BYTES} bytes"
             self.refuse(Problem(431, "head-too-large", text))
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The data, with another name for an Upgrade header.
+
+    Java's HttpClient asks for HTTP/2 with the first request of each connection. Nothing is upgraded here, but
+    httptools would drop that request's body.
+    """
+    end = data.find(b"\r\n\r\n")
+    found = _UPGRADE.search(data, 0, len(data) if end < 0 else end)
+    return data if found is None else data[: found.start(1)] + b"x-upgrade" + data[found.end(1) :]
 
 
 def current() -> Connection | None:

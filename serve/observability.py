@@ -16,7 +16,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 
 
 class Metrics:
-    """The service's Prometheus metrics, in a registry of their own (several apps may live in one process)."""
+    """The service's Prometheus metrics, in a registry of their own (one process may have several apps)."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -113,6 +113,8 @@ def configure_logging(level: str, style: str) -> None:
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
+    # It warns of each malformed form, and its lines would be in no format.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     # Requests are logged by serve.api.guard, with ids and routes; uvicorn's lines would double them.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.access").propagate = False
@@ -183,7 +185,7 @@ class RequestLog:
 
 def new_request_id() -> str:
     """An id for a request that came without one."""
-    return f"{random.getrandbits(64):016x}"  # nobody's secret, and the system's randomness takes a call
+    return f"{random.getrandbits(64):016x}"  # no secret, so that the system's slower randomness is not needed
 
 
 def incoming_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -1,16 +1,14 @@
-"""Protection of a service without keys against web pages that the user happens to visit.
+"""Protects a service without keys against web pages that its user visits.
 
 A page on any site can send forms to ``http://127.0.0.1:8000``, and with DNS rebinding read the answers. So
 without keys, the Host header must name this machine, and requests that browsers mark as coming from another
-site may not change anything. With keys, no foreign page can know them.
+site may not change anything. With keys this is not needed: other sites' pages do not know them.
 """
 
-import functools
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from serve.problems import Problem
-from serve.settings import Settings
+from serve.settings import Settings, host_name
 
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", "testserver"}
@@ -30,17 +28,17 @@ class Origins:
         self._any_host = has_keys or not settings.is_loopback()
 
     def check(self, method: str, headers: Mapping[bytes, bytes]) -> None:
-        """Let a request pass or raise.
+        """Check a request.
 
         Args:
             method: HTTP method.
             headers: Values by name in lower case.
 
         Raises:
-            Problem: 421, a foreign host; 403, a page of another site wants to change something.
+            Problem: 421, a foreign host; 403, a change by another site's page.
         """
         host = headers.get(b"host", b"").decode("latin-1")
-        if not self._any_host and _host_name(host) not in self._hosts:
+        if not self._any_host and host_name(host) not in self._hosts:
             raise Problem(
                 421,
                 "host",
@@ -53,23 +51,11 @@ class Origins:
         if headers.get(b"sec-fetch-site") == b"same-origin":
             return
         origin = headers[b"origin"].decode("latin-1")
-        place = urlsplit(origin).netloc
-        if origin in self._origins or place == host or (_host_name(place) or "") in self._hosts - _LOOPBACK:
+        place = origin.partition("://")[2]
+        if origin in self._origins or place == host or host_name(place) in self._hosts - _LOOPBACK:
             return
         raise Problem(
             403,
             "cross-site",
             f"origin {origin}: another site's page may not do this; see cors_origins and allowed_hosts",
         )
-
-
-@functools.lru_cache(256)
-def _host_name(header: str) -> str | None:
-    """The name in a Host header; None for one that is malformed."""
-    try:
-        parts = urlsplit(f"//{header}")
-        _ = parts.port  # raises where it is no number
-    except ValueError:
-        return None
-    plain = parts.netloc == header and "@" not in header
-    return parts.hostname if plain else None

@@ -11,17 +11,17 @@ from serve.store.types import Store, Unsupported, Vectors
 
 K = 10
 SAMPLES = 16
-# How far a query is from a stored vector, in distances of that one from its nearest neighbour: what makes the
-# recall come nearest to that of vectors held out of a collection.
+# Distance of a query from a stored vector, relative to that vector's nearest neighbour. With this value the
+# recall comes closest to that of held-out vectors.
 _STEP = 0.7
 # More similar than this is the same vector once more.
 _SAME = 1.0 - 1e-6
 
 
 def measure(store: Store, samples: int = SAMPLES, k: int = K) -> tuple[float, int]:
-    """Recall@k of ``store.search`` on queries such as the collection's own vectors would be, were they new.
+    """Recall@k of ``store.search`` on queries that resemble new vectors of the collection.
 
-    Stored vectors themselves would be too easy: an approximate index was built around them. Items drawn at
+    Stored vectors themselves would be too easy, because an approximate index contains them. Items drawn at
     random are therefore moved in a random direction. Items that are equally similar may stand for each other,
     so a found neighbour counts when its similarity reaches the exact scan's k-th.
 
@@ -56,7 +56,7 @@ async def watch(service: Service, seconds: float) -> None:
     """Measure every open collection's recall again and again, into the metrics."""
     while True:
         await asyncio.sleep(seconds)
-        for name, store in service.collections.open_stores().items():
+        for name, store in service.catalogue.open_stores().items():
             try:
                 recall, queries = await service.threads.call(functools.partial(measure, store))
             except Unsupported as error:

@@ -1,4 +1,4 @@
-"""What goes over the wire, for the server and the client alike.
+"""Requests and answers of the API, for the server and the client.
 
 Requests and answers are msgspec structs: they validate, decode and encode several times faster than pydantic,
 which matters for vectors, and their JSON schemas fill the OpenAPI document.
@@ -13,7 +13,8 @@ from msgspec import Meta, Struct
 from serve.problems import Problem
 from serve.store.types import DEFAULT_K, MOST_EFFORT, ItemId, SearchQuery
 
-Id = Annotated[str, Meta(min_length=1, max_length=1024)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # what SQLite and Milvus store
+Id = Annotated[str, Meta(min_length=1, max_length=1024)] | Integer
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
 CollectionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
@@ -244,7 +245,7 @@ class NewItem(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=Tr
         id: Its id.
         vector: Its vector; need not be normalized.
         label: Its label.
-        metadata: Whatever else is known of it.
+        metadata: Any other fields.
         thumbnail: A small JPEG, PNG or WebP (Base64 in JSON).
     """
 
@@ -324,9 +325,9 @@ class ImportProgress(Struct, kw_only=True, omit_defaults=True):
     """One line of an import's answer: how far it is, and how it ended.
 
     Attributes:
-        stored: Items that are stored for good; of equal ids that come close together, only the last counts.
+        stored: Items that are stored durably; of equal ids that come close together, only the last counts.
         line: Line of the body, counted from 1 and blank ones included, up to which all are stored.
-        done: All are.
+        done: All items are stored.
         error: Why the rest was refused; with the status and the code that a problem would have.
         refused: The line that was refused, where it is the fault of one.
     """
@@ -341,7 +342,7 @@ class ImportProgress(Struct, kw_only=True, omit_defaults=True):
 
 
 class Deleted(Struct, kw_only=True):
-    """How many items went."""
+    """How many items were deleted."""
 
     deleted: int
 
@@ -442,14 +443,14 @@ class AliasTarget(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Reload(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Take the model from its folder anew, and let an alias move with it."""
+    """Load the model's folder again, and move an alias with it."""
 
     alias: CollectionName | None = None
     collection: CollectionName | None = None
 
 
 class Health(Struct, kw_only=True, omit_defaults=True):
-    """Whether the service is well; ``detail`` says what is not."""
+    """Whether the service works; ``detail`` says what is wrong."""
 
     status: Literal["ok", "unavailable"]
     detail: str | None = None

@@ -1,4 +1,4 @@
-"""Searches next to the event loop: in it when they are tiny, in threads and in batches when they are not."""
+"""Runs searches in the event loop when they are quick, else in threads and batches."""
 
 import asyncio
 import time
@@ -17,8 +17,7 @@ from serve.threads import enter_worker
 
 R = TypeVar("R")
 
-# A search this quick costs less than handing it to a thread and back; everything slower leaves the event
-# loop.
+# A quicker search costs less than handing it to a thread; a slower one leaves the event loop.
 _INLINE_SECONDS = 0.0015
 _SMOOTHING = 0.1
 
@@ -33,7 +32,7 @@ class PlainSearch:
 
 
 class _Pace:
-    """How long a plain search of one store takes, each vector, as measured on those that ran."""
+    """Measured seconds of a plain search of one store, per vector."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -60,7 +59,7 @@ class StoreThreads:
         self, workers: int, observe: Callable[[int, float], None] = lambda _size, _seconds: None
     ) -> None:
         self._pool = ThreadPoolExecutor(workers, "store", initializer=enter_worker)
-        # Changes wait for each other, and an erasure for the whole disk: no read may stand behind them.
+        # Changes wait for each other, and an erasure rewrites files: reads must not queue behind them.
         self._changes = ThreadPoolExecutor(workers, "change", initializer=enter_worker)
         # One thread: FAISS scans a batch in one matrix product, and a second batch would only share the
         # cores.

@@ -12,22 +12,20 @@ from fastapi import FastAPI
 from models.bundle import Bundle
 from models.errors import InputError
 from serve.api.app import create_app
-from serve.collections import Collections, FolderCollections, OneCollection
 from serve.connections import most_connections
 from serve.embedding.network import load_bundle
 from serve.observability import configure_logging, log
-from serve.service import Service
+from serve.service import AnyCatalogue, Service
 from serve.settings import Settings
 from serve.store.catalogue import open_catalogue
 from serve.store.database import Tuning
-from serve.store.types import FingerprintMismatch, Store
+from serve.store.types import FingerprintMismatch
 
 
 def run(
     settings: Settings,
     *,
     bundle: Bundle | None = None,
-    store: Store | None = None,
     on_start: Callable[[str], None] = lambda _address: None,
 ) -> None:
     """Serve until a stop signal, then let requests in flight finish.
@@ -35,7 +33,6 @@ def run(
     Args:
         settings: What the operator decided.
         bundle: The model; loaded from the settings' folder when absent.
-        store: The default collection; opened from the settings' folder when absent. Closed at the end.
         on_start: Told the address once the port is bound.
 
     Raises:
@@ -47,10 +44,7 @@ def run(
     listener = bind(settings.host, settings.port)
     try:
         bundle = bundle or load_bundle(settings)
-        collections: Collections = (
-            OneCollection(settings.collection, store) if store else open_collections(settings, bundle)
-        )
-        app = create_app(settings, bundle, collections)
+        app = create_app(settings, bundle, open_collections(settings, bundle))
     except BaseException:
         listener.close()
         raise
@@ -76,7 +70,7 @@ def config_of(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Takes the model anew on SIGHUP (``systemctl reload``), besides stopping on SIGINT and SIGTERM."""
+    """Reloads the model on SIGHUP (``systemctl reload``); stops on SIGINT and SIGTERM."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -91,23 +85,23 @@ class _Server(uvicorn.Server):
 
     def _hang_up(self) -> None:
         task = asyncio.ensure_future(self._reload())
-        self._reloads.add(task)  # the loop itself keeps no task alive
+        self._reloads.add(task)  # the event loop keeps only weak references to tasks
         task.add_done_callback(self._reloads.discard)
 
     async def _reload(self) -> None:
         try:
             await self._service.reload()
-        except Exception as error:  # noqa: BLE001  (whatever it is, the old model goes on)
+        except Exception as error:  # noqa: BLE001  (the old model stays in use)
             log.error("SIGHUP: the model was not reloaded: %s", error)
         else:
             log.info("SIGHUP: the model is %s", self._service.bundle.fingerprint)
 
 
-def open_collections(settings: Settings, bundle: Bundle) -> Collections:
+def open_collections(settings: Settings, bundle: Bundle) -> AnyCatalogue:
     """The collections of the settings' store, with one under the settings' name.
 
-    Where that name means nothing yet, it becomes an alias of the one collection that has the model's vectors;
-    where there is none or several, a new collection gets it.
+    A new name becomes an alias of the one collection that has the model's vectors; where there is none, or
+    several, a new collection is created.
 
     Raises:
         FingerprintMismatch: The default collection's vectors come from another model.
@@ -129,7 +123,7 @@ def open_collections(settings: Settings, bundle: Bundle) -> Collections:
             same = [one for one in known if catalogue.collection(one).fingerprint == bundle.fingerprint]
             if len(same) == 1:
                 catalogue.set_alias(name, same[0])
-                log.info("%s is from now on an alias of the collection %s", name, same[0])
+                log.info("%s is now an alias of the collection %s", name, same[0])
             else:
                 catalogue.create(name, bundle.dim, bundle.fingerprint, settings.index)
         kept = catalogue.collection(name).fingerprint
@@ -141,7 +135,7 @@ def open_collections(settings: Settings, bundle: Bundle) -> Collections:
     except BaseException:
         catalogue.close()
         raise
-    return FolderCollections(catalogue)
+    return catalogue
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""The service's parts, put together once at start and shared by all endpoints."""
+"""The service's parts, made at the start and shared by all endpoints."""
 
 import asyncio
 
@@ -6,17 +6,20 @@ from models.bundle import Bundle
 from models.errors import InputError
 from serve.admission import Admission
 from serve.auth import Keys
-from serve.canary import embeds_wrongly
-from serve.collections import Collections
 from serve.connections import Connections
 from serve.embedding import EmbeddingPipeline
 from serve.embedding.network import load_bundle
 from serve.observability import Metrics, RequestLog, log
+from serve.precheck import precheck_model
 from serve.searching import StoreThreads
 from serve.settings import Settings
+from serve.store.catalogue import Catalogue
+from serve.store.milvus.milvus_catalogue import MilvusCatalogue
 from serve.store.types import FingerprintMismatch, Store, StoreError
 from serve.threads import set_policy
 from serve.uploads import Uploads
+
+AnyCatalogue = Catalogue | MilvusCatalogue
 
 
 class Service:
@@ -25,10 +28,10 @@ class Service:
     Args:
         settings: What the operator decided.
         bundle: The model.
-        collections: What is searched; closed at the end.
+        catalogue: Its collections; closed at the end.
     """
 
-    def __init__(self, settings: Settings, bundle: Bundle, collections: Collections) -> None:
+    def __init__(self, settings: Settings, bundle: Bundle, catalogue: AnyCatalogue) -> None:
         cores = settings.cores()
         self._network_threads = settings.threads_of_network()
         set_policy(self._network_threads)
@@ -38,13 +41,16 @@ class Service:
         self.requests = RequestLog(self.metrics)
         self.uploads = Uploads(settings)
         self.connections = Connections(
-            settings.max_connections, settings.head_seconds, sweep=self.uploads.sweep
+            settings.max_connections,
+            settings.head_seconds,
+            settings.body_seconds,
+            sweep=self.uploads.sweep,
         )
-        self.collections = collections
+        self.catalogue = catalogue
         self.threads = StoreThreads(max(2, cores), observe=self._observe_searches)
         self.pipeline = self._pipeline(bundle)
-        self.canary: asyncio.Future[str | None] | None = None
-        self.canary_ends = 0.0  # when what it said is no longer believed, on the loop's clock
+        self.precheck: asyncio.Future[str | None] | None = None
+        self.precheck_expires = 0.0  # on the loop's clock
         self._opening: dict[str, asyncio.Future[Store]] = {}
         self.admission = Admission(settings.latency_budget_ms)
 
@@ -56,26 +62,26 @@ class Service:
     async def store(self, name: str | None = None) -> Store:
         """The collection (or alias) called ``name``, the default one for None.
 
-        Opening one takes as long as loading its index: it happens in a thread, once for all who wait.
+        Opening one takes as long as loading its index: it happens in a thread, once for all waiting requests.
 
         Raises:
             StoreMissing: There is none of that name.
         """
         name = name or self.settings.collection
-        store = self.collections.opened(name)
+        store = self.catalogue.opened(name)
         if store is not None:
             return store
         opening = self._opening.get(name)
         if opening is None:
-            opening = asyncio.ensure_future(asyncio.to_thread(self.collections.get, name))
+            opening = asyncio.ensure_future(asyncio.to_thread(self.catalogue.collection, name))
             self._opening[name] = opening
             opening.add_done_callback(lambda _: self._opening.pop(name))
         return await asyncio.shield(opening)
 
     async def reload(self, alias: str | None = None, collection: str | None = None) -> None:
-        """Load the bundle's folder anew and put it in place of the model in use, without a gap.
+        """Load the bundle's folder again and replace the model in use, without a gap.
 
-        The new model embeds the canary first: that warms it up, and one that embeds to nonsense never serves.
+        The new model is prechecked first: this warms it up, and one whose vectors are unusable never serves.
 
         Args:
             alias: Move this alias in the same step, so that a new model's collection takes over with it.
@@ -83,7 +89,7 @@ class Service:
 
         Raises:
             InputError: The folder is no bundle, its model is broken, or the default collection would be of
-                another model. Whatever it is, the old model goes on.
+                another model. The old model stays in use.
         """
         if (alias is None) != (collection is None):
             raise InputError("reload: an alias and its collection go together; name both or neither")
@@ -91,14 +97,14 @@ class Service:
         target = collection if collection is not None and alias == default else default
         bundle = await asyncio.to_thread(load_bundle, self.settings, self.bundle.backend)
         # Opening a collection takes as long as loading its index.
-        await asyncio.to_thread(self.collections.get, target)
+        await asyncio.to_thread(self.catalogue.collection, target)
         fresh = self._pipeline(bundle)
         try:
-            wrong = await embeds_wrongly(fresh)
-            if wrong:
-                raise InputError(f"{self.settings.bundle}: {wrong}; the old model stays")
-            # No await from here on: no request sees the one without the other.
-            opened = self.collections.opened(target)
+            fault = await precheck_model(fresh)
+            if fault:
+                raise InputError(f"{self.settings.bundle}: {fault}; the old model stays")
+            # No await from here on: model and alias change together for every request.
+            opened = self.catalogue.opened(target)
             kept = opened.fingerprint if opened is not None else None
             if kept not in (None, bundle.fingerprint):
                 raise FingerprintMismatch(
@@ -106,7 +112,7 @@ class Service:
                     f"{bundle.fingerprint}; fill a new collection with the new model's vectors, and name it"
                 )
             if alias is not None:
-                self.collections.set_alias(alias, collection)
+                self.catalogue.set_alias(alias, collection)
         except BaseException:
             await fresh.drain()
             raise
@@ -121,20 +127,20 @@ class Service:
         self.metrics.connections.set(len(self.connections))
         self.metrics.uploads.set(len(self.uploads.open))
         for gauge in (self.metrics.items, self.metrics.index_trouble):
-            gauge.clear()  # of what was dropped meanwhile
-        for name, store in self.collections.open_stores().items():
+            gauge.clear()  # collections may have been dropped
+        for name, store in self.catalogue.open_stores().items():
             try:
                 stats = store.stats()
                 self.metrics.items.labels(name).set(stats.items)
                 self.metrics.index_trouble.labels(name).set(stats.trouble is not None)
-            except StoreError as error:  # one that is out of reach or damaged hides no other
+            except StoreError as error:  # the other collections are still counted
                 log.warning("items of %s are not counted: %s", name, error)
 
     async def aclose(self) -> None:
         """Finish what runs, then close the collections."""
         await self.pipeline.drain()
         await asyncio.to_thread(self.threads.close)
-        await asyncio.to_thread(self.collections.close)
+        await asyncio.to_thread(self.catalogue.close)
 
     def _pipeline(self, bundle: Bundle) -> EmbeddingPipeline:
         return EmbeddingPipeline(

@@ -1,12 +1,14 @@
 """Settings of the service: from a YAML file, environment (``KINDRED_…``) and the caller; the last wins."""
 
+import functools
 import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,7 +20,7 @@ from models.errors import InputError
 from serve.store.milvus.engine import is_address, parse_address
 
 
-def _store_place(value: object) -> object:
+def _store_location(value: object) -> object:
     """An address stays the text it is (a path would lose a slash); everything else is a folder."""
     if is_address(value):
         try:
@@ -28,8 +30,34 @@ def _store_place(value: object) -> object:
     return Path(value) if isinstance(value, str) else value
 
 
+@functools.lru_cache(256)
+def host_name(header: str) -> str | None:
+    """The name in a Host header, in lower case and without a final dot; None for a malformed header."""
+    try:
+        parts = urlsplit(f"//{header}")
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return None
+    plain = parts.netloc == header and "@" not in header
+    return parts.hostname.removesuffix(".") if plain and parts.hostname else None
+
+
+def _plain_host(text: str) -> str:
+    name = host_name(text) or host_name(f"[{text}]")  # IPv6 addresses stand in brackets in a Host header
+    if name is None:
+        raise ValueError(f"{text} is no host name; write only the name, such as photos.example")
+    return name
+
+
+def _plain_origin(text: str) -> str:
+    origin = text.lower().removesuffix("/")
+    if origin != "*" and host_name(origin.partition("://")[2]) is None:
+        raise ValueError(f"{text} is no origin; write scheme and host, such as https://photos.example")
+    return origin
+
+
 class Settings(BaseSettings):
-    """Everything that a person who runs the service may decide.
+    """Settings of the service.
 
     Each field is also an environment variable, ``KINDRED_`` plus its name in capitals
     (``KINDRED_WRITE_KEY``). The environment beats the file, arguments beat both.
@@ -44,7 +72,7 @@ class Settings(BaseSettings):
             "Session" (every one of this process; faster).
         collection: Collection (or alias) used where a request names none. A name that is new becomes an alias
             of the one collection that has the model's vectors, or a new collection.
-        host: Address to listen on. Anything but loopback wants keys, see ``allow_without_key``.
+        host: Address to listen on. Any address but loopback needs keys, see ``allow_without_key``.
         port: TCP port; 0 lets the system choose.
         read_key: Key for every request that reads. Without it, reading is open.
         write_key: Key for every request that changes something; it reads as well.
@@ -57,19 +85,19 @@ class Settings(BaseSettings):
         cors_origins: Web origins whose pages may call the API; none by default.
         device: Where the network runs and exact segments are scanned: "auto", "cpu", "cuda", "cuda:1", …
         backend: What runs the network: "eager" (torch), "compiled" (torch's Inductor), "onnx" (ONNX Runtime),
-            or "auto", the fastest on this machine; the first start with a model measures it, later ones know.
+            or "auto", the fastest on this machine; the first start with a model measures it.
         trust_code: Allow a bundle whose backbone is a class outside the known packages; importing it runs its
             code.
         index: FAISS index of new collections: "Flat" (exact, the default) or any ``index_factory`` string.
         thumbnails: Side of stored thumbnails in pixels; 0 stores none.
         max_body_bytes: Largest request body.
-        body_seconds: Longest silence of a client in the middle of its body.
-        upload_seconds: Longest time for a whole body (imports are free of it).
-        max_uploads: Most bodies that come in at once; beyond, the slowest is given up for a new one.
+        body_seconds: Longest time in which a client sends no byte of a body, or takes none of an answer.
+        upload_seconds: Longest time for a whole body (imports have no limit).
+        max_uploads: Most bodies that come in at once; beyond that, the slowest is ended.
         max_upload_bytes: Most bytes of bodies that are still coming in, of all together.
-        max_connections: Most open connections; beyond, the one that has been idle for longest is closed.
+        max_connections: Most open connections; beyond that, the one that has been idle for longest is closed.
         head_seconds: Longest time a connection may be without a request, or take for the head of one.
-        root_path: Path under which a proxy shows the service, such as /kindred, where it strips it.
+        root_path: Path below which a proxy shows the service, such as /kindred; the proxy strips it.
         trusted_proxies: Addresses of proxies whose X-Forwarded headers are believed; none by default.
         max_batch: Most images or vectors in one request.
         max_k: Most neighbours per query.
@@ -79,8 +107,8 @@ class Settings(BaseSettings):
         network_threads: Threads of one network pass; 0 means half the cores, shared among the workers: the
             other half decodes.
         network_batch: Most images in one network pass.
-        shutdown_seconds: How long requests in flight may finish after a stop signal.
-        recall_seconds: Pause between two measurements of the live index's recall; 0 measures never.
+        shutdown_seconds: How long requests in progress have to finish after a stop signal.
+        recall_seconds: Pause between two measurements of the live index's recall; 0 turns it off.
         log_format: "json" for machines, "text" for people.
         log_level: Level of the service's own log.
     """
@@ -88,7 +116,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="KINDRED_", extra="forbid", frozen=True)
 
     bundle: Path = Path("runs/demo/bundle")
-    store: Annotated[Path | str, BeforeValidator(_store_place)] = Path("runs/demo/store")
+    store: Annotated[Path | str, BeforeValidator(_store_location)] = Path("runs/demo/store")
     milvus_token: SecretStr | None = None
     milvus_timeout: float = Field(30, gt=0)
     milvus_consistency: Literal["Strong", "Session"] = "Strong"
@@ -100,8 +128,8 @@ class Settings(BaseSettings):
     keys_file: Path | None = None
     public_reads: bool = False
     allow_without_key: bool = False
-    allowed_hosts: tuple[str, ...] = ()
-    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[Annotated[str, AfterValidator(_plain_host)], ...] = ()
+    cors_origins: tuple[Annotated[str, AfterValidator(_plain_origin)], ...] = ()
     device: str = "auto"
     backend: Literal["auto", "eager", "compiled", "onnx"] = "auto"
     trust_code: bool = False
@@ -197,7 +225,7 @@ class Settings(BaseSettings):
             )
         if not read and not self.public_reads:
             raise InputError(
-                f"host {self.host}: anyone could search; set KINDRED_READ_KEY, or public_reads if meant"
+                f"host {self.host}: anyone could search; set KINDRED_READ_KEY, or public_reads to allow it"
             )
 
     def keys(self) -> tuple[list[bytes], list[bytes]]:

@@ -1,4 +1,4 @@
-"""Thread policy: how many threads OpenMP, BLAS and torch use, set once and asserted.
+"""Thread counts of OpenMP, BLAS and torch: set once, and checked.
 
 FAISS and torch each count threads *per calling thread*, so a count set at start does not hold in worker
 threads made later: every worker calls :func:`enter_worker` first.
@@ -9,8 +9,8 @@ import sys
 import faiss
 import torch
 
-# Seconds after which a thread that wants the interpreter's lock takes it. With Python's 5 ms the event loop
-# would refuse in bursts while images are decoded.
+# Seconds after which a waiting thread gets the interpreter's lock. With Python's 5 ms, the event loop would
+# answer in bursts while images are decoded.
 SWITCH_SECONDS = 0.0005
 
 

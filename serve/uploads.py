@@ -1,4 +1,4 @@
-"""Limits on request bodies while they come in: length, silence, time, number, and bytes held at once."""
+"""Limits on incoming request bodies: length, silence, time, number, and bytes held at once."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from serve.settings import Settings
 # time has a limit.
 IMPORT_PATH = "/v1/import"
 
-# An upload this young is never given up for a new one: what it will bring cannot be told yet.
+# An upload younger than this is not ended for a new one: its speed is not known yet.
 _GRACE_SECONDS = 2.0
 
 
@@ -40,7 +40,7 @@ class Upload:
         Raises:
             Problem: 408 (too slow), 413 (too long), 429 (too much at once).
         """
-        if self._complete:  # whoever still listens waits for the client to go
+        if self._complete:  # the caller waits for the client to disconnect
             return await self._receive()
         uploads = self._uploads
         if not self.started:
@@ -63,7 +63,7 @@ class Upload:
         return message
 
     async def _receive_in_time(self) -> Message:
-        """As the server's `receive`; an import has begun its answer, and says there that no more came."""
+        """As the server's `receive`, with a timeout: an import reports it in the answer that it has begun."""
         seconds = self._uploads.settings.body_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -86,8 +86,8 @@ class Upload:
 class Uploads:
     """The bodies that are coming in, of all connections.
 
-    When there are too many, the slowest makes room, so that a crowd of clients that hardly send anything does
-    not keep the others out.
+    When there are too many, the slowest is ended, so that many clients that hardly send anything do not block
+    the others.
 
     Args:
         settings: For the limits.
@@ -99,14 +99,14 @@ class Uploads:
         self.bytes = 0
 
     def begin(self, path: str, receive: Receive) -> Upload:
-        """Watch over the body of a request of that path."""
+        """The limited body of a request to that path."""
         return Upload(self, receive, limited=path != IMPORT_PATH)
 
     def admit(self, upload: Upload) -> None:
-        """Let a body come in.
+        """Admit a body.
 
         Raises:
-            Problem: 429, too many come in at once and none of them is slow.
+            Problem: 429, there are too many, and none of them is slow.
         """
         upload.started = upload.moved = now = asyncio.get_running_loop().time()
         if len(self.open) >= self.settings.max_uploads:
@@ -122,7 +122,7 @@ class Uploads:
         self.open[upload] = current()
 
     def sweep(self) -> None:
-        """Give up those that are too slow; called every second."""
+        """End those that are too slow; called every second."""
         now = asyncio.get_running_loop().time()
         idle, total = self.settings.body_seconds, self.settings.upload_seconds
         for upload, connection in list(self.open.items()):
@@ -135,7 +135,7 @@ class Uploads:
 
 
 def too_large(limit: int) -> Problem:
-    """What the sender of too long a body hears; the connection ends, for the rest is not worth reading."""
+    """The refusal of too long a body; the connection ends, because the rest is not read."""
     text = f"the body is over the limit of {limit} bytes; send fewer or smaller images at once"
     return Problem(413, "body-too-large", text, {"Connection": "close"})
 

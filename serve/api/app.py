@@ -14,8 +14,7 @@ from serve.api import collections as collection_routes
 from serve.api import documents, embed, health, imports, items, page, search
 from serve.api.guard import Guard
 from serve.api.routing import include_routers
-from serve.collections import Collections
-from serve.service import Service
+from serve.service import AnyCatalogue, Service
 from serve.settings import Settings
 
 _DESCRIPTION = """Visual search: embed images, store items, find their nearest neighbours.
@@ -24,19 +23,19 @@ Errors are problem documents (RFC 9457). Ids are strings or integers: in a path,
 (with its quotes, percent-encoded) the string."""
 
 
-def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> FastAPI:
-    """The service as an ASGI application; it closes ``collections`` at shutdown.
+def create_app(settings: Settings, bundle: Bundle, catalogue: AnyCatalogue) -> FastAPI:
+    """The service as an ASGI application; it closes ``catalogue`` at shutdown.
 
     Args:
         settings: What the operator decided.
         bundle: The model.
-        collections: What is searched; the default one has to be of the same model.
+        catalogue: The collections; the default one has to be of the same model.
     """
-    service = Service(settings, bundle, collections)
+    service = Service(settings, bundle, catalogue)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        # What was made until now stays for good; no collection has to look through it again, for 100 ms each.
+        # These objects stay until the end; garbage collection need not scan them again, for 100 ms each time.
         gc.collect()
         gc.freeze()
         watching = None
@@ -46,7 +45,7 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
         if watching is not None:
             watching.cancel()
         await service.aclose()
-        gc.unfreeze()  # or libraries find their objects never freed, and complain on standard error
+        gc.unfreeze()  # or libraries report their objects as leaked, on standard error
 
     app = FastAPI(
         title="Kindred",
@@ -56,15 +55,15 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
         docs_url=None,
         redoc_url=None,
         openapi_url="/v1/openapi.json",
-        # Looked up at every request; /metrics has what it would tell.
+        # Costs a look-up at every request; /metrics has the same figures.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
-    # The most frequent ones first; paths of items end in anything, so those with a fixed ending come before.
+    # The most frequent first; fixed endings come before the path of an item, which may end in anything.
     routers = (search, health, embed, collection_routes, items, imports, page)
     declared = include_routers(app, (module.router for module in routers))
     documents.install(app, declared)
-    # In place of FastAPI's own middlewares, which do for a request what the guard does, and more slowly.
+    # In place of FastAPI's own middlewares: the guard does the same, and faster.
     app.middleware_stack = Guard(app.router, service)
     if settings.cors_origins:  # outside of the guard: its refusals can be read by the allowed pages, too
         app.middleware_stack = CORSMiddleware(

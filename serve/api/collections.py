@@ -1,5 +1,9 @@
-"""``/v1/collections`` and what describes them: labels, figures, the model."""
+"""``/v1/collections``, aliases, labels, statistics, the model."""
 
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,7 +13,6 @@ from serve.api.context import service_of
 from serve.api.documents import answers, form_fields, json_body, query_parameters, reply
 from serve.api.items import InCollection
 from serve.auth import read_key, write_key
-from serve.collections import Collections
 from serve.observability import log
 from serve.problems import Problem
 from serve.schemas import (
@@ -22,7 +25,7 @@ from serve.schemas import (
     NewFieldIndex,
     Reload,
 )
-from serve.service import Service
+from serve.service import AnyCatalogue, Service
 from serve.store.types import Store, StoreError
 
 router = APIRouter(prefix="/v1", tags=["collections"])
@@ -30,53 +33,50 @@ router = APIRouter(prefix="/v1", tags=["collections"])
 _READ = [Depends(read_key)]
 _WRITE = [Depends(write_key)]
 _COLLECTION = query_parameters(form_fields(InCollection))
+# Routes of two paths: /payload-indexes is the earlier name, for one more version.
+_CREATE_INDEX: dict[str, Any] = {
+    "summary": "Make filters on a field fast",
+    "dependencies": _WRITE,
+    "responses": answers(CollectionStats),
+    "openapi_extra": json_body(NewFieldIndex),
+}
+_DROP_INDEX: dict[str, Any] = {
+    **_CREATE_INDEX,
+    "summary": "Remove a field's index",
+    "openapi_extra": query_parameters(form_fields(NewFieldIndex)),
+}
 
 
 def figures(name: str, store: Store) -> CollectionStats:
     """A collection's figures under its name."""
-    stats = store.stats()
-    return CollectionStats(
-        name=name,
-        state="open",
-        items=stats.items,
-        dim=stats.dim,
-        fingerprint=stats.fingerprint,
-        index=stats.index,
-        lsn=stats.lsn,
-        segments=stats.segments,
-        memtable=stats.memtable,
-        dead=stats.dead,
-        flushed_lsn=stats.flushed_lsn,
-        disk_bytes=stats.disk_bytes,
-        field_indexes=list(stats.field_indexes),
-        trouble=stats.trouble,
-        sequence=stats.lsn,
-        head=stats.memtable,
-        snapshot_sequence=stats.flushed_lsn,
-        payload_indexes=list(stats.field_indexes),
-    )
+    stats = asdict(store.stats())
+    earlier = {
+        "sequence": stats["lsn"],
+        "head": stats["memtable"],
+        "snapshot_sequence": stats["flushed_lsn"],
+        "payload_indexes": stats["field_indexes"],
+    }
+    return msgspec.convert({"name": name, "state": "open", **stats, **earlier}, CollectionStats)
 
 
-def listing(collections: Collections, default: str) -> CollectionList:
+def listing(catalogue: AnyCatalogue, default: str) -> CollectionList:
     """All collections, with the figures of those that are open."""
-    opened = collections.open_stores()
+    opened = catalogue.open_stores()
     every = []
-    for name in collections.names():
+    for name in catalogue.collections():
         try:
             every.append(figures(name, opened[name]) if name in opened else CollectionStats(name, "closed"))
-        except StoreError as error:  # hurts no other
+        except StoreError as error:  # the others are still listed
             log.warning("collection %s: %s", name, error)
             every.append(CollectionStats(name, "damaged"))
-    return CollectionList(collections=every, aliases=collections.aliases(), default=default)
+    return CollectionList(collections=every, aliases=catalogue.aliases(), default=default)
 
 
 @router.get("/collections", summary="All collections", dependencies=_READ, responses=answers(CollectionList))
 async def list_collections(request: Request) -> Response:
     """Collections and aliases; figures of those that are open, the others are opened when they are asked."""
     service = service_of(request)
-    return reply(
-        await service.threads.call(lambda: listing(service.collections, service.settings.collection))
-    )
+    return reply(await service.threads.call(lambda: listing(service.catalogue, service.settings.collection)))
 
 
 @router.post(
@@ -96,7 +96,7 @@ async def create_collection(request: Request) -> Response:
     index = body.index or service.settings.index
 
     def create() -> CollectionStats:
-        return figures(body.name, service.collections.create(body.name, dim, fingerprint, index))
+        return figures(body.name, service.catalogue.create(body.name, dim, fingerprint, index))
 
     return reply(await service.threads.change(create), 201)
 
@@ -108,36 +108,23 @@ async def create_collection(request: Request) -> Response:
     responses=answers(CollectionList),
 )
 async def delete_collection(request: Request, name: str) -> Response:
-    """Delete a collection with all its files; refused while it is the default or an alias means it."""
+    """Delete a collection with all its files; refused for the default, and while an alias points to it."""
     service = service_of(request)
     default = service.settings.collection
 
     def delete() -> CollectionList:
-        if name in (default, service.collections.aliases().get(default)):
+        if name in (default, service.catalogue.aliases().get(default)):
             raise Problem(
-                409, "in-use", f"collection {name}: it answers where a request names none; move the alias"
+                409, "in-use", f"collection {name}: it is the default; point the alias elsewhere first"
             )
-        service.collections.drop(name)
-        return listing(service.collections, default)
+        service.catalogue.drop(name)
+        return listing(service.catalogue, default)
 
     return reply(await service.threads.change(delete))
 
 
-@router.post(
-    "/payload-indexes",
-    summary="Make filters on a field fast",
-    dependencies=_WRITE,
-    deprecated=True,
-    responses=answers(CollectionStats),
-    openapi_extra=json_body(NewFieldIndex),
-)
-@router.post(
-    "/field-indexes",
-    summary="Make filters on a field fast",
-    dependencies=_WRITE,
-    responses=answers(CollectionStats),
-    openapi_extra=json_body(NewFieldIndex),
-)
+@router.post("/payload-indexes", deprecated=True, **_CREATE_INDEX)
+@router.post("/field-indexes", **_CREATE_INDEX)
 async def create_field_index(request: Request) -> Response:
     """Index `label` or `metadata.NAME` for filters; one that exists is left alone."""
     service = service_of(request)
@@ -152,21 +139,8 @@ async def create_field_index(request: Request) -> Response:
     return reply(await service.threads.change(create))
 
 
-@router.delete(
-    "/payload-indexes",
-    summary="Remove a field's index",
-    dependencies=_WRITE,
-    deprecated=True,
-    responses=answers(CollectionStats),
-    openapi_extra=query_parameters(form_fields(NewFieldIndex)),
-)
-@router.delete(
-    "/field-indexes",
-    summary="Remove a field's index",
-    dependencies=_WRITE,
-    responses=answers(CollectionStats),
-    openapi_extra=query_parameters(form_fields(NewFieldIndex)),
-)
+@router.delete("/payload-indexes", deprecated=True, **_DROP_INDEX)
+@router.delete("/field-indexes", **_DROP_INDEX)
 async def drop_field_index(request: Request) -> Response:
     """Filters on the field pass the same items as before; one that does not exist is no error."""
     service = service_of(request)
@@ -189,12 +163,12 @@ async def drop_field_index(request: Request) -> Response:
     openapi_extra=json_body(AliasTarget),
 )
 async def set_alias(request: Request, alias: str) -> Response:
-    """From the answer on, the alias means the named collection: at once for everybody, or not at all."""
+    """Switch an alias atomically; null removes it."""
     service = service_of(request)
     body = await read_json(request, AliasTarget)
-    await service.threads.change(lambda: service.collections.set_alias(alias, body.collection))
+    await service.threads.change(lambda: service.catalogue.set_alias(alias, body.collection))
     default = service.settings.collection
-    return reply(await service.threads.call(lambda: listing(service.collections, default)))
+    return reply(await service.threads.call(lambda: listing(service.catalogue, default)))
 
 
 @router.post(
@@ -205,7 +179,7 @@ async def set_alias(request: Request, alias: str) -> Response:
     openapi_extra=json_body(Reload),
 )
 async def reload(request: Request) -> Response:
-    """Load the bundle's folder anew; with `alias` and `collection`, the alias moves in the same step."""
+    """Load the bundle's folder again; with `alias` and `collection`, the alias moves in the same step."""
     service = service_of(request)
     body = await read_json(request, Reload)
     await service.reload(body.alias, body.collection)

@@ -1,4 +1,4 @@
-"""``/v1/embed`` and ``/v1/verify``: what the model says of images, without any store."""
+"""``/v1/embed`` and ``/v1/verify``: the model without a store."""
 
 import numpy as np
 from fastapi import APIRouter, Depends
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1", tags=["model"], dependencies=[Depends(read_key)
 
 
 class NoFields(Struct, forbid_unknown_fields=True):
-    """Nothing goes with these images."""
+    """No fields besides the images."""
 
 
 class VerifyFields(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -44,7 +44,7 @@ async def embed(request: Request) -> Response:
     single unusable image then refuses the whole request.
     """
     service = service_of(request)
-    form = await read_images(request, "image")
+    form = await read_images(request, "image", many=True)
     watch = Stopwatch()
     fields_as(form.fields, NoFields)
     images = form.files["image"]
@@ -75,17 +75,18 @@ async def embed(request: Request) -> Response:
 
 @router.post(
     "/verify",
-    summary="Do two images show the same?",
+    summary="Compare two images",
     responses=answers(VerifyAnswer),
     openapi_extra=image_body(form_fields(VerifyFields), files=("first", "second")),
 )
 async def verify(request: Request) -> Response:
-    """Compare two images by the threshold that was calibrated for a false-accept rate."""
+    """Whether two images show the same class, by the threshold calibrated for a false-accept rate."""
     service = service_of(request)
     form = await read_images(request, "first", "second")
     watch = Stopwatch()
     fields = fields_as(form.fields, VerifyFields)
-    rate, threshold = _threshold(service.bundle.thresholds, fields.false_accept_rate)
+    thresholds = service.bundle.thresholds  # a reload may replace the bundle before the answer
+    rate, threshold = _threshold(thresholds, fields.false_accept_rate)
     with service.admission.admit(2), watch.stage("embed"):
         pair = await service.pipeline.embed_many([form.files["first"][0], form.files["second"][0]])
     vectors = []
@@ -100,14 +101,15 @@ async def verify(request: Request) -> Response:
             similarity=similarity,
             threshold=threshold,
             false_accept_rate=rate,
-            thresholds=service.bundle.thresholds,
+            thresholds=thresholds,
             timings_ms=watch.finish(service),
         )
     )
 
 
 def _wants_raw(request: Request) -> bool:
-    return request.headers.get("accept", "").strip().lower() == "application/octet-stream"
+    first = request.headers.get("accept", "").partition(",")[0].partition(";")[0]
+    return first.strip().lower() == "application/octet-stream"
 
 
 def _threshold(thresholds: dict[str, float], wanted: str | None) -> tuple[float | None, float | None]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -26,7 +25,7 @@ from serve.store.types import (
     Unsupported,
 )
 
-# The most special first: the first class that fits decides.
+# The most specific first: the first class that fits decides.
 _KINDS: tuple[tuple[type[InputError], int, str], ...] = (
     (ImageError, 422, "image"),
     (ItemMissing, 404, "item-missing"),
@@ -46,18 +45,15 @@ _KINDS: tuple[tuple[type[InputError], int, str], ...] = (
 
 
 def problem_of(error: Exception, settings: Settings) -> Problem:
-    """The problem that an exception means to the caller; what is no fault of theirs is a plain 500.
+    """The problem document of an exception; an unexpected one is a plain 500.
 
-    Where the service's files lie is no business of the caller: of their paths the last part is shown.
+    Callers do not learn where the service's files are: of their paths, only the last part is shown.
     """
     if isinstance(error, Problem):
         return error
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             return Problem(status, code, _without_folders(str(error), settings))
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        return Problem(422, "invalid", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     if isinstance(error, HTTPException):
         remedy = {
             404: "no such path; /docs lists all",
@@ -76,8 +72,8 @@ def response_of(problem: Problem, request_id: str) -> Response:
 
 
 def _without_folders(text: str, settings: Settings) -> str:
-    for place in (settings.store, settings.bundle):
-        if isinstance(place, Path) and place.name:
-            for path in (place.absolute(), place):
+    for folder in (settings.store, settings.bundle):
+        if isinstance(folder, Path) and folder.name:
+            for path in (folder.absolute(), folder):
                 text = text.replace(f"{path}", path.name)
     return text

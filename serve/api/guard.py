@@ -1,4 +1,4 @@
-"""The guard: what every request passes before a route sees it, and every answer on its way out."""
+"""The guard: what every request passes before its route, and every answer after it."""
 
 import asyncio
 import logging
@@ -52,15 +52,13 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        length = 0
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # where a proxy shows the service
         upload = self._service.uploads.begin(path, receive)
         connection = current()
         if connection is not None:
-            connection.begin_request()
+            connection.begin_request(scope["headers"])
         try:
             fields = _fields(scope["headers"])
-            length = self._length(path, fields)
             self._check(scope["method"], path, fields)
             await self._app(scope, upload.receive, send_with_id)
         except Exception as error:
@@ -73,38 +71,29 @@ class Guard:
         finally:
             upload.close()
             if connection is not None:
-                connection.end_request(length)
+                connection.end_request()
             route = scope.get("kindred_route", path if path in _WITH_IMAGES else "unknown")
             self._account(route, scope["method"], status or 500, time.perf_counter() - started, request_id)
 
     def _check(self, method: str, path: str, fields: dict[bytes, bytes]) -> None:
-        """Let the request in or raise.
+        """Check the request before its body is read.
 
         Raises:
-            Problem: It is not let in.
+            Problem: It is refused.
         """
         self._origins.check(method, fields)
-        if fields.get(b"content-encoding", b"identity") != b"identity":
-            encoding = fields[b"content-encoding"].decode("latin-1")
+        announced = fields.get(b"content-length", b"")
+        limit = self._service.settings.max_body_bytes
+        # The length comes first: Python refuses to read a number of thousands of digits.
+        if path != IMPORT_PATH and announced.isdigit() and (len(announced) >= 20 or int(announced) > limit):
+            raise too_large(limit)
+        encoding = fields.get(b"content-encoding", b"").decode("latin-1").strip()
+        if encoding.lower() not in ("", "identity"):
             raise Problem(415, "encoded", f"content-encoding {encoding}: send the body as it is")
         if path in _WITH_IMAGES and method == "POST":
             refusal = self._service.admission.refusal(1)
             if refusal is not None:
                 raise refusal
-
-    def _length(self, path: str, fields: dict[bytes, bytes]) -> int:
-        """The announced length of the body; 0 where none is.
-
-        Raises:
-            Problem: 413, it is over the limit.
-        """
-        announced = fields.get(b"content-length", b"0")
-        limit = self._service.settings.max_body_bytes
-        # Python refuses to read a number of thousands of digits.
-        length = int(announced) if announced.isdigit() and len(announced) < 20 else 0
-        if path != IMPORT_PATH and (length > limit or len(announced) >= 20):
-            raise too_large(limit)
-        return length
 
     def _account(self, route: str, method: str, status: int, seconds: float, request_id: str) -> None:
         level = logging.DEBUG if route in _QUIET and status < 500 else logging.INFO
@@ -129,11 +118,11 @@ def _fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Headers by name.
 
     Raises:
-        Problem: 400, one that decides who is asked comes twice.
+        Problem: 400, host, origin or content-length comes twice.
     """
     fields: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in fields and name in (b"host", b"origin", b"content-length"):
-            raise Problem(400, "header-twice", f"header {name.decode()}: it comes twice; send one")
+            raise Problem(400, "header-twice", f"header {name.decode()}: sent twice; send it once")
         fields[name] = value
     return fields

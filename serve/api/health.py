@@ -1,4 +1,4 @@
-"""``/healthz``, ``/readyz`` and ``/metrics``, for whoever watches the service."""
+"""``/healthz``, ``/readyz`` and ``/metrics``, for monitoring."""
 
 import asyncio
 import math
@@ -10,20 +10,20 @@ from starlette.responses import Response
 from serve.api.context import service_of
 from serve.api.documents import answers, reply
 from serve.auth import read_key
-from serve.canary import run_canary
 from serve.observability import log
+from serve.precheck import precheck
 from serve.schemas import Health
 from serve.service import Service
 
 router = APIRouter(tags=["health"])
 
-_CANARY_SECONDS = 10.0
+_PRECHECK_SECONDS = 10.0
 _FRESH_SECONDS = 1.0
 
 
 @router.get("/healthz", summary="Is the process alive?", responses=answers(Health))
 async def healthz(_request: Request) -> Response:
-    """Answers as long as the process does."""
+    """Answers as long as the process runs."""
     return reply(Health(status="ok"))
 
 
@@ -33,32 +33,31 @@ async def healthz(_request: Request) -> Response:
     responses={**answers(Health), 503: {"description": "It does not; `detail` says why"}},
 )
 async def readyz(request: Request) -> Response:
-    """Embeds and searches a canary image, so that a dead model or index shows; known for a second."""
-    wrong = await _canary(service_of(request))
-    if wrong:
-        return reply(Health(status="unavailable", detail=wrong), 503, {"Retry-After": "5"})
+    """Embeds and searches a canary image, which detects a broken model or index; at most once a second."""
+    service = service_of(request)
+    # One precheck a second, however many ask.
+    if service.precheck is None or service.precheck_expires < asyncio.get_running_loop().time():
+        service.precheck = asyncio.ensure_future(_precheck(service))
+        service.precheck_expires = math.inf
+    fault = await asyncio.shield(service.precheck)
+    if fault:
+        return reply(Health(status="unavailable", detail=fault), 503, {"Retry-After": "5"})
     return reply(Health(status="ok"))
 
 
-async def _canary(service: Service) -> str | None:
-    """What is wrong with the service, asked at most once a second, by however many."""
-    if service.canary is None or service.canary_ends < asyncio.get_running_loop().time():
-        service.canary = asyncio.ensure_future(_sing(service))
-        service.canary_ends = math.inf
-    return await asyncio.shield(service.canary)
-
-
-async def _sing(service: Service) -> str | None:
+async def _precheck(service: Service) -> str | None:
+    """What is wrong with the service, or None."""
     try:
-        async with asyncio.timeout(_CANARY_SECONDS):
-            return await run_canary(service.pipeline, service.threads, await service.store())
+        async with asyncio.timeout(_PRECHECK_SECONDS):
+            store = await service.store()  # first: a reload may replace the pipeline meanwhile
+            return await precheck(service.pipeline, service.threads, store)
     except TimeoutError:
-        return f"the canary took over {_CANARY_SECONDS:.0f} s"
+        return f"the precheck took over {_PRECHECK_SECONDS:.0f} s"
     except Exception as error:  # noqa: BLE001  (whatever it is, the service is not ready)
-        log.exception("the canary failed")
-        return f"the canary failed: {type(error).__name__}"
+        log.exception("the precheck failed")
+        return f"the precheck failed: {type(error).__name__}"
     finally:
-        service.canary_ends = asyncio.get_running_loop().time() + _FRESH_SECONDS
+        service.precheck_expires = asyncio.get_running_loop().time() + _FRESH_SECONDS
 
 
 @router.get(

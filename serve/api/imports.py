@@ -28,13 +28,13 @@ router = APIRouter(tags=["items"])
 _LINES = 2000
 _BYTES = 16 * 2**20
 _MOST_LINE_BYTES = 1 << 20
-# What has come is stored when so long nothing more comes.
+# After so long without more lines, those that have come are stored.
 _PAUSE_SECONDS = 1.0
 _decoder = msgspec.json.Decoder(NewItem)
 
 
 class _Refused(Exception):  # noqa: N818  (the cause is the error)
-    """A line cannot be stored; its cause says why, `stored` how many items before it were."""
+    """A line cannot be stored; `__cause__` says why, `stored` counts the items before it."""
 
     def __init__(self, line: int, stored: int) -> None:
         super().__init__(line)
@@ -83,7 +83,7 @@ _SCHEMA = {"application/x-ndjson": {"schema": {"type": "string"}}}
 async def import_items(request: Request) -> Response:
     """The body is one item a line, as in `POST /v1/items/vectors`; no limit holds for the whole of it.
 
-    Each line of the answer says how many items are stored for good, and up to which line of the body. The
+    Each line of the answer says how many items are stored durably, and up to which line of the body. The
     last one has `done`, or `error` with the line that was `refused`, where it is the fault of one. All lines
     before that one are stored, and so is what came before the body broke off. Repeating an import changes
     nothing.
@@ -126,11 +126,11 @@ async def import_items(request: Request) -> Response:
 class _Answering(StreamingResponse):
     """Streams an answer while the request's body is still being read.
 
-    Starlette's own listens for the client's departure meanwhile, and would swallow parts of the body.
+    Starlette's own waits for the client to disconnect meanwhile, and would consume parts of the body.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Send the answer; the body's reader notices a client that goes."""
+        """Send the answer; whoever reads the body notices that a client disconnects."""
         await self.stream_response(send)
 
 
@@ -147,7 +147,7 @@ async def _blocks(request: Request) -> AsyncIterator[_Lines]:
     coming = asyncio.ensure_future(anext(chunks, None))
     lines, rest = _Lines(), b""
     try:
-        while len(rest) <= _MOST_LINE_BYTES:  # a longer one is refused when it is its turn to be stored
+        while len(rest) <= _MOST_LINE_BYTES:  # `_store` refuses a longer one
             await asyncio.wait([coming], timeout=_PAUSE_SECONDS)
             if lines.texts and (not coming.done() or coming.exception() is not None):
                 yield lines

@@ -1,9 +1,8 @@
-"""``/v1/items``: add, read, change and delete what can be found."""
+"""``/v1/items``: add, read, change and delete items."""
 
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -33,6 +32,7 @@ from serve.schemas import (
     Deleted,
     DeleteItems,
     GetItems,
+    Integer,
     ItemChanges,
     ItemDocument,
     ItemList,
@@ -51,12 +51,12 @@ _WRITE = [Depends(write_key)]
 
 router = APIRouter(prefix="/v1", tags=["items"])
 
-# Items drawn for each that a sample shows.
+# Items drawn for each one that a sample returns.
 _DRAWN = 4
 
 
 class ImageFields(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What goes with an uploaded image."""
+    """Fields of an uploaded image."""
 
     id: str | None = None
     label: str | None = None
@@ -67,7 +67,7 @@ class ImageFields(Struct, kw_only=True, forbid_unknown_fields=True):
 class PageFields(Struct, kw_only=True, forbid_unknown_fields=True):
     """Which items to list."""
 
-    after: int | None = None
+    after: Integer | None = None
     limit: Count = 100
     label: str | None = None
     filter: dict[str, Any] | None = None
@@ -102,17 +102,12 @@ def document(item: Item) -> ItemDocument:
     return ItemDocument(id=item.id, label=item.label, metadata=dict(item.metadata), vector=vector)
 
 
-def items_of(new: Sequence[NewItem]) -> list[Item]:
-    """Items as they are stored; their vectors are checked by the store.
+def item_of(new: NewItem) -> Item:
+    """The item to store; the store checks its vector.
 
     Raises:
-        Problem: 422, a thumbnail is unusable.
+        Problem: 422, its thumbnail is no image.
     """
-    return [item_of(item) for item in new]
-
-
-def item_of(new: NewItem) -> Item:
-    """One item as it is stored; see `items_of`."""
     if new.thumbnail is not None and _image_type(new.thumbnail) is None:
         raise Problem(422, "thumbnail", f"item {new.id}: its thumbnail is no JPEG, PNG or WebP")
     return Item(new.id, new.vector, new.label, new.metadata, new.thumbnail)
@@ -127,7 +122,7 @@ def item_of(new: NewItem) -> Item:
     openapi_extra=image_body(form_fields(ImageFields)),
 )
 async def add_item(request: Request) -> Response:
-    """Embed an image and store it; a known `id` is replaced, a missing one is made of the image's SHA-256."""
+    """Embed an image and store it; a known `id` is replaced, a missing one made of the image's SHA-256."""
     service = service_of(request)
     form = await read_images(request, "image")
     fields = fields_as(form.fields, ImageFields)
@@ -154,7 +149,7 @@ async def add_vectors(request: Request) -> Response:
     service = service_of(request)
     body = await read_json(request, UpsertVectors)
     check_batch(len(body.items), service, "items")
-    items = items_of(body.items)
+    items = [item_of(item) for item in body.items]
     store = await service.store(body.collection)
     stored = await service.threads.change(lambda: store.upsert(items, fingerprint=body.fingerprint))
     return reply(Written(stored=stored, ids=[item.id for item in items]), 201)
@@ -240,7 +235,7 @@ async def _sample(service: Service, fields: PageFields) -> ItemPage:
     if fields.after is not None or fields.label is not None or fields.filter is not None:
         raise Problem(422, "invalid", "sample is of the whole collection; leave out after, label and filter")
     store = await service.store(fields.collection)
-    # More than are shown, so that rare labels have a chance beside frequent ones.
+    # More than are shown, so that rare labels appear beside frequent ones.
     drawn = await service.threads.call(
         lambda: store.sample(_DRAWN * fields.limit, with_vectors=fields.with_vectors)
     )
@@ -275,7 +270,8 @@ async def get_thumbnail(request: Request, item_id: str) -> Response:
         raise Problem(404, "thumbnail-missing", f"item {item_id}: no such item, or it has no thumbnail")
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
     headers = {"ETag": tag, "Cache-Control": "private, max-age=60"}
-    if request.headers.get("if-none-match") == tag:
+    known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+    if tag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=_image_type(content) or "image/jpeg", headers=headers)
 
@@ -342,7 +338,7 @@ async def delete_item(request: Request, item_id: str) -> Response:
 
 
 def _image_type(content: bytes) -> str | None:
-    """Media type of a thumbnail by its first bytes, None for what is none."""
+    """Media type of an image by its first bytes; None where it is not JPEG, PNG or WebP."""
     if content.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if content.startswith(b"\x89PNG\r\n"):

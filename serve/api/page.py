@@ -1,4 +1,4 @@
-"""The web page at ``/``: a few hand-written files and a policy that lets nothing else in."""
+"""The web page at ``/``: static files, and a policy that allows nothing else."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# Only files that are there at start can be asked for, so no name from a request ever reaches the file system.
+# Only files present at the start are served; no name from a request reaches the file system.
 _FILES = {path.name: path for path in _FOLDER.iterdir() if path.suffix in _TYPES}
 _HEADERS = {
     # Everything comes from this origin; pictures may also be those the person has just picked (blob:).
@@ -41,7 +41,7 @@ async def index(_request: Request) -> Response:
 
 @router.get("/docs")
 async def reference(_request: Request) -> Response:
-    """The API's reference, drawn from its OpenAPI document by our own script: no other host is asked."""
+    """The API's reference, rendered from its OpenAPI document without requests to other hosts."""
     return _file("docs.html")
 
 
@@ -53,12 +53,12 @@ async def file(_request: Request, name: str) -> Response:
 
 @router.get("/favicon.ico")
 async def icon(_request: Request) -> Response:
-    """The icon that browsers ask for unbidden."""
+    """The icon that browsers request by themselves."""
     return _file("icon.svg")
 
 
 def _file(name: str) -> Response:
     if name not in _FILES:
-        raise Problem(404, "missing", f"page file {name}: there is none")
+        raise Problem(404, "missing", f"page file {name}: not found")
     path = _FILES[name]
     return Response(path.read_bytes(), headers={**_HEADERS, "Content-Type": _TYPES[path.suffix]})

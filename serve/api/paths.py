@@ -1,17 +1,14 @@
-"""How an item's id stands in a path."""
+"""The id of an item in a path."""
 
 from starlette.convertors import Convertor, register_url_convertor
 
 
 class _ItemId(Convertor[str]):
-    """Any text. Starlette's own `path` ends before a line break, and would take one id for another."""
+    """Any text. Starlette's own `path` stops at a line break and would confuse ids."""
 
     regex = r"[\s\S]*"
 
     def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
         return value
 
 

@@ -6,38 +6,62 @@ longer than a search. The only dependencies are the checks of keys; `serve.api.b
 """
 
 from collections.abc import Iterable
+from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
 
 class _Endpoint:
-    """Answers the requests of one route.
+    """Answers the requests of one path.
 
     Args:
-        route: Its declaration; the function takes the request, and the path's parameters by name.
+        routes: Its declarations; each function takes the request, and the path's parameters by name.
     """
 
-    def __init__(self, route: APIRoute) -> None:
-        self._path = route.path_format
-        self._checks = [depends.dependency for depends in route.dependencies if depends.dependency]
-        self._function = route.endpoint
+    def __init__(self, routes: list[APIRoute]) -> None:
+        self._path = routes[0].path_format
+        self._routes = {
+            method: (route.endpoint, [one.dependency for one in route.dependencies if one.dependency])
+            for route in routes
+            for method in route.methods or ()
+        }
+        self.methods = list(self._routes)
+        if "GET" in self._routes:
+            self._routes["HEAD"] = self._routes["GET"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["kindred_route"] = self._path
         request = Request(scope, receive, send)
-        for check in self._checks:
+        function, checks = self._routes[scope["method"]]
+        for check in checks:
             check(request)
-        response = await self._function(request, **scope["path_params"])
+        response = await function(request, **scope["path_params"])
         await response(scope, receive, send)
+
+
+async def _without_slash(request: Request) -> Response:
+    """Redirect from a path that ends with a slash; a relative address is right behind any proxy."""
+    name = request.scope["path"].removesuffix("/").rpartition("/")[2]
+    query = request.scope["query_string"].decode("latin-1")
+    return Response(status_code=307, headers={"Location": f"../{quote(name)}{query and '?'}{query}"})
 
 
 def include_routers(app: FastAPI, routers: Iterable[APIRouter]) -> list[APIRoute]:
     """Let ``app`` answer the routes of the routers, the first one that fits; returns their declarations."""
     declared = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    by_path: dict[str, list[APIRoute]] = {}
     for route in declared:
-        app.router.routes.append(Route(route.path, _Endpoint(route), methods=route.methods))
+        by_path.setdefault(route.path, []).append(route)
+    for path, routes in by_path.items():  # together, so that a 405 lists all methods
+        endpoint = _Endpoint(routes)
+        app.router.routes.append(Route(path, endpoint, methods=endpoint.methods))
+    app.router.redirect_slashes = False
+    app.router.routes.append(Route("/{path:path}/", _without_slash, methods=_METHODS))
     return declared

@@ -37,7 +37,7 @@ _OPTIONS = form_fields(SearchOptions)
 def _answer(
     service: Service, options: SearchOptions, found: dict[str, object], plan: object, watch: Stopwatch
 ) -> Response:
-    """What was found, under the schema's name of it, with how and for how long."""
+    """The answer: what was found, with the plan and the timings."""
     # Hits and plans are structs whose fields are those of the schema's; msgspec encodes them as they are.
     return reply(
         {
@@ -84,7 +84,7 @@ _FLOATS = {"application/octet-stream": {"schema": {"type": "string", "format": "
 
 
 class RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the query string of a raw search may say."""
+    """Options of a raw search."""
 
     k: Count = DEFAULT_K
     collection: CollectionName | None = None
@@ -131,7 +131,7 @@ def _raw_vectors(body: bytes, dim: int, service: Service) -> NDArray[np.float32]
         raise Problem(
             422,
             "dimension",
-            f"body: {len(body)} bytes, no multiple of {4 * dim}; send {dim} little-endian float32 a vector",
+            f"body: {len(body)} bytes, not a multiple of {4 * dim}; a vector is {dim} little-endian float32",
         )
     vectors = np.frombuffer(body, dtype="<f4").reshape(-1, dim)
     check_batch(len(vectors), service, "vectors")
@@ -171,7 +171,7 @@ async def search_image(request: Request) -> Response:
 async def search_images(request: Request) -> Response:
     """Embed several images (repeat the file field `image`); an unusable one gives an error in its place."""
     service = service_of(request)
-    form = await read_images(request, "image")
+    form = await read_images(request, "image", many=True)
     watch = Stopwatch()
     options = fields_as(form.fields, SearchOptions)
     check_options(options, service)

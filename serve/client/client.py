@@ -146,7 +146,7 @@ class Client:
             items: What to store.
             collection: Where.
             fingerprint: The model that made the vectors; another model's collection refuses them.
-            on_progress: Told after each block how many items are stored for good.
+            on_progress: Told after each block how many items are stored durably.
 
         Raises:
             ServiceError: An item was refused; its text says how many are stored and which one it was.
@@ -289,5 +289,5 @@ class AsyncClient:
             after = page.next
 
 
-def _headers(key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}
+def _headers(key: str | None) -> dict[bytes, bytes]:
+    return {b"Authorization": f"Bearer {key}".encode()} if key else {}

@@ -1,4 +1,4 @@
-"""What can go wrong at a client."""
+"""The client's error."""
 
 import httpx
 import msgspec

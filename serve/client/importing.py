@@ -7,7 +7,7 @@ import msgspec
 from serve.client.errors import ServiceError
 from serve.schemas import ImportProgress, NewItem
 
-# Large enough that a request's overhead is nothing, small enough to be sent again without regret.
+# Large enough for a request's overhead not to matter, small enough to be sent again.
 BLOCK_BYTES = 8 * 2**20
 
 
@@ -27,7 +27,7 @@ def blocks(items: Iterable[NewItem], most: int = BLOCK_BYTES) -> Iterator[bytes]
 
 
 def progress_of(answer: bytes, sent: int) -> ImportProgress:
-    """What became of a block, from the answer's last line; ``sent`` items were sent ahead of it.
+    """The result of a block, from the answer's last line; ``sent`` items were sent ahead of it.
 
     Raises:
         ServiceError: The block was refused from some item on.

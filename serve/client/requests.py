@@ -279,7 +279,7 @@ def model() -> Call[schemas.Model]:
 
 
 def reload(alias: str | None = None, collection: str | None = None) -> Call[schemas.Model]:
-    """Have the service take its model's folder anew, and move an alias with it."""
+    """Have the service load its model's folder again, and move an alias with it."""
     return _json("POST", "/v1/reload", _as(schemas.Model), {"alias": alias, "collection": collection})
 
 

@@ -7,8 +7,8 @@ import httpx
 
 from serve.client.errors import error_of
 
-# Worth another try: overloaded, behind a proxy that lost its way, restarting. Every request of this API may
-# be repeated: writes are upserts and deletes.
+# Worth another try: overload, a restart, or a proxy's trouble. Every request of this API may be repeated:
+# writes are upserts and deletes.
 _PASSING = {429, 502, 503, 504}
 
 

@@ -1,4 +1,4 @@
-"""Micro-batching: whatever waits while the worker is busy becomes the next batch."""
+"""Micro-batching: items that wait while the worker is busy become the next batch."""
 
 import threading
 import time
@@ -87,7 +87,7 @@ class MicroBatcher(Generic[T, R]):
     def _work(self) -> None:
         self._initializer()
         while taken := self._take():
-            # An item whose caller has gone (a closed connection) is not worth computing.
+            # Items whose caller has gone (a closed connection) are skipped.
             batch = [(item, future) for item, future in taken if future.set_running_or_notify_cancel()]
             if not batch:
                 continue
@@ -101,7 +101,7 @@ class MicroBatcher(Generic[T, R]):
             if len(batch) == 1:
                 batch[0][1].set_exception(error)
                 return
-            for one in batch:  # a bad item must not spoil its neighbours'
+            for one in batch:  # one bad item must not fail the others
                 self._run_batch([one])
             return
         self._observe(len(batch), time.perf_counter() - started)

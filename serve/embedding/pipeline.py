@@ -24,8 +24,7 @@ class Embedded:
 
     Attributes:
         vector: float32 of shape (dim,), of length 1.
-        thumbnail: A small JPEG of the upright
-            original, or None when none was asked for.
+        thumbnail: A small JPEG of the upright original, or None when none was asked for.
         decode_ms: Waiting for a decoding thread and decoding, in milliseconds.
         network_ms: Waiting for a batch and the forward pass, in milliseconds.
         fingerprint: The model that made the vector.
@@ -99,7 +98,7 @@ class EmbeddingPipeline:
         return await asyncio.wrap_future(embedding)
 
     def _decode(self, content: bytes, thumbnail: int, embedding: "Future[Embedded]", started: float) -> None:
-        """Decodes in this thread and hands on to the network's; the event loop hears of the end alone."""
+        """Decode in this thread and pass on to the network's; the event loop is only told of the end."""
         if not embedding.set_running_or_notify_cancel():
             return  # the caller has gone
         try:

@@ -4,10 +4,10 @@ import * as exact from "./exact.js";
 
 let key = sessionStorage.getItem("kindred-key") || "";
 
-// Where the service is: a proxy may show it below a path of its own, so no address begins with a slash.
+// The service's address. A proxy may serve it below a path, so no address begins with a slash.
 const root = new URL("../", import.meta.url);
 
-// The collection that is looked at; "" leaves it to the service.
+// The collection in use; "" is the service's default.
 let collection = "";
 
 export function setCollection(name) {
@@ -48,7 +48,7 @@ async function request(path, options = {}) {
   try {
     detail = (await response.json()).detail || detail;
   } catch {
-    // Not a problem document: the status has to do.
+    // Not a problem document: only the status is known.
   }
   throw new ServiceError(response.status, detail);
 }

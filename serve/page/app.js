@@ -11,7 +11,7 @@ const by = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
 const PAGE = 48;
 
-// What is being looked at: {image} or {id}, or null for browsing.
+// The query: {image} or {id}, or null while browsing.
 let query = null;
 let browsed = null;
 let shown = new Set();
@@ -66,7 +66,7 @@ const picker = new Picker(document.querySelector('[data-picker="query"]'), (imag
   else browse();
 });
 
-// What both looking around and searching are held to.
+// The conditions of both browsing and searching.
 function conditions() {
   return { label: by("label").value.trim(), filter: filterOf(by("filter").value) };
 }
@@ -80,7 +80,7 @@ function options() {
   };
 }
 
-// The results show the answer to the latest request: whatever is still on its way is given up.
+// The results show the answer to the latest request; an earlier request in progress is aborted.
 function onlyThis() {
   running?.abort();
   running = new AbortController();
@@ -130,8 +130,7 @@ async function showQuery(id) {
   }
 }
 
-// Looks around: at a mixture of all labels, or at what passes the conditions, page by page. `more` adds to what is
-// shown.
+// Shows a mixture of all labels, or what passes the conditions, page by page. `more` adds a page.
 async function browse({ more = false } = {}) {
   query = null;
   const signal = onlyThis();
@@ -297,7 +296,7 @@ async function refresh() {
   by("facts").textContent = `${number.format(figures.items)} images · ${classes} labels`;
 }
 
-// A choice only where there is one. An alias is what people should use, so those come first.
+// Shown only where there are several. Aliases come first, because people should use them.
 async function offerCollections() {
   const known = await api.collections();
   const names = [...Object.keys(known.aliases), ...known.collections.map((one) => one.name)];

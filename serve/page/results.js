@@ -1,4 +1,4 @@
-// Draws neighbours as a grid of cards, and tells how they were found.
+// Draws neighbours as a grid of cards, and explains how they were found.
 
 import { showThumbnail } from "./api.js";
 import * as exact from "./exact.js";
@@ -55,7 +55,7 @@ function summary(metadata) {
   return values.slice(0, 3).join(" · ");
 }
 
-// The arrow keys walk the grid as the eye does.
+// The arrow keys move through the grid by rows and columns.
 grid.addEventListener("keydown", (event) => {
   const cards = [...grid.querySelectorAll(".card")];
   const at = cards.indexOf(document.activeElement);

@@ -72,7 +72,7 @@ class Running:
     @property
     def store(self) -> Store:
         """The default collection."""
-        return self.service.collections.get(self.settings.collection)
+        return self.service.catalogue.collection(self.settings.collection)
 
     def client(self, key: str | None = None, **options: Any) -> Client:
         return Client(self.address, key, **options)

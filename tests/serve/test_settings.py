@@ -77,12 +77,12 @@ def test_a_new_name_is_an_alias_of_the_models_collection(tmp_path, make_model):
     first = Settings(store=tmp_path / "store")
     open_collections(first, model).close()
     live = open_collections(first.model_copy(update={"collection": "live"}), model)
-    assert (live.names(), live.aliases()) == (["default"], {"live": "default"})
+    assert (live.collections(), live.aliases()) == (["default"], {"live": "default"})
     live.create("second", model.dim, model.fingerprint, None)
     live.close()
     other = open_collections(first.model_copy(update={"collection": "other"}), model)
     assert other.aliases() == {"live": "default"}
-    assert other.names() == ["default", "other", "second"]
+    assert other.collections() == ["default", "other", "second"]
     other.close()
 
 

@@ -15,7 +15,8 @@ from serve.settings import Settings
 
 def statuses(running, picture, key):
     """Status of a read and of a write with ``key``."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    bearer = key.decode("latin-1") if isinstance(key, bytes) else key
+    headers = {"Authorization": f"Bearer {bearer}".encode("latin-1")} if key else {}
     read = httpx.post(f"{running.address}/v1/search", files={"image": picture()}, headers=headers)
     write = httpx.post(f"{running.address}/v1/items", files={"image": picture()}, headers=headers)
     raw = httpx.post(f"{running.address}/v1/raw/search", content=b"\0\0\x80?" * 32, headers=headers)
@@ -39,6 +40,13 @@ def statuses(running, picture, key):
 )
 def test_keys(start, picture, keys, presented, expected):
     assert statuses(start(**keys), picture, presented) == expected
+
+
+def test_keys_may_have_any_letters(start, picture):
+    running = start(read_key="lé€à", write_key="schlüssel à")
+    assert statuses(running, picture, "lé€à".encode()) == (200, 403)
+    with running.client("schlüssel à") as client:
+        assert client.upsert(picture(), "a") == "a"
 
 
 def test_a_refused_write_is_refused_before_its_body(start):

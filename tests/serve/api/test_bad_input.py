@@ -63,6 +63,26 @@ def test_missing_image(post):
     refused(post("/v1/search", files={"picture": b"x"}), 422, "image", "curl -F")
 
 
+@pytest.mark.parametrize(
+    ("path", "files", "words"),
+    [
+        ("/v1/search", ["image", "k"], ["k", "as text"]),
+        ("/v1/search/batch", ["image", "images"], ["images"]),
+        ("/v1/verify", ["first", "second", "third"], ["third"]),
+        ("/v1/search", ["image", "image"], ["image", "takes one"]),
+        ("/v1/items", ["image", "image", "image"], ["3 files"]),
+        ("/v1/verify", ["first", "second", "first"], ["first", "takes one"]),
+    ],
+)
+def test_files_that_would_be_passed_over_are_refused(post, picture, path, files, words):
+    refused(post(path, files=[(name, picture()) for name in files]), 422, *words)
+
+
+@pytest.mark.parametrize("after", [2**63, -(2**63) - 1, 10**30])
+def test_a_place_beyond_64_bits(running, after):
+    refused(httpx.get(f"{running.address}/v1/items?after={after}"), 422, "after")
+
+
 def test_form_without_boundary_or_end(post):
     headers = {"content-type": "multipart/form-data"}
     refused(post("/v1/search", content=b"--x", headers=headers), 400, "boundary")

@@ -11,8 +11,10 @@ import httpx
 import numpy as np
 import pytest
 
+from models.errors import InputError
 from serve.api import guard, health
-from serve.observability import JsonFormatter
+from serve.observability import JsonFormatter, configure_logging
+from serve.settings import Settings
 from serve.store.catalogue import Catalogue
 
 RAW, JSON, SEARCH = "/v1/raw/search", "/v1/search/vector", "/v1/search"
@@ -129,7 +131,9 @@ def test_foreign_hosts_are_refused(stored, host):
     assert httpx.post(f"{stored.address}{RAW}", content=QUERY, headers={"host": host}).status_code == 421
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:99", "[::1]:80", "[::1]"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost.", "LOCALHOST:1", "127.0.0.1:99", "[::1]:80", "[::1]"]
+)
 def test_this_machines_names_are_taken(stored, host):
     assert httpx.post(f"{stored.address}{RAW}", content=QUERY, headers={"host": host}).status_code == 200
 
@@ -151,6 +155,97 @@ def test_pages_behind_a_proxy_are_no_foreign_ones(start):
     assert status(origin="https://evil.example") == 403
     assert status(origin="https://evil.example", sec_fetch_site="cross-site") == 403
     assert status(origin="https://other.example", sec_fetch_site="same-origin") == 200
+
+
+@pytest.mark.parametrize("origin", ["null", "http://[", "http://[::1", "http://a:b", "\\", "", "é"])
+def test_an_origin_that_is_none_is_a_foreign_one(stored, origin):
+    headers = {"origin": origin.encode("latin-1")}
+    assert httpx.post(f"{stored.address}{RAW}", content=QUERY, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("name", ["Photos.Example", "photos.example:8443", "photos.example."])
+def test_allowed_names_are_compared_as_names(start, name):
+    running = start(allowed_hosts=(name, "::2"), cors_origins=("https://Shop.Example/",))
+    for host in ("photos.example", "PHOTOS.example:80", "[::2]:80"):
+        assert httpx.get(f"{running.address}/healthz", headers={"host": host}).status_code == 200
+    headers = {"origin": "https://shop.example"}
+    answer = httpx.post(f"{running.address}{RAW}", content=QUERY, headers=headers)
+    assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"allowed_hosts": ["https://a.example"]}, {"allowed_hosts": ["a/b"]}, {"cors_origins": ["a.example"]}],
+)
+def test_what_is_no_name_is_no_setting(setting):
+    with pytest.raises(InputError, match=r"such as (https://)?photos\.example"):
+        Settings.read(**setting)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/items", {"GET", "HEAD", "POST"}),
+        ("OPTIONS", "/v1/items", {"GET", "HEAD", "POST"}),
+        ("PUT", "/v1/items/x", {"GET", "HEAD", "PATCH", "DELETE"}),
+        ("PUT", "/v1/field-indexes", {"POST", "DELETE"}),
+    ],
+)
+def test_a_wrong_method_hears_all_right_ones(stored, method, path, allowed):
+    answer = httpx.request(method, f"{stored.address}{path}")
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == allowed
+
+
+def test_a_slash_at_the_end_leads_to_the_path_without_it(start):
+    running = start(root_path="/kindred")
+    answer = httpx.get(f"{running.address}/v1/stats/?collection=default")
+    assert (answer.status_code, answer.headers["location"]) == (307, "../stats?collection=default")
+    assert httpx.get(f"{running.address}/docs/", follow_redirects=True).status_code == 200
+    assert httpx.get(f"{running.address}//evil.example/").headers["location"] == "../evil.example"
+    query = httpx.post(f"{running.address}{RAW}/", content=QUERY, follow_redirects=True)
+    assert query.url.path == RAW
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "Identity"])
+def test_a_body_that_is_not_encoded_is_taken(stored, encoding):
+    headers = {"content-encoding": encoding}
+    assert httpx.post(f"{stored.address}{RAW}", content=QUERY, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("upgrade", ["upgrade: h2c", "Upgrade: h2c", "UPGRADE: websocket"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_who_asks_for_an_upgrade_loses_no_body(stored, connect, upgrade, apart):
+    """As Java's HttpClient does with its first request."""
+    wire = connect()
+    extra, value = upgrade.split(": ")
+    request = wire.request(RAW, QUERY, {"connection": "Upgrade, HTTP2-Settings", extra: value})
+    assert len(wire.ask(*([request[:-128], request[-128:]] if apart else [request])).json()["ids"]) == 10
+    assert healthy(wire)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_refused_body_of_unknown_length_ends_no_connection(stored, connect, whole):
+    wire = connect()
+    head = f"POST /v1/nothing HTTP/1.1\r\nhost: {wire.host}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    body = (b"c350\r\n" + bytes(50_000) + b"\r\n") * 20 + b"0\r\n\r\n"
+    for _ in range(2):
+        assert wire.ask(*([head + body] if whole else [head, body])).status_code == 404
+    assert healthy(wire)
+
+
+def test_the_head_after_such_a_body_is_limited(stored, connect):
+    wire = connect()
+    request = f"GET /healthz HTTP/1.1\r\nhost: {wire.host}\r\n".encode()
+    # The second request's head begins together with the first one, and does not end.
+    assert wire.ask(request + b"\r\n" + request).status_code == 200
+    wire.send(b"x-more: " + b"a" * 100_000)
+    assert wire.answer().status_code == 431
+
+
+def test_malformed_forms_write_no_lines_of_their_own():
+    configure_logging("INFO", "json")
+    assert not logging.getLogger("python_multipart.multipart").isEnabledFor(logging.WARNING)
 
 
 def test_an_encoded_body_is_refused_by_name(stored):
@@ -281,7 +376,7 @@ def test_only_open_collections_are_looked_into(start, tmp_path, bundle):
     assert {one["name"]: one["state"] for one in listed} == {
         "broken": "closed", "default": "open", "sleeping": "closed",
     }  # fmt: skip
-    assert [*running.service.collections.open_stores()] == ["default"]
+    assert [*running.service.catalogue.open_stores()] == ["default"]
     assert httpx.get(f"{running.address}/v1/stats?collection=broken").status_code == 500
     assert httpx.get(f"{running.address}/v1/stats?collection=sleeping").json()["items"] == 0
     assert httpx.get(f"{running.address}/metrics").status_code == 200
@@ -291,12 +386,12 @@ def test_opening_a_collection_holds_nobody_up_and_happens_once(start, monkeypatc
     running = start()
     with running.client() as client:
         client.create_collection("slow", dim=32)
-    collections = running.service.collections
+    collections = running.service.catalogue
     opened, let_go, default = [], threading.Event(), running.store
     monkeypatch.setattr(collections, "opened", lambda name: None if name == "slow" else default)
-    original = collections.get
+    original = collections.collection
     monkeypatch.setattr(
-        collections, "get", lambda name: (opened.append(name), let_go.wait(60), original(name))[-1]
+        collections, "collection", lambda name: (opened.append(name), let_go.wait(60), original(name))[-1]
     )
     with ThreadPoolExecutor(8) as pool:
         url = f"{running.address}{RAW}?collection=slow"

@@ -230,6 +230,18 @@ def test_thumbnails_are_small_jpegs(client, running, picture):
     assert again.status_code == 304
 
 
+def test_a_known_thumbnail_is_not_sent_again(client, running, picture):
+    client.upsert(picture(), "known")
+    url = f"{running.address}/v1/items/known/thumbnail"
+    tag = httpx.get(url).headers["etag"]
+
+    def status(known):
+        return httpx.get(url, headers={"if-none-match": known}).status_code
+
+    assert [status(known) for known in (tag, f"W/{tag}", "*", f'"a", W/"b",{tag}')] == [304] * 4
+    assert [status(known) for known in ('"a"', "", tag.strip('"'))] == [200] * 3
+
+
 def test_pages_cover_everything_once(client, running, picture):
     for seed in range(7):
         client.upsert(picture(seed), seed, label="even" if seed % 2 == 0 else "odd")

@@ -45,7 +45,7 @@ def test_a_service_comes_back_to_its_items(start, picture, tmp_path, bundle):
     options = {"store": f"file:{tmp_path / 'lite'}", "index": "HNSW", "collection": "photos"}
     settings = Settings(bundle=tmp_path, **options)
     collections = open_collections(settings, bundle)
-    collections.get("photos").upsert([], fingerprint=bundle.fingerprint)
+    collections.collection("photos").upsert([], fingerprint=bundle.fingerprint)
     collections.close()
     running = start(**options)
     with running.client() as client:

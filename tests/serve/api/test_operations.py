@@ -1,5 +1,6 @@
 """Health, metrics, logs, collections, and a new model taking over."""
 
+import asyncio
 import json
 import logging
 import threading
@@ -18,7 +19,7 @@ from serve.schemas import NewItem
 from serve.store.catalogue import Catalogue
 
 
-def test_ready_means_that_the_canary_sings(running, monkeypatch):
+def test_ready_means_that_the_precheck_passes(running, monkeypatch):
     monkeypatch.setattr("serve.api.health._FRESH_SECONDS", 0.0)
     assert httpx.get(f"{running.address}/readyz").json() == {"status": "ok"}
     monkeypatch.setattr(
@@ -156,6 +157,32 @@ def test_verify_decides_by_the_threshold(running, picture):
             client.verify(picture(1), picture(2), false_accept_rate="0.5")
         with pytest.raises(ServiceError, match="second"):
             client.verify(picture(1), b"no image")
+
+
+def test_an_answer_is_of_one_model_while_another_takes_over(start, picture, make_model, monkeypatch):
+    running = start()
+    service = running.service
+    old, new = service.pipeline, make_model(1)
+    new.thresholds = {"0.5": 0.1}
+    fresh = service._pipeline(new)
+    embed_many, store = old.embed_many, service.store
+
+    async def embed(images):
+        service.pipeline = fresh
+        return await embed_many(images)
+
+    monkeypatch.setattr(old, "embed_many", embed)
+    with running.client() as client:
+        assert client.verify(picture(1), picture(1)).thresholds == {"0.01": 0.5, "0.001": 0.9}
+
+    async def opening(name=None):
+        service.pipeline = old
+        return await store(name)
+
+    monkeypatch.setattr(service, "store", opening)  # the model of the check is the one after the opening
+    assert httpx.get(f"{running.address}/readyz").json() == {"status": "ok"}
+    monkeypatch.undo()
+    asyncio.run(fresh.drain())
 
 
 def test_embed_gives_the_bundles_vectors(running, bundle, picture):

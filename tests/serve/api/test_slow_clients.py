@@ -5,13 +5,14 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from serve import connections, uploads
+from serve.schemas import NewItem
 
 HEAD = (
     "POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: image/png\r\ncontent-length: {length}\r\n\r\n"
@@ -153,6 +154,47 @@ def test_idle_connections_and_slow_heads_are_ended(start):
         assert rest(silent) == b""
         assert rest(slow).startswith(b"HTTP/1.1 408 ")
     assert healthy(running)
+
+
+LARGE = b"GET /v1/items?limit=1000&with_vectors=true HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+
+
+@pytest.fixture
+def reader(start):
+    """A service with large answers, and a connection that takes little at once."""
+    running = start(body_seconds=1)
+    with running.client() as client:
+        client.upsert_vectors([NewItem(id=n, vector=[0.1 + n] * 32) for n in range(1000)])
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(20)
+        place = urlsplit(running.address)
+        sock.connect((place.hostname, place.port))
+        yield running, sock
+
+
+def test_who_reads_no_answer_is_ended(reader):
+    running, sock = reader
+    with suppress(ConnectionError):
+        for _ in range(400):
+            sock.sendall(LARGE)
+            time.sleep(0.01)
+    for _ in range(100):
+        if not len(running.service.connections):
+            break
+        time.sleep(0.1)
+    assert len(running.service.connections) == 0
+
+
+def test_who_reads_slowly_gets_the_whole_answer(reader):
+    running, sock = reader
+    whole = httpx.get(f"{running.address}{LARGE.split()[1].decode()}").content
+    sock.sendall(LARGE * 9 + LARGE.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+    got = b""
+    while chunk := sock.recv(2**18):
+        got += chunk
+        time.sleep(0.01)
+    assert got.count(whole) == 10
 
 
 def test_of_too_many_connections_the_longest_idle_one_goes(start):

@@ -22,7 +22,7 @@ class Visitors:
 
     def __init__(self, running, images):
         self.running, self.images = running, images
-        self.failures, self.collections = [], set()
+        self.failures, self.catalogue = [], set()
         self.answers = 0
         self.over = threading.Event()
         self.threads = [threading.Thread(target=self.visit, args=(number,)) for number in range(4)]

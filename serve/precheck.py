@@ -1,4 +1,4 @@
-"""The canary: a small image that is embedded and searched to find out whether the service really works."""
+"""The precheck: a small image is embedded and searched, to find out whether the service really works."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from serve.store.types import Store
 
 
-def canary_image(side: int = 32) -> bytes:
+def _canary_image(side: int = 32) -> bytes:
     """A PNG with some structure: a blank image could embed to a vector of no use."""
     ramp = np.arange(side, dtype=np.uint8) * (256 // side)
     pixels = np.stack(
@@ -27,20 +27,20 @@ def canary_image(side: int = 32) -> bytes:
     return buffer.getvalue()
 
 
-_CANARY = canary_image()
+_CANARY = _canary_image()
 
 
-async def embeds_wrongly(pipeline: EmbeddingPipeline) -> str | None:
-    """Embed the canary. Returns what is wrong with its vector, or None."""
-    return _wrong(await pipeline.embed(_CANARY))
+async def precheck_model(pipeline: EmbeddingPipeline) -> str | None:
+    """Embed the canary image. Returns what is wrong with its vector, or None."""
+    return _fault_of(await pipeline.embed(_CANARY))
 
 
-async def run_canary(pipeline: EmbeddingPipeline, threads: StoreThreads, store: Store) -> str | None:
-    """Embed the canary and search the store by it. Returns what is wrong, or None."""
+async def precheck(pipeline: EmbeddingPipeline, threads: StoreThreads, store: Store) -> str | None:
+    """Embed the canary image and search the store by it. Returns what is wrong, or None."""
     embedded = await pipeline.embed(_CANARY)
-    wrong = _wrong(embedded)
-    if wrong is not None:
-        return wrong
+    fault = _fault_of(embedded)
+    if fault is not None:
+        return fault
     query = SearchQuery(1, fingerprint=embedded.fingerprint)
     result = await threads.search(store, embedded.vector, query)
     if not result.hits[0] and await threads.call(store.count) > 0:
@@ -48,7 +48,7 @@ async def run_canary(pipeline: EmbeddingPipeline, threads: StoreThreads, store: 
     return None
 
 
-def _wrong(embedded: Embedded) -> str | None:
+def _fault_of(embedded: Embedded) -> str | None:
     if not np.isfinite(embedded.vector).all():
         return "the model embeds to numbers that are not finite"
     length = float(np.linalg.norm(embedded.vector))
