@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import native
-from .gradient import GradientRule, MovingAverages
+from .gradient import GradientRule, MovingMoments
 from .statistics import along_channels, has_kernels
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -146,7 +146,7 @@ class KernelCall(NamedTuple):
     cumulative: bool = False  # the momentum is 1 / batches
     relu: bool = False
     clipped: Tensor | None = None  # (2, C): 1 where r and where d were clipped
-    moving: MovingAverages | None = None
+    moving: MovingMoments | None = None
 
 
 class KernelRenorm(Function):
@@ -202,7 +202,7 @@ class KernelRenorm(Function):
             dx, projection, d_bias = _batch_norm_backward(dy, x, w, mean, invstd, needs[0])
             d_weight, d_residual = torch.addcmul(d * d_bias, r, projection), dy
         else:
-            moving = ctx.moving or (None, None, None, None)
+            moving = ctx.moving or (None, None, None)
             dx, d_weight, d_bias, d_residual = torch.ops.batch_renorm_native.backward.default(
                 _like(dy, x), x, y, saved, ctx.relu, needs[0], *moving
             )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .autograd import KernelCall, KernelRenorm, TorchRenorm, dense, kernels_take
-from .gradient import GradientRule, MovingAverages
+from .gradient import GradientRule, MovingMoments
 from .recompute import CallMemory, may_be_recomputed, recomputing
 from .statistics import HALF, batch_statistics, correct
 
@@ -39,9 +39,9 @@ class BatchRenorm(nn.Module):
         rmax: largest r, at least 1. With rmax=1 and dmax=0 training is batch normalization.
         dmax: largest absolute d, at least 0.
         scale: False keeps gamma at 1 and out of the optimizer, as the paper does where a ReLU follows.
-        gradient_statistics: "batch" for the paper's gradient; "moving" replaces the two batch statistics
-            that it subtracts by moving averages over batches.
-        gradient_momentum: weight of a batch in those moving averages.
+        gradient_statistics: "batch" for the paper's gradient; "moving" takes the two statistics that it
+            subtracts from the recent batches together.
+        gradient_momentum: weight of a batch among those.
         warmup_steps: training batches over which the limits go from 1 and 0 to rmax and dmax, counted by
             ``num_batches_tracked``, so that a checkpoint resumes it; None for none. Not with a
             ``RenormSchedule``.
@@ -68,8 +68,7 @@ class BatchRenorm(nn.Module):
     dmax: Tensor
     momentum: Tensor
     clipped: Tensor
-    gradient_mean: Tensor
-    gradient_projection: Tensor
+    gradient_moments: Tensor
     gradient_batches: Tensor
     gradient_momentum: Tensor
 
@@ -115,8 +114,7 @@ class BatchRenorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features, **exact))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
         if gradient_statistics == "moving":
-            for name in ("gradient_mean", "gradient_projection"):
-                self.register_buffer(name, torch.zeros(num_features, **exact), persistent=False)
+            self.register_buffer("gradient_moments", torch.zeros(4, num_features, **exact), persistent=False)
             self.register_buffer("gradient_batches", torch.zeros((), **exact), persistent=False)
         for name in ("rmax", "dmax", "momentum", "gradient_momentum"):
             self.register_buffer(name, torch.zeros((), **exact), persistent=False)
@@ -232,7 +230,7 @@ class BatchRenorm(nn.Module):
             self.cumulative,
             relu,
             clipped,
-            self._moving_averages(),
+            self._moving_moments(),
         )
         output: Tensor = KernelRenorm.apply(dense(x), self.weight, self.bias, residual, call)
         if clipped is not None:
@@ -273,44 +271,40 @@ class BatchRenorm(nn.Module):
         return batch_statistics(x, self.eps, mask)
 
     def _gradient_rule(self, count: Tensor | None) -> GradientRule | None:
-        moving = self._moving_averages()
+        moving = self._moving_moments()
         return None if moving is None and count is None else GradientRule(moving, count)
 
     # What it holds, besides BatchNorm's.
 
-    def _moving_averages(self) -> MovingAverages | None:
+    def _moving_moments(self) -> MovingMoments | None:
         if self.gradient_statistics == "batch":
             return None
-        return MovingAverages(
-            self.gradient_mean, self.gradient_projection, self.gradient_batches, self.gradient_momentum
-        )
+        return MovingMoments(self.gradient_moments, self.gradient_batches, self.gradient_momentum)
 
     def averageable(self) -> list[Tensor]:
         """The statistics in the form in which averages of several make sense: mean and deviation, (C,)
         each.
 
-        With moving gradient statistics these two follow.
+        With moving gradient statistics four more follow.
         """
         vectors = [self.running_mean, (self.running_var + self.eps).sqrt_()]
-        moving = self._moving_averages()
-        return vectors if moving is None else [*vectors, moving.mean, moving.projection]
+        return vectors if self.gradient_statistics == "batch" else [*vectors, *self.gradient_moments]
 
     def set_averageable(self, vectors: list[Tensor]) -> None:
         """Set the statistics from the form that ``averageable`` gives."""
         self.running_mean.copy_(vectors[0])
         self.running_var.copy_(vectors[1].square() - self.eps)
-        moving = self._moving_averages()
-        if moving is not None:
-            moving.mean.copy_(vectors[2])
-            moving.projection.copy_(vectors[3])
+        if self.gradient_statistics == "moving":
+            self.gradient_moments.copy_(torch.stack(vectors[2:]))
 
     def reset_running_stats(self) -> None:
         """Forget every batch seen: mean 0, variance 1, as BatchNorm starts."""
         self.running_mean.zero_()
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
-        for statistic in (self._moving_averages() or ())[:3]:
-            statistic.zero_()
+        if self.gradient_statistics == "moving":
+            self.gradient_moments.zero_()
+            self.gradient_batches.zero_()
 
     def reset_parameters(self) -> None:
         """All as after construction, also after ``to_empty`` of a layer built on the meta device."""

@@ -10,7 +10,7 @@ from .layer import BatchRenorm
 
 Shape = Literal["linear", "cosine", "step"]
 Unit = Literal["fraction", "steps"]
-_MOVING = ("mean", "projection", "batches")  # of a layer's moving gradient statistics
+_MOVING = ("moments", "batches")  # of a layer's moving gradient statistics
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class SyncBatchRenorm(BatchRenorm):
     def _gradient_rule(self, count: Tensor | None) -> GradientRule | None:
         if not self._synchronizes():
             return super()._gradient_rule(count)
-        return GradientRule(self._moving_averages(), count, True, self.process_group)
+        return GradientRule(self._moving_moments(), count, True, self.process_group)
 
 
 @torch.no_grad()
