@@ -5,10 +5,10 @@ means it depends on the other examples of the batch. Over several processes the 
 batches.
 
 What it subtracts is the least-squares fit of dy by a constant and x_hat, over the batch.
-``gradient_statistics="moving"`` fits over the recent batches together, this one among them, and by z = r x_hat +
-d, the output before gamma and beta: the input as (nearly) the running statistics normalize it. Moving averages in
-the gradient are of Yan et al. (arXiv 2001.06838, ICLR 2020). They take the mean of z**2 for 1; where the running
-statistics lag it is not, and the scale of the weights runs away.
+``gradient_statistics="moving"`` fits over the recent batches together, this one among them, and by the output
+before gamma and beta, z = r x_hat + d: the input as (nearly) the running statistics normalize it. Moving
+averages in the gradient are of Yan et al. (arXiv 2001.06838, ICLR 2020). They take the mean of z**2 for 1. Where
+the running statistics lag it is not, and the scale of the weights runs away.
 """
 
 from typing import NamedTuple

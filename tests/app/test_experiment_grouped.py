@@ -140,7 +140,8 @@ def test_shared_gradient_statistics_are_those_of_all_groups_averaged_over_steps(
             slope[group::GROUPS] = (r / std)[None, :, None, None]
             centred = part - part.mean((0, 2, 3), keepdim=True)
             normalized[group::GROUPS] = centred * (r / std)[None, :, None, None] + d[None, :, None, None]
-        now = [v.mean((0, 2, 3), keepdim=True) for v in (dy, dy * normalized, normalized, normalized.square())]
+        parts = (dy, dy * normalized, normalized, normalized.square())
+        now = [part.mean((0, 2, 3), keepdim=True) for part in parts]
         averages = [a + step_weight * (n - a) for a, n in zip(averages, now, strict=True)]
         dy_mean, product, z, square = averages
         fitted = (product - z * dy_mean) / (square - z.square())

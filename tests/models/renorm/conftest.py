@@ -67,8 +67,9 @@ class Twin:
             dy_mean, product, z, square = (1 - weight) * self.gradient_moments[:, c] + weight * now
             self.gradient_moments[:, c] = torch.stack([dy_mean, product, z, square])
             # The normal equations of a fit by a constant and z.
-            one, two = torch.linalg.solve(torch.tensor([[1, z], [z, square]]), torch.stack([dy_mean, product]))
-            subtracted = one + x_hat * two
+            matrix, right = torch.tensor([[1, z], [z, square]]), torch.stack([dy_mean, product])
+            constant, slope = torch.linalg.solve(matrix, right)
+            subtracted = constant + slope * x_hat
             dx[:, c] = gamma * r / sigma * torch.where(mask, g - subtracted, g)
         return y, dx, torch.stack(d_gamma), torch.stack(d_beta)
 
