@@ -153,8 +153,8 @@ class GroupedNormalization(nn.Module):
 class _SharedGradient(torch.autograd.Function):
     """y = weight · z + bias, whose gradient subtracts a fit of dy over all groups together.
 
-    dx = weight · dz/dx · (dy - constant - slope · z), where z is Batch Renormalization's output before weight and
-    bias; dz/dx is the ratio of their standard deviations.
+    dx = weight · dz/dx · (dy - constant - slope · z), where z is Batch Renormalization's output before weight
+    and bias; dz/dx is the ratio of their standard deviations.
     """
 
     @staticmethod

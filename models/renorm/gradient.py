@@ -7,8 +7,8 @@ batches.
 What it subtracts is the least-squares fit of dy by a constant and x_hat, over the batch.
 ``gradient_statistics="moving"`` fits over the recent batches together, this one among them, and by the output
 before gamma and beta, z = r x_hat + d: the input as (nearly) the running statistics normalize it. Moving
-averages in the gradient are of Yan et al. (arXiv 2001.06838, ICLR 2020). They take the mean of z**2 for 1. Where
-the running statistics lag it is not, and the scale of the weights runs away.
+averages in the gradient are of Yan et al. (arXiv 2001.06838, ICLR 2020). They take the mean of z**2 for 1.
+Where the running statistics lag it is not, and the scale of the weights runs away.
 """
 
 from typing import NamedTuple
