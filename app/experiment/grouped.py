@@ -49,15 +49,15 @@ class GroupedNormalization(nn.Module):
         self.groups = groups
         self.consecutive = consecutive
         self.shared_momentum = shared_momentum
-        self._shared = torch.zeros(2, plain.num_features)
+        self._shared = torch.zeros(4, plain.num_features)
         self._shared_steps = 0
         self.by_batch = False
         self._collected: list[list[Tensor]] = []
         wide = deepcopy(plain).requires_grad_(False)
         wide.num_features = plain.num_features * groups
         for name, tensor in [*wide.named_parameters(), *wide.named_buffers()]:
-            if tensor.dim() == 1 and name != "clipped":
-                tensor.data = tensor.data.repeat(groups)
+            if tensor.dim() >= 1 and name != "clipped":
+                tensor.data = tensor.data.repeat(*[1] * (tensor.dim() - 1), groups)
         # Each forward pass gives it the repeated parameters of the plain layer.
         del wide.weight, wide.bias
         wide.weight = wide.bias = None  # type: ignore[assignment]
@@ -84,22 +84,24 @@ class GroupedNormalization(nn.Module):
             self.wide.weight = self.wide.bias = None  # type: ignore[assignment]
         return y.reshape(x.shape)
 
-    def shared_statistics(self, statistics: Tensor) -> Tensor:
-        """Moving averages of gradient statistics over all groups, this step's among them.
+    def shared_fit(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit the gradient by a constant and z over all groups of this and earlier steps.
 
         As in the layer itself, the first steps all weigh the same.
 
         Args:
-            statistics: of each group, (2, G · C).
+            moments: of each group, (4, G · C): means of dy, dy · z, z and z².
 
         Returns:
-            The averages, repeated for each group.
+            The constant and the slope, (G · C,) each.
         """
         self._shared_steps += 1
         weight = max(1 / self._shared_steps, self.shared_momentum or 0.0)
-        now = statistics.view(2, self.groups, -1).mean(1)
+        now = moments.view(4, self.groups, -1).mean(1)
         self._shared = self._shared.to(now).lerp(now, weight)
-        return self._shared.repeat(1, self.groups)
+        dy, product, z, square = self._shared.repeat(1, self.groups)
+        slope = ((product - z * dy) / (square - z * z)).nan_to_num(0.0, 0.0, 0.0)
+        return dy - slope * z, slope
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -148,10 +150,10 @@ class GroupedNormalization(nn.Module):
 
 
 class _SharedGradient(torch.autograd.Function):
-    """y = weight · x̂ + bias, whose gradient subtracts statistics of all groups together.
+    """y = weight · z + bias, whose gradient subtracts a fit of dy over all groups together.
 
-    dx = weight · dx̂/dx · (dy - mean(dy) - x̂ · mean(dy · x̂)), where x̂ is Batch Renormalization's output.
-    dx̂/dx is the ratio of their standard deviations, since x̂ is linear in x.
+    dx = weight · dz/dx · (dy - constant - slope · z), where z is Batch Renormalization's output before weight
+    and bias; dz/dx is the ratio of their standard deviations.
     """
 
     @staticmethod
@@ -159,18 +161,17 @@ class _SharedGradient(torch.autograd.Function):
         ctx: Any, x: Tensor, normalized: Tensor, weight: Tensor, bias: Tensor, layer: GroupedNormalization
     ) -> Tensor:
         variances = _full(normalized).var((0, 2, 3)) / _full(x).var((0, 2, 3))
-        slope = variances.sqrt().nan_to_num(0.0, 0.0, 0.0)
-        ctx.save_for_backward(normalized, weight, slope)
+        ctx.save_for_backward(normalized, weight, variances.sqrt().nan_to_num(0.0, 0.0, 0.0))
         ctx.layer = layer
         return torch.addcmul(_along(bias), normalized, _along(weight)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        normalized, weight, slope = ctx.saved_tensors
-        dy, normalized = _full(gradients[0]), _full(normalized)
-        sums = torch.stack([dy.sum((0, 2, 3)), (dy * normalized).sum((0, 2, 3))])
-        mean, product = ctx.layer.shared_statistics(sums * (dy.shape[1] / dy.numel()))
-        dx = (dy - _along(mean) - normalized * _along(product)) * _along(weight * slope)
+        z, weight, derivative = ctx.saved_tensors
+        dy, z = _full(gradients[0]), _full(z)
+        sums = torch.stack([values.sum((0, 2, 3)) for values in (dy, dy * z, z, z * z)])
+        constant, slope = ctx.layer.shared_fit(sums * (dy.shape[1] / dy.numel()))
+        dx = (dy - _along(constant) - z * _along(slope)) * _along(weight * derivative)
         return dx.to(gradients[0].dtype), None, sums[1], sums[0], None
 
 

@@ -4,10 +4,12 @@ Both compute y = gamma ((x - mean) / std r + d) + beta, with r and d constant un
 
     dx = gamma r / std * (dy - mean(dy) - x_hat * mean(dy * x_hat)),    x_hat = (x - mean) / std.
 
-Its two means depend on the other examples of the batch. With ``gradient_statistics="moving"``, after Yan et
-al. (arXiv 2001.06838, ICLR 2020), moving averages over batches replace them, and z = r x_hat + d, the output
-before gamma and beta, replaces x_hat: the input as (nearly) the running statistics normalize it. The batch's
-own x_hat has no component along what tells this batch from others.
+What it subtracts is the least-squares fit of dy by a constant and x_hat over the batch: it depends on the
+other examples. ``gradient_statistics="moving"`` fits dy over the recent batches together, by a constant and
+the output before gamma and beta, z = r x_hat + d: the input as (nearly) the running statistics normalize it.
+The batch's own x_hat has no component along what tells this batch from others. Moving averages in the
+gradient are from Yan et al. (arXiv 2001.06838, ICLR 2020), who take the mean of z**2 for 1. Where the running
+statistics lag it is not 1, and with their rule the scale of the weights runs away.
 """
 
 from typing import Any, NamedTuple
@@ -25,22 +27,22 @@ _NOT_TWICE = "only the batch's own gradient statistics, without a mask, can be d
 
 
 class GradientAverages(NamedTuple):
-    """A layer's moving gradient statistics; each backward pass changes the first three in place."""
+    """A layer's moving gradient statistics; each backward pass changes the first two in place."""
 
-    mean: Tensor  # of mean(dy), (C,)
-    projection: Tensor  # of mean(dy * z), (C,)
+    moments: Tensor  # of the means of dy, dy * z, z and z**2, (4, C)
     batches: Tensor  # backward passes so far, 0-dimensional
     momentum: Tensor  # weight of a batch; the first 1 / momentum batches all weigh the same
 
     def take_in(self, mean: Tensor, projection: Tensor, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """What replaces a batch's mean(dy) and mean(dy * x_hat): a constant and a factor of x_hat."""
         share = torch.maximum(self.batches.add_(1).reciprocal(), self.momentum)
-        of_z = torch.addcmul(d * mean, r, projection)
-        for average, value in ((self.mean, mean), (self.projection, of_z)):
-            # Where the batch's is not finite the average stays.
-            average.addcmul_((value - average).nan_to_num_(0.0, 0.0, 0.0), share)
-        # mean + z * projection, with z = r x_hat + d.
-        return torch.addcmul(self.mean, d, self.projection), r * self.projection
+        now = torch.stack([mean, torch.addcmul(d * mean, r, projection), d, torch.addcmul(d * d, r, r)])
+        # Where the batch's is not finite the average stays.
+        self.moments.addcmul_((now - self.moments).nan_to_num_(0.0, 0.0, 0.0), share)
+        dy, product, z, square = self.moments
+        slope = torch.addcmul(product, z, dy, value=-1) / torch.addcmul(square, z, z, value=-1)
+        # dy + (z of the batch - z) * slope, where z of the batch is r x_hat + d.
+        return torch.addcmul(dy, d - z, slope), r * slope
 
 
 class TorchRenorm(Function):
@@ -182,7 +184,7 @@ class KernelRenorm(Function):
             dx, projection, d_bias = _batch_norm_backward(dy, x, w, mean, invstd, needs[0])
             d_weight, d_residual = torch.addcmul(d * d_bias, r, projection), dy
         else:
-            averages = ctx.averages or (None, None, None, None)
+            averages = ctx.averages or (None, None, None)
             dx, d_weight, d_bias, d_residual = torch.ops.batch_renorm_native.backward.default(
                 _like(dy, x), x, y, saved, ctx.relu, needs[0], *averages
             )

@@ -40,9 +40,9 @@ class BatchRenorm(nn.Module):
         rmax: largest r, at least 1. With rmax=1 and dmax=0 training is batch normalization.
         dmax: largest absolute d, at least 0.
         scale: False keeps gamma at 1 and out of the optimizer, as the paper does where a ReLU follows.
-        gradient_statistics: "batch" for the paper's gradient; "moving" replaces the two batch statistics
-            that it subtracts by moving averages over batches.
-        gradient_momentum: weight of a batch in those moving averages.
+        gradient_statistics: "batch" for the paper's gradient; "moving" takes the two statistics that it
+            subtracts from the recent batches together.
+        gradient_momentum: weight of a batch among those.
         warmup_steps: training batches over which the limits widen from 1 and 0 to rmax and dmax; None for no
             warm-up. ``num_batches_tracked`` counts them, so a checkpoint resumes it. Not with a
             ``RenormSchedule``.
@@ -69,8 +69,7 @@ class BatchRenorm(nn.Module):
     dmax: Tensor
     momentum: Tensor
     clipped: Tensor
-    gradient_mean: Tensor
-    gradient_projection: Tensor
+    gradient_moments: Tensor
     gradient_batches: Tensor
     gradient_momentum: Tensor
 
@@ -116,8 +115,8 @@ class BatchRenorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=exact))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
         if gradient_statistics == "moving":
-            self.register_buffer("gradient_mean", torch.zeros_like(self.running_mean), persistent=False)
-            self.register_buffer("gradient_projection", torch.zeros_like(self.running_mean), persistent=False)
+            moments = self.running_mean.new_zeros(4, num_features)
+            self.register_buffer("gradient_moments", moments, persistent=False)
             self.register_buffer("gradient_batches", self.running_mean.new_zeros(()), persistent=False)
         for name in _RANGES:
             self.register_buffer(name, self.running_mean.new_zeros(()), persistent=False)
@@ -254,18 +253,16 @@ class BatchRenorm(nn.Module):
         """The moving gradient statistics, the layer's own tensors; None with the batch's."""
         if self.gradient_statistics == "batch":
             return None
-        return GradientAverages(
-            self.gradient_mean, self.gradient_projection, self.gradient_batches, self.gradient_momentum
-        )
+        return GradientAverages(self.gradient_moments, self.gradient_batches, self.gradient_momentum)
 
     def averaged_stats(self) -> list[Tensor]:
         """The statistics as they may be averaged over several layers: running mean and deviation, (C,).
 
-        With moving gradient statistics these two follow.
+        With moving gradient statistics four more follow.
         """
         stats = [self.running_mean, (self.running_var + self.eps).sqrt_()]
         if self.gradient_statistics == "moving":
-            stats += [self.gradient_mean, self.gradient_projection]
+            stats += self.gradient_moments.unbind()
         return stats
 
     def set_averaged_stats(self, stats: list[Tensor]) -> None:
@@ -273,8 +270,7 @@ class BatchRenorm(nn.Module):
         self.running_mean.copy_(stats[0])
         self.running_var.copy_(stats[1].square() - self.eps)
         if self.gradient_statistics == "moving":
-            self.gradient_mean.copy_(stats[2])
-            self.gradient_projection.copy_(stats[3])
+            self.gradient_moments.copy_(torch.stack(stats[2:]))
 
     def reset_running_stats(self) -> None:
         """Forget every batch seen: mean 0, variance 1, as BatchNorm starts."""
@@ -282,8 +278,7 @@ class BatchRenorm(nn.Module):
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
         if self.gradient_statistics == "moving":
-            self.gradient_mean.zero_()
-            self.gradient_projection.zero_()
+            self.gradient_moments.zero_()
             self.gradient_batches.zero_()
 
     def reset_parameters(self) -> None:

@@ -11,7 +11,7 @@ from .layer import BatchRenorm
 
 Shape = Literal["linear", "cosine", "step"]
 Unit = Literal["fraction", "steps"]
-_SAVED = ("mean", "projection", "batches")  # of a layer's GradientAverages
+_SAVED = ("moments", "batches")  # of a layer's GradientAverages
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,10 @@ class RenormSchedule:
         moving, saved = self._moving(), state["gradient_statistics"]
         if odd := sorted(moving.keys() ^ saved.keys()):
             raise ValueError(f"moving gradient statistics on one side only: {', '.join(odd)}")
+        if odd := [name for name, values in saved.items() if values.keys() != set(_SAVED)]:
+            raise ValueError(
+                f"moving gradient statistics of an earlier version: {odd[0]}; train from the start"
+            )
         for name, averages in moving.items():
             for key in _SAVED:
                 getattr(averages, key).copy_(saved[name][key])

@@ -114,7 +114,7 @@ def test_shared_gradient_statistics_are_those_of_all_groups_averaged_over_steps(
     layer = GroupedNormalization(made("renorm"), GROUPS, shared_momentum=0.4).train()
     twins = [made("renorm").train() for _ in range(GROUPS)]
     weight = layer.plain.weight.detach()[None, :, None, None]
-    averages = [torch.zeros(())] * 2
+    averages = [torch.zeros(())] * 4
     generator = torch.Generator().manual_seed(0)
     for step_weight in (1, 1 / 2, 0.4):
         x = torch.randn(
@@ -140,9 +140,12 @@ def test_shared_gradient_statistics_are_those_of_all_groups_averaged_over_steps(
             slope[group::GROUPS] = (r / std)[None, :, None, None]
             centred = part - part.mean((0, 2, 3), keepdim=True)
             normalized[group::GROUPS] = centred * (r / std)[None, :, None, None] + d[None, :, None, None]
-        now = [dy.mean((0, 2, 3), keepdim=True), (dy * normalized).mean((0, 2, 3), keepdim=True)]
+        parts = (dy, dy * normalized, normalized, normalized.square())
+        now = [part.mean((0, 2, 3), keepdim=True) for part in parts]
         averages = [a + step_weight * (n - a) for a, n in zip(averages, now, strict=True)]
-        expected = weight * slope * (dy - averages[0] - normalized * averages[1])
+        dy_mean, product, z, square = averages
+        fitted = (product - z * dy_mean) / (square - z.square())
+        expected = weight * slope * (dy - dy_mean - (normalized - z) * fitted)
         torch.testing.assert_close(x.grad, expected)
         torch.testing.assert_close(layer.plain.weight.grad, (dy * normalized).sum((0, 2, 3)))
         torch.testing.assert_close(layer.plain.bias.grad, dy.sum((0, 2, 3)))

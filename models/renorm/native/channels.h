@@ -64,8 +64,9 @@ struct Correction {
 template <class A>
 struct Gradient {
   Saved<A> saved;
-  A *moving_mean, *moving_projection;  // or null
-  A share;                             // weight of this batch in them
+  A* moments;  // four rows of averages over batches, or null: GradientAverages in autograd.py
+  int64_t channels;
+  A share;  // weight of this batch in them
   A values;                            // a channel
   A *d_weight, *d_bias;
   A *slope, *shift;  // dx = scale * dy + slope * (x - mean) + shift
@@ -76,14 +77,19 @@ struct Gradient {
     d_weight[c] = saved.r[c] * projection + saved.d[c] * total;
     d_bias[c] = total;
     A g_mean = total / values, g_projection = projection / values;
-    if (moving_mean) {  // their x_hat is what the layer puts out before gamma and beta, r x_hat + d
-      A mean = moving_mean[c], proj = moving_projection[c], new_proj = d_weight[c] / values;
-      moving_mean[c] = mean = finite(g_mean) ? mean + share * (g_mean - mean) : mean;
-      moving_projection[c] = proj = finite(new_proj) ? proj + share * (new_proj - proj) : proj;
-      g_mean = mean + saved.d[c] * proj;
-      g_projection = saved.r[c] * proj;
+    if (moments) {
+      A r = saved.r[c], d = saved.d[c];
+      A dy = average(c, g_mean), product = average(channels + c, d_weight[c] / values);
+      A z = average(2 * channels + c, d), square = average(3 * channels + c, r * r + d * d);
+      A fitted = (product - z * dy) / (square - z * z);
+      g_mean = dy + (d - z) * fitted;
+      g_projection = r * fitted;
     }
     slope[c] = -saved.scale[c] * saved.invstd[c] * g_projection;
     shift[c] = -saved.scale[c] * g_mean;
+  }
+
+  KERNEL A average(int64_t i, A now) const {
+    return moments[i] = finite(now) ? moments[i] + share * (now - moments[i]) : moments[i];
   }
 };

@@ -94,8 +94,8 @@ std::tuple<Tensor, Tensor> forward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& dy, const Tensor& x, Maybe y, const Tensor& saved, bool relu, bool needs_dx, Maybe moving_mean,
-    Maybe moving_projection, Maybe moving_batches, Maybe moving_momentum) {
+    const Tensor& dy, const Tensor& x, Maybe y, const Tensor& saved, bool relu, bool needs_dx, Maybe moments,
+    Maybe moving_batches, Maybe moving_momentum) {
   check_alike(x, dy, "the gradient");
   if (y) check_alike(x, *y, "the output");
   Tensor d_weight = per_channel(saved[0]), d_bias = per_channel(saved[0]), line = per_channel(saved[0], 2);
@@ -108,8 +108,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     using A = decltype(a);
     A* coefficients = line.data_ptr<A>();
     Gradient<A> layer{
-        Saved<A>(saved.data_ptr<A>(), channels), changed<A>(moving_mean, channels), changed<A>(moving_projection, channels),
-        moving_mean ? std::max(A(1) / ++*changed<A>(moving_batches, 1), number<A>(*moving_momentum)) : A(1), A(x.numel() / channels),
+        Saved<A>(saved.data_ptr<A>(), channels), changed<A>(moments, 4 * channels), channels,
+        moments ? std::max(A(1) / ++*changed<A>(moving_batches, 1), number<A>(*moving_momentum)) : A(1), A(x.numel() / channels),
         d_weight.data_ptr<A>(), d_bias.data_ptr<A>(), coefficients, coefficients + channels};
     const T *g = dy.const_data_ptr<T>(), *from = x.const_data_ptr<T>(), *out = y ? y->const_data_ptr<T>() : nullptr;
     T *to = needs_dx ? dx.data_ptr<T>() : nullptr, *to_added = y ? d_added.data_ptr<T>() : nullptr;
@@ -138,8 +138,8 @@ TORCH_LIBRARY(batch_renorm_native, m) {
       "Tensor(b!) running_var, Tensor rmax, Tensor dmax, Tensor momentum, float eps, bool relu, Tensor(c!)? clipped) "
       "-> (Tensor, Tensor)");
   m.def(
-      "backward(Tensor dy, Tensor x, Tensor? y, Tensor saved, bool relu, bool needs_dx, Tensor(a!)? moving_mean, "
-      "Tensor(b!)? moving_projection, Tensor(c!)? moving_batches, Tensor? moving_momentum) "
+      "backward(Tensor dy, Tensor x, Tensor? y, Tensor saved, bool relu, bool needs_dx, Tensor(a!)? moments, "
+      "Tensor(b!)? moving_batches, Tensor? moving_momentum) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -21,8 +21,7 @@ class Twin:
         self.gamma = torch.ones(channels, dtype=torch.float64, requires_grad=True)
         self.beta = torch.zeros(channels, dtype=torch.float64, requires_grad=True)
         # of gradient_statistics="moving"
-        self.gradient_mean = torch.zeros(channels, dtype=torch.float64)
-        self.gradient_projection = torch.zeros(channels, dtype=torch.float64)
+        self.gradient_moments = torch.zeros(4, channels, dtype=torch.float64)
         self.batches = 0
 
     def statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -64,9 +63,13 @@ class Twin:
             y[:, c] = gamma * x_hat + self.beta[c]
             d_gamma.append((g * x_hat).sum())
             d_beta.append(g.sum())
-            for average, new in ((self.gradient_mean, d_beta), (self.gradient_projection, d_gamma)):
-                average[c] = (1 - weight) * average[c] + weight * new[c] / values
-            subtracted = self.gradient_mean[c] + x_hat * self.gradient_projection[c]
+            now = torch.stack([d_beta[c] / values, d_gamma[c] / values, d, r**2 + d**2])
+            dy_mean, product, z, square = (1 - weight) * self.gradient_moments[:, c] + weight * now
+            self.gradient_moments[:, c] = torch.stack([dy_mean, product, z, square])
+            # The normal equations of a fit by a constant and z.
+            matrix, right = torch.tensor([[1, z], [z, square]]), torch.stack([dy_mean, product])
+            constant, slope = torch.linalg.solve(matrix, right)
+            subtracted = constant + slope * x_hat
             dx[:, c] = gamma * r / sigma * torch.where(mask, g - subtracted, g)
         return y, dx, torch.stack(d_gamma), torch.stack(d_beta)
 
