@@ -1,8 +1,8 @@
-"""Which rows of the index pass a filter, remembered between searches.
+"""A cache of the rows that pass a filter.
 
-SQL answers a filter with the ids of the rows that pass. They are kept per filter, and brought up to date by
-asking for later row ids only: a row never changes its vector, a dead one is masked by the index itself, and
-an edit of labels or metadata forgets everything.
+SQL answers a filter with the ids of the rows that pass. The cache keeps them by filter and brings them up to
+date by asking for later row ids only: a row never changes its vector, the segment leaves dead rows out, and
+an edit of labels or metadata empties the cache.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from serve.store.database import last_lsn
 from serve.store.filters import EVERYTHING, Condition
 from serve.store.rows import row_ids_where
 from serve.store.segment import Version
-from serve.store.types import NO_ROW_IDS, Mask, RowIds
+from serve.store.types import NO_ROW_IDS, RowIds, Selection
 
 _MOST_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class _PassingRows:
-    """Ids of the rows that passed at an LSN, and their masks over segments on disk."""
+    """Ids of the rows that passed at an LSN, and where they are in segments on disk."""
 
     row_ids: RowIds
     lsn: int
-    masks: dict[str, Mask]
+    selections: dict[str, Selection]
 
     @property
     def bytes(self) -> int:
-        return self.row_ids.nbytes + sum(mask.nbytes for mask in self.masks.values())
+        return self.row_ids.nbytes + sum(rows.nbytes for rows in self.selections.values())
 
 
 class FilterCache:
-    """Filter masks of one collection.
+    """The rows of one collection that pass the filters of earlier searches.
 
     Args:
-        alone: Whether no other process writes to it; nothing is worth remembering where one does.
+        alone: Whether no other process writes to it; nothing is kept where one does.
     """
 
     def __init__(self, *, alone: bool) -> None:
@@ -52,25 +52,25 @@ class FilterCache:
         self._edited = 0
 
     def forget(self, lsn: int) -> None:
-        """Labels or metadata were edited, last at that LSN: what passed may pass no longer.
+        """Empties the cache because labels or metadata were edited, last at this LSN.
 
-        Searches may still be at an earlier version; what they find out then is not remembered.
+        Searches may still be at an earlier version; what they find is not kept.
         """
         with self._lock:
             self._edited = lsn
             self._entries.clear()
             self._bytes = 0
 
-    def masks(
+    def passing(
         self, condition: Condition, version: Version, connect: Callable[[], sqlite3.Connection]
-    ) -> list[Mask | None]:
-        """For each segment of the version, which rows pass; None means all.
+    ) -> list[Selection | None]:
+        """The rows of each segment that pass, dead ones too; None means all.
 
         Args:
             condition: The filter.
             version: What is searched.
-            connect: Gives a connection to the database at that version; called only where what is
-                remembered is older.
+            connect: Opens the database at that version; called only where the cache has nothing of this
+                version.
         """
         if condition == EVERYTHING:
             return [None] * len(version.segments)
@@ -82,17 +82,18 @@ class FilterCache:
             entry = _PassingRows(NO_ROW_IDS, -1, {})
         if entry.lsn != version.lsn:
             entry = _extended(entry, condition, connect())
-        named = {
-            name: entry.masks[name] if name in entry.masks else segment.mask(entry.row_ids)
-            for segment in version.segments
-            if (name := segment.name) is not None
-        }
-        if entry is not known or named.keys() != entry.masks.keys():
-            self._remember(condition, replace(entry, masks=named))
-        return [
-            segment.mask(entry.row_ids) if segment.name is None else named[segment.name]
-            for segment in version.segments
-        ]
+        named: dict[str, Selection] = {}
+        passing: list[Selection | None] = []
+        for segment in version.segments:
+            rows = entry.selections.get(segment.name or "")
+            if rows is None:
+                rows = segment.selection(entry.row_ids)
+            if segment.name is not None:
+                named[segment.name] = rows
+            passing.append(rows)
+        if entry is not known or named.keys() != entry.selections.keys():
+            self._remember(condition, replace(entry, selections=named))
+        return passing
 
     def _remember(self, condition: Condition, entry: _PassingRows) -> None:
         with self._lock:

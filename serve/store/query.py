@@ -1,9 +1,8 @@
-"""One search from normalized vectors to hits: filter masks, neighbours, records of the hits, groups.
+"""One search, from normalized vectors to hits: rows that pass the filter, neighbours, records, groups.
 
-The index and the database are two views of one truth, and a search looks at both. All its looks at the
-database are at one version, that of the index; when a write has come between, the search starts over on the
-newer version. So an item that is being replaced is always found, as it was or as it is, and a hit's label is
-the one that passed the filter.
+A search reads the index and the database at the same version. Where a write comes between, it starts over on
+the newer version. So an item that is being replaced is always found, in its old or its new state, and a hit's
+label is the one that passed the filter.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from serve.store.types import (
     NO_ROW_IDS,
     Hit,
     ItemId,
-    Mask,
     RowIds,
     SearchPlan,
     SearchQuery,
     SearchResult,
+    Selection,
     Vectors,
 )
 
@@ -77,42 +76,8 @@ class QueryRunner:
     def _once(
         self, version: Version, vectors: Vectors, query: SearchQuery, condition: Condition
     ) -> SearchResult:
-        if len(vectors) == 1 and query.is_plain and not self._database.read_only:
-            result = self._nearest(version, vectors, query)
-            if result is not None:
-                return result
         with _VersionSearch(self._database, self._current.filters, version, query, self._index) as search:
             return search.run(vectors, condition)
-
-    def _nearest(self, version: Version, vectors: Vectors, query: SearchQuery) -> SearchResult | None:
-        """The search by one vector without conditions, straight from rows to their records.
-
-        The general way goes by row ids, through merged arrays and the database; that costs as much as the
-        search of a graph. None where a hit's record has to be read from the database.
-        """
-        hits: list[Hit] = []
-        plans = []
-        for segment in version.segments:
-            if segment.live_count == 0:
-                continue
-            if segment.records is None:
-                return None
-            similarities, rows, plan = segment.find(vectors, query.k, None, query)
-            plans.append(plan)
-            similarities, rows = similarities[0], rows[0]
-            if rows[-1] < 0:
-                similarities, rows = similarities[rows >= 0], rows[rows >= 0]
-            edited = segment.records.edited
-            if edited and query.with_metadata and not edited.isdisjoint(segment.row_ids[rows].tolist()):
-                return None
-            records = segment.records.take(rows, ids_only=not query.with_metadata)
-            if records is None:
-                return None
-            hits += map(_hit, similarities.tolist(), records)
-        if len(plans) > 1:
-            hits.sort(key=lambda hit: -hit.similarity)
-            del hits[query.k :]
-        return SearchResult([hits], version.plan(plans, self._index))
 
 
 class _VersionSearch:
@@ -141,16 +106,53 @@ class _VersionSearch:
 
     def run(self, vectors: Vectors, condition: Condition) -> SearchResult:
         query = self._query
-        masks = self._filters.masks(condition, self._version, self._connect)
+        passing = self._filters.passing(condition, self._version, self._connect)
+        if len(vectors) == 1 and query.is_simple and not self._database.read_only:
+            result = self._nearest(vectors, passing)
+            if result is not None:
+                return result
         if query.exclude:
             self._excluded = row_ids_of(self._connect(), [check_id(value) for value in query.exclude])
-        hits, plan = self._find(vectors, masks)
+        hits, plan = self._find(vectors, passing)
         if query.group_by is not None:
             hits = [
-                best_of_each_label(first, query, partial(self._further, vectors[at : at + 1], masks))
+                best_of_each_label(first, query, partial(self._further, vectors[at : at + 1], passing))
                 for at, first in enumerate(hits)
             ]
         return SearchResult(hits, plan)
+
+    def _nearest(self, vectors: Vectors, passing: Sequence[Selection | None]) -> SearchResult | None:
+        """The hits of one vector, read by their positions in the segments.
+
+        The general way merges arrays and finds records by row id, which costs as much as the search of a
+        graph. None where a hit's record has to be read from the database.
+        """
+        query = self._query
+        hits: list[Hit] = []
+        plans = []
+        for segment, selection in zip(self._version.segments, passing, strict=True):
+            if segment.live_count == 0:
+                continue
+            if segment.records is None:
+                return None
+            similarities, rows, plan = segment.find(vectors, query.k, selection, query)
+            plans.append(plan)
+            if plan.candidates == 0:
+                continue
+            similarities, rows = similarities[0], rows[0]
+            if rows[-1] < 0:
+                similarities, rows = similarities[rows >= 0], rows[rows >= 0]
+            edited = segment.records.edited
+            if edited and query.with_metadata and not edited.isdisjoint(segment.row_ids[rows].tolist()):
+                return None
+            records = segment.records.take(rows, ids_only=not query.with_metadata)
+            if records is None:
+                return None
+            hits += map(_hit, similarities.tolist(), records)
+        if len(plans) > 1:
+            hits.sort(key=lambda hit: -hit.similarity)
+            del hits[query.k :]
+        return SearchResult([hits], self._version.plan(plans, self._index))
 
     def _connect(self) -> sqlite3.Connection:
         """A connection that sees the version until the search ends.
@@ -164,10 +166,12 @@ class _VersionSearch:
                 raise _VersionChanged
         return self._connection
 
-    def _find(self, vectors: Vectors, masks: Sequence[Mask | None]) -> tuple[list[list[Hit]], SearchPlan]:
+    def _find(
+        self, vectors: Vectors, passing: Sequence[Selection | None]
+    ) -> tuple[list[list[Hit]], SearchPlan]:
         """Hits of each vector among the rows that pass."""
         query, most = self._query, self._query.k + len(self._excluded)
-        similarities, row_ids, plan = self._version.search(vectors, most, masks, query, self._index)
+        similarities, row_ids, plan = self._version.search(vectors, most, passing, query, self._index)
         if len(self._excluded):
             out = np.isin(row_ids, self._excluded)
             similarities, row_ids = flat.merge([(similarities, np.where(out, -1, row_ids))], query.k)
@@ -185,15 +189,22 @@ class _VersionSearch:
         return hits, plan
 
     def _further(
-        self, vector: Vectors, masks: Sequence[Mask | None], labels: list[str], ids: list[ItemId]
+        self, vector: Vectors, passing: Sequence[Selection | None], labels: list[str], ids: list[ItemId]
     ) -> list[Hit]:
         """Hits of one vector, of shape (1, dim), outside these labels and ids."""
         seen = filters.condition({"or": [{"label": {"in": labels}}, {"id": {"in": ids}}]})
-        rest = [
-            ~out if mask is None else mask & ~out
-            for mask, out in zip(masks, self._filters.masks(seen, self._version, self._connect), strict=True)
-            if out is not None
-        ]
+        rest: list[Selection | None] = []
+        for segment, rows, out in zip(
+            self._version.segments,
+            passing,
+            self._filters.passing(seen, self._version, self._connect),
+            strict=True,
+        ):
+            mask = np.full(len(segment), rows is None)
+            if rows is not None:
+                mask[rows] = True
+            mask[out] = False
+            rest.append(mask)
         return self._find(vector, rest)[0][0]
 
     def _records(self, row_ids: RowIds) -> dict[int, list[Any]]:

@@ -27,6 +27,7 @@ from serve.store.types import (
     RowIds,
     SearchPlan,
     SearchQuery,
+    Selection,
     Strategy,
     Vectors,
 )
@@ -35,6 +36,8 @@ from serve.store.types import (
 _ORDER: tuple[Strategy, ...] = ("approximate_then_exact", "approximate", "exact", "exact_subset", "empty")
 # A scan of the whole segment in order is about this much cheaper per row than one that jumps between rows.
 _ORDERLY = 4
+# Positions of 8 bytes take no more memory than a mask where at most one row in 8 is selected.
+_FEW = 8
 
 
 class Approximate(Protocol):
@@ -138,28 +141,31 @@ class Segment:
         """Positions of rows that are not dead, ascending."""
         return np.arange(len(self.row_ids)) if self.dead is None else np.flatnonzero(~self.dead)
 
-    def mask(self, row_ids: RowIds) -> Mask:
-        """True at the rows whose ids are among `row_ids` (ascending)."""
+    def selection(self, row_ids: RowIds) -> Selection:
+        """The rows, dead ones too, whose ids are among `row_ids` (ascending)."""
+        rows = positions_of(row_ids, self.row_ids)
+        if _FEW * len(rows) <= len(self.row_ids):
+            return rows
         mask = np.zeros(len(self.row_ids), np.bool_)
-        mask[positions_of(row_ids, self.row_ids)] = True
+        mask[rows] = True
         return mask
 
     def search(
-        self, queries: Vectors, k: int, passing: Mask | None, how: SearchQuery
+        self, queries: Vectors, k: int, passing: Selection | None, how: SearchQuery
     ) -> tuple[Vectors, RowIds, SegmentPlan]:
         """As `find`, with the rows' ids (−1 where there are fewer hits) instead of their positions."""
         similarities, rows, plan = self.find(queries, k, passing, how)
         return similarities, np.where(rows < 0, -1, self.row_ids[rows]), plan
 
     def find(
-        self, queries: Vectors, k: int, passing: Mask | None, how: SearchQuery
+        self, queries: Vectors, k: int, passing: Selection | None, how: SearchQuery
     ) -> tuple[Vectors, Positions, SegmentPlan]:
         """The `k` best rows of each query among the live ones that pass.
 
         Args:
             queries: (n, dim) float32, unit length.
             k: Number of neighbours.
-            passing: (rows,) True where a filter passes; None passes all.
+            passing: Rows that pass a filter; None for all.
             how: Its `exact` and `effort` say how to search; the rest of it is the caller's business.
 
         Returns:
@@ -196,11 +202,14 @@ class Segment:
             similarities[short], rows[short] = self._subset(queries[short], wanted, k)
         return similarities, rows, SegmentPlan(strategy, candidates, examined)
 
-    def _wanted(self, passing: Mask | None) -> tuple[Mask | None, int]:
+    def _wanted(self, passing: Selection | None) -> tuple[Selection | None, int]:
         """Rows that may be hits (None: all), and their number."""
         if passing is None:
             return (None if self.dead is None else ~self.dead), self.live_count
-        wanted: Mask = passing if self.dead is None else passing & ~self.dead
+        if passing.dtype != np.bool_:
+            rows = passing if self.dead is None else passing[~self.dead[passing]]
+            return rows, len(rows)
+        wanted = passing if self.dead is None else passing & ~self.dead
         return wanted, int(np.count_nonzero(wanted))
 
     def _scan(self, queries: Vectors, k: int) -> tuple[Vectors, Positions]:
@@ -208,10 +217,11 @@ class Segment:
             return self.device.scan(queries, min(k, len(self.row_ids)))
         return flat.scan(queries, self.vectors, k)
 
-    def _subset(self, queries: Vectors, wanted: Mask | None, k: int) -> tuple[Vectors, Positions]:
+    def _subset(self, queries: Vectors, wanted: Selection | None, k: int) -> tuple[Vectors, Positions]:
         if wanted is None:
             return self._scan(queries, k)
-        return flat.scan_subset(queries, self.vectors, np.flatnonzero(wanted), k)
+        rows = np.flatnonzero(wanted) if wanted.dtype == np.bool_ else wanted.astype(np.int64, copy=False)
+        return flat.scan_subset(queries, self.vectors, rows, k)
 
 
 def positions_of(some: RowIds, among: RowIds) -> Positions:
@@ -220,16 +230,19 @@ def positions_of(some: RowIds, among: RowIds) -> Positions:
         return np.empty(0, np.int64)
     low, high = np.searchsorted(some, [among[0], among[-1] + 1])
     some = some[low:high]
+    if among[-1] - among[0] == len(among) - 1:  # without gaps, as an import leaves them
+        rows: Positions = some - among[0]
+        return rows
     at: Positions = np.searchsorted(among, some)
     found: Positions = at[among[at] == some]
     return found
 
 
 def _keep(
-    similarities: Vectors, rows: Positions, wanted: Mask, k: int
+    similarities: Vectors, rows: Positions, wanted: Selection, k: int
 ) -> tuple[Vectors, Positions, Positions]:
     """The first `k` wanted rows of each query, and the queries that have fewer."""
-    fits = (rows >= 0) & wanted[rows]
+    fits = (rows >= 0) & wanted[rows] if wanted.dtype == np.bool_ else np.isin(rows, wanted)
     short = np.flatnonzero(fits.sum(axis=1) < k)
     # A stable sort on "does not fit" moves the fitting ones to the front in their order.
     order = np.argsort(~fits, axis=1, kind="stable")[:, :k]
@@ -304,13 +317,13 @@ class Version:
         return replace(self, segments=(*rest, self.memtable))
 
     def search(
-        self, queries: Vectors, k: int, masks: Sequence[Mask | None], how: SearchQuery, index: str
+        self, queries: Vectors, k: int, passing: Sequence[Selection | None], how: SearchQuery, index: str
     ) -> tuple[Vectors, RowIds, SearchPlan]:
-        """Searches every segment; see `Segment.search`. `masks` has a filter mask (or None) for each."""
+        """Searches every segment; see `Segment.search`. `passing` has the rows that pass of each."""
         found: list[tuple[Vectors, RowIds]] = []
         plans: list[SegmentPlan] = []
-        for segment, mask in zip(self.segments, masks, strict=True):
-            similarities, row_ids, plan = segment.search(queries, k, mask, how)
+        for segment, rows in zip(self.segments, passing, strict=True):
+            similarities, row_ids, plan = segment.search(queries, k, rows, how)
             found.append((similarities, row_ids))
             plans.append(plan)
         similarities, row_ids = flat.merge(found, min(k, sum(plan.candidates for plan in plans)))

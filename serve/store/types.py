@@ -34,6 +34,12 @@ Positions: TypeAlias = NDArray[np.int64]
 Mask: TypeAlias = NDArray[np.bool_]
 """One truth value for each row of a segment."""
 
+Selection: TypeAlias = Positions | Mask
+"""Some rows of a segment: their positions (ascending) where they are few, a mask where they are many.
+
+Either indexes an array of the segment's rows in the same way.
+"""
+
 Filter: TypeAlias = Mapping[str, Any]
 """A condition on label, id and metadata in JSON form; `serve.store.filters` defines the language."""
 
@@ -171,9 +177,14 @@ class SearchQuery(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(query, **options) if options else query
 
     @property
+    def is_simple(self) -> bool:
+        """Whether the hits are the nearest items that pass the filter, without further conditions."""
+        return not (self.exclude or self.group_by) and self.min_similarity is None
+
+    @property
     def is_plain(self) -> bool:
         """Whether any item may be a hit, of any similarity and label."""
-        return not (self.where or self.exclude or self.group_by) and self.min_similarity is None
+        return self.is_simple and not self.where
 
 
 class SearchArguments(TypedDict, total=False):
