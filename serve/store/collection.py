@@ -17,7 +17,6 @@ from serve.store.files import DATABASE, StoreFolder, bytes_below
 from serve.store.items import BaseStore, check_id, check_items, checked_in_chunks, unit_rows
 from serve.store.manifest import SegmentFolder
 from serve.store.query import QueryRunner
-from serve.store.recovery import CurrentVersion
 from serve.store.rows import ItemReader
 from serve.store.types import (
     DEFAULT_K,
@@ -33,6 +32,7 @@ from serve.store.types import (
     StoreStats,
     Vectors,
 )
+from serve.store.version import CurrentVersion
 
 # How the names of indexes on fields begin in every database.
 _FIELD_INDEX = "payload:"

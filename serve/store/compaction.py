@@ -13,9 +13,9 @@ from models.errors import InputError
 from serve.store.ann.approximate import EXACT, can_grow
 from serve.store.database import Database, Tuning
 from serve.store.manifest import SegmentEntry, SegmentFolder
-from serve.store.recovery import CurrentVersion
 from serve.store.rows import edited_after
-from serve.store.segment import Segment, Version
+from serve.store.segment import Segment
+from serve.store.version import CurrentVersion, Version
 
 _log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from serve.store.ann import approximate
 from serve.store.ann.approximate import EXACT, FaissIndex
-from serve.store.ann.device import copy_to_device
+from serve.store.ann.flat import copy_to_device
 from serve.store.database import Database, last_lsn
 from serve.store.files import checksum_of, disk_errors, replace_file, sync_file, sync_folder, write_synced
 from serve.store.items import MOST_NESTED, metadata_of

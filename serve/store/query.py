@@ -18,12 +18,9 @@ import numpy as np
 from serve.store import filters
 from serve.store.ann import flat
 from serve.store.database import Database, last_lsn
-from serve.store.filter_cache import FilterCache
 from serve.store.filters import Condition
 from serve.store.items import best_of_each_label, check_id
-from serve.store.recovery import CurrentVersion
 from serve.store.rows import read_records, row_ids_of
-from serve.store.segment import Version
 from serve.store.types import (
     NO_ROW_IDS,
     Hit,
@@ -35,6 +32,7 @@ from serve.store.types import (
     Selection,
     Vectors,
 )
+from serve.store.version import CurrentVersion, FilterCache, Version
 
 # Lock-free tries before one that holds writers back for its duration.
 _TRIES = 4

@@ -1,15 +1,12 @@
-"""Segments, which hold the rows of a collection's index, and versions, the states that searches see.
+"""Segments, which hold the rows of a collection's index.
 
-A segment lies on disk (memory-mapped, perhaps with an approximate index) or in memory: a memtable of recent
-rows. Its rows never change; which of them are dead is a mask, with which a new `Segment` replaces the old.
-
-A `Version` is an immutable set of segments. Each commit builds the next one and swaps it in; a search takes
-the current one once and works on it undisturbed. Nothing is locked, and nothing that a reader sees changes.
+A segment is on disk (memory-mapped, perhaps with an approximate index) or in memory: a memtable of recent
+rows. Its rows never change. A mask says which of them are dead; a new `Segment` with another mask replaces
+the old one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,23 +14,18 @@ import msgspec
 import numpy as np
 
 from serve.store.ann import flat
-from serve.store.ann.device import DeviceScan
-from serve.store.database import AddedRows, WriteBatch
+from serve.store.ann.flat import DeviceScan
 from serve.store.items import metadata_of
 from serve.store.types import (
-    NO_ROW_IDS,
     Mask,
     Positions,
     RowIds,
-    SearchPlan,
     SearchQuery,
     Selection,
     Strategy,
     Vectors,
 )
 
-# From the most to the least far-reaching; the plan of a search names the first that any segment used.
-_ORDER: tuple[Strategy, ...] = ("approximate_then_exact", "approximate", "exact", "exact_subset", "empty")
 # A scan of the whole segment in order is about this much cheaper per row than one that jumps between rows.
 _ORDERLY = 4
 # Positions of 8 bytes take no more memory than a mask where at most one row in 8 is selected.
@@ -247,153 +239,3 @@ def _keep(
     # A stable sort on "does not fit" moves the fitting ones to the front in their order.
     order = np.argsort(~fits, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(rows, order, axis=1), short
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """Segments in the order of their row ids; the last one is the memtable, which grows.
-
-    Attributes:
-        segments: On disk and in memory. No row id is live in two of them.
-        lsn: Log sequence number (LSN) of the last write that the version contains.
-    """
-
-    segments: tuple[Segment, ...]
-    lsn: int
-
-    @classmethod
-    def of(cls, segments: Sequence[Segment], dim: int, lsn: int) -> Version:
-        """A version of these segments and an empty memtable."""
-        return cls((*segments, _empty_memtable(dim)), lsn)
-
-    @property
-    def memtable(self) -> Segment:
-        """The segment that grows."""
-        return self.segments[-1]
-
-    @property
-    def live_count(self) -> int:
-        """Number of items."""
-        return sum(segment.live_count for segment in self.segments)
-
-    def after(self, batch: WriteBatch, memtable_rows: int) -> Version:
-        """The version that follows a committed transaction."""
-        segments = list(self.segments)
-        for added in batch.added:
-            if len(segments[-1]) >= memtable_rows:
-                segments.append(_empty_memtable(added.vectors.shape[1]))
-            segments[-1] = _extended(segments[-1], added)
-        for segment in segments if batch.edited else ():
-            segment.edit(np.unique(batch.edited))
-        if batch.removed:
-            removed = np.sort(np.concatenate(batch.removed))
-            segments = [segment.without(removed) for segment in segments]
-        return Version(tuple(segments), batch.lsn)
-
-    def sealed(self) -> Version:
-        """The version with an empty memtable, what was in it now a segment that no longer grows."""
-        if len(self.memtable) == 0:
-            return self
-        return replace(self, segments=(*self.segments, _empty_memtable(self.memtable.vectors.shape[1])))
-
-    def holds(self, segments: Sequence[Segment]) -> bool:
-        """Whether these segments of an earlier version are still here, not derived anew meanwhile."""
-        here = {id(segment.row_ids) for segment in self.segments[:-1]}
-        return all(id(segment.row_ids) in here for segment in segments)
-
-    def replaced(self, old: Sequence[Segment], new: Segment | None) -> Version:
-        """The version with some segments merged into one; what died in them meanwhile is dead in it too.
-
-        Args:
-            old: Segments of an earlier version that `new` contains the live rows of.
-            new: Their successor, None if no row was alive.
-        """
-        numbers = {id(segment.row_ids) for segment in old}
-        rest = [segment for segment in self.segments[:-1] if id(segment.row_ids) not in numbers]
-        if new is not None:
-            now = [segment for segment in self.segments[:-1] if id(segment.row_ids) in numbers]
-            died = [segment.row_ids[segment.dead] for segment in now if segment.dead is not None]
-            rest.append(new.without(np.sort(np.concatenate(died or [NO_ROW_IDS]))))
-        return replace(self, segments=(*rest, self.memtable))
-
-    def search(
-        self, queries: Vectors, k: int, passing: Sequence[Selection | None], how: SearchQuery, index: str
-    ) -> tuple[Vectors, RowIds, SearchPlan]:
-        """Searches every segment; see `Segment.search`. `passing` has the rows that pass of each."""
-        found: list[tuple[Vectors, RowIds]] = []
-        plans: list[SegmentPlan] = []
-        for segment, rows in zip(self.segments, passing, strict=True):
-            similarities, row_ids, plan = segment.search(queries, k, rows, how)
-            found.append((similarities, row_ids))
-            plans.append(plan)
-        similarities, row_ids = flat.merge(found, min(k, sum(plan.candidates for plan in plans)))
-        return similarities, row_ids, self.plan(plans, index)
-
-    def plan(self, plans: Sequence[SegmentPlan], index: str) -> SearchPlan:
-        """The plan of a search from those of all segments."""
-        if len(plans) == 1:
-            (only,) = plans
-            selectivity = only.candidates / max(1, self.live_count)
-            return SearchPlan(only.strategy, only.candidates, selectivity, index, only.explored)
-        candidates = sum(plan.candidates for plan in plans)
-        return SearchPlan(
-            strategy=min((plan.strategy for plan in plans), key=_ORDER.index, default="empty"),
-            candidates=candidates,
-            selectivity=candidates / max(1, self.live_count),
-            index=index,
-            explored=sum(plan.explored for plan in plans),
-        )
-
-    def records(self, row_ids: RowIds, *, ids_only: bool) -> tuple[dict[int, list[Any]], list[int]]:
-        """What the segments know of items with these row ids; negative numbers mark missing ones.
-
-        Returns:
-            By row id, lists of the id, or of id, label and metadata; and the row ids to ask the database for.
-        """
-        wanted = row_ids.ravel() if len(row_ids) == 1 else np.unique(row_ids)
-        found: dict[int, list[Any]] = {}
-        others: list[int] = []
-        for segment in self.segments:
-            if len(segment) == 0:
-                continue
-            at = segment.row_ids.searchsorted(wanted)
-            at[at == len(segment)] = 0
-            here = segment.row_ids[at] == wanted
-            numbers = wanted[here].tolist()
-            rows = None if segment.records is None else segment.records.take(at[here], ids_only=ids_only)
-            if segment.records is None or rows is None:
-                others += numbers
-            elif numbers:
-                found.update(zip(numbers, rows, strict=True))
-                if not segment.records.edited.isdisjoint(numbers) and not ids_only:
-                    others += segment.records.edited.intersection(numbers)
-        return found, others
-
-
-def _empty_memtable(dim: int) -> Segment:
-    return Segment(None, NO_ROW_IDS, np.empty((0, dim), np.float32), records=MemtableRecords([]))
-
-
-def _extended(memtable: Segment, added: AddedRows) -> Segment:
-    """The memtable with rows appended, in the room behind it when there is some.
-
-    The arrays of a memtable are views of the front of larger buffers. Rows behind the view are seen by no
-    version but the newest, so they may be written without touching what readers hold.
-    """
-    row_ids, vectors = added.row_ids, added.vectors
-    old, new = len(memtable), len(memtable) + len(row_ids)
-    id_room, vector_room = memtable.row_ids.base, memtable.vectors.base
-    if id_room is None or vector_room is None or len(id_room) < new or len(vector_room) < new:
-        capacity = max(1024, 2 * new)
-        id_room = np.empty(capacity, np.int64)
-        vector_room = np.empty((capacity, vectors.shape[1]), np.float32)
-        id_room[:old] = memtable.row_ids
-        vector_room[:old] = memtable.vectors
-    id_room[old:new] = row_ids
-    vector_room[old:new] = vectors
-    dead = (
-        None if memtable.dead is None else np.concatenate([memtable.dead, np.zeros(len(row_ids), np.bool_)])
-    )
-    if isinstance(memtable.records, MemtableRecords):
-        memtable.records.rows[old:] = added.records
-    return replace(memtable, row_ids=id_room[:new], vectors=vector_room[:new], dead=dead)

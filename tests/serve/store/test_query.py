@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.store import filter_cache, query
+from serve.store import query, version
 from serve.store.collection import FaissStore
 from serve.store.database import Tuning
-from serve.store.filter_cache import FilterCache
 from serve.store.types import Item
+from serve.store.version import FilterCache
 
 
 @pytest.fixture(params=["memtable", "segment", "edited segment"])
@@ -84,7 +84,7 @@ def test_an_excluded_item_stays_out_though_it_is_replaced(
 def test_the_filter_cache_counts_and_bounds_its_memory(
     store: FaissStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filter_cache, "_MOST_BYTES", 100)
+    monkeypatch.setattr(version, "_MOST_BYTES", 100)
     cache = store._current.filters
     for number in range(20):
         found = store.search(np.eye(4)[0], where={"id": {"lt": number}}).hits[0]
