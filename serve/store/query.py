@@ -34,7 +34,7 @@ from serve.store.types import (
 )
 from serve.store.version import CurrentVersion, FilterCache, Version
 
-# Lock-free tries before one that holds writers back for its duration.
+# Tries without a lock before one that holds writers back.
 _TRIES = 4
 
 
@@ -46,9 +46,9 @@ class QueryRunner:
     """Searches one collection.
 
     Args:
-        database: Its truth.
+        database: The collection's database.
         current: The version that searches see.
-        index: Its index factory string.
+        index: Index factory string of the collection.
         threads: OpenMP threads of a search.
     """
 
@@ -79,9 +79,9 @@ class QueryRunner:
 
 
 class _VersionSearch:
-    """One search of one version, by any query.
+    """One search of one version.
 
-    All its looks at the database are at that version, or, where another process writes, at that of the first.
+    Every read of the database is at that version; where another process writes, at that of the first read.
     """
 
     def __init__(
@@ -206,8 +206,8 @@ class _VersionSearch:
         return self._find(vector, rest)[0][0]
 
     def _records(self, row_ids: RowIds) -> dict[int, list[Any]]:
-        """Of each hit by row id: its item's id and, if they are wanted, label and metadata."""
-        if self._database.read_only:  # another process writes, and only the database knows what
+        """By row id, each hit's item id and, if the query wants them, label and metadata."""
+        if self._database.read_only:  # another process may have edited any row
             found: dict[int, list[Any]] = {}
             others: list[int] = np.unique(row_ids[row_ids >= 0]).tolist()
         else:
@@ -219,7 +219,7 @@ class _VersionSearch:
 
 
 def _hit(similarity: float, record: list[Any]) -> Hit:
-    """A hit from a similarity and a record: the id alone, or id, label and metadata."""
+    """A hit from a similarity and a record, which is the id alone, or id, label and metadata."""
     # Rounding may carry the product of two unit vectors past 1.
     cosine = 1.0 if similarity > 1.0 else max(similarity, -1.0)
     if len(record) == 1:

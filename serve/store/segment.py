@@ -26,9 +26,9 @@ from serve.store.types import (
     Vectors,
 )
 
-# A scan of the whole segment in order is about this much cheaper per row than one that jumps between rows.
+# Scanning a row costs about this many times less in a scan of the whole segment than in one of chosen rows.
 _ORDERLY = 4
-# Positions of 8 bytes take no more memory than a mask where at most one row in 8 is selected.
+# A position takes 8 bytes, a row of a mask 1: positions take no more memory up to one row in 8.
 _FEW = 8
 
 
@@ -36,30 +36,30 @@ class Approximate(Protocol):
     """An approximate index over a segment's rows.
 
     Attributes:
-        rows_per_neighbour: So many rows are scanned in order in the time of exploring one more neighbour.
+        rows_per_neighbour: Rows that a scan of the segment reads in the time of exploring one neighbour.
     """
 
     rows_per_neighbour: int
 
     def least(self, k: int, effort: int | None = None) -> int:
-        """Neighbours that a search for `k` explores at least."""
+        """Fewest neighbours that a search for `k` explores."""
 
     def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions, int]:
-        """As `flat.scan`, perhaps missing some, and the most rows that a query was compared with."""
+        """As `flat.scan`, but may miss some; also the most rows that one query was compared with."""
 
 
 class Records(Protocol):
-    """What is known of the rows of one segment."""
+    """Ids, labels and metadata of one segment's rows."""
 
     edited: set[int]
-    """Row ids whose label or metadata may have changed since; grows only."""
+    """Ids of rows whose label or metadata may have changed since; only ever grows."""
 
     def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]] | None:
-        """Of each row the id, or the id, label and metadata; None where only the database can say it."""
+        """The id, or id, label and metadata, of each row; None where the database has to be asked."""
 
 
 class MemtableRecords:
-    """Records in memory, in the order of the rows; `rows` may go on behind the segment's own."""
+    """Records in memory, in the order of the rows; `rows` may be longer than the segment."""
 
     def __init__(self, rows: list[tuple[Any, str | None, str | None]]) -> None:
         self.edited: set[int] = set()
@@ -93,7 +93,7 @@ class Segment:
         dead_count: Number of dead rows.
         approximate: An index over all rows, or None.
         device: A copy of the vectors on a GPU that scans them, or None.
-        records: Ids, labels and metadata of the rows; None where only the database has them.
+        records: Ids, labels and metadata of the rows; None if only the database has them.
         records_lsn: LSN of the last write whose edits the records contain.
     """
 
@@ -112,11 +112,11 @@ class Segment:
 
     @property
     def live_count(self) -> int:
-        """Rows that are not dead."""
+        """Number of rows that are not dead."""
         return len(self.row_ids) - self.dead_count
 
     def without(self, row_ids: RowIds) -> Segment:
-        """The segment with these row ids (ascending) dead, itself where it has none of them."""
+        """The segment with these rows (ids ascending) dead; the same object if it has none of them."""
         here = positions_of(row_ids, self.row_ids)
         if len(here) == 0:
             return self
@@ -125,7 +125,7 @@ class Segment:
         return replace(self, dead=dead, dead_count=int(np.count_nonzero(dead)))
 
     def edit(self, row_ids: RowIds) -> None:
-        """Notes that label or metadata of these rows (ascending), as far as they are here, have changed."""
+        """Marks those of these rows (ids ascending) that are here as edited in label or metadata."""
         if self.records is not None:
             self.records.edited.update(self.row_ids[positions_of(row_ids, self.row_ids)].tolist())
 
@@ -158,7 +158,7 @@ class Segment:
             queries: (n, dim) float32, unit length.
             k: Number of neighbours.
             passing: Rows that pass a filter; None for all.
-            how: Its `exact` and `effort` say how to search; the rest of it is the caller's business.
+            how: The query; only `exact` and `effort` are read.
 
         Returns:
             Similarities (n, ≤k) descending, their rows (−1 where there are fewer), and the plan.
@@ -169,7 +169,7 @@ class Segment:
             nothing = np.empty((len(queries), 0))
             return nothing.astype(np.float32), nothing.astype(np.int64), SegmentPlan("empty", 0)
         rate = candidates / len(self.row_ids)
-        # So many that k of them should pass; a filter against the query's surroundings leaves fewer.
+        # Enough for k of them to pass, unless fewer pass near the query than elsewhere.
         explored = k if wanted is None else min(len(self.row_ids), int(1.5 * k / rate) + 16)
         examined = 0
         index = None if how.exact else self.approximate
@@ -217,7 +217,7 @@ class Segment:
 
 
 def positions_of(some: RowIds, among: RowIds) -> Positions:
-    """Positions in `among` (ascending) of those of `some` (ascending) that are there."""
+    """Positions in `among` of the ids that it shares with `some`; both ascend."""
     if len(among) == 0 or len(some) == 0 or some[-1] < among[0] or some[0] > among[-1]:
         return np.empty(0, np.int64)
     low, high = np.searchsorted(some, [among[0], among[-1] + 1])
@@ -233,7 +233,7 @@ def positions_of(some: RowIds, among: RowIds) -> Positions:
 def _keep(
     similarities: Vectors, rows: Positions, wanted: Selection, k: int
 ) -> tuple[Vectors, Positions, Positions]:
-    """The first `k` wanted rows of each query, and the queries that have fewer."""
+    """The first `k` wanted rows of each query, and the queries with fewer than `k`."""
     fits = (rows >= 0) & wanted[rows] if wanted.dtype == np.bool_ else np.isin(rows, wanted)
     short = np.flatnonzero(fits.sum(axis=1) < k)
     # A stable sort on "does not fit" moves the fitting ones to the front in their order.

@@ -48,7 +48,7 @@ _ORDER: tuple[Strategy, ...] = ("approximate_then_exact", "approximate", "exact"
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Segments in the order of their row ids; the last one is the memtable, which grows.
+    """An immutable set of segments in the order of their row ids; the last one is the memtable.
 
     Attributes:
         segments: On disk and in memory. No row id is live in two of them.
@@ -88,22 +88,22 @@ class Version:
         return Version(tuple(segments), batch.lsn)
 
     def sealed(self) -> Version:
-        """The version with an empty memtable, what was in it now a segment that no longer grows."""
+        """The version with an empty memtable; the old memtable is now a segment that no longer grows."""
         if len(self.memtable) == 0:
             return self
         return replace(self, segments=(*self.segments, _empty_memtable(self.memtable.vectors.shape[1])))
 
     def holds(self, segments: Sequence[Segment]) -> bool:
-        """Whether these segments of an earlier version are still here, not derived anew meanwhile."""
+        """Whether this version still has these segments of an earlier one, rather than recovered copies."""
         here = {id(segment.row_ids) for segment in self.segments[:-1]}
         return all(id(segment.row_ids) in here for segment in segments)
 
     def replaced(self, old: Sequence[Segment], new: Segment | None) -> Version:
-        """The version with some segments merged into one; what died in them meanwhile is dead in it too.
+        """The version with some segments merged into one. Rows that died in them since are dead in it too.
 
         Args:
-            old: Segments of an earlier version that `new` contains the live rows of.
-            new: Their successor, None if no row was alive.
+            old: Segments of an earlier version, whose live rows `new` contains.
+            new: The merged segment; None if no row was alive.
         """
         numbers = {id(segment.row_ids) for segment in old}
         rest = [segment for segment in self.segments[:-1] if id(segment.row_ids) not in numbers]
@@ -142,10 +142,11 @@ class Version:
         )
 
     def records(self, row_ids: RowIds, *, ids_only: bool) -> tuple[dict[int, list[Any]], list[int]]:
-        """What the segments know of items with these row ids; negative numbers mark missing ones.
+        """Records of these row ids, of which negative ones mark missing hits.
 
         Returns:
-            By row id, lists of the id, or of id, label and metadata; and the row ids to ask the database for.
+            By row id, a list of the id, or of id, label and metadata; and the row ids that have to be read
+            from the database.
         """
         wanted = row_ids.ravel() if len(row_ids) == 1 else np.unique(row_ids)
         found: dict[int, list[Any]] = {}
@@ -172,10 +173,10 @@ def _empty_memtable(dim: int) -> Segment:
 
 
 def _extended(memtable: Segment, added: AddedRows) -> Segment:
-    """The memtable with rows appended, in the room behind it when there is some.
+    """The memtable with rows appended, in place where its buffers have room.
 
-    The arrays of a memtable are views of the front of larger buffers. Rows behind the view are seen by no
-    version but the newest, so they may be written without touching what readers hold.
+    The arrays of a memtable are views of the front of larger buffers. No reader sees rows behind its view, so
+    they may be written while searches run.
     """
     row_ids, vectors = added.row_ids, added.vectors
     old, new = len(memtable), len(memtable) + len(row_ids)
@@ -290,16 +291,16 @@ class CurrentVersion:
     """The version of a collection that searches see, kept in step with its database.
 
     Args:
-        database: The truth.
+        database: The collection's database.
         dim: Length of a vector.
-        segments: What was found on disk.
+        segments: Those found on disk.
         memtable_rows: Rows that a memtable takes.
 
     Attributes:
-        version: The current version; replaced with commits excluded.
-        commits: Writes to the database, and publishes what changed in a new version.
-        filters: Which rows pass the filters of earlier searches.
-        changed: Set where segments may have to be written or merged.
+        version: The current version; replaced only while no commit runs.
+        commits: Writes to the database and publishes each change as a new version.
+        filters: The rows that pass the filters of earlier searches.
+        changed: Set when segments may have to be written or merged.
     """
 
     def __init__(self, database: Database, dim: int, segments: Sequence[Segment], memtable_rows: int) -> None:
@@ -312,9 +313,9 @@ class CurrentVersion:
         self.changed = threading.Event()
 
     def catch_up(self) -> None:
-        """Derives the version anew where a publication was cut short, by lack of memory or an interrupt.
+        """Recovers the version if a publication was cut short, by lack of memory or an interrupt.
 
-        Called with commits excluded.
+        Call it only while no commit runs (`GroupCommit.paused`).
         """
         if self._database.read_only:
             return
@@ -326,7 +327,7 @@ class CurrentVersion:
             self.version = recovered(self._database, self._dim, segments, self._memtable_rows)
 
     def _publish(self, batch: WriteBatch) -> None:
-        """Lets searches see a committed transaction."""
+        """Makes a committed transaction visible to searches."""
         before = self.version
         try:
             if batch.edited:
@@ -335,7 +336,7 @@ class CurrentVersion:
                 self.version = before.after(batch, self._memtable_rows)
             else:  # an earlier publication was cut short
                 self.catch_up()
-        except Exception:  # noqa: BLE001  (whatever it is, the write is durable and has to be seen)
+        except Exception:  # noqa: BLE001  (the write is durable, so searches have to see it)
             _log.exception("a write could not be added to the index, which is now derived anew")
             self.catch_up()
         finally:
@@ -347,10 +348,9 @@ class CurrentVersion:
 def recovered(database: Database, dim: int, segments: Sequence[Segment], memtable_rows: int) -> Version:
     """The version that holds exactly the items of the database.
 
-    A row of a segment is alive if and only if the database has its id and no segment before it does; a row
-    that no segment has is read from the database. So no list of deletions has to be kept, and a segment
-    that is missing, old, left over beside its successor or from before a restored backup costs time, never
-    an item.
+    A row of a segment is alive if and only if the database has its id and no earlier segment does; a row that
+    no segment has is read from the database. So no list of deletions has to be kept. A segment that is
+    missing, outdated or left over beside its successor costs time but loses no item.
 
     Raises:
         StoreError: The database holds a vector of another length.
@@ -381,7 +381,7 @@ def _with_missing(
         with database.read() as connection:
             row_ids, rows, records = read_rows(connection, above, _PAGE)
         if len(row_ids) == 0:
-            break  # deleted by the process that writes while we only read
+            break  # deleted by the process that writes; this one only reads
         if rows.shape[1] != 4 * dim:
             raise StoreError(f"{database.path} holds vectors of {rows.shape[1] // 4} numbers, not {dim}")
         wanted = np.isin(row_ids, missing[done:], assume_unique=True)

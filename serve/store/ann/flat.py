@@ -41,8 +41,8 @@ def use_threads(threads: int) -> None:
 def scan(queries: Vectors, vectors: Vectors, k: int) -> tuple[Vectors, Positions]:
     """The `k` best rows of each query: similarities (n, k) descending; row numbers, −1 where there are fewer.
 
-    FAISS decides by `queries · dim < threshold` whether to use a matrix product. Its own threshold leaves
-    batches on the slow side by a factor of 3 to 6, and one that suits batches ruins single queries.
+    FAISS uses a matrix product unless `queries · dim < threshold`. Its default threshold makes batches 3 to 6
+    times slower; one that suits batches makes single queries slow.
     """
     if len(vectors) == 0:
         return _nothing(len(queries), k)
@@ -126,7 +126,7 @@ class DeviceScan:
 
 
 def copy_to_device(vectors: Vectors, device: str = "auto") -> DeviceScan | None:
-    """The copy on a CUDA device; None without one, without room, or where it would not pay.
+    """The copy on a CUDA device; None if there is none, it lacks the memory, or the rows are too few.
 
     Args:
         vectors: (n, dim) float32.
