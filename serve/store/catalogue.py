@@ -25,7 +25,7 @@ class Catalogue:
     """Owns a store folder and opens its collections, each once.
 
     Args:
-        folder: Where the store lies.
+        folder: The store's folder.
         create: Create what does not exist.
         read_only: Take no lock and change nothing.
         tuning: Sizes and threads of each collection.

@@ -142,13 +142,6 @@ class Segment:
         mask[rows] = True
         return mask
 
-    def search(
-        self, queries: Vectors, k: int, passing: Selection | None, how: SearchQuery
-    ) -> tuple[Vectors, RowIds, SegmentPlan]:
-        """As `find`, with the rows' ids (−1 where there are fewer hits) instead of their positions."""
-        similarities, rows, plan = self.find(queries, k, passing, how)
-        return similarities, np.where(rows < 0, -1, self.row_ids[rows]), plan
-
     def find(
         self, queries: Vectors, k: int, passing: Selection | None, how: SearchQuery
     ) -> tuple[Vectors, Positions, SegmentPlan]:

@@ -116,12 +116,20 @@ class Version:
     def search(
         self, queries: Vectors, k: int, passing: Sequence[Selection | None], how: SearchQuery, index: str
     ) -> tuple[Vectors, RowIds, SearchPlan]:
-        """Searches every segment; see `Segment.search`. `passing` has the rows that pass of each."""
+        """As `Segment.find` over all segments, with row ids instead of positions.
+
+        Args:
+            queries: (n, dim) float32, unit length.
+            k: Number of neighbours.
+            passing: For each segment, the rows that pass a filter; None for all.
+            how: The query; only `exact` and `effort` are read.
+            index: Name of the index for the plan.
+        """
         found: list[tuple[Vectors, RowIds]] = []
         plans: list[SegmentPlan] = []
-        for segment, rows in zip(self.segments, passing, strict=True):
-            similarities, row_ids, plan = segment.search(queries, k, rows, how)
-            found.append((similarities, row_ids))
+        for segment, selection in zip(self.segments, passing, strict=True):
+            similarities, rows, plan = segment.find(queries, k, selection, how)
+            found.append((similarities, np.where(rows < 0, -1, segment.row_ids[rows])))
             plans.append(plan)
         similarities, row_ids = flat.merge(found, min(k, sum(plan.candidates for plan in plans)))
         return similarities, row_ids, self.plan(plans, index)

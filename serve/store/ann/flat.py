@@ -102,7 +102,7 @@ class DeviceScan:
 
     Args:
         vectors: (n, dim) float32.
-        device: Where the copy lies.
+        device: Device of the copy.
     """
 
     def __init__(self, vectors: Vectors, device: torch.device) -> None:
