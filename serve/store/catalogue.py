@@ -1,6 +1,6 @@
-"""Several collections in one folder, and aliases that move from one to another at once; opening by address.
+"""Several collections in one folder, aliases that switch between them atomically, and opening by address.
 
-A new collection is built beside the old one, and then the alias that users search by is pointed at it.
+To replace a collection, build the new one beside it, then point the alias that users search by at that one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Catalogue:
     """Owns a store folder and opens its collections, each once.
 
     Args:
-        folder: Where the store lies.
+        folder: The store's folder.
         create: Create what does not exist.
         read_only: Take no lock and change nothing.
         tuning: Sizes and threads of each collection.
 
     Raises:
         StoreLocked: Another process has the folder open.
-        StoreMissing: It does not exist and is not to be created.
+        StoreMissing: It does not exist and `create` is false.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class Catalogue:
         self._read_only = read_only
         self._tuning = tuning
         self._open: dict[str, FaissStore] = {}
-        # By name and alias, as far as asked for: looking at the disk takes a tenth of a search. Replaced,
-        # under the lock, whenever a name may mean something else.
+        # By name and alias, as far as used: reading the aliases from disk takes a tenth of a search. Emptied,
+        # under the lock, whenever an alias may have moved.
         self._named: dict[str, FaissStore] = {}
         self._lock = threading.RLock()
 
@@ -76,12 +76,12 @@ class Catalogue:
                 self._open[place.name] = FaissStore(
                     place, create=False, read_only=self._read_only, tuning=self._tuning
                 )
-            if not self._read_only:  # where nobody else moves aliases
+            if not self._read_only:  # or another process may move the alias
                 self._named[name] = self._open[place.name]
             return self._open[place.name]
 
     def opened(self, name: str) -> FaissStore | None:
-        """The collection of that name or alias, if it is open already; answers at once."""
+        """The collection of that name or alias if it is open; never blocks."""
         return self._named.get(name)
 
     def open_stores(self) -> dict[str, FaissStore]:
@@ -109,7 +109,7 @@ class Catalogue:
             return self._open[name]
 
     def set_alias(self, alias: str, name: str | None) -> None:
-        """Lets an alias mean a collection from now on, or nothing (None); at once or not at all."""
+        """Points an alias at a collection, or removes it (None), atomically."""
         with self._lock:
             self._folder.set_alias(alias, name)
             self._named = {}
@@ -118,7 +118,7 @@ class Catalogue:
         """Deletes a collection with all its files.
 
         Raises:
-            StoreError: An alias still means it.
+            StoreError: An alias still points at it.
         """
         with self._lock:
             self._folder.check_removable(name)
@@ -156,7 +156,7 @@ def open_store(
         index: A FAISS factory string or a Milvus index type; None means exact for a new collection.
         collection: Its name or alias.
         create: Create what does not exist.
-        read_only: Only look: a folder may then belong to another process, and nothing is created.
+        read_only: Create and change nothing; a folder may then belong to another process.
 
     Raises:
         StoreError: See `FaissStore.open` and `MilvusStore.open`.

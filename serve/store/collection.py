@@ -1,4 +1,4 @@
-"""The store inside the process: SQLite holds the truth, FAISS searches what derives from it."""
+"""The embedded store: SQLite holds the items, FAISS searches an index derived from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from serve.store.files import DATABASE, StoreFolder, bytes_below
 from serve.store.items import BaseStore, check_id, check_items, checked_in_chunks, unit_rows
 from serve.store.manifest import SegmentFolder
 from serve.store.query import QueryRunner
-from serve.store.recovery import CurrentVersion
 from serve.store.rows import ItemReader
 from serve.store.types import (
     DEFAULT_K,
@@ -33,8 +32,9 @@ from serve.store.types import (
     StoreStats,
     Vectors,
 )
+from serve.store.version import CurrentVersion
 
-# How the names of indexes on fields begin in every database.
+# Prefix of the names of indexes on fields, the same in every database.
 _FIELD_INDEX = "payload:"
 _DEFAULT = Tuning()
 
@@ -102,15 +102,15 @@ class FaissStore(ItemReader, BaseStore):
         """Opens (or creates) one collection and takes the folder's lock.
 
         Args:
-            folder: Where the store lies.
+            folder: The store's folder.
             dim: Length of a vector; required for a new collection, checked on an old one.
             fingerprint: The model that makes the vectors; kept by a new collection, checked on an old one.
-            index: FAISS index factory string, perhaps with how far a search looks ("HNSW32,ef=128",
-                "IVF1024,SQ8,nprobe=32"); None means "Flat" (exact) for a new collection and as it is for an
-                old one. Another one than before rebuilds the index in the background.
+            index: FAISS index factory string, optionally with how far a search looks ("HNSW32,ef=128",
+                "IVF1024,SQ8,nprobe=32"). None means "Flat" (exact) for a new collection and no change for an
+                old one. A change rebuilds the index in the background.
             collection: Its name or alias.
             create: Create what does not exist.
-            read_only: Take no lock and change nothing; sees what was there when it was opened.
+            read_only: Take no lock and change nothing; searches see the state at opening.
             tuning: Sizes and threads.
 
         Raises:
@@ -175,7 +175,7 @@ class FaissStore(ItemReader, BaseStore):
         return gone
 
     def purge(self) -> None:
-        """Leaves nothing of deleted items on disk; see `Store.purge`."""
+        """Removes every byte of deleted items from the disk; see `Store.purge`."""
         self._writable().purge()
         with self._current.commits.paused():
             self._database.vacuum()
@@ -201,13 +201,13 @@ class FaissStore(ItemReader, BaseStore):
         self._current.commits.run(lambda connection, _: connection.execute(statement) and None)
 
     def flush(self) -> None:
-        """Writes what is in memory alone to segments on disk; see `Store.flush`."""
+        """Writes memtables to segments on disk; see `Store.flush`."""
         self._writable().flush()
 
     def compact(self) -> None:
         """Merges everything into one segment now, so that a search asks one index.
 
-        An approximate collection does this by itself once nobody writes to it for a while.
+        A collection with an approximate index does this by itself after a while without writes.
         """
         self._writable().compact()
 

@@ -1,6 +1,6 @@
-"""Background work on one collection's index: memory becomes segments, small segments become large ones.
+"""Background work on one collection's index: writes memtables as segments and merges small segments.
 
-The work happens beside searches and writes; only the swap of the version excludes a commit, for microseconds.
+Searches and writes go on meanwhile; only the swap of the version holds commits back, for microseconds.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from models.errors import InputError
 from serve.store.ann.approximate import EXACT, can_grow
 from serve.store.database import Database, Tuning
 from serve.store.manifest import SegmentEntry, SegmentFolder
-from serve.store.recovery import CurrentVersion
 from serve.store.rows import edited_after
-from serve.store.segment import Segment, Version
+from serve.store.segment import Segment
+from serve.store.version import CurrentVersion, Version
 
 _log = logging.getLogger(__name__)
 
-# A segment of whose rows more than this are dead is written anew.
+# A segment with a larger fraction of dead rows is rewritten.
 MAX_DELETED_RATIO = 0.25
 # Seconds until background work that failed (a full disk) is tried again: at first, and at most.
 _RETRY, _LONGEST_RETRY = 1.0, 300.0
 
 
 class Compactor:
-    """Keeps the segments of one collection in order, in a thread of its own.
+    """Writes and merges the segments of one collection in a background thread.
 
     Args:
-        database: The truth, which knows what was edited while a segment was written.
-        segments: Where they lie.
-        entries: Those that the current version maps, by name.
+        database: The collection's database, which knows what was edited while a segment was written.
+        segments: The segments on disk.
+        entries: Manifest entries of those that the current version maps, by name.
         current: The version that searches see.
         index: Factory string of the approximate index.
-        tuning: Sizes, threads, and how long a collection has to be left alone for the full merge.
+        tuning: Sizes, threads, and the idle time before the full merge.
 
     Attributes:
-        trouble: Why the work in the background failed the last time; None if it did not.
+        trouble: Why the background work failed last time; None if it did not.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Compactor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the background work, abandoning what is half done."""
+        """Ends the background work and abandons what is unfinished."""
         self._stop.set()
         self._current.changed.set()
         self._thread.join()
@@ -77,14 +77,14 @@ class Compactor:
             self._write_manifest()
 
     def compact(self) -> None:
-        """Writes everything in memory and all segments to one segment, now."""
+        """Merges everything in memory and all segments into one segment, now."""
         with self._busy:
             self._seal()
             while self._compact_once() or self._compact_once(everything=True):
                 pass
 
     def purge(self) -> None:
-        """Writes every segment anew that holds dead rows or edited ones, now."""
+        """Rewrites every segment with dead or edited rows, now."""
         with self._busy:
             while self._compact_once(max_deleted=0.0):
                 pass
@@ -109,7 +109,7 @@ class Compactor:
                 seen = self._current.version.lsn
                 wait = self._tuning.settle_seconds if self._scattered() else None
                 self.trouble, pause = None, _RETRY
-            except Exception as error:  # noqa: BLE001  (without this thread no segment would ever be built again)
+            except Exception as error:  # noqa: BLE001  (without this thread no segment would be built again)
                 expected = isinstance(error, InputError | OSError | MemoryError | sqlite3.OperationalError)
                 _log.warning(
                     "background work on the index failed, trying again in %.0f s: %s",
@@ -126,12 +126,12 @@ class Compactor:
             self._current.version = self._current.version.sealed()
 
     def _scattered(self) -> bool:
-        """Whether a search asks several indexes where it could ask one, twice as quick or more."""
+        """Whether a search asks several indexes where one, at least twice as fast, would do."""
         segments = [segment for segment in self._current.version.segments[:-1] if segment.name is not None]
         return self._index != EXACT and len(segments) > 1
 
     def _compact_once(self, max_deleted: float = MAX_DELETED_RATIO, *, everything: bool = False) -> bool:
-        """Merges what is due into one segment, or all there is; False where nothing was."""
+        """Merges the segments that are due, or all of them, into one; False if there was nothing to do."""
         version = self._current.version
         everything = everything and self._scattered()
         old = list(version.segments[:-1]) if everything else self._due(version, max_deleted)
@@ -158,7 +158,7 @@ class Compactor:
         return True
 
     def _due(self, version: Version, max_deleted: float) -> list[Segment]:
-        """Segments to merge now: in memory, with many dead rows, and those no larger than these together."""
+        """Segments to merge now: those in memory or with many stale rows, and others no larger than these."""
         settled = version.segments[:-1]
         due = [
             segment
@@ -177,7 +177,7 @@ class Compactor:
         return due
 
     def _base(self, old: list[Segment], index: str, max_deleted: float) -> Segment | None:
-        """The one of these segments whose graph may grow by the rows of the others, if any."""
+        """The segment whose graph can take the rows of the others, if there is one."""
         base = max(old, key=len)
         entry = self._entries.get(base.name or "")
         grows = (
@@ -209,5 +209,5 @@ class Compactor:
 
 
 def _decay(segment: Segment) -> int:
-    """Rows of a segment that only cost: dead ones, or those whose records the database must be asked for."""
+    """Number of stale rows: dead ones, or those whose records have to be read from the database."""
     return max(segment.dead_count, 0 if segment.records is None else len(segment.records.edited))

@@ -1,15 +1,14 @@
-"""The truth of one collection, an SQLite file in WAL mode; what the collection is for; and group commit.
+"""The database of one collection: an SQLite file in WAL mode with every item; its settings; group commit.
 
-There is one connection that writes, under the lock of whoever holds `Database.write`, and a pool of
-connections that read; in WAL mode neither waits for the other. `synchronous=FULL` makes COMMIT return only
-once the log is on the disk.
+One connection writes (`Database.write`), and a pool of connections reads; in WAL mode neither waits for the
+other. `synchronous=FULL` makes COMMIT return only once the log is on the disk.
 
 Every write takes the next log sequence numbers (LSN). The LSN that stored an item's vector is the id of its
-row: a row id never changes meaning and is never used again.
+row. Row ids are never reused.
 
-Writes that arrive while the disk is busy share the next transaction (`GroupCommit`). A write goes commit →
-publish → acknowledge: whoever gets the lock commits everything that waits, its own work and that of others,
-then publishes what changed to the searchable version; the others find their work done.
+Writes that arrive while the disk is busy share the next transaction (`GroupCommit`). The thread that gets the
+lock commits all waiting writes, its own and those of others, publishes the change as a new version, and
+then acknowledges; the other threads find their writes done.
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ T = TypeVar("T")
 FORMAT = 2
 _READABLE = (1, 2)
 
-# `key` is the row id, `sequence` an LSN. Vectors and thumbnails lie apart: a scan over one never reads the
-# other. `id` has no declared type, which keeps the integer 1 and the text "1" different. `edits` has the LSN
-# of the last write that changed a row's label or metadata.
+# `key` is the row id, `sequence` an LSN. Vectors and thumbnails have tables of their own, so that a scan of
+# items reads neither. `id` has no declared type, which keeps the integer 1 and the text "1" different.
+# `edits` has the LSN of the last write that changed a row's label or metadata.
 _SCHEMA = """
 CREATE TABLE properties (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE items (key INTEGER PRIMARY KEY, id NOT NULL UNIQUE, label TEXT, metadata TEXT);
@@ -66,7 +65,7 @@ CREATE INDEX "payload:label" ON items (label) WHERE label IS NOT NULL;
 
 
 class Database:
-    """Opens the file that `create_database` made; `read_only` does not write to it."""
+    """Opens the file that `create_database` made; with `read_only` it never writes to it."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -137,7 +136,7 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A connection that reads; each statement run to its end sees one version and pins nothing after."""
+        """A connection that reads. Each statement sees one version, and holds it only until its last row."""
         self._check_open()
         try:
             connection = self._idle.pop()
@@ -155,7 +154,7 @@ class Database:
 
     @contextlib.contextmanager
     def read_transaction(self) -> Iterator[sqlite3.Connection]:
-        """As `read`, with all statements of the block on the same version; keep the block short."""
+        """As `read`, but all statements of the block see the same version; keep the block short."""
         with self.read() as connection:
             connection.execute("BEGIN")
             try:
@@ -164,7 +163,7 @@ class Database:
                 connection.execute("COMMIT")
 
     def vacuum(self) -> None:
-        """Rewrites the file without what was deleted, and empties the log. Nobody may write meanwhile."""
+        """Rewrites the file without deleted data and empties the log. Nobody may write meanwhile."""
         if self._writer is None:
             raise ReadOnly(f"{self.path.parent} is open for reading only")
         with _translated(self.path):
@@ -178,7 +177,7 @@ class Database:
             raise StoreError(f"The collection {self.path.parent.name!r} is closed; open it again")
 
     def close(self) -> None:
-        """Closes every idle connection; those in use close when they are given back."""
+        """Closes every idle connection; one in use is closed when its user is done."""
         self._closing.set()
         while self._idle:
             self._idle.pop().close()
@@ -212,7 +211,7 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 def _damage(error: sqlite3.DatabaseError, path: Path) -> StoreDamaged | None:
-    """What to say where SQLite found the file not to be what it wrote."""
+    """The error to raise where SQLite found its file corrupt; None for other errors."""
     code = getattr(error, "sqlite_errorcode", 0)  # SQLite's own; mistakes in using the module have none
     if code & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return None
@@ -234,8 +233,8 @@ class Tuning:
         memtable_rows: Rows that a memtable takes before it becomes a segment on disk.
         approximate_rows: A segment gets the collection's approximate index from this many rows on.
         transaction_rows: Most items that one transaction writes.
-        settle_seconds: A collection with an approximate index that nobody wrote to for so long gets all its
-            segments merged, so that a search asks one index.
+        settle_seconds: Seconds without a write after which all segments of a collection with an approximate
+            index are merged, so that a search asks one index.
         device: Where exact segments are scanned: "cpu", a CUDA device, or "auto", CUDA where there is one.
     """
 
@@ -250,13 +249,13 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class FaissDefinition(Definition):
-    """What an embedded collection is for; `index` is its index factory string."""
+    """Settings of an embedded collection; `index` is its index factory string."""
 
     index: str
 
 
 def create_database(place: Path, dim: int, fingerprint: str | None, index: str | None) -> None:
-    """Makes an empty collection, which is there whole, whatever happens meanwhile, or not at all.
+    """Makes an empty collection, atomically: after a crash it exists whole or not at all.
 
     Args:
         place: Its folder; the one above exists.
@@ -301,7 +300,7 @@ def _create_schema(path: Path, definition: FaissDefinition) -> None:
 def settled(
     database: Database, dim: int | None, fingerprint: str | None, index: str | None
 ) -> FaissDefinition:
-    """The definition in the database, compared with what the caller says of it; another index takes over.
+    """The definition in the database, checked against the caller's; a new index replaces the old one.
 
     Raises:
         DimensionMismatch: The collection has another dim.
@@ -339,7 +338,7 @@ class AddedRows:
 
 @dataclass(slots=True)
 class WriteBatch:
-    """What a transaction does to the index: rows that it removes, adds, and whose label or metadata it edits.
+    """What a transaction does to the index: the rows that it removes, adds and edits (label or metadata).
 
     `began` is the LSN before it, `lsn` that of its last write.
     """
@@ -351,18 +350,18 @@ class WriteBatch:
     edited: list[int] = field(default_factory=list)
 
     def copy(self) -> WriteBatch:
-        """The batch so far, to come back to."""
+        """A copy, for `restore`."""
         return WriteBatch(self.began, self.lsn, list(self.removed), list(self.added), list(self.edited))
 
     def restore(self, earlier: WriteBatch) -> None:
-        """Forgets what came after `earlier`."""
+        """Goes back to an earlier copy."""
         self.lsn, self.removed = earlier.lsn, earlier.removed
         self.added, self.edited = earlier.added, earlier.edited
 
 
 Work: TypeAlias = Callable[[sqlite3.Connection, WriteBatch], T]
 
-# Works in one transaction, at most; keeps the first of them from waiting for ever longer groups.
+# Most works of one transaction; without a bound the first of them might wait very long.
 _GROUP = 64
 
 
@@ -379,8 +378,8 @@ class _Pending:
 class GroupCommit:
     """Runs works in transactions of `database`; `publish` gets the batch before any is acknowledged.
 
-    Where `publish` fails, the works are told that they are durable all the same (`StoreBehind`), and whoever
-    holds the version has to bring it up to date later.
+    Where `publish` fails, the works raise `StoreBehind`: they are durable, and the owner of the version has
+    to bring it up to date later.
     """
 
     def __init__(self, database: Database, publish: Callable[[WriteBatch], None]) -> None:
@@ -392,8 +391,8 @@ class GroupCommit:
     def run(self, work: Work[T]) -> T:
         """Runs a work in a transaction and returns its result once that is durable and published.
 
-        The work gets the writing connection and the `WriteBatch` to fill in. If it raises an `InputError`, it
-        alone is undone; what shares its transaction goes on.
+        The work gets the writing connection and the `WriteBatch` to fill in. If it raises an `InputError`,
+        only this work is undone; others in the same transaction go on.
         """
         pending = _Pending(work)
         self._queue.append(pending)
@@ -407,7 +406,7 @@ class GroupCommit:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """No transaction begins or ends within the block."""
+        """Keeps transactions from beginning or ending within the block."""
         with self._lock:
             yield
 
@@ -420,13 +419,13 @@ class GroupCommit:
                 results = [(pending, *_run(pending.work, connection, batch)) for pending in group]
                 connection.execute("UPDATE properties SET value = ? WHERE name = 'sequence'", (batch.lsn,))
         except (StoreError, sqlite3.Error, OSError) as error:
-            if len(group) > 1:  # one of them may be too large for the disk; the others need not fail with it
+            if len(group) > 1:  # one may be too large for the disk, and the others need not fail with it
                 for pending in group:
                     self._commit([pending])
                 return
             group[0].error, group[0].done = error, True
         except BaseException as error:
-            for pending in group:  # nobody may wait for ever on a work that was taken from the queue
+            for pending in group:  # or their threads would wait for ever
                 pending.error, pending.done = error, True
             raise
         else:
@@ -449,7 +448,7 @@ class GroupCommit:
 def _run(
     work: Work[T], connection: sqlite3.Connection, batch: WriteBatch
 ) -> tuple[T | None, InputError | None]:
-    """Runs one work of a group; what it did is undone when it refuses its input."""
+    """Runs one work of a group, and undoes it if it refuses its input."""
     before = batch.copy()
     connection.execute("SAVEPOINT work")
     try:

@@ -1,9 +1,9 @@
-"""A store's folder on disk, and files that are there whole or not at all.
+"""A store's folder on disk, its lock, and atomic, durable writes of files.
 
 lock.db                   held by the process that owns the folder
 catalogue.json            aliases
-collections/NAME/         one collection: items.db (the truth), and the segments that derive from it
-collections/.new-NAME     one that is being made, or .old-NAME deleted; both go at the next opening
+collections/NAME/         one collection: items.db with every item, and the segments derived from it
+collections/.new-NAME     a collection being made, .old-NAME being deleted; the next opening removes leftovers
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from serve.store.types import DiskFull, ReadOnly, StoreError, StoreLocked, Store
 
 DATABASE = "items.db"
 UNFINISHED, _DELETED = ".new-", ".old-"
-"""How the folder of a collection begins while it is made or deleted; no name of a collection does."""
+"""Prefixes of a collection's folder while it is made or deleted; no collection's name begins so."""
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a restart after a crash, finds the old or the new one whole.
+    """Replaces a file atomically and durably: a reader, or a restart after a crash, finds the old or the new.
 
     Raises:
-        DiskFull: The disk took no more; the old file is still there.
+        DiskFull: No space is left; the old file stays.
     """
     temporary = path.with_name(path.name + ".new")
     write_synced(temporary, [content])
@@ -42,7 +42,7 @@ def write_synced(path: Path, blocks: Iterable[bytes | memoryview]) -> str:
     """Writes blocks to a new file, waits until the disk has them, and returns their checksum.
 
     Raises:
-        DiskFull: The disk took no more; the file is gone again.
+        DiskFull: No space is left; the file is removed.
     """
     checksum = hashlib.blake2b(digest_size=16)
     with disk_errors(path):
@@ -60,7 +60,7 @@ def write_synced(path: Path, blocks: Iterable[bytes | memoryview]) -> str:
 
 
 def sync_file(path: Path) -> str:
-    """Waits until the disk has a file that something else wrote, and returns its checksum."""
+    """Waits until the disk has a file that other code wrote, and returns its checksum."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return checksum_of(path)
@@ -73,8 +73,8 @@ def checksum_of(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the disk knows which files are in a folder."""
-    if os.name == "nt":  # where folders cannot be opened, and renames are journalled
+    """Waits until the disk has a folder's list of files."""
+    if os.name == "nt":  # folders cannot be opened there, and renames are journalled
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -84,7 +84,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def bytes_below(folder: Path) -> int:
-    """Bytes of all files in a folder and below; one that is deleted meanwhile counts nothing."""
+    """Bytes of all files in a folder and below; a file that is deleted meanwhile counts as 0."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -107,11 +107,11 @@ def disk_errors(path: Path) -> Iterator[None]:
 def _lock(folder: Path) -> sqlite3.Connection:
     """Takes a folder for this process until the connection is closed.
 
-    It holds `lock.db` open in an exclusive transaction. SQLite's own file locking does that the same way on
-    every system, is not inherited by forked children, and refuses a second owner within the process as well.
+    It keeps an exclusive transaction open on `lock.db`. SQLite's file locking works the same way on every
+    system, is not inherited by forked children, and refuses a second owner within the process as well.
 
     Raises:
-        StoreLocked: Somebody else holds it.
+        StoreLocked: The folder is in use.
     """
     connection = sqlite3.connect(
         folder / "lock.db", isolation_level=None, timeout=0.0, check_same_thread=False
@@ -164,7 +164,7 @@ class StoreFolder:
         return aliases
 
     def place(self, name: str) -> Path:
-        """The folder of a collection named directly or by alias, there or not.
+        """The folder of a collection, given its name or alias, whether it exists or not.
 
         Raises:
             StoreError: The name is not usable.
@@ -172,7 +172,7 @@ class StoreFolder:
         return self.path / "collections" / check_name(self.aliases().get(name, name))
 
     def set_alias(self, alias: str, name: str | None) -> None:
-        """Lets an alias mean a collection from now on, or nothing (None); at once or not at all."""
+        """Points an alias at a collection, or removes it (None), atomically."""
         self._need_lock()
         check_name(alias, "alias")
         aliases = self.aliases()
@@ -188,10 +188,10 @@ class StoreFolder:
         replace_file(self.path / "catalogue.json", text.encode())
 
     def check_removable(self, name: str) -> None:
-        """Raises where a collection may not be deleted.
+        """Checks that a collection may be deleted.
 
         Raises:
-            StoreError: An alias still means the collection.
+            StoreError: An alias still points at the collection.
             StoreMissing: It does not exist.
         """
         self._need_lock()
@@ -202,7 +202,7 @@ class StoreFolder:
             raise StoreMissing(f"There is no collection {name!r} in {self.path}")
 
     def remove(self, name: str) -> None:
-        """Deletes a closed collection, one that `check_removable` passed, with all its files."""
+        """Deletes the files of a closed collection that passed `check_removable`."""
         place = self.path / "collections" / name
         deleted = place.replace(place.with_name(f"{_DELETED}{name}"))
         sync_folder(place.parent)
@@ -210,7 +210,7 @@ class StoreFolder:
         sync_folder(place.parent)
 
     def release(self) -> None:
-        """Gives the lock up; a second call does nothing."""
+        """Releases the lock; a second call does nothing."""
         if self._lock is not None:
             self._lock.close()
 

@@ -12,13 +12,12 @@ A filter is a JSON object; an empty one passes everything. Its keys are fields o
     {"and": [F, G]}, {"or": [F, G]}, {"not": F}     combinations
 
 Several keys in one object must all hold. Fields are `id`, `label` and `metadata.NAME`, with dots between
-nested names. A name that is not of letters, digits, `_` and `-` alone stands in double quotes:
-`metadata."a.b"."my key"` (one that itself holds a double quote, a backslash or a control character cannot be
-said).
+nested names. A name with other characters than letters, digits, `_` and `-` is put in double quotes:
+`metadata."a.b"."my key"` (a name with a double quote, a backslash or a control character cannot be written).
 
-Values compare within their type: text with text and number with number, JSON true and false being 1 and 0.
-Arrays and objects equal nothing and lie in no range; `contains` looks at the texts and numbers of an array
-and at nothing else. Text that holds NUL passes no comparison either: SQLite reads it only up to there.
+Values are compared within their type: text with text and number with number; JSON true and false are 1 and 0.
+Arrays and objects equal nothing and are in no range; `contains` looks only at the texts and numbers of an
+array. Text with NUL passes no comparison, because SQLite reads it only up to the NUL.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ MOST_TERMS = 256
 MOST_NESTED = 16
 MOST_VALUES = 10_000
 _PLAIN = re.compile(r"[\w-]+")
-# SQLite compares a name in quotes with the JSON text as it is, in which the characters left out are escaped.
+# SQLite compares a quoted name with the raw JSON text, in which the characters excluded here are escaped.
 _NAME = re.compile(r'\.(?:([\w-]+)|"([^"\\\x00-\x1f\ud800-\udfff]+)")')
 _FIELD = re.compile(f"metadata(?:{_NAME.pattern})+")
 
@@ -58,7 +57,7 @@ def names_of(field: str) -> list[str]:
     """The nested names of a metadata field: `metadata.shop."my key"` has `shop` and `my key`.
 
     Raises:
-        FilterError: It is no such field.
+        FilterError: It is not a metadata field.
     """
     if not _FIELD.fullmatch(field):
         raise FilterError(
@@ -68,15 +67,15 @@ def names_of(field: str) -> list[str]:
 
 
 def field_of(names: Iterable[str]) -> str:
-    """The inverse of `names_of`, with quotes where they are needed only."""
+    """The inverse of `names_of`, with quotes only where they are needed."""
     return ".".join(["metadata", *(name if _PLAIN.fullmatch(name) else f'"{name}"' for name in names)])
 
 
 def column(field: str) -> str:
     """The SQL expression of a field.
 
-    A metadata field's path stands in the SQL text, because an index on an expression is used only where the
-    same text comes again. Its names hold no double quote, and single ones are doubled.
+    A metadata field's path is part of the SQL text, because SQLite uses an index on an expression only for
+    the same text. The names hold no double quote, and single ones are doubled.
 
     Raises:
         FilterError: The field is not in the language.
@@ -98,25 +97,25 @@ def _is_text(key: str) -> str:
 
 
 def _holds_no_nul(path: str) -> str:
-    """Given two paths, json_extract answers in JSON: NUL is escaped there, and a backslash itself doubled."""
+    """With two paths, json_extract returns JSON, in which NUL is escaped and a backslash doubled."""
     return f"instr(replace(json_extract(metadata, {path}, {path}), '\\\\', ''), '\\u0000') = 0"
 
 
 def canonical(field: str) -> str:
-    """A field in the one form that stands for all ways to write it."""
+    """The canonical form of a field, whichever way it is quoted."""
     return field if field in ("id", "label") else field_of(names_of(field))
 
 
 def after_prefix(prefix: str) -> str | None:
-    """The least text above all that begin with `prefix`; None where there is none.
+    """The least text above all that begin with `prefix`; None if there is none.
 
-    Texts are ordered by their characters' numbers, which is the order of their UTF-8 bytes too.
+    Texts are ordered by code points, which is also the order of their UTF-8 bytes.
     """
     kept = prefix.rstrip("\U0010ffff")
     if not kept:
         return None
     number = ord(kept[-1]) + 1
-    # Those between are no characters.
+    # The surrogates in between are not characters.
     return kept[:-1] + chr(0xE000 if number == 0xD800 else number)
 
 
@@ -124,7 +123,7 @@ def condition(where: Mapping[str, Any] | None) -> Condition:
     """Translates a filter.
 
     Raises:
-        FilterError: It is outside the language or too large.
+        FilterError: It is not in the language, or too large.
     """
     if not where:
         if where is not None and not isinstance(where, Mapping):
@@ -136,7 +135,7 @@ def condition(where: Mapping[str, Any] | None) -> Condition:
 
 
 class _SqlTranslation:
-    """Walks one filter, collecting parameters in the order of their question marks."""
+    """Walks one filter and collects the parameters in the order of their question marks."""
 
     def __init__(self, parameters: list[Scalar]) -> None:
         self.parameters = parameters
@@ -165,7 +164,7 @@ class _SqlTranslation:
             joined = f" {key.upper()} ".join(f"({self.both(part)})" for part in value)
             return f"({joined})" if joined else ("1" if key == "and" else "0")
         if key == "not":
-            # Not plain NOT: an absent field makes a comparison NULL, whose opposite must hold.
+            # Not plain NOT: an absent field makes a comparison NULL, and `not` must then hold.
             return f"(({self.both(value)}) IS NOT TRUE)"
         field = column(key)
         if not isinstance(value, Mapping):
@@ -190,9 +189,9 @@ class _SqlTranslation:
         return self.within_type(key, field, f"{field} = {self.bind(key, operand)}", operand)
 
     def within_type(self, key: str, field: str, sql: str, *operands: Any) -> str:
-        """The comparison with these operands, without what only looks like the text that it is not.
+        """The comparison, restricted to real text where an operand is text.
 
-        That is the JSON of an array or object, and the beginning of a text that holds NUL.
+        json_extract also returns arrays and objects as text, and cuts a text at NUL.
         """
         if key in ("id", "label") or not any(isinstance(operand, str) for operand in operands):
             return sql
@@ -236,7 +235,7 @@ class _SqlTranslation:
 
 
 def _range(sign: str) -> Callable[[_SqlTranslation, str, str, Any], str]:
-    """In SQL every number is below every text; a comparison must not reach from one kind into the other."""
+    """A comparison within one type: in SQL every number is below every text."""
 
     def write(translation: _SqlTranslation, key: str, field: str, operand: Any) -> str:
         sql = f"{field} {sign} {translation.bind(key, operand)}"

@@ -1,4 +1,4 @@
-"""What all stores share: items checked and normalized on the way in, searches by example, hits by label."""
+"""Code that all stores share: checks and normalization of items, search by example, grouping by label."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ C = TypeVar("C")
 
 # The longest text id that a path of the API takes.
 MOST_ID_CHARACTERS = 1024
-# Metadata that is nested more deeply could be stored, but neither read back nor answered: parsers of JSON
-# have limits of their own. The size is what Milvus takes, so that every store takes the same items.
+# More deeply nested metadata could be stored but not read back, because JSON parsers limit the depth. The
+# size is Milvus's limit, so that every store takes the same items.
 MOST_NESTED = 32
 MOST_METADATA_BYTES = 65_536
-# Between these, a float32 sum of squares has neither lost digits to underflow nor overflowed.
+# Between these bounds a float32 sum of squares neither underflows nor overflows.
 _TINY, _HUGE = 1e-20, 1e30
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -49,13 +49,13 @@ _metadata_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separator
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What a collection is for: the length of its vectors and the model that makes them, if known."""
+    """Settings of a collection: the length of its vectors and the fingerprint of their model, if known."""
 
     dim: int
     fingerprint: str | None
 
     def check(self, dim: int | None, fingerprint: str | None) -> None:
-        """Compares it with what the caller says of it; None says nothing.
+        """Checks it against the caller's expectations; None expects nothing.
 
         Raises:
             DimensionMismatch: The collection has another dim.
@@ -66,7 +66,7 @@ class Definition:
         self.check_fingerprint(fingerprint)
 
     def check_fingerprint(self, given: str | None) -> None:
-        """Raises FingerprintMismatch where both sides name a model, and not the same."""
+        """Raises FingerprintMismatch if both sides name a model and the names differ."""
         if given is not None and self.fingerprint is not None and given != self.fingerprint:
             raise FingerprintMismatch(
                 f"The collection holds vectors of model {self.fingerprint}, not of {given}; "
@@ -80,18 +80,18 @@ def unit_rows(vectors: Any, dim: int | None, what: str = "vector") -> Vectors:
     Args:
         vectors: (dim,) or (n, dim) numbers, or a sequence of n such vectors.
         dim: Length that each must have; None takes any.
-        what: How an error message calls them.
+        what: Name of a vector in error messages.
 
     Returns:
-        (n, dim) float32, C-contiguous, a new array unless the input already is all that.
+        (n, dim) float32, C-contiguous.
 
     Raises:
         DimensionMismatch: A vector has another length.
         StoreError: One is zero, not finite or not numeric.
     """
     if isinstance(vectors, np.ndarray) and vectors.shape == (dim,) and vectors.dtype == np.float32:
-        square = float(np.vdot(vectors, vectors))  # unlike other products it warns of nothing
-        if _TINY < square < _HUGE:  # the common query, in a third of the time; what is beyond is judged below
+        square = float(np.vdot(vectors, vectors))  # unlike other products it gives no warnings
+        if _TINY < square < _HUGE:  # the common query, in a third of the time
             return np.divide(vectors, math.sqrt(square), dtype=np.float32)[np.newaxis]
     try:
         with np.errstate(over="ignore"):  # what is beyond float32 is refused below
@@ -116,7 +116,7 @@ def unit_rows(vectors: Any, dim: int | None, what: str = "vector") -> Vectors:
 
 
 def _name_the_odd_one(vectors: Any, dim: int | None, what: str) -> None:
-    """Raises the precise error where rows differ in length."""
+    """Raises the precise error if rows differ in length."""
     if not isinstance(vectors, Sequence):
         return
     for position, row in enumerate(vectors):
@@ -153,7 +153,7 @@ def check_id(value: Any) -> ItemId:
 
 
 def check_limit(limit: int) -> None:
-    """Refuses to read no items.
+    """Checks the number of items to read.
 
     Raises:
         StoreError: The limit is below 1.
@@ -163,17 +163,17 @@ def check_limit(limit: int) -> None:
 
 
 def checked_in_chunks(items: Iterable[Item], size: int, check: Callable[[Sequence[Item]], C]) -> Iterator[C]:
-    """Results of a check of items, so many at a time.
+    """Yields the results of `check` for `size` items at a time.
 
     Raises:
-        StoreError: What `check` raised of one item alone, with its id and its `position` among all.
+        StoreError: What `check` raises for one item, with its id and its `position` among all.
     """
     supply, taken = iter(items), 0
     while chunk := list(itertools.islice(supply, size)):
         try:
             checked = check(chunk)
         except StoreError:
-            for position, item in enumerate(chunk, taken):  # again one by one, to say which it was
+            for position, item in enumerate(chunk, taken):  # again one by one, to name the item
                 try:
                     check([item])
                 except StoreError as error:
@@ -186,7 +186,7 @@ def checked_in_chunks(items: Iterable[Item], size: int, check: Callable[[Sequenc
 
 
 def check_items(items: Sequence[Item], dim: int) -> CheckedItems:
-    """Checks items before anything of them is written; of equal ids the last one stays."""
+    """Checks items before any is written; of equal ids the last one stays."""
     last: dict[ItemId, Item] = {}
     for item in reversed(items):
         last.setdefault(_check_new_id(item.id), item)
@@ -210,7 +210,7 @@ def _check_new_id(value: Any) -> ItemId:
 
 
 def is_name(text: str) -> bool:
-    """Whether a collection or an alias may be called so."""
+    """Whether a text is a valid name of a collection or an alias."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -240,7 +240,7 @@ def check_thumbnail(value: Any) -> bytes | None:
 
 
 def metadata_text(value: Mapping[str, Any] | None) -> str | None:
-    """Metadata as JSON text, None where there is none. All metadata that is stored comes through here.
+    """Metadata as JSON text, None if there is none. All stored metadata passes through here.
 
     Raises:
         StoreError: It is not plain JSON, too large, or nested too deeply.
@@ -262,10 +262,9 @@ def metadata_text(value: Mapping[str, Any] | None) -> str | None:
 
 
 def metadata_of(text: str | None) -> dict[str, Any]:
-    """Metadata from its JSON text; empty, with a warning in the log, where the text cannot be used.
+    """Metadata from its JSON text; empty, with a warning in the log, if the text cannot be used.
 
-    Nothing is stored today that could not be read, but what an earlier version stored must not take the items
-    beside it down.
+    An earlier version could store such text; reading it must not fail the other items of a request.
     """
     if text is None:
         return {}
@@ -330,7 +329,7 @@ def _is_unicode(text: str) -> bool:
 
 
 class BaseStore:
-    """What every store does alike, whatever its engine."""
+    """Methods that are the same for every engine."""
 
     _definition: Definition
 
@@ -361,10 +360,7 @@ class BaseStore:
         query: SearchQuery | int = DEFAULT_K,
         **options: Unpack[QueryArguments],
     ) -> SearchResult:
-        """Finds items like the positive and unlike the negative examples; see `Store.search_examples`.
-
-        The examples' vectors are read first, then searched by.
-        """
+        """Finds items like the positive and unlike the negative examples; see `Store.search_examples`."""
         query = SearchQuery.of(query, options)
         if len(positives) == 0:
             raise StoreError("There is no positive example; give at least one id or vector")
@@ -395,15 +391,15 @@ def _example_vectors(store: Store, examples: Sequence[ItemId | Vectors]) -> Vect
 def best_of_each_label(
     hits: list[Hit], query: SearchQuery, further: Callable[[list[str], list[ItemId]], list[Hit]]
 ) -> list[Hit]:
-    """The best hit of each label, `k` in all; items without one each stand alone.
+    """The best hit of each label, `k` in all; each item without a label is a group of its own.
 
-    Each round asks for the nearest items outside the labels found so far, so it brings at least one new
-    label; its best of each label is the best of all, because earlier rounds had none of them.
+    Each round asks for the nearest items outside the labels found so far, so it finds at least one new label.
+    The best hit of a label in a round is the best of all, because earlier rounds found none of that label.
 
     Args:
         hits: The `k` best hits of one vector, with their labels.
-        query: What is asked for.
-        further: The `k` best hits that have none of these labels and none of these ids.
+        query: The query.
+        further: Returns the `k` best hits with none of the given labels and none of the given ids.
     """
     best: list[Hit] = []
     labels: set[str] = set()

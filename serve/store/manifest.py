@@ -7,13 +7,13 @@
     segments/NAME/records.i64    where in it each row's id begins and ends, two numbers a row, and its length
     segments/NAME/index.faiss    an approximate index over them, if the collection has one
 
-A segment is written and waited for before the manifest names it, and deleted once that no longer does. All of
-it derives from the database: what is damaged or missing is built again.
+A segment is on disk before the manifest names it, and is deleted once the manifest no longer does. All of
+it is derived from the database: what is damaged or missing is built again.
 
-A search ends with reading the records of its hits. From SQLite that costs as much as the search of a graph,
-so each segment has a copy. Labels and metadata can be edited while a row stays: the ids of edited rows are
-remembered (in the database too, with the LSN of the edit), and their records are read from the database until
-the segment is written anew.
+A search ends by reading the records of its hits. From SQLite that costs as much as the search of a graph, so
+each segment has a copy. An edit of a label or metadata leaves the segment as it is: the ids of edited rows
+are kept (also in the database, with the LSN of the edit), and their records are read from the database until
+the segment is rewritten.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from serve.store.ann import approximate
 from serve.store.ann.approximate import EXACT, FaissIndex
-from serve.store.ann.device import copy_to_device
+from serve.store.ann.flat import copy_to_device
 from serve.store.database import Database, last_lsn
 from serve.store.files import checksum_of, disk_errors, replace_file, sync_file, sync_folder, write_synced
 from serve.store.items import MOST_NESTED, metadata_of
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 FORMAT = 1
 _IDS, _VECTORS, _INDEX = "keys.i64", "vectors.f32", "index.faiss"
 _TEXT, _STARTS = "records.json", "records.i64"
-# Vectors that are gathered in memory at a time.
+# Vectors that are copied to memory at a time.
 _BLOCK_ROWS = 16_384
 # Records that one statement joins into a JSON text; its decoding holds the interpreter's lock for 1 ms.
 _RECORDS = 2048
@@ -89,10 +89,10 @@ class SegmentFolder:
         self._device = device
 
     def load(self, *, read_only: bool) -> tuple[list[Segment], dict[str, SegmentEntry]]:
-        """Every undamaged segment of the manifest; deletes others unless it is to read only.
+        """Loads every undamaged segment of the manifest; deletes the others unless `read_only`.
 
-        Segments with later writes than the database's last one show that an older database was put back; none
-        is used then, now or later, for its next writes will take the same LSNs.
+        A segment with later writes than the database shows that an older database was restored. Then no
+        segment is used, because the database's next writes will take the same LSNs.
         """
         with self._database.read() as connection:
             last = last_lsn(connection)
@@ -157,21 +157,21 @@ class SegmentFolder:
     ) -> SegmentEntry | None:
         """Merges the live rows of segments into a new segment, and waits until the disk has it.
 
-        Where one of them has a graph and all others only later rows, these are added to a copy of that graph,
-        which is many times quicker than building one of all rows; its dead rows then stay.
+        If one of them has a graph and all others only later rows, these are added to a copy of that graph,
+        which is many times faster than building one of all rows; its dead rows then stay.
 
         Args:
-            segments: What to merge.
-            base: The segment whose graph may grow, None to begin anew.
+            segments: The segments to merge.
+            base: The segment whose graph grows; None builds a new one.
             index: Factory string of its approximate index; "Flat" for none.
             threads: OpenMP threads for building that.
-            stop: Asked now and then; True abandons the work.
+            stop: Polled during the work; True abandons it.
 
         Returns:
             The segment, or None if no row is alive or the work was abandoned.
 
         Raises:
-            DiskFull: The disk took no more; nothing is left of the segment.
+            DiskFull: No space is left; the unfinished segment is removed.
         """
         rows = [np.arange(len(segment)) if segment is base else segment.live_rows() for segment in segments]
         row_ids = np.concatenate(
@@ -214,7 +214,7 @@ class SegmentFolder:
         return entry
 
     def commit(self, entries: Sequence[SegmentEntry], flushed: int) -> None:
-        """Makes these the segments that count, all writes up to an LSN in them, and deletes all others."""
+        """Writes a manifest of these segments, which hold all writes up to `flushed`; deletes the others."""
         body = {
             "format": FORMAT,
             "store_id": self._database.store_id,
@@ -226,7 +226,7 @@ class SegmentFolder:
         self._clean({entry.name for entry in entries})
 
     def _clean(self, keep: set[str]) -> None:
-        """Deletes segments that are not to be kept. Mapped ones stay readable to who holds them."""
+        """Deletes all other segments. Searches that have one mapped can still read it."""
         if self._folder.is_dir():
             for folder in self._folder.iterdir():
                 if folder.name not in keep:
@@ -234,14 +234,14 @@ class SegmentFolder:
             sync_folder(self._folder)
 
     def flushed_lsn(self) -> int:
-        """LSN of the last write that the segments contain, as far as the manifest knows."""
+        """LSN of the last write that the segments contain, from the manifest."""
         return int(self._body().get("sequence", 0))
 
     def _entries(self) -> list[SegmentEntry]:
         return [SegmentEntry(**entry) for entry in self._body().get("segments", [])]
 
     def _body(self) -> dict[str, Any]:
-        """The manifest's content; empty where it is missing, damaged or another store's."""
+        """The manifest's content; empty if it is missing, damaged or another store's."""
         try:
             content = json.loads((self._place / "manifest.json").read_text("utf-8"))
             body: dict[str, Any] = content["body"]
@@ -257,7 +257,7 @@ class SegmentFolder:
 
 
 def _gathered(segments: Sequence[Segment], owner: Any, row: Any, dim: int) -> Iterator[memoryview]:
-    """Vectors in the given order, block by block, so that no second copy of all of them is in memory."""
+    """Vectors in the given order, in blocks, so that memory never holds a second copy of all."""
     for start in range(0, len(row), _BLOCK_ROWS):
         owners, rows = owner[start : start + _BLOCK_ROWS], row[start : start + _BLOCK_ROWS]
         block = np.empty((len(rows), dim), "<f4")
@@ -273,7 +273,7 @@ def _checksum(body: dict[str, Any]) -> str:
 
 
 class SegmentRecords:
-    """Records of a segment's folder, mapped into memory."""
+    """Records of a segment on disk, mapped into memory."""
 
     def __init__(self, folder: Path) -> None:
         self.edited: set[int] = set()
@@ -300,7 +300,7 @@ def _write_records(database: Database, row_ids: RowIds, folder: Path) -> dict[st
     """Writes the records of rows with these row ids (ascending), and waits until the disk has them.
 
     Args:
-        database: Where they are read; an item that is gone there gets an empty record.
+        database: Source of the records; an item that it no longer has gets an empty one.
         row_ids: (n,) int64, ascending, at least one.
         folder: The segment's.
 
@@ -328,10 +328,10 @@ def _texts(database: Database, row_ids: RowIds, lengths: NDArray[np.int64]) -> I
         found = [row for row in _decode_records(text) if row[0] in mine]
         at = start + np.searchsorted(chunk, [row[0] for row in found])
         for _, id_, label, metadata in found:
-            # What cannot be used is left out, or it would keep the segment from ever being written.
+            # Unusable metadata is left out, or the segment could never be written.
             usable = metadata if metadata_of(metadata) else None
             pieces += [bytes(id_), b"," + bytes(label) + b"," + (usable or "null").encode()]
         if found:
             lengths[at] = np.array([len(piece) for piece in pieces]).reshape(-1, 2)
         yield b"".join(pieces)
-    yield b" "  # a file of nothing could not be mapped
+    yield b" "  # an empty file cannot be mapped

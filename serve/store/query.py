@@ -1,9 +1,8 @@
-"""One search from normalized vectors to hits: filter masks, neighbours, records of the hits, groups.
+"""One search, from normalized vectors to hits: rows that pass the filter, neighbours, records, groups.
 
-The index and the database are two views of one truth, and a search looks at both. All its looks at the
-database are at one version, that of the index; when a write has come between, the search starts over on the
-newer version. So an item that is being replaced is always found, as it was or as it is, and a hit's label is
-the one that passed the filter.
+A search reads the index and the database at the same version. Where a write comes between, it starts over on
+the newer version. So an item that is being replaced is always found, in its old or its new state, and a hit's
+label is the one that passed the filter.
 """
 
 from __future__ import annotations
@@ -19,25 +18,23 @@ import numpy as np
 from serve.store import filters
 from serve.store.ann import flat
 from serve.store.database import Database, last_lsn
-from serve.store.filter_cache import FilterCache
 from serve.store.filters import Condition
 from serve.store.items import best_of_each_label, check_id
-from serve.store.recovery import CurrentVersion
 from serve.store.rows import read_records, row_ids_of
-from serve.store.segment import Version
 from serve.store.types import (
     NO_ROW_IDS,
     Hit,
     ItemId,
-    Mask,
     RowIds,
     SearchPlan,
     SearchQuery,
     SearchResult,
+    Selection,
     Vectors,
 )
+from serve.store.version import CurrentVersion, FilterCache, Version
 
-# Lock-free tries before one that holds writers back for its duration.
+# Tries without a lock before one that holds writers back.
 _TRIES = 4
 
 
@@ -49,9 +46,9 @@ class QueryRunner:
     """Searches one collection.
 
     Args:
-        database: Its truth.
+        database: The collection's database.
         current: The version that searches see.
-        index: Its index factory string.
+        index: Index factory string of the collection.
         threads: OpenMP threads of a search.
     """
 
@@ -77,48 +74,14 @@ class QueryRunner:
     def _once(
         self, version: Version, vectors: Vectors, query: SearchQuery, condition: Condition
     ) -> SearchResult:
-        if len(vectors) == 1 and query.is_plain and not self._database.read_only:
-            result = self._nearest(version, vectors, query)
-            if result is not None:
-                return result
         with _VersionSearch(self._database, self._current.filters, version, query, self._index) as search:
             return search.run(vectors, condition)
 
-    def _nearest(self, version: Version, vectors: Vectors, query: SearchQuery) -> SearchResult | None:
-        """The search by one vector without conditions, straight from rows to their records.
-
-        The general way goes by row ids, through merged arrays and the database; that costs as much as the
-        search of a graph. None where a hit's record has to be read from the database.
-        """
-        hits: list[Hit] = []
-        plans = []
-        for segment in version.segments:
-            if segment.live_count == 0:
-                continue
-            if segment.records is None:
-                return None
-            similarities, rows, plan = segment.find(vectors, query.k, None, query)
-            plans.append(plan)
-            similarities, rows = similarities[0], rows[0]
-            if rows[-1] < 0:
-                similarities, rows = similarities[rows >= 0], rows[rows >= 0]
-            edited = segment.records.edited
-            if edited and query.with_metadata and not edited.isdisjoint(segment.row_ids[rows].tolist()):
-                return None
-            records = segment.records.take(rows, ids_only=not query.with_metadata)
-            if records is None:
-                return None
-            hits += map(_hit, similarities.tolist(), records)
-        if len(plans) > 1:
-            hits.sort(key=lambda hit: -hit.similarity)
-            del hits[query.k :]
-        return SearchResult([hits], version.plan(plans, self._index))
-
 
 class _VersionSearch:
-    """One search of one version, by any query.
+    """One search of one version.
 
-    All its looks at the database are at that version, or, where another process writes, at that of the first.
+    Every read of the database is at that version; where another process writes, at that of the first read.
     """
 
     def __init__(
@@ -141,16 +104,53 @@ class _VersionSearch:
 
     def run(self, vectors: Vectors, condition: Condition) -> SearchResult:
         query = self._query
-        masks = self._filters.masks(condition, self._version, self._connect)
+        passing = self._filters.passing(condition, self._version, self._connect)
+        if len(vectors) == 1 and query.is_simple and not self._database.read_only:
+            result = self._nearest(vectors, passing)
+            if result is not None:
+                return result
         if query.exclude:
             self._excluded = row_ids_of(self._connect(), [check_id(value) for value in query.exclude])
-        hits, plan = self._find(vectors, masks)
+        hits, plan = self._find(vectors, passing)
         if query.group_by is not None:
             hits = [
-                best_of_each_label(first, query, partial(self._further, vectors[at : at + 1], masks))
+                best_of_each_label(first, query, partial(self._further, vectors[at : at + 1], passing))
                 for at, first in enumerate(hits)
             ]
         return SearchResult(hits, plan)
+
+    def _nearest(self, vectors: Vectors, passing: Sequence[Selection | None]) -> SearchResult | None:
+        """The hits of one vector, read by their positions in the segments.
+
+        The general way merges arrays and finds records by row id, which costs as much as the search of a
+        graph. None where a hit's record has to be read from the database.
+        """
+        query = self._query
+        hits: list[Hit] = []
+        plans = []
+        for segment, selection in zip(self._version.segments, passing, strict=True):
+            if segment.live_count == 0:
+                continue
+            if segment.records is None:
+                return None
+            similarities, rows, plan = segment.find(vectors, query.k, selection, query)
+            plans.append(plan)
+            if plan.candidates == 0:
+                continue
+            similarities, rows = similarities[0], rows[0]
+            if rows[-1] < 0:
+                similarities, rows = similarities[rows >= 0], rows[rows >= 0]
+            edited = segment.records.edited
+            if edited and query.with_metadata and not edited.isdisjoint(segment.row_ids[rows].tolist()):
+                return None
+            records = segment.records.take(rows, ids_only=not query.with_metadata)
+            if records is None:
+                return None
+            hits += map(_hit, similarities.tolist(), records)
+        if len(plans) > 1:
+            hits.sort(key=lambda hit: -hit.similarity)
+            del hits[query.k :]
+        return SearchResult([hits], self._version.plan(plans, self._index))
 
     def _connect(self) -> sqlite3.Connection:
         """A connection that sees the version until the search ends.
@@ -164,10 +164,12 @@ class _VersionSearch:
                 raise _VersionChanged
         return self._connection
 
-    def _find(self, vectors: Vectors, masks: Sequence[Mask | None]) -> tuple[list[list[Hit]], SearchPlan]:
+    def _find(
+        self, vectors: Vectors, passing: Sequence[Selection | None]
+    ) -> tuple[list[list[Hit]], SearchPlan]:
         """Hits of each vector among the rows that pass."""
         query, most = self._query, self._query.k + len(self._excluded)
-        similarities, row_ids, plan = self._version.search(vectors, most, masks, query, self._index)
+        similarities, row_ids, plan = self._version.search(vectors, most, passing, query, self._index)
         if len(self._excluded):
             out = np.isin(row_ids, self._excluded)
             similarities, row_ids = flat.merge([(similarities, np.where(out, -1, row_ids))], query.k)
@@ -185,20 +187,27 @@ class _VersionSearch:
         return hits, plan
 
     def _further(
-        self, vector: Vectors, masks: Sequence[Mask | None], labels: list[str], ids: list[ItemId]
+        self, vector: Vectors, passing: Sequence[Selection | None], labels: list[str], ids: list[ItemId]
     ) -> list[Hit]:
         """Hits of one vector, of shape (1, dim), outside these labels and ids."""
         seen = filters.condition({"or": [{"label": {"in": labels}}, {"id": {"in": ids}}]})
-        rest = [
-            ~out if mask is None else mask & ~out
-            for mask, out in zip(masks, self._filters.masks(seen, self._version, self._connect), strict=True)
-            if out is not None
-        ]
+        rest: list[Selection | None] = []
+        for segment, rows, out in zip(
+            self._version.segments,
+            passing,
+            self._filters.passing(seen, self._version, self._connect),
+            strict=True,
+        ):
+            mask = np.full(len(segment), rows is None)
+            if rows is not None:
+                mask[rows] = True
+            mask[out] = False
+            rest.append(mask)
         return self._find(vector, rest)[0][0]
 
     def _records(self, row_ids: RowIds) -> dict[int, list[Any]]:
-        """Of each hit by row id: its item's id and, if they are wanted, label and metadata."""
-        if self._database.read_only:  # another process writes, and only the database knows what
+        """By row id, each hit's item id and, if the query wants them, label and metadata."""
+        if self._database.read_only:  # another process may have edited any row
             found: dict[int, list[Any]] = {}
             others: list[int] = np.unique(row_ids[row_ids >= 0]).tolist()
         else:
@@ -210,7 +219,7 @@ class _VersionSearch:
 
 
 def _hit(similarity: float, record: list[Any]) -> Hit:
-    """A hit from a similarity and a record: the id alone, or id, label and metadata."""
+    """A hit from a similarity and a record, which is the id alone, or id, label and metadata."""
     # Rounding may carry the product of two unit vectors past 1.
     cosine = 1.0 if similarity > 1.0 else max(similarity, -1.0)
     if len(record) == 1:

@@ -1,4 +1,4 @@
-"""Rows of the database: written in a transaction, and read back as items, without a look at the index."""
+"""Rows of the database: written in a transaction, read back as items. Nothing here needs the index."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from serve.store.types import NO_ROW_IDS, Filter, Item, ItemId, ItemMissing, Pag
 
 # Items that a scan reads at a time.
 _PAGE = 1000
-# Rows that one statement inserts, falling to 1; the largest stays below 999 parameters, the least that any
-# build of SQLite allows.
+# Rows that one statement inserts, largest first. Every build of SQLite allows the 999 parameters that the
+# largest stays below.
 _ROWS_PER_STATEMENT = (240, 30, 5, 1)
 
 
 def insert(items: CheckedItems, connection: sqlite3.Connection, batch: WriteBatch) -> int:
-    """Writes items under new row ids and removes what had their ids."""
+    """Writes items under new row ids and removes the rows that had their ids."""
     remove(connection, row_ids_of(connection, items.ids), batch, count_write=False)
     first = batch.lsn + 1
     row_ids = np.arange(first, first + len(items.ids), dtype=np.int64)
@@ -55,8 +55,8 @@ def insert(items: CheckedItems, connection: sqlite3.Connection, batch: WriteBatc
 def _insert_rows(connection: sqlite3.Connection, table: str, values: list[tuple[Any, ...]]) -> None:
     """Inserts many rows with each statement.
 
-    Each step of a statement gives the interpreter's lock away and has to win it back. With `executemany` that
-    is a step for each row: minutes instead of a second where dozens of threads search at the same time.
+    Each step of a statement releases the interpreter's lock and has to acquire it again. `executemany` takes
+    a step for each row: minutes instead of a second while dozens of threads search.
     """
     start = 0
     for size in _ROWS_PER_STATEMENT:
@@ -113,9 +113,9 @@ def row_ids_of(connection: sqlite3.Connection, ids: Iterable[ItemId]) -> RowIds:
 def row_ids_where(connection: sqlite3.Connection, condition: Condition, above: int | None = None) -> RowIds:
     """Ids of the rows (above a bound, if given) that fulfil a condition, ascending.
 
-    SQLite joins them into one text, so that a million row ids take one step without the interpreter's lock.
+    SQLite joins them into one text, so that a million row ids take one step.
     """
-    # Few rows are above a bound: go by row id and not by an index on a field.
+    # Few rows are above a bound, so the primary key beats an index on a field.
     source = "items WHERE" if above is None else f"items NOT INDEXED WHERE key > {above:d} AND"
     query = f"SELECT group_concat(key) FROM {source} ({condition.sql})"  # noqa: S608
     return _row_ids(connection, query, condition.parameters)
@@ -151,9 +151,9 @@ def read_items(
 
 
 def read_records(connection: sqlite3.Connection, row_ids: list[int]) -> dict[int, list[Any]]:
-    """Id, label and metadata of the items with these row ids, as far as they exist, by row id.
+    """Id, label and metadata of the items with these row ids that exist, by row id.
 
-    SQLite joins them into one JSON text, for the same reason as in `insert`: a single step.
+    SQLite joins them into one JSON text, to take a single step as in `insert`.
     """
     text = connection.execute(
         "SELECT json_group_array(json_array(key, id, label, metadata)) FROM items "
@@ -185,7 +185,7 @@ def json_text(values: list[Any]) -> str:
 
 
 class ItemReader:
-    """The half of a store that needs no index. Every method reads one version and pins nothing afterwards."""
+    """The methods of a store that need no index. Each reads one version and holds nothing open afterwards."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -247,7 +247,7 @@ class ItemReader:
             low, high = connection.execute(
                 "SELECT (SELECT min(key) FROM items), (SELECT max(key) FROM items)"
             ).fetchone()
-            # Each number stands for the item that follows it.
+            # Each number selects the first item at or after it.
             numbers = random.sample(range(low, high + 1), min(count, high + 1 - low))
             condition = Condition(
                 "key IN (SELECT (SELECT min(key) FROM items WHERE key >= value) FROM json_each(?))",

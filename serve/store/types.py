@@ -1,4 +1,4 @@
-"""What every store can do, and the values that go in and come out.
+"""The interface of every store (`Store`), its values and its errors.
 
 A store keeps items (id, vector, label, metadata, thumbnail) and finds those whose vectors are most similar to
 a query. Similarity is the cosine: vectors are L2-normalized on the way in, so it is their inner product.
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from models.errors import InputError
 
 ItemId: TypeAlias = str | int
-"""The user's own name of an item; the string "1" and the integer 1 are two different items."""
+"""The user's own id of an item; the string "1" and the integer 1 are two different items."""
 
 Vectors: TypeAlias = NDArray[np.float32]
 
 RowIds: TypeAlias = NDArray[np.int64]
-"""Ids of rows in a store's database: each the number of the write that stored the row's vector."""
+"""Ids of rows in a store's database. A row's id is the number of the write that stored its vector."""
 
 NO_ROW_IDS: RowIds = np.empty(0, np.int64)
 
@@ -34,22 +34,28 @@ Positions: TypeAlias = NDArray[np.int64]
 Mask: TypeAlias = NDArray[np.bool_]
 """One truth value for each row of a segment."""
 
+Selection: TypeAlias = Positions | Mask
+"""Some rows of a segment: their positions (ascending) where they are few, a mask where they are many.
+
+Either indexes an array of the segment's rows in the same way.
+"""
+
 Filter: TypeAlias = Mapping[str, Any]
 """A condition on label, id and metadata in JSON form; `serve.store.filters` defines the language."""
 
 
 DEFAULT_K = 10
-"""Hits per query where nobody says."""
+"""Default number of hits per query."""
 
 MOST_EFFORT = 65_536
-"""How far an approximate index may be asked to look."""
+"""Largest `effort` of a search."""
 
 
 class StoreError(InputError):
-    """A request that a store cannot carry out; every error below is one.
+    """A request that a store cannot carry out; the base of the errors below.
 
     Attributes:
-        position: Which of the items given to `upsert` is at fault, counted from 0; None where none is.
+        position: Position (from 0) of the item given to `upsert` that is at fault; None if no item is.
     """
 
     position: int | None = None
@@ -68,7 +74,7 @@ class StoreLocked(StoreError):
 
 
 class StoreMissing(StoreError):
-    """The folder or collection does not exist and was not to be created."""
+    """The folder or collection does not exist, and the call does not create it."""
 
 
 class ReadOnly(StoreError):
@@ -84,19 +90,19 @@ class Unsupported(StoreError):
 
 
 class DiskFull(StoreError):
-    """The disk took no more; nothing of the refused write was stored (HTTP 507)."""
+    """No space is left on the disk; nothing of the refused write was stored (HTTP 507)."""
 
 
 class StoreBehind(StoreError):
-    """The write is durable, but this process could not show it to searches; it tries again (HTTP 503)."""
+    """The write is durable, but searches do not see it yet; the process tries again (HTTP 503)."""
 
 
 class StoreDamaged(StoreError):
-    """The disk gave back something else than was written (HTTP 500)."""
+    """A file is not what the store wrote (HTTP 500)."""
 
 
 class FilterError(StoreError):
-    """A filter expression says something outside the language."""
+    """A filter is not in the filter language."""
 
 
 class ItemMissing(StoreError):
@@ -108,9 +114,9 @@ class Item:
     """One thing that can be found.
 
     Attributes:
-        id: The user's name for it, a string or a 64-bit integer.
-        vector: (dim,) numbers; any length but zero, stored L2-normalized as float32. None only in items that
-            were read without their vectors.
+        id: The user's id for it, a string or a 64-bit integer.
+        vector: (dim,) numbers, not all zero; stored L2-normalized as float32. None only in items that were
+            read without their vectors.
         label: Class name, or None where it is unknown.
         metadata: Plain JSON values under string keys.
         thumbnail: An encoded image (JPEG, PNG, WebP), or None. Reading items never loads it; see
@@ -128,14 +134,14 @@ class SearchQuery(msgspec.Struct, frozen=True):
     """What a search asks for, besides the vectors.
 
     Attributes:
-        k: Most hits per query.
-        where: Only items that pass it.
+        k: Most hits per query vector.
+        where: Filter that hits pass.
         min_similarity: Drop hits below this cosine.
-        exclude: Ids that are never hits, of any of the queries.
+        exclude: Ids of items that are never hits.
         group_by: "label" keeps the best hit of each label (items without one each stand alone).
         exact: Do not use an approximate index.
         effort: How far an approximate index looks: efSearch of HNSW (for 10 hits; more hits take more),
-            nprobe of an inverted index; None as the collection says.
+            nprobe of an inverted index; None uses the collection's own.
         with_metadata: False leaves labels and metadata of hits empty, which is faster.
         fingerprint: The model that made the vectors; None does not check.
 
@@ -171,13 +177,18 @@ class SearchQuery(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(query, **options) if options else query
 
     @property
+    def is_simple(self) -> bool:
+        """Whether the hits are the nearest items that pass the filter, without further conditions."""
+        return not (self.exclude or self.group_by) and self.min_similarity is None
+
+    @property
     def is_plain(self) -> bool:
         """Whether any item may be a hit, of any similarity and label."""
-        return not (self.where or self.exclude or self.group_by) and self.min_similarity is None
+        return self.is_simple and not self.where
 
 
 class SearchArguments(TypedDict, total=False):
-    """Keyword arguments of every search, here and over HTTP; `SearchQuery` says what they mean."""
+    """Keyword arguments of every search, in Python and over HTTP; see `SearchQuery`."""
 
     where: Filter | None
     min_similarity: float | None
@@ -212,14 +223,14 @@ class SearchPlan(msgspec.Struct, frozen=True):
 
     Attributes:
         strategy: "exact" scans every vector; "exact_subset" scans only those that pass the filter;
-            "approximate" asks the index and drops what does not pass; "approximate_then_exact" did so, found
-            too few, and scanned what passes; "empty" had nothing to look at.
-        candidates: Number of items that could be hits; None where the store's engine does not say.
-        selectivity: `candidates` as a part of all items, in [0, 1]; None where the engine does not say.
+            "approximate" asks the index and drops what does not pass; "approximate_then_exact" does so, finds
+            too few, and scans those that pass; "empty" has no candidates.
+        candidates: Number of items that could be hits; None if the store's engine does not tell.
+        selectivity: `candidates` as a fraction of all items, in [0, 1]; None if the engine does not tell.
         index: The index factory string or index type of the collection.
-        explored: Most rows that the approximate index compared with a query, as far as it tells: all in the
-            lists that an inverted index looked into, the neighbours that a graph kept in view; 0 where no
-            such index was asked.
+        explored: Most rows that the approximate index compared with one query vector: those in the lists that
+            an inverted index visited, or the size of a graph's candidate list (efSearch); 0 without such an
+            index.
     """
 
     strategy: Strategy
@@ -260,8 +271,7 @@ class StoreStats:
         flushed_lsn: Last write that the segments on disk contain.
         disk_bytes: Bytes in the collection's folder.
         field_indexes: Fields with an index for filters.
-        trouble: Why background work on the index fails at the moment and is tried again later; None where it
-            does not.
+        trouble: Why background work on the index failed last (it is tried again); None if it did not.
     """
 
     items: int
@@ -288,7 +298,7 @@ class Store(Protocol):
 
     @property
     def in_process(self) -> bool:
-        """Whether a search is computed in this process, so that it never waits for another machine."""
+        """Whether searches run in this process, and so never wait for another machine."""
 
     @property
     def dim(self) -> int:
@@ -301,8 +311,8 @@ class Store(Protocol):
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
         """Stores items; one with a known id replaces the old one whole. Returns their number.
 
-        A call with up to 20,000 items is one transaction: all of them or none are stored. Longer ones are cut
-        into such transactions in order. Where an id comes twice, the last one counts.
+        A call with up to 20,000 items is one transaction: all of them or none are stored. A longer call is
+        split into such transactions in order. If an id comes twice, the last item counts.
 
         Args:
             items: What to store.
@@ -313,7 +323,7 @@ class Store(Protocol):
             FingerprintMismatch: The collection belongs to another model.
             StoreError: A vector is zero or not finite, an id is unusable, metadata is not plain JSON, nested
                 more than 32 deep or over 65,536 bytes; `position` says which item.
-            DiskFull: The disk took no more.
+            DiskFull: No space is left.
         """
 
     def update(self, item_id: ItemId, changes: Mapping[str, Any]) -> None:
@@ -335,26 +345,26 @@ class Store(Protocol):
         where: Filter | None = None,
         erase: bool = False,
     ) -> int:
-        """Deletes by id, by filter or both (their union); unknown ids are no error. Returns how many went.
+        """Deletes by id, by filter or both (their union), and returns the number. Unknown ids are no error.
 
         Args:
             ids: Items to delete.
-            where: Delete all that pass it.
+            where: Filter of further items to delete.
             erase: Also remove every byte of them from the disk before returning (see `purge`).
 
         Raises:
-            Unsupported: `erase`, where the store cannot; nothing is deleted then.
+            Unsupported: `erase` in a store that cannot; nothing is deleted then.
         """
 
     def purge(self) -> None:
-        """Rewrites the files so that nothing of deleted or replaced items is left in them. Takes a while.
+        """Rewrites the files without any trace of deleted or replaced items. Takes a while.
 
         Raises:
-            Unsupported: The files are not this process's to rewrite.
+            Unsupported: This process does not own the files.
         """
 
     def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
-        """Items in the order of `ids`, None where there is none; thumbnails are left out."""
+        """Items in the order of `ids`, None for unknown ids; thumbnails are left out."""
 
     def search(
         self, vectors: Vectors, query: SearchQuery | int = DEFAULT_K, **options: Unpack[QueryArguments]
@@ -363,8 +373,8 @@ class Store(Protocol):
 
         Args:
             vectors: (dim,) or (n, dim) floats; need not be normalized.
-            query: What to look for; a number is short for `SearchQuery(k=number)`.
-            options: Fields of the query that are other than in `query`.
+            query: The query; a number is short for `SearchQuery(k=number)`.
+            options: Fields that replace those of `query`.
 
         Raises:
             DimensionMismatch: A vector has the wrong length.
@@ -407,29 +417,29 @@ class Store(Protocol):
         """
 
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
-        """All items, by scrolling. One that is written after the first was asked for is left out."""
+        """All items, by scrolling. An item written after the scan began is left out."""
 
     def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
         """Items drawn at random from the whole collection, each once, in the order of their last write.
 
-        All of them where there are fewer than `count`; else at most `count`, and fewer where many neighbours
-        in that order were deleted. Takes no longer in a large collection than in a small one.
+        All of them if there are fewer than `count`; else at most `count`, and fewer where long runs in that
+        order were deleted. Takes no longer in a large collection than in a small one.
         """
 
     def thumbnail(self, item_id: ItemId) -> bytes | None:
-        """The item's thumbnail; None where the item or its thumbnail does not exist."""
+        """The item's thumbnail; None if the item or its thumbnail does not exist."""
 
     def labels(self, limit: int = 1000) -> dict[str, int]:
         """Labels with their number of items, most frequent first."""
 
     def create_field_index(self, field: str) -> None:
-        """Makes filters on `field` ("label" or "metadata.NAME") fast; no effect where it exists."""
+        """Makes filters on `field` ("label" or "metadata.NAME") fast; does nothing if the index exists."""
 
     def drop_field_index(self, field: str) -> None:
-        """Undoes `create_field_index`; no effect where there is no such index."""
+        """Undoes `create_field_index`; does nothing if there is no such index."""
 
     def flush(self) -> None:
-        """Writes what is in memory alone to the index on disk, so that the next start is quick.
+        """Writes the part of the index that is only in memory to disk, so that the next start is quick.
 
         Writes are durable without it.
         """

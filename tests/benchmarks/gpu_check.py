@@ -98,8 +98,7 @@ def search(device: str, tiny: bool) -> str:
     """Exact search over vectors on the device, and whether the CPU finds the same."""
     import numpy as np
 
-    from serve.store.device import DeviceScan
-    from serve.store.exact import scan
+    from serve.store.ann.flat import DeviceScan, scan
 
     rows, queries = (30_000, 8) if tiny else (1_000_000, 64)
     rng = np.random.default_rng(0)

@@ -1,14 +1,13 @@
 """Approximate indexes over a segment: built from a FAISS factory string, kept in a file beside the vectors.
 
-Behind the factory string may stand how far a search looks: `HNSW32,ef=128`, `IVF1024,SQ8,nprobe=32`. Without
-that, a graph is measured when it is built and looks as far as its vectors demand.
+After the factory string may come how far a search looks: `HNSW32,ef=128`, `IVF1024,SQ8,nprobe=32`. Without
+it, efSearch of a graph is measured when the graph is built.
 
-Hits carry exact similarities: where an index keeps compressed vectors, its hits are scored anew with the
-segment's own. An HNSW graph keeps no vectors at all; it looks into the segment's memory-mapped ones.
+Similarities of hits are exact: hits of an index with compressed vectors are rescored with the segment's own
+vectors. An HNSW graph stores no vectors; it reads the segment's memory-mapped ones.
 
-FAISS takes many more strings than it survives. Some of its failures end the process or take all its memory.
-So a collection may have known kinds of sane sizes only, and an index is first built on trial over random
-rows, in a process of its own.
+Some factory strings make FAISS end the process or take all its memory. So only known kinds of index of sane
+sizes are allowed, and an index is first built on trial over random rows in a separate process.
 """
 
 from __future__ import annotations
@@ -36,23 +35,23 @@ _log = logging.getLogger(__name__)
 faiss: Any = typed_faiss  # the types it ships lack much of what it has
 
 EXACT = "Flat"
-# Neighbours that an HNSW search keeps in view for `_HITS` hits: at least, and at most where the vectors need
-# more. On clusters of 20 vectors that are apart, recall@10 is 1.0 with the least (`bench_store.py`).
+# efSearch of an HNSW search for `_HITS` hits: the least, and the most if the vectors need more. On separate
+# clusters of 20 vectors, recall@10 is 1.0 with the least (`bench_store.py`).
 _VIEW = 64
 _WIDEST_VIEW = 1024
 _HITS = 10
-# More hits take more view, per hit so much of what a few take.
+# Fraction of that efSearch that each hit takes, where more hits are wanted.
 _VIEW_PER_HIT = 1 / 16
-# recall@10 that the view is chosen for, and the number of queries that measure it.
+# The recall@10 that efSearch is chosen for, and the number of queries that measure it.
 _RECALL = 0.99
 _PROBES = 128
-# Lists that an inverted index looks into at least, of which each holds a small part of the rows.
+# Fewest lists that a search of an inverted index visits.
 _PROBED = 8
-# Rows that one neighbour of such an index costs, see `segment.Approximate`.
+# `rows_per_neighbour` of such an index; see `segment.Approximate`.
 _LIST_ROWS = 60
-# Hits that a compressed index is asked for per hit wanted, before they are scored anew.
+# Hits that a compressed index is asked for per hit wanted, to be rescored.
 _RESCORED = 4
-# Rows between two looks at whether the building should stop, and rows for training per list or code.
+# Rows added between two polls of `stop`; most rows for training; fewest rows per list.
 _STEP = 8192
 _TRAINING_ROWS = 200_000
 _ROWS_PER_LIST = 39
@@ -69,7 +68,7 @@ _KINDS = re.compile(
 )
 _MOST_LISTS = 65_536
 _MOST_LINKS = 256
-# Of the trial of an index. It keeps few lists, because each needs rows to train it.
+# Limits of the trial of an index. It has few lists, because each needs rows for its training.
 _TRIAL_ROWS = 512
 _TRIAL_LISTS = 4
 _TRIAL_SECONDS = 120.0  # codes of 8 bits take ten on a busy machine
@@ -77,7 +76,7 @@ _TRIAL_MEMORY = 4 * 2**30
 
 
 def parse(text: str) -> tuple[str, int | None]:
-    """Factory string and effort (see `FaissIndex.search`) of an index's text, None where it names none."""
+    """Factory string and effort (see `FaissIndex.search`) of an index's text; None if it has no effort."""
     factory, named, effort = text.rpartition("=")
     if named and factory.endswith((",ef", ",nprobe")) and effort.isdecimal():
         return factory.rpartition(",")[0], int(effort)
@@ -95,7 +94,7 @@ class FaissIndex:
         self._search = _search_of(index)
         self._parameters: dict[int, Any] = {}
         self.compressed = not isinstance(index, _GRAPH)
-        # To explore a neighbour is to compare the query with up to 2·M others, at random places in memory.
+        # Exploring a neighbour compares the query with up to 2·M others, at random places in memory.
         self.rows_per_neighbour = _LIST_ROWS if self.compressed else 4 * index.hnsw.nb_neighbors(1)
         self._storage = None if self.compressed else _lend_vectors(index, vectors)
         self._inverted = _inverted(index)
@@ -111,24 +110,24 @@ class FaissIndex:
         return cls(factory, faiss.read_index(str(path), _SKIP), vectors, effort)
 
     def least(self, k: int, effort: int | None = None) -> int:
-        """Neighbours that a search for `k` explores at least."""
+        """Fewest neighbours that a search for `k` explores."""
         if self.compressed:
             return max(_VIEW, k)
         view = effort or self.effort or _VIEW
         return max(view, math.ceil(_VIEW_PER_HIT * view * k))
 
     def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions, int]:
-        """The `k` nearest rows as far as the index finds them; see `flat.scan`.
+        """The `k` nearest rows that the index finds; see `flat.scan`.
 
         Args:
             queries: (n, dim) float32, unit length.
             k: Number of neighbours.
-            effort: How far to look at least: a graph's efSearch for 10 hits, an inverted index's nprobe; None
-                as the collection or the index's own measurement says.
+            effort: A graph's efSearch for 10 hits, or the least nprobe of an inverted index; None uses the
+                collection's setting or the index's own measurement.
 
         Returns:
-            Similarities and rows (−1 where fewer were found), and the most rows that a query was compared
-            with, as far as the index tells: of a graph, the neighbours kept in view.
+            Similarities and rows (−1 where fewer were found), and the most rows that one query was compared
+            with (for a graph, efSearch).
         """
         if not self.compressed:
             view = self.least(k, effort)
@@ -142,9 +141,9 @@ class FaissIndex:
         return *flat.merge([(scores, found)], k), examined
 
     def _probed(self, queries: Vectors, k: int, wider: int, probes: int) -> tuple[Positions, int]:
-        """Up to `wider` rows of each query from an inverted index, and the most rows in one's lists.
+        """Up to `wider` rows of each query from an inverted index, and the most rows in one query's lists.
 
-        Queries whose lists hold fewer than `k` rows look into twice as many, and again.
+        Queries whose lists hold fewer than `k` rows visit twice as many lists, and so on.
         """
         found = np.full((len(queries), wider), -1, np.int64)
         examined, waiting = 0, np.arange(len(queries))
@@ -161,7 +160,7 @@ class FaissIndex:
         return found, examined
 
     def _lists(self, queries: Vectors, probes: int) -> Positions:
-        """Numbers of the lists that so many probes of each query look into."""
+        """Numbers of the lists that each query visits with this nprobe."""
         outer = faiss.downcast_index(self._index)
         if isinstance(outer, faiss.IndexRefine):
             outer = faiss.downcast_index(outer.base_index)
@@ -173,9 +172,9 @@ class FaissIndex:
         return lists
 
     def _walked(self, queries: Vectors, k: int, view: int) -> tuple[Vectors, Positions]:
-        """The graph's hits. FAISS's own wrapper takes 30 µs to check arguments, a tenth of the search."""
+        """The graph's hits. FAISS's own wrapper spends 30 µs, a tenth of a search, on checks of arguments."""
         parameters = self._parameters.get(view)
-        if parameters is None:  # never changed afterwards, so that searches may share it
+        if parameters is None:  # never changed afterwards, so searches may share it
             parameters = self._parameters[view] = faiss.SearchParametersHNSW(efSearch=view)
         similarities = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
@@ -188,8 +187,8 @@ class FaissIndex:
 def demanded_effort(index: FaissIndex, vectors: Vectors) -> int | None:
     """The efSearch with which a graph's recall@10 reaches 0.99, found by doubling; None for another index.
 
-    Stored vectors would be too easy queries: the graph was built around them. Each is moved at random, as far
-    as its nearest neighbour is away.
+    Stored vectors would be too easy as queries. Each is moved in a random direction by the distance to its
+    nearest neighbour.
     """
     if index.compressed:
         return None
@@ -208,7 +207,7 @@ def demanded_effort(index: FaissIndex, vectors: Vectors) -> int | None:
 
 
 def can_grow(index: object) -> bool:
-    """Whether `build` can add rows to such an index instead of building one anew."""
+    """Whether `build` can add rows to this index instead of building a new one."""
     return isinstance(index, FaissIndex) and not index.compressed
 
 
@@ -226,13 +225,14 @@ def build(
     Args:
         factory: FAISS index factory string.
         vectors: (n, dim) float32, unit length.
-        path: File to write; nobody has waited for the disk yet.
-        grown: File of a graph over the first so many rows, to which the others are added; None builds anew.
+        path: File to write; it is not synced.
+        grown: File of a graph and the number of its rows (the first), to which the others are added; None
+            builds a new index.
         threads: OpenMP threads.
-        stop: Asked now and then; True abandons the work.
+        stop: Polled during the work; True abandons it.
 
     Returns:
-        Whether there is an index now: not where there are too few rows to train it, or it was abandoned.
+        False if there are too few rows to train the index, or the work was abandoned.
     """
     flat.use_threads(threads)
     index, done = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT), 0
@@ -254,12 +254,12 @@ def build(
 
 
 def _search_of(index: Any) -> Any:
-    """The index's `search`; pytorch-metric-learning, where it is loaded too, replaces it by a simpler one."""
+    """The index's `search`, which pytorch-metric-learning replaces by a simpler one if it is loaded."""
     return getattr(index, "search_numpy", index.search)
 
 
 def _probing(index: Any, effort: int) -> Any:
-    """Search parameters with which an inverted index, perhaps inside others, looks into so many lists."""
+    """Search parameters with this nprobe for an inverted index, which may be wrapped in others."""
     if isinstance(index, faiss.IndexPreTransform):
         inner = _probing(faiss.downcast_index(index.index), effort)
         return None if inner is None else faiss.SearchParametersPreTransform(index_params=inner)
@@ -270,7 +270,7 @@ def _probing(index: Any, effort: int) -> Any:
 
 
 def _with_own_vectors(index: Any, vectors: Vectors) -> Any:
-    """A graph that was read without vectors, with a copy of them: only such a one takes more rows."""
+    """Gives a graph that was read without vectors a copy of them, so that rows can be added to it."""
     storage = faiss.IndexFlatIP(vectors.shape[1])
     storage.add(vectors)
     storage.this.disown()
@@ -279,7 +279,7 @@ def _with_own_vectors(index: Any, vectors: Vectors) -> Any:
 
 
 def _lend_vectors(index: Any, vectors: Vectors) -> Any:
-    """Lets an HNSW graph read the segment's vectors instead of owning a copy; keep what is returned alive."""
+    """Makes an HNSW graph read the segment's vectors instead of a copy; keep the result alive."""
     storage = faiss.IndexFlatIP(vectors.shape[1])
     nobody = faiss.MaybeOwnedVectorUInt8().owner
     storage.codes = faiss.MaybeOwnedVectorUInt8.create_view(faiss.swig_ptr(vectors), vectors.nbytes, nobody)
@@ -290,14 +290,14 @@ def _lend_vectors(index: Any, vectors: Vectors) -> Any:
 
 
 def check(text: str, dim: int) -> None:
-    """Refuses an index that is not known to work.
+    """Checks that an index works.
 
     Args:
-        text: FAISS factory string, perhaps with an effort; see `parse`.
+        text: FAISS factory string, optionally with an effort; see `parse`.
         dim: Length of a vector.
 
     Raises:
-        StoreError: It is of another kind, a size is out of range, or FAISS could not build it on trial.
+        StoreError: Its kind is not allowed, a size is out of range, or FAISS could not build it on trial.
     """
     factory, effort = parse(text)
     if factory == EXACT and effort is None:
@@ -326,7 +326,7 @@ def check(text: str, dim: int) -> None:
 
 @functools.cache
 def _try_out(factory: str, dim: int) -> None:
-    """Builds and searches such an index in a process of its own, once for each."""
+    """Builds and searches such an index in a separate process, once for each factory string."""
     command = [sys.executable, "-m", __name__, factory, str(dim)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     try:
@@ -342,7 +342,7 @@ def _try_out(factory: str, dim: int) -> None:
 
 
 def _limit_memory() -> None:
-    """Lets this process map `_TRIAL_MEMORY` more bytes than it has mapped by now."""
+    """Limits this process to `_TRIAL_MEMORY` more bytes of mapped memory than now."""
     if sys.platform == "linux":
         import resource
 
@@ -351,7 +351,7 @@ def _limit_memory() -> None:
 
 
 def main(factory: str, dim: int) -> None:
-    """Builds, reads and searches an index of random rows; how the process ends says whether that works."""
+    """Builds, reads and searches an index of random rows; the exit status tells whether that works."""
     _limit_memory()
     vectors = np.random.default_rng(0).standard_normal((_TRIAL_ROWS, dim), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

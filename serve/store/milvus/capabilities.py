@@ -17,16 +17,16 @@ _VERSION = re.compile(r"(\d+)\.(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do, where engines differ.
+    """What an engine can do; engines differ in these points.
 
     Attributes:
         name: The engine and its version, for messages.
         embedded: Whether it is milvus-lite in this process.
         indexes: The index types for vectors that it builds.
         label_index: Its index type for labels.
-        lists_in_json: Whether `in [...]` may stand after a JSON path in an expression.
+        lists_in_json: Whether an expression may use `in [...]` on a JSON path.
         indexes_metadata: Whether it has indexes for paths inside JSON.
-        drops_indexes: Whether it drops an index while the collection can be searched.
+        drops_indexes: Whether it can drop an index of a loaded collection.
     """
 
     name: str
@@ -49,7 +49,7 @@ LITE = Capabilities(
     drops_indexes=False,
 )
 
-# Index types by the version that brought them. Those for GPUs need a build for GPUs as well.
+# Index types by the version that added them. Those for GPUs also need a GPU build.
 _INDEXES = {
     (2, 3): (
         *("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "IVF_PQ", "SCANN", "DISKANN", "AUTOINDEX"),
@@ -62,10 +62,10 @@ _INDEXES = {
 
 
 def capabilities(told: str) -> Capabilities:
-    """What a server can do, from what it says of its version, such as `v2.3.5` or `2.6-20250501-1a2b3c4`.
+    """What a server can do, from its version text, such as `v2.3.5` or `2.6-20250501-1a2b3c4`.
 
     Raises:
-        StoreError: It is too old, or tells no version.
+        StoreError: It is too old, or the text has no version.
     """
     found = _VERSION.search(told)
     if not found:
@@ -99,8 +99,8 @@ class IndexType:
 
     Attributes:
         name: Milvus's name of it.
-        build: Parameters of its construction.
-        search: Parameters of a search.
+        build: Build parameters.
+        search: Search parameters.
     """
 
     name: str
@@ -109,7 +109,7 @@ class IndexType:
 
     @property
     def exact(self) -> bool:
-        """Whether a search with it compares the query with every vector."""
+        """Whether a search compares the query with every vector."""
         return self.name in ("FLAT", "GPU_BRUTE_FORCE")
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class IndexType:
         )
 
     def search_parameters(self, k: int, effort: int | None = None) -> _Parameters:
-        """Parameters of a search for `k` neighbours; a graph must look at no fewer. See `Store.search`."""
+        """Parameters of a search for `k` neighbours; a graph's `ef` must be at least `k`."""
         found = dict(self.search)
         if effort is not None:
             found |= {name: effort for name in ("ef", "nprobe") if name in found}
@@ -128,7 +128,7 @@ class IndexType:
 
 
 def parse_index(text: str | None, engine: Capabilities) -> IndexType:
-    """The index type that a text names; None means exact.
+    """Parses an index type; None means exact.
 
     `Flat` and `HNSW32` mean what they mean to FAISS, so that one setting serves both kinds of store.
 

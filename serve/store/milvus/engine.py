@@ -1,7 +1,7 @@
-"""Where a Milvus is, and a connection to it that is opened once and translates names and errors.
+"""Addresses of Milvus, and a connection that translates names and errors.
 
-An address is `file:PATH` for the embedded engine, `milvus://`, `http://` or `https://` for a server.
-pymilvus is imported only when a connection is made: it takes seconds, and most users have no Milvus.
+An address is `file:PATH` for the embedded engine (milvus-lite), `milvus://`, `http://` or `https://` for a
+server. pymilvus is imported only when a connection is made: that takes seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SCHEMES = ("file", "milvus", "http", "https")
 _PORT = 19530
 _DATABASE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _PREFIX = "kindred_"
-# Of the characters that no name inside Milvus may hold.
+# How characters that Milvus allows in no name are written.
 _WRITTEN = {"_": "__", "-": "_d", ".": "_p"}
 _READ = {written: plain for plain, written in _WRITTEN.items()}
 _EXTRA = "a store in Milvus needs pymilvus{}; install Kindred with its extra: pip install 'kindred[milvus]'"
@@ -62,15 +62,15 @@ def is_address(text: object) -> bool:
 
 
 def parse_address(text: str) -> Address:
-    """Takes an address apart.
+    """Parses an address.
 
     Args:
         text: `file:relative/path`, `file:///absolute/path`, or `milvus://HOST[:PORT][/DATABASE]` (also with
             `http` or `https`; port 19530 where none is given).
 
     Raises:
-        StoreError: It is none of these, or it carries a password, which other users of the machine could read
-            on the command line.
+        StoreError: It is none of these, or it has a password, which other users of the machine could read on
+            the command line.
     """
     try:
         parts = urlsplit(text)
@@ -99,12 +99,12 @@ def parse_address(text: str) -> Address:
 
 
 def milvus_name(name: str) -> str:
-    """The name inside Milvus; different names stay different."""
+    """The collection's or alias's name inside Milvus; different names stay different."""
     return _PREFIX + re.sub(r"[_.-]", lambda found: _WRITTEN[found[0]], check_name(name))
 
 
 def our_name(name: str) -> str | None:
-    """The inverse of `milvus_name`; None for what is not ours."""
+    """The inverse of `milvus_name`; None for names that Kindred did not make."""
     if not name.startswith(_PREFIX):
         return None
     plain = re.sub(r"_[_dp]", lambda found: _READ[found[0]], name.removeprefix(_PREFIX))
@@ -116,7 +116,7 @@ class Engine:
 
     Args:
         address: Where it is.
-        token: `USER:PASSWORD` or an API key, for a server that wants one.
+        token: `USER:PASSWORD` or an API key, for a server that requires one.
         timeout: Seconds that one call to a server may take.
 
     Attributes:
@@ -132,8 +132,7 @@ class Engine:
     def __init__(self, address: Address, *, token: str = "", timeout: float = 30.0) -> None:
         self.address = address
         self.pymilvus = _pymilvus()
-        # milvus-lite loses sight of rows for a moment while it writes a segment, and takes one writer at a
-        # time.
+        # One call at a time: while milvus-lite writes a segment, reads miss rows, and it takes one writer.
         self._turn = threading.RLock() if address.embedded else contextlib.nullcontext()
         self._limits = {} if address.embedded else {"timeout": timeout}
         self._embedded = _Embedded(address.folder) if address.folder is not None else None
@@ -172,7 +171,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _said_plainly(self) -> Any:
-        """Turns the client's errors into ours, one line each."""
+        """Turns the client's errors into one-line `StoreError`s."""
         try:
             yield
         except self.pymilvus.MilvusException as error:
@@ -225,7 +224,7 @@ class _Embedded:
         self.uri = f"unix:{place}"
 
     def stop(self) -> None:
-        """Ends the server and lets go of the files."""
+        """Ends the server and releases the files."""
         self._server.stop(grace=2).wait()
         self._database.close()
         self._socket.cleanup()
@@ -236,8 +235,7 @@ def _pymilvus() -> Any:
         import pymilvus
     except ImportError:
         raise StoreError(_EXTRA.format("")) from None
-    # Every failed call would be logged with its traceback, at the client and at the embedded server; it is
-    # raised as well, and told once by who catches it.
+    # Client and embedded server would log each failed call with a traceback; the error is raised anyway.
     for name in ("pymilvus", "grpc._server"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return pymilvus

@@ -1,8 +1,8 @@
 """Filters as Milvus expressions.
 
-An expression is text, so every value is quoted here and nowhere else. Milvus's engines differ in what NOT
-makes of a condition on an absent field; a translation therefore carries every `not` down to the single
-conditions, whose opposites say in so many words that absence passes.
+An expression is text, and only this module quotes values. Engines of Milvus differ in what NOT makes of a
+condition on an absent field. A translation therefore pushes every `not` down to the single conditions, whose
+negations test for absence explicitly.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ def expression(where: Mapping[str, Any] | None, engine: Capabilities) -> str:
     """Translates a filter for an engine; empty text passes everything.
 
     Raises:
-        FilterError: It is outside the language or too large; the same filters as `serve.store.filters`
-            refuses.
+        FilterError: `serve.store.filters` refuses it too.
     """
-    filters.condition(where)  # says all that is wrong with it
+    filters.condition(where)  # raises for everything that is wrong with it
     return _MilvusTranslation(engine).both(where, True) if where else ""
 
 
@@ -41,7 +40,7 @@ def all_of(*conditions: str) -> str:
 
 
 def keys_in(ids: Iterable[ItemId], *, negate: bool = False) -> str:
-    """The condition that an item is (not) one of these; empty for no ids and `negate`."""
+    """The condition that an item is (not) one of these; empty if there are no ids and `negate` is true."""
     keys = ", ".join(quoted(key_of(value)) for value in ids)
     if not keys:
         return "" if negate else NEVER
@@ -49,7 +48,7 @@ def keys_in(ids: Iterable[ItemId], *, negate: bool = False) -> str:
 
 
 def labels_in(labels: Iterable[str], *, negate: bool = False) -> str:
-    """The condition that an item has (not) one of these labels; empty for no labels and `negate`."""
+    """The condition that an item has one (or none) of these labels; empty for no labels and `negate`."""
     texts = ", ".join(quoted("s" + label) for label in labels)
     if not texts:
         return "" if negate else NEVER
@@ -64,12 +63,12 @@ def quoted(text: str) -> str:
 def _literal(value: str | float) -> str:
     if isinstance(value, str):
         return quoted(value)
-    # The parsers read the sign apart, and 2⁶³ alone fits no integer.
+    # The parsers read the sign separately, and 2⁶³ alone fits no integer.
     return repr(float(value)) if value == -(2**63) else repr(value)
 
 
 class _MilvusTranslation:
-    """Walks a filter that `filters.condition` has accepted; `hold` is false below an odd number of `not`."""
+    """Walks a filter that `filters.condition` accepted; `hold` is false below an odd number of `not`."""
 
     def __init__(self, engine: Capabilities) -> None:
         self._engine = engine
@@ -113,7 +112,7 @@ class _MilvusTranslation:
             labels = [str(value) for value in values]
             return labels_in(labels, negate=not hold) or ALWAYS
         name = _facet_name(field)
-        # Apart: a list of integers and floats is more than some versions compare.
+        # Separately, because some versions do not compare a list of both integers and floats.
         kinds = (
             (TEXT, [value for value in values if isinstance(value, str)]),
             (NUMBER, [value for value in values if isinstance(value, int)]),
@@ -182,7 +181,7 @@ def _plain(value: Any) -> str | int | float:
 
 
 def _text_range(field: str, sign: str, bound: str) -> str:
-    # Every text of ours begins with "s"; the keys of integers and the sign of an absent label are below.
+    # Stored texts begin with "s"; keys of integers and the empty text of an absent label sort below.
     condition = f"{field} {sign} {quoted('s' + bound)}"
     return condition if sign.startswith(">") else f'{condition} and {field} >= "s"'
 

@@ -1,4 +1,4 @@
-"""Several collections of one Milvus, and aliases that move from one to another at once."""
+"""Several collections of one Milvus, and aliases that switch between them atomically."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from serve.store.milvus.schema import create_collection, open_collection
 from serve.store.milvus.store import Consistency, MilvusStore
 from serve.store.types import StoreError, StoreMissing
 
-# How long an alias that another process moved may still mean the old collection here.
+# Seconds for which an alias that another process moved may still mean the old collection here.
 _FRESH_SECONDS = 2.0
 
 
 class MilvusCatalogue:
     """Connects to a Milvus and opens its collections, each once.
 
-    `collection` answers from memory, because a service asks at every request; what other processes did to the
-    aliases is looked up in the background, at most every two seconds.
+    A service calls `collection` for every request, so it answers from memory; changes that other processes
+    made to aliases are read in the background, at most every two seconds.
 
     Args:
         address: `file:PATH` or `milvus://HOST[:PORT][/DATABASE]`.
@@ -61,7 +61,7 @@ class MilvusCatalogue:
         """Collections by alias."""
         found: dict[str, str] = {}
         for name in self.collections():
-            # Not every version learns the database from the connection.
+            # Not every version takes the database from the connection.
             told = self._engine.call(
                 "list_aliases",
                 collection_name=milvus_name(name),
@@ -91,7 +91,7 @@ class MilvusCatalogue:
             return self._stores.setdefault(definition.name, MilvusStore(self._engine, definition))
 
     def opened(self, name: str) -> MilvusStore | None:
-        """The collection of that name or alias, if it is open already; answers at once."""
+        """The collection of that name or alias if it is open; never blocks."""
         if time.monotonic() - self._looked > _FRESH_SECONDS:
             self._looked = time.monotonic()
             self._background.submit(self._look_again)
@@ -119,7 +119,7 @@ class MilvusCatalogue:
             return self._stores[name]
 
     def set_alias(self, alias: str, name: str | None) -> None:
-        """Lets an alias mean a collection from now on, or nothing (None); at once or not at all."""
+        """Points an alias at a collection, or removes it (None), atomically."""
         check_name(alias, "alias")
         with self._lock:
             names, aliases = self.collections(), self.aliases()
@@ -137,10 +137,10 @@ class MilvusCatalogue:
             self._known[alias] = name
 
     def drop(self, name: str) -> None:
-        """Deletes a collection with all it holds.
+        """Deletes a collection with all its items.
 
         Raises:
-            StoreError: An alias still means it.
+            StoreError: An alias still points at it.
             StoreMissing: It does not exist.
         """
         with self._lock:
@@ -162,11 +162,11 @@ class MilvusCatalogue:
         self._engine.close()
 
     def _look_again(self) -> None:
-        """Learns what other processes did; what they dropped is opened anew, should it come back."""
+        """Reads aliases that other processes moved, and closes collections that they dropped."""
         try:
             self.aliases()
             names = set(self.collections())
-        except StoreError:  # out of reach for the moment: what was known goes on
+        except StoreError:  # unreachable at the moment: keep the known aliases
             return
         with self._lock:
             for gone in self._stores.keys() - names:

@@ -1,10 +1,10 @@
 """Reads and searches the rows of one collection.
 
-Each row carries the number of the write that stored it, in ascending order. Milvus answers a query in an
-order of its own and with at most 16,384 rows; rows are therefore asked for by windows of these numbers: as
-many numbers as rows are wanted where numbers are dense, more where few rows pass.
+Each row has the ascending number (LSN) of the write that stored it. Milvus returns rows in no fixed order and
+at most 16,384 at a time, so rows are read by windows of these numbers. A window starts as wide as the number
+of rows wanted, and grows where few rows pass.
 
-A search is asked of Milvus, or carried out here where an exact answer is wanted and its index is approximate.
+Milvus searches, unless an exact answer is wanted of an approximate index: then vectors are compared here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RowReader:
     Args:
         engine: The connection.
         inside: Milvus's name of the collection.
-        last: Tells the number of the last write.
+        last: Returns the LSN of the last write.
     """
 
     def __init__(self, engine: Engine, inside: str, last: Callable[[], int]) -> None:
@@ -52,7 +52,7 @@ class RowReader:
         self._last = last
 
     def by_id(self, ids: Sequence[ItemId], fields: Sequence[str]) -> dict[str, Row]:
-        """Rows of those ids that exist, by key."""
+        """Rows of the ids that exist, by key."""
         found: dict[str, Row] = {}
         for start in range(0, len(ids), _IDS_A_QUERY):
             asked = keys_in(ids[start : start + _IDS_A_QUERY])
@@ -70,9 +70,9 @@ class RowReader:
         return bool(self._query(f"sequence > {lsn}", ["id"], 1))
 
     def after(self, number: int, limit: int, condition: str, fields: Sequence[str]) -> list[Row]:
-        """The first `limit` rows written after `number`, ascending; `sequence` is among their fields.
+        """The first `limit` rows written after `number`, ascending; their fields include `sequence`.
 
-        Rows that share the last one's number come as well, so that the next read may start behind it.
+        Rows that share the last row's number are included, so that the next read can start after it.
         """
         found: list[Row] = []
         low, last, width = number, self._last(), limit
@@ -91,7 +91,7 @@ class RowReader:
         return found
 
     def numbered(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Row]:
-        """Rows whose last write has one of these numbers, in any order; `sequence` is among their fields."""
+        """Rows whose last write has one of these numbers, in any order; their fields include `sequence`."""
         found: list[Row] = []
         for start in range(0, len(numbers), _NUMBERS_A_QUERY):
             listed = ", ".join(map(str, numbers[start : start + _NUMBERS_A_QUERY]))
@@ -100,7 +100,7 @@ class RowReader:
 
     def everything(self, condition: str, fields: Sequence[str]) -> list[Row]:
         """All rows that pass, in any order."""
-        if self._engine.can.embedded:  # it knows no limit, and reads every row for each window
+        if self._engine.can.embedded:  # it has no limit, and reads every row for each window
             return self._query(condition, [*fields, "id"])
         return [row for page in self.pages(condition, fields) for row in page]
 
@@ -132,9 +132,9 @@ def _first(rows: list[Row], count: int) -> list[Row]:
 class LsnCounter:
     """Counts the writes of one collection. Not thread-safe: the store calls it under its lock for writes.
 
-    Milvus has no such counter. This one continues from the highest number in the collection; before each
-    write to a server it looks whether other processes have gone further. Two that write at the very same
-    moment may take the same number, which readers expect.
+    Milvus has no such counter. This one continues from the highest number in the collection, which it reads
+    again before each write to a server, where other processes may write. Two processes that write at the same
+    moment may take the same number; readers handle that.
     """
 
     def __init__(self, reader: RowReader, *, alone: bool) -> None:
@@ -143,7 +143,7 @@ class LsnCounter:
         self._last: int | None = None
 
     def last(self) -> int:
-        """Number of the last write that this process knows of or can see."""
+        """LSN of the last write that this process knows or can see."""
         if self._last is None:
             # Numbers are distinct, so the highest is at least the number of items.
             self._last = self._highest(self._reader.count(""))
@@ -162,7 +162,7 @@ class LsnCounter:
         step = 1
         while self._reader.any_above(low + step - 1):
             low, step = low + step, 2 * step
-        # Nothing is above low + step - 1; `low` itself is taken or was given.
+        # The answer is from `low` to low + step - 1.
         high = low + step - 1
         while low < high:
             middle = (low + high) // 2
@@ -173,11 +173,11 @@ class LsnCounter:
         return low
 
 
-# Numbers that an exact search over an approximate index may fetch: 256 MiB of float32.
+# Most float32 numbers that an exact search over an approximate index fetches: 256 MiB.
 _MOST_FETCHED = 2**26
-# Part of all items below which a filter is too selective for milvus-lite's approximate indexes.
+# Selectivity up to which a filter leaves too few items for milvus-lite's approximate indexes.
 _SELECTIVE = 0.25
-# Hits of one message.
+# Most hits of one message.
 _MOST_HITS = 200_000
 
 
@@ -214,13 +214,13 @@ class MilvusSearcher:
     def _find(
         self, vectors: Vectors, query: SearchQuery, condition: str, *, filtered: bool
     ) -> tuple[list[list[Hit]], int | None]:
-        """Hits of each vector, and the number of candidates where they were compared here.
+        """Hits of each vector, and the number of candidates if they were compared here.
 
         Args:
             vectors: (n, dim), unit length.
-            query: What is asked for; `condition` says what of its filter and of its excluded ids.
-            condition: Only rows that pass it.
-            filtered: Whether it may leave few rows.
+            query: The query; `condition` stands for its filter and its excluded ids.
+            condition: Expression that hits pass.
+            filtered: Whether few rows may pass.
         """
         if not len(vectors):
             return [], None
@@ -229,8 +229,8 @@ class MilvusSearcher:
         hits = self._asked(vectors, query, condition)
         fewest = min(map(len, hits))
         if fewest < query.k and not self._definition.index.exact:
-            # Fewer hits than items that pass: an index does that, above all the one that a server makes do
-            # with for recent items.
+            # An approximate index may return too few hits, above all the coarse one that a server uses for
+            # recent items.
             passing = self._reader.count(condition)
             if fewest < passing <= self._most_fetched:
                 return self._compared(vectors, query, condition)
@@ -244,10 +244,10 @@ class MilvusSearcher:
         return self._find(vector, query, rest, filtered=True)[0][0]
 
     def _compares_here(self, query: SearchQuery, condition: str, *, filtered: bool) -> bool:
-        """Whether the vectors that pass are fetched and compared, instead of asking the index.
+        """Whether to fetch and compare the vectors that pass, instead of asking the index.
 
-        milvus-lite walks its graph over passing rows only, which finds ever fewer of the right ones the fewer
-        pass: it is asked only where many do. A server has a plan of its own for that.
+        milvus-lite walks its graph over passing rows only, so its recall falls as fewer pass. A server plans
+        filtered searches itself.
         """
         if self._definition.index.exact:
             return False
@@ -286,7 +286,7 @@ class MilvusSearcher:
         return found
 
     def _compared(self, vectors: Vectors, query: SearchQuery, condition: str) -> tuple[list[list[Hit]], int]:
-        """Fetches all vectors that pass and compares them here; the hits, and how many vectors there were."""
+        """Fetches all vectors that pass and compares them here; returns the hits and the vectors' number."""
         count = self._reader.count(condition)
         if count > self._most_fetched:
             raise Unsupported(

@@ -1,23 +1,23 @@
-"""Collections inside Milvus: their fields, what they are for, and items as their rows.
+"""Collections inside Milvus: their fields and settings, and items as their rows.
 
 *Ids* become text keys: a string gets the prefix `s`, an integer `i` and 16 hexadecimal digits of its value
 plus 2⁶³. Both kinds sort as the ids themselves do, so that ranges over ids stay ranges over keys.
 
-*Labels and thumbnails* get the prefix `s` too, and are the empty text where there are none: Milvus has no
-null before 2.5.
+*Labels and thumbnails* get the prefix `s` too; an absent one is the empty text, because Milvus has no null
+before 2.5.
 
-*Metadata* is kept as it is and, beside it, as facets: flat, each value under a name that says its kind. How
-Milvus compares a number with a text inside JSON, or negates a condition on an absent field, differs between
-its engines and versions; on facets such questions do not come up:
+*Metadata* is kept as it is and also as facets: flat, each value under a name that includes its kind. Engines
+and versions of Milvus differ in how they compare a number with a text inside JSON and how they negate a
+condition on an absent field; with facets neither matters:
 
     {"price": 3, "new": true, "tags": ["a", 1], "shop": {"city": "B"}, "a b": 1}
     {"n:price": 3, "n:new": 1, "l:tags": ["ta", "n1"], "o:tags": 1, "o:shop": 1, "t:shop.city": "B",
      "n:a%000020b": 1}
 
 `n:` holds numbers (true and false as 1 and 0), `t:` texts, `l:` the plain values of a list as texts with
-their kind, `o:` says that there is a list or an object. What is absent or null has no facet. A character
-that no plain name has is written as `%` and its number in six hexadecimal digits, so that dots stand between
-names only.
+their kind, `o:` marks a list or an object. An absent or null value has no facet. A character other than
+letters, digits, `_` and `-` is written as `%` and its number in six hexadecimal digits, so that dots only
+separate names.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ _WRITTEN = re.compile(r"%([0-9a-f]{6})")
 MOST_THUMBNAIL_BYTES = MOST_BYTES // 4 * 3
 """Milvus has no type for bytes, so thumbnails are base64 text, 4 characters for 3 bytes."""
 
-# A message may have 64 MiB; this leaves room for what surrounds the numbers.
+# A message may have 64 MiB; this leaves room for its overhead.
 _MOST_MESSAGE_BYTES = 16 * 2**20
 _MOST_ROWS = 5_000
 
 _PROPERTY = "kindred"
-# Of the rows; another one reads them wrongly.
+# Version of the rows' format.
 _FORMAT = 2
 INDEX_SECONDS = 600.0
-"""How long a server may take to build an index, or to read a collection into memory."""
+"""Timeout for a server to build an index or to load a collection into memory."""
 
 _FIELDS = ("id", "vector", "label", "metadata", "facets", "sequence", "thumbnail")
 
 
 @dataclass(frozen=True, slots=True)
 class MilvusDefinition(Definition):
-    """What a collection is for; `name` is our name of it, `index` says how its vectors are searched."""
+    """Settings of a collection; `name` is Kindred's name of it."""
 
     name: str
     index: IndexType
@@ -87,7 +87,8 @@ def create_collection(
         raise StoreError("A new collection needs dim, the length of its vectors")
     chosen = parse_index(index, engine.can)
     definition = MilvusDefinition(dim, fingerprint, name, chosen)
-    # The description as well: milvus-lite drops it, and an old server may drop properties it does not know.
+    # Both as a property and as the description: milvus-lite drops the description, an old server perhaps the
+    # property.
     note = json.dumps({"format": _FORMAT, "fingerprint": fingerprint, "index": str(chosen)})
     client = engine.pymilvus.MilvusClient
     indexes = client.prepare_index_params()
@@ -125,13 +126,13 @@ def _schema(engine: Engine, dim: int, note: str) -> Any:
 def open_collection(
     engine: Engine, name: str, dim: int | None, fingerprint: str | None, index: str | None
 ) -> MilvusDefinition:
-    """Finds a collection, compares it with what the caller says of it, and makes it ready to be searched.
+    """Finds a collection, checks it against the caller's expectations, and loads it for searches.
 
     Raises:
         StoreMissing: There is none.
         DimensionMismatch: It has another dim.
         FingerprintMismatch: It has another fingerprint.
-        StoreError: It has another index, or other fields than ours.
+        StoreError: It has another index, or Kindred did not make it.
     """
     inside = milvus_name(name)
     if not engine.call("has_collection", inside):
@@ -220,16 +221,16 @@ def listed(value: str | float) -> str:
 
 
 def plain_number(value: float) -> int | float:
-    """A number in the one form that equal numbers share: 1 for true, 3 for 3.0, floats beyond 64 bits."""
+    """The canonical form of equal numbers: 1 for true, 3 for 3.0, a float beyond 64 bits."""
     fits = -(2**63) <= value < 2**63
     return int(value) if fits and value == int(value) else float(value)
 
 
 def checked_rows(items: Sequence[Item], dim: int) -> list[Row]:
-    """Rows of items, each id once; of equal ids the last one stays. The write's number is still missing.
+    """Rows of items without `sequence`, each id once; of equal ids the last one stays.
 
     Raises:
-        StoreError: What `FaissStore` refuses, and what is larger than Milvus takes.
+        StoreError: An item that `FaissStore` refuses too, or one that is larger than Milvus takes.
     """
     checked = check_items(items, dim)
     return [
@@ -247,7 +248,7 @@ def checked_rows(items: Sequence[Item], dim: int) -> list[Row]:
 
 
 def metadata_fields(text: str | None) -> Row:
-    """The two columns that hold metadata, from its checked text.
+    """The two fields that hold metadata, from its checked text.
 
     Raises:
         StoreError: Its facets are larger than Milvus takes.
@@ -261,12 +262,12 @@ def metadata_fields(text: str | None) -> Row:
 
 
 def messages(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Rows in runs that one message each can carry."""
+    """Rows in batches that each fit into one message."""
     run: list[Row] = []
     size = 0
     for row in rows:
         weight = 4 * len(row["vector"]) + len(row["thumbnail"]) + 256
-        # Most metadata is small, and measuring it costs more than sending it.
+        # An estimate: measuring metadata costs more than sending it.
         weight += 2 * len(str(row["metadata"])) if row["metadata"] else 0
         if run and (size + weight > _MOST_MESSAGE_BYTES or len(run) == _MOST_ROWS):
             yield run
@@ -278,7 +279,7 @@ def messages(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 
 def item_of(row: Mapping[str, Any]) -> Item:
-    """The item that a row holds; fields that were not read stay empty."""
+    """The item of a row; fields that were not read stay empty."""
     vector = row.get("vector")
     return Item(
         id_of(row["id"]),
@@ -289,7 +290,7 @@ def item_of(row: Mapping[str, Any]) -> Item:
 
 
 def optional_text(text: str | None) -> str:
-    """A label or thumbnail as Milvus keeps it.
+    """A label or thumbnail in the form stored in Milvus.
 
     Raises:
         StoreError: It is longer than Milvus takes.
@@ -306,7 +307,7 @@ def text_of(kept: str | None) -> str | None:
 
 
 def thumbnail_of(kept: str) -> bytes | None:
-    """The bytes of a thumbnail as Milvus keeps it."""
+    """The bytes of a thumbnail in the form stored in Milvus."""
     text = text_of(kept)
     return None if text is None else base64.b64decode(text)
 

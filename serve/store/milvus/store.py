@@ -119,8 +119,9 @@ class MilvusStore(BaseStore):
             create: Create what does not exist.
             token: `USER:PASSWORD` or an API key of the server.
             timeout: Seconds that one call to a server may take.
-            consistency: Of a new collection on a server. "Strong": a search sees every write that any process
-                was acknowledged before. "Session": every write of this process; faster while others write.
+            consistency: Consistency level of a new collection on a server. "Strong": a search sees every
+                acknowledged write of any process. "Session": every write of this process; faster while others
+                write.
 
         Raises:
             StoreUnreachable: The server does not answer.
@@ -159,7 +160,7 @@ class MilvusStore(BaseStore):
         consistency: Consistency = "Strong",
         owned: bool = False,
     ) -> Self:
-        """Opens (or creates) one collection over a connection that exists; see `open`."""
+        """Opens (or creates) one collection over an existing connection; see `open`."""
         try:
             definition = open_collection(engine, collection, dim, fingerprint, index)
         except StoreMissing:
@@ -185,8 +186,8 @@ class MilvusStore(BaseStore):
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
         """Stores items; see `Store.upsert`.
 
-        All items of a call (20,000 at a time) are checked before the first one is sent; a server that fails
-        in the middle may have stored a part of them.
+        All items of a call (20,000 at a time) are checked before the first is sent; a server that fails
+        midway may have stored some of them.
         """
         self._definition.check_fingerprint(fingerprint)
         written = 0
@@ -204,8 +205,8 @@ class MilvusStore(BaseStore):
     def update(self, item_id: ItemId, changes: Mapping[str, Any]) -> None:
         """Changes label and metadata in part; see `Store.update`.
 
-        The row is read, changed and written back: of two processes that change the same item at the same
-        moment, one wins.
+        The row is read, changed and written back: if two processes change the same item at the same moment,
+        one change is lost.
         """
         item_id = check_id(item_id)
         check_patch(changes)
@@ -243,7 +244,7 @@ class MilvusStore(BaseStore):
         return len(gone)
 
     def purge(self) -> None:
-        """Refused: Milvus removes the bytes of deleted items when it compacts, and does not say when.
+        """Refused: Milvus removes the bytes of deleted items at an unknown time, when it compacts.
 
         Raises:
             Unsupported: Always.
@@ -307,7 +308,7 @@ class MilvusStore(BaseStore):
         if len(first) < count:
             return [item_of(row) for row in first]
         numbers = range(first[0]["sequence"], self._last() + 1)
-        # Deleted items have left their numbers behind: more numbers than items are asked for.
+        # Numbers of deleted items find nothing, so more numbers are drawn than items wanted.
         found = self._reader.numbered(random.sample(numbers, min(8 * count, len(numbers))), fields)
         drawn = random.sample(found, min(count, len(found)))
         return [item_of(row) for row in sorted(drawn, key=lambda row: row["sequence"])]
@@ -320,10 +321,10 @@ class MilvusStore(BaseStore):
         return thumbnail_of(found[key_of(item_id)]["thumbnail"]) if found else None
 
     def labels(self, limit: int = 1000) -> dict[str, int]:
-        """Labels with their number of items, most frequent first; every item's label is read for it.
+        """Labels with their number of items, most frequent first. Reads every item's label.
 
         Raises:
-            Unsupported: There are too many items for that.
+            Unsupported: There are too many items.
         """
         self._open()
         items = self._reader.count("")
@@ -367,7 +368,7 @@ class MilvusStore(BaseStore):
         """Undoes `create_field_index`; see `Store.drop_field_index`.
 
         Raises:
-            Unsupported: The engine drops no index of a collection that is open.
+            Unsupported: The engine drops no index of an open collection.
         """
         name = filters.canonical(field)
         self._open()
@@ -382,7 +383,7 @@ class MilvusStore(BaseStore):
             self._engine.call("drop_index", self._definition.inside, index)
 
     def stats(self) -> StoreStats:
-        """Figures about the collection; what Milvus does not tell is 0."""
+        """Figures about the collection; those that Milvus does not report are 0."""
         self._open()
         lsn = self._last()
         folder = self._engine.address.folder
@@ -402,10 +403,10 @@ class MilvusStore(BaseStore):
         )
 
     def flush(self) -> None:
-        """Has the engine build the index over recent items, and waits until searches use it.
+        """Makes the engine build the index over recent items, and waits until searches use it.
 
-        By itself a server does so only minutes later; until then an approximate index finds far fewer of the
-        right ones among them. The exact index needs none of that.
+        By itself a server does so only minutes later; until then an approximate index has low recall for
+        these items. The exact index does not need it.
 
         Raises:
             StoreError: The server takes more than ten minutes.
@@ -423,7 +424,7 @@ class MilvusStore(BaseStore):
                 time.sleep(0.5)
 
     def close(self) -> None:
-        """Ends the connection if it is the store's own; a second call does nothing."""
+        """Ends the connection if the store owns it; a second call does nothing."""
         if not self._closed:
             self._closed = True
             if self._owned:
@@ -438,7 +439,7 @@ class MilvusStore(BaseStore):
             raise StoreError(f"The collection {self.name!r} is closed")
 
     def _indexed(self) -> bool:
-        """Whether a server has built the index over all that it has flushed, and searches with it."""
+        """Whether a server has built the index over all flushed items and searches with it."""
         inside = self._definition.inside
         told = self._engine.call("describe_index", inside, "vector")
         segments = self._engine.call("list_loaded_segments", inside)

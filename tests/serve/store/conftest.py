@@ -6,11 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from serve.store.collection import FaissStore
 from serve.store.database import Tuning
 from serve.store.milvus.engine import Engine, parse_address
 from serve.store.types import Item, Store
+
+# Hypothesis would fail an example that takes longer than 200 ms, as any may on a busy machine.
+settings.register_profile("kindred", deadline=None)
+settings.load_profile("kindred")
 
 DIM = 16
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.store.ann import device, flat
+from serve.store.ann import flat
 from serve.store.collection import FaissStore
 from serve.store.database import Tuning
 from serve.store.types import Item
@@ -24,42 +24,42 @@ def unit(rng: np.random.Generator, rows: int, dim: int = 16) -> np.ndarray:
 @pytest.mark.parametrize("block", [1, 10_000, 2**28])
 @pytest.mark.parametrize("queries", [1, 7, 40])
 def test_the_same_neighbours_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch, block: int, queries: int) -> None:
-    monkeypatch.setattr(device, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(flat, "_PRODUCT_BYTES", block)
     rng = np.random.default_rng(0)
     vectors, asked = unit(rng, 500), unit(rng, queries)
-    similarities, rows = device.DeviceScan(vectors, DEVICE).scan(asked, 9)
+    similarities, rows = flat.DeviceScan(vectors, DEVICE).scan(asked, 9)
     expected, expected_rows = flat.scan(asked, vectors, 9)
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_allclose(similarities, expected, atol=1e-6)
 
 
 def test_no_copy_without_a_gpu_or_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = unit(np.random.default_rng(0), device.LEAST_ROWS, 2)
+    vectors = unit(np.random.default_rng(0), flat.LEAST_ROWS, 2)
     if not torch.cuda.is_available():
-        assert device.copy_to_device(vectors) is None
-    monkeypatch.setattr(device, "_has_driver", lambda: True)
+        assert flat.copy_to_device(vectors) is None
+    monkeypatch.setattr(flat, "_has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert device.copy_to_device(vectors[:-1]) is None
+    assert flat.copy_to_device(vectors[:-1]) is None
 
 
 def test_a_copy_only_where_there_is_room(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    vectors = unit(np.random.default_rng(0), device.LEAST_ROWS, 2)
-    monkeypatch.setattr(device, "_has_driver", lambda: True)
+    vectors = unit(np.random.default_rng(0), flat.LEAST_ROWS, 2)
+    monkeypatch.setattr(flat, "_has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (vectors.nbytes, vectors.nbytes))
-    assert device.copy_to_device(vectors) is None
+    assert flat.copy_to_device(vectors) is None
     assert "does not fit the GPU" in caplog.text
 
 
 def test_a_named_device_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[str] = []
-    monkeypatch.setattr(device, "LEAST_ROWS", 1)
-    monkeypatch.setattr(device, "_has_driver", lambda: True)
+    monkeypatch.setattr(flat, "LEAST_ROWS", 1)
+    monkeypatch.setattr(flat, "_has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**30, 2**30))
-    monkeypatch.setattr(device, "DeviceScan", lambda _, place: copied.append(str(place)))
+    monkeypatch.setattr(flat, "DeviceScan", lambda _, place: copied.append(str(place)))
     vectors = unit(np.random.default_rng(0), 30)
     with FaissStore.open(tmp_path / "store", dim=16, tuning=Tuning(device="cpu")) as store:
         store.upsert(Item(id=row, vector=vector) for row, vector in enumerate(vectors))
@@ -76,16 +76,16 @@ def test_a_store_on_the_cpu_imports_no_torch(tmp_path: Path) -> None:
 import importlib, pkgutil, sys
 import numpy as np
 import serve.store
-from serve.store.ann import device
+from serve.store.ann import flat
 from serve.store.collection import FaissStore
 from serve.store.database import Tuning
 from serve.store.types import Item
 
 for module in pkgutil.walk_packages(serve.store.__path__, "serve.store."):
     importlib.import_module(module.name)
-device.LEAST_ROWS = 10
+flat.LEAST_ROWS = 10
 for name in ("cpu", "auto"):
-    device._has_driver = lambda: False
+    flat._has_driver = lambda: False
     with FaissStore.open({str(tmp_path)!r} + "/" + name, dim=4, tuning=Tuning(device=name)) as store:
         store.upsert(Item(row, np.arange(1, 5) + row) for row in range(20))
         store.flush()
@@ -98,12 +98,12 @@ assert "torch" not in sys.modules
 
 def test_a_store_searches_its_segments_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "serve.store.manifest.copy_to_device", lambda vectors, _: device.DeviceScan(vectors, DEVICE)
+        "serve.store.manifest.copy_to_device", lambda vectors, _: flat.DeviceScan(vectors, DEVICE)
     )
     scans = []
-    scan = device.DeviceScan.scan
+    scan = flat.DeviceScan.scan
     monkeypatch.setattr(
-        device.DeviceScan, "scan", lambda self, queries, k: scans.append(k) or scan(self, queries, k)
+        flat.DeviceScan, "scan", lambda self, queries, k: scans.append(k) or scan(self, queries, k)
     )
     vectors = unit(np.random.default_rng(0), 300)
     with FaissStore.open(tmp_path / "store", dim=16) as store:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.store import query
+from serve.store import query, version
 from serve.store.collection import FaissStore
 from serve.store.database import Tuning
-from serve.store.filter_cache import FilterCache
 from serve.store.types import Item
+from serve.store.version import FilterCache
 
 
 @pytest.fixture(params=["memtable", "segment", "edited segment"])
@@ -45,7 +45,7 @@ def test_a_hit_has_the_label_that_passed_the_filter(
     store: FaissStore, monkeypatch: pytest.MonkeyPatch, read_only: bool
 ) -> None:
     searched = FaissStore.open(store.place.parents[1], read_only=True) if read_only else store
-    after_first_call(monkeypatch, FilterCache, "masks", lambda: store.update(0, {"label": "dog"}))
+    after_first_call(monkeypatch, FilterCache, "passing", lambda: store.update(0, {"label": "dog"}))
     hits = searched.search(np.eye(4)[0], 8, where={"label": "cat"}).hits[0]
     assert {hit.label for hit in hits} == {"cat"}
     assert len({hit.id for hit in hits}) == len(hits) >= 7
@@ -59,7 +59,7 @@ def test_a_search_at_an_earlier_version_leaves_no_mask_behind(
     """The filters that grouping makes are asked for after the first one, here with an edit in between."""
     store.upsert([Item(8, np.eye(4)[0], "owl"), Item(9, np.eye(4)[1], "cat")])
     where = {"label": {"in": ["cat", "dog", "owl"]}}
-    after_first_call(monkeypatch, FilterCache, "masks", lambda: store.update(0, {"label": "dog"}))
+    after_first_call(monkeypatch, FilterCache, "passing", lambda: store.update(0, {"label": "dog"}))
     for _ in range(2):
         hits = store.search(np.eye(4)[2], 3, where=where, group_by="label").hits[0]
     assert {hit.label for hit in hits} == {"cat", "dog", "owl"}
@@ -79,3 +79,21 @@ def test_an_excluded_item_stays_out_though_it_is_replaced(
     monkeypatch.setattr(query, "row_ids_of", row_ids_of)
     hits = store.search(np.eye(4)[0], 8, exclude=[0]).hits[0]
     assert sorted(hit.id for hit in hits) == list(range(1, 8))
+
+
+def test_the_filter_cache_counts_and_bounds_its_memory(
+    store: FaissStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(version, "_MOST_BYTES", 100)
+    cache = store._current.filters
+    for number in range(20):
+        found = store.search(np.eye(4)[0], where={"id": {"lt": number}}).hits[0]
+        assert len(found) == min(number, 8)
+        kept = list(cache._entries.values())
+        assert cache._bytes == sum(
+            entry.row_ids.nbytes + sum(rows.nbytes for rows in entry.selections.values()) for entry in kept
+        )
+        assert cache._bytes <= 100
+    assert 0 < len(cache._entries) < 20
+    store.update(1, {"label": "dog"})
+    assert cache._bytes == 0

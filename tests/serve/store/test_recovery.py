@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.store import recovery
+from serve.store import version
 from serve.store.collection import FaissStore
 from serve.store.database import Tuning
 from serve.store.manifest import SegmentFolder, _checksum
-from serve.store.segment import Version
 from serve.store.types import Item, StoreError
 
 DIM = 8
@@ -75,14 +74,14 @@ def ids(store: FaissStore, where: dict[str, Any] | None = None) -> list[int]:
 def test_a_publication_that_fails_is_made_up_for(
     store: FaissStore, monkeypatch: pytest.MonkeyPatch, write: str
 ) -> None:
-    monkeypatch.setattr(Version, "after", fail)
-    real = recovery.recovered
+    monkeypatch.setattr(version.Version, "after", fail)
+    real = version.recovered
 
     def recovered(*given: Any) -> Any:
         monkeypatch.undo()
         return real(*given)
 
-    monkeypatch.setattr(recovery, "recovered", recovered)
+    monkeypatch.setattr(version, "recovered", recovered)
     writes = {
         "upsert": lambda: store.upsert(items(20, 30)),
         "update": lambda: store.update(3, {"label": "dog"}),
@@ -101,8 +100,8 @@ def test_a_write_that_searches_cannot_see_yet_is_said_to_be_stored(
 ) -> None:
     assert ids(store, {"label": "cat"}) == list(range(20))
     with monkeypatch.context() as patch:
-        patch.setattr(Version, "after", fail)
-        patch.setattr(recovery, "recovered", fail)
+        patch.setattr(version.Version, "after", fail)
+        patch.setattr(version, "recovered", fail)
         with pytest.raises(StoreError, match="The write is stored"):
             store.upsert(items(20, 30))
         assert store.count() == 30
@@ -129,8 +128,8 @@ def test_a_merge_beside_a_failed_publication_doubles_nothing(
         if todo:
             todo.pop()
             with monkeypatch.context() as patch:
-                patch.setattr(Version, "after", fail)
-                patch.setattr(recovery, "recovered", fail)
+                patch.setattr(version.Version, "after", fail)
+                patch.setattr(version, "recovered", fail)
                 with pytest.raises(StoreError, match="The write is stored"):
                     store.upsert(items(30, 40))
             ids(store, {"label": "cat"})
