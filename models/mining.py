@@ -9,8 +9,7 @@ from torch import Tensor
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
-# Up to this many positives per anchor, passes over the distances are faster than sorting them, most so on
-# CPUs.
+# Up to so many positives per anchor, passes over the distances are faster than sorting, above all on CPUs.
 SCANS = 24
 
 
@@ -106,8 +105,7 @@ def _by_scanning(others: Tensor, queries: Tensor) -> Tensor:
     largest = torch.finfo(others.dtype).max
     buffer = torch.empty_like(others)
     for query in queries.T:
-        # Negatives that are not farther are moved behind all others; arithmetic is three times as fast as a
-        # mask.
+        # Move negatives that are not farther behind all others; arithmetic is three times as fast as a mask.
         moved = torch.le(others, query[:, None], out=buffer).mul_(largest).add_(others)
         nearest = moved.min(1)
         found.append(torch.where(nearest.values >= largest / 2, -1, nearest.indices))

@@ -151,8 +151,7 @@ def character_classes(count: int, seed: int) -> tuple[list[list[str]], dict[str,
     """
     faces = faces_of_characters()
     rng = np.random.default_rng(seed)
-    # Characters with many faces come first; comparison takes quadratic time, so no more than needed are
-    # compared.
+    # Characters with many faces come first; comparison takes quadratic time, so compare only enough of them.
     shuffled = sorted(rng.permutation(list(faces)).tolist(), key=lambda char: -min(len(faces[char]), 6))
     drawn = (char for char in shuffled if any(glyph_bitmap(char, face) for face in faces[char]))
     chars = sorted(islice(drawn, 3 * count + 100))

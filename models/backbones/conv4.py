@@ -110,7 +110,7 @@ class Conv4(nn.Module):
             self.num_features = widths[-1] * math.prod(side // 2**num_pools for side in sides)
         elif pooling == "multiscale_stats":
             self.num_features = 2 * sum([in_channels, *widths])
-            # Pixels and blocks' outputs differ in scale.
+            # The statistics of pixels and of blocks' outputs differ in scale.
             self.pool = nn.BatchNorm1d(self.num_features)
         else:
             raise InputError(f"conv4: pooling is average, flatten or multiscale_stats, not {pooling!r}")
@@ -124,8 +124,7 @@ class Conv4(nn.Module):
         outputs = [images]
         for block in self.blocks:
             outputs.append(block(outputs[-1]))
-        # Half precision overflows on variances; 1e-6 keeps the root's gradient finite where a map is
-        # constant.
+        # Variances need more than half precision; 1e-6 keeps the root's gradient finite on constant maps.
         wide = torch.promote_types(images.dtype, torch.float32)
         flat = [output.to(wide).flatten(2) for output in outputs]
         means = [level.mean(2) for level in flat]
