@@ -26,16 +26,14 @@ class PKBatchSampler(Sampler[list[int]]):
     """Batches of ``classes_per_batch`` classes × ``samples_per_class`` images, from a generator of its own.
 
     - No class occurs twice in a batch (over all processes), and every class is visited before any is
-    repeated,
-      across epochs too. A class's images are likewise all used before one is repeated, except for fewer than
-      ``samples_per_class`` in each pass, others each time.
+      repeated, across epochs too. A class's images are likewise all used before one is repeated, except for
+      fewer than ``samples_per_class`` in each pass, others each time.
     - Every process computes the same global sequence and takes its own part: ``world_size`` processes with
       P classes each see exactly the batches of one process with ``world_size`` × P.
     - Every batch depends only on (seed, epoch, batch number), so that a run can resume within an epoch.
     - The images of a class are adjacent: positions i·K … i·K + K − 1 of a batch are of one class.
 
-    Lightning calls ``set_epoch`` only on a batch sampler's ``sampler`` attribute, which is this object
-    itself.
+    Lightning calls ``set_epoch`` only on a batch sampler's ``sampler`` attribute: here, this object.
 
     Args:
         labels: Class of each image, N integers.
