@@ -1,7 +1,7 @@
-"""Random numbers by counter: the n-th number of a stream depends on its key and n alone.
+"""Counter-based random numbers: the n-th number of a stream depends only on its key and n.
 
-So what happens to a draw does not depend on which worker, process or batch position handles it, and any
-point of a run can be reached again without replaying what came before.
+So a draw does not depend on the worker, process or batch position that makes it, and a run can resume at any
+point without replaying earlier draws.
 """
 
 import numpy as np
@@ -12,16 +12,14 @@ _ROUNDS = np.arange(1, 5, dtype=np.uint64) * _GOLDEN
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014): a bijection of 64-bit words that looks
-    random.
-    """
+    """SplitMix64's finalizer, a pseudo-random bijection of 64-bit words (Steele et al., OOPSLA 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def derive(*parts: ArrayLike) -> NDArray[np.uint64]:
-    """One key from several integers, broadcast against each other; the order of the parts matters."""
+    """Keys, uint64, from several integers, which are broadcast; the order of the parts matters."""
     key = np.zeros(1, dtype=np.uint64)
     for part in parts:
         key = mix((key + np.asarray(part).astype(np.int64).astype(np.uint64)) * _GOLDEN + _GOLDEN)
@@ -38,15 +36,18 @@ def uniform(keys: NDArray[np.uint64], count: int) -> NDArray[np.float32]:
 def permuted(
     position: NDArray[np.int64], length: NDArray[np.int64], keys: NDArray[np.uint64]
 ) -> NDArray[np.int64]:
-    """Where a key's random permutation of 0 … length − 1 sends a position, without building the permutation.
+    """The image of a position under a key's random permutation of 0 … length − 1, without building it.
 
-    A four-round Feistel network on the smallest even number of bits that holds ``length``, walked until
-    the result falls inside (Black and Rogaway, CT-RSA 2002): at most 4 steps in expectation.
+    A four-round Feistel network on the smallest even number of bits that holds ``length``, iterated until the
+    result is below ``length`` (Black and Rogaway, CT-RSA 2002): at most 4 steps in expectation.
 
     Args:
         position: In 0 … length − 1, int64 of any shape S.
-        length: At least 1, shape S.
-        keys: Shape S; equal keys and lengths are the same permutation.
+        length: At least 1, int64 of shape S.
+        keys: uint64 of shape S; equal keys and lengths give the same permutation.
+
+    Returns:
+        int64 of shape S.
     """
     bits = np.ceil(np.log2(np.maximum(length, 2))).astype(np.int64)
     half = ((bits + 1) // 2).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""CSV files as people have them, with any usual separator, encoding and spelling of the header."""
+"""Reading CSV files with any common separator, encoding and spelling of the header."""
 
 import csv
 import logging
@@ -17,27 +17,29 @@ _log = logging.getLogger(__name__)
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _ROWS_AT_ONCE = 1 << 12
 
-# A number that may become one: leading zeros and plus signs belong to names (0042, +49…).
+# Texts with leading zeros or plus signs (0042, +49…) are names, not numbers.
 _INTEGER = r"^-?(0|[1-9][0-9]*)$"
 _NUMBER = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 _NO_NUMBER = ["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null"]
 
 
 def read_csv(file: Path, needed: Sequence[str], known: Sequence[str] = ()) -> pa.Table:
-    """Every column of a CSV file as texts; empty rows are skipped.
+    """Read every column of a CSV file as strings; empty rows are skipped.
 
-    The encoding is UTF-8 or, where a byte order mark says so, UTF-16. The separator is what a first line
-    ``sep=;`` (Excel's) says, else the one of comma, semicolon, tab and ``|`` under which the header has the
-    needed columns.
+    The encoding is UTF-8, or UTF-16 with a byte order mark. The separator is that of a first line ``sep=;``
+    (Excel's), else the first of comma, semicolon, tab and ``|`` with which the header has the needed columns.
 
     Args:
         file: The file.
-        needed: Columns that must be there; letter case and spaces around a name do not matter.
-        known: Other columns whose names are spelled freely likewise. See :func:`column_names`.
+        needed: Required columns; letter case and spaces around a name do not matter.
+        known: Optional columns that are recognized likewise. See :func:`column_names`.
+
+    Returns:
+        A table of string columns.
 
     Raises:
-        InputError: Unreadable, a needed column is missing, a needed or known one comes twice, or a row has
-            another number of fields than the header.
+        InputError: The file is unreadable, a needed column is missing, a needed or known one is duplicate, or
+            a row has another number of fields than the header.
     """
     try:
         with file.open("rb") as start:
@@ -65,7 +67,7 @@ def _header(file: Path, lines: TextIO, needed: Sequence[str]) -> tuple[str, list
     for separator in candidates:
         try:
             headers.append(next(_rows([line], separator), []))
-        except csv.Error:  # quotes that only another separator explains
+        except csv.Error:  # quotes that are valid only with another separator
             continue
         if {name.lower() for name in needed} <= {name.strip().lower() for name in headers[-1]}:
             if separator != ",":
@@ -108,12 +110,12 @@ def _batch(rows: list[list[str]], schema: pa.Schema) -> pa.RecordBatch:
 def column_names(file: Path, header: Sequence[str], known: Sequence[str]) -> list[str]:
     """Distinct names of a table's columns.
 
-    A known name is recognised whatever its letter case and the spaces around it, if it is so once; a column
-    spelled exactly so comes first. Other names that come again get a number (``x``, ``x.1``), empty ones
-    their position (``Unnamed: 0``), as in pandas.
+    Known names are recognized regardless of letter case and surrounding spaces; an exact spelling takes
+    precedence. Other duplicates get a number (``x``, ``x.1``) and empty names their position (``Unnamed:
+    0``), as in pandas.
 
     Raises:
-        InputError: A known name comes twice.
+        InputError: A known name is duplicate.
     """
     header = [name.strip() for name in header]
     meant: dict[int, str] = {}
@@ -136,11 +138,10 @@ def column_names(file: Path, header: Sequence[str], known: Sequence[str]) -> lis
 
 
 def with_type(texts: pa.Array) -> pa.Array:
-    """Texts as int64, float64 or bool where all of them are such values (empty ones become null), else as
-    they are.
+    """Strings as int64, float64 or bool where all of them are such values (empty ones become null).
 
     A column with a leading zero (0042), a plus sign or an integer beyond 64 bits (a long article number)
-    stays text: these are names.
+    stays text, since these are names.
     """
     trimmed = pc.utf8_trim_whitespace(texts)
     empty = pc.is_in(trimmed, value_set=pa.array(_NO_NUMBER))
@@ -162,10 +163,10 @@ def with_type(texts: pa.Array) -> pa.Array:
 
 
 def as_flags(file: Path, name: str, values: pa.Array, *, complete: bool = False) -> pa.Array:
-    """A column of true and false (or 1 and 0) as bool; null where it is empty.
+    """A column of true and false (or 1 and 0) as bool; empty values become null.
 
     Raises:
-        InputError: Another value, or an empty one where the column must be ``complete``.
+        InputError: There is another value, or an empty one although the column must be ``complete``.
     """
     try:
         if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):

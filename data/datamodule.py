@@ -1,4 +1,4 @@
-"""Everything Lightning asks of the data."""
+"""The LightningDataModule of labelled images."""
 
 import logging
 import os
@@ -37,48 +37,51 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         source: A folder of class folders, a zip of them, a CSV or Parquet table, or the name of a set.
-        image_size: What images are resized to, in pixels: the side of a square, or [height, width]; by
-            default 64. Where the model starts from pretrained weights, the command line takes size, mean, std
-            and interpolation from them.
+        image_size: Of the resized images, in pixels: the side of a square, or [height, width]; by default 64.
+            For a model with pretrained weights, the command line takes size, mean, std and interpolation from
+            them.
         mode: RGB, or L for grey; transparency is laid on white.
-        resize_mode: How an image of another shape gets that of the network's input: crop the centre, pad with
-            white, stretch, or cut out the content of a plain background.
+        resize_mode: How images get the input's aspect ratio: crop the centre, pad with white, stretch, or
+            content_crop to the content on a plain background.
         mean: Per channel, of values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
         std: Per channel.
         interpolation: Of the resize; by default bilinear.
-        white_level: Value of a 16-bit grey image that is white; 4095 for 12-bit cameras.
-        split: "classes" keeps the classes of training, validation and test apart (the set's own split
-            where it has one); "per_image" splits each class's images, for closed sets of classes only.
-        val_fraction: Share of the training classes carved out for validation.
-        val_images: Validate on at most about so many of these images, whole classes of them; by default all.
+        white_level: Value of white in 16-bit grey images; 4095 for 12-bit cameras.
+        split: "classes" makes training, validation and test class-disjoint (the set's own split where it has
+            one); "per_image" splits each class's images, for closed sets of classes only.
+        val_fraction: Share of the training classes used for validation.
+        val_images: Maximum number of validation images, in whole classes; by default all.
         test_fraction: Share of all classes for testing where the set has no split of its own.
         split_seed: Of the split; the same seed gives the same split on any machine.
-        folds: Class-disjoint cross-validation with that many folds, instead of the set's own split.
-        fold: Which fold is tested, from 0.
-        classes_per_batch: P, classes in a training batch of each process; fewer where there are fewer.
+        folds: Number of folds of a class-disjoint cross-validation, instead of the set's own split.
+        fold: The fold to test on, from 0.
+        classes_per_batch: P, classes in a training batch of each process; at most all classes.
         samples_per_class: K, images of each class in a training batch.
-        batches_per_epoch: By default as many as make a pass over the training images.
-        small_classes: What becomes of classes with fewer than K images.
-        group_by: Column of the table that says which classes are confusable, such as "coarse" or
-            "alphabet"; classes of a group then come one after another.
-        group_from_epoch: Until this epoch classes come in any order; needs ``group_by`` or ``regroup``.
-        regroup: Whether groups of classes change during training (the hard-class curriculum sets them).
+        batches_per_epoch: By default a pass over the training images.
+        small_classes: For classes with fewer than K images: "repeat" images, "skip" the class, or "error".
+        group_by: Column of the table with groups of confusable classes, such as "coarse" or "alphabet";
+            classes of a group then follow each other.
+        group_from_epoch: First epoch with groups; needs ``group_by`` or ``regroup``.
+        regroup: Whether groups change during training, as the hard-class curriculum does.
         augmentation: A preset (none, photos, characters, products, faces), or a list of torchvision v2
             transforms.
-        rotations_as_classes: Whether training images turned by 90°, 180° and 270° form new classes.
+        rotations_as_classes: Whether training images rotated by 90°, 180° and 270° form new classes.
         eval_batch_size: Images in a batch of validation, test and prediction.
-        num_workers: Processes that read images; by default one less than there are cores, 8 at most.
-        cache: Where decoded images are kept: memory, disk (for later runs too) or none.
-        cache_gigabytes: Bound of that cache, for training and for evaluation images each.
+        num_workers: Processes that read images; by default the number of cores less one, 8 at most.
+        cache: Where decoded images are kept: memory, disk (also for later runs) or none.
+        cache_gigabytes: Limit of that cache, for training and for evaluation images each.
         seed: Of batches and augmentation.
+
+    Raises:
+        InputError: A setting is unusable.
     """
 
     def __init__(
         self,
-        # Without Path, jsonargparse would take the text of a file of that name in its place.
+        # Without Path, jsonargparse would read a file of that name and take its content.
         source: str | Path | Source = "glyphs",
         image_size: int | list[int] | None = None,
-        mode: str = "RGB",  # checked by Preprocess, whose message is plainer than the parser's
+        mode: str = "RGB",  # Preprocess checks it, with a clearer message than the parser's
         resize_mode: ResizeMode = "crop",
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -134,7 +137,7 @@ class ImageDataModule(LightningDataModule):
         self._loaders: list[ImageLoader] = []
 
     def __str__(self) -> str:
-        # Lightning's own builds every loader, and fails on loaders that are not torch's.
+        # Lightning's own builds every loader, and fails for loaders other than torch's.
         return f"{type(self).__name__}({self.source})"
 
     @cached_property
@@ -144,7 +147,7 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def parts(self) -> Split:
-        """Which image is in training, validation and test."""
+        """The split of the images into training, validation and test."""
         return self.split_settings.apply(self.table)
 
     @property
@@ -164,7 +167,7 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def training_classes(self) -> str:
-        """The names of the training classes as digests, for the bundle; see :mod:`data.seen_classes`."""
+        """Digests of the training classes' names, for the bundle; see :mod:`data.seen_classes`."""
         return pack_classes(self.table.class_names[label] for label in self._train_labels[0])
 
     @property
@@ -181,11 +184,11 @@ class ImageDataModule(LightningDataModule):
         return [f"{name} turned {turn}°" if turn else name for turn in (0, 90, 180, 270) for name in names]
 
     def prepare_data(self) -> None:
-        """Fetch, draw and index on one process a machine; the others then find the result in the cache."""
+        """Download, draw and index in one process per machine; the others read the result from the cache."""
         self.source.table()
 
     def setup(self, stage: str | None = None) -> None:
-        """Compute the split and try the augmentation: what is wrong with them is said before training.
+        """Compute the split and try the augmentation, so that errors show before training.
 
         Raises:
             InputError: The split or the augmentation is unusable.
@@ -232,7 +235,7 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def validation_rows(self) -> NDArray[np.int64]:
-        """Rows of :attr:`table` that are validated on, ascending: of classes with two images or more."""
+        """Rows of :attr:`table` used for validation, int64, ascending: classes of two images or more."""
         rows = self.parts.rows("val")
         classes, images = np.unique(self.table.labels[rows], return_counts=True)
         alone = classes[images == 1]
@@ -248,7 +251,7 @@ class ImageDataModule(LightningDataModule):
             return rows
         classes, images = np.unique(self.table.labels[rows], return_counts=True)
         order = np.random.default_rng(self.split_settings.seed).permutation(len(classes))
-        # Two at least: one class alone has nothing to be told apart from.
+        # At least two classes: retrieval within one class is trivial.
         kept = max(2, int(np.searchsorted(images[order].cumsum(), self.val_images, side="right")))
         return rows[np.isin(self.table.labels[rows], classes[order[:kept]])]
 
@@ -268,13 +271,13 @@ class ImageDataModule(LightningDataModule):
         return self._evaluation(np.arange(len(self.table)))
 
     def training_images(self, count: int) -> ImageLoader:
-        """Up to ``count`` training images, spread evenly, each once and as evaluation sees images."""
+        """Up to ``count`` training images, evenly spaced, each once and without augmentation."""
         rows = self.parts.rows("train")
         return self._evaluation(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)])
 
     @property
     def batch_size(self) -> int:
-        """What Lightning's batch-size finder changes by default; there is no such setting here.
+        """The setting that Lightning's batch-size finder changes by default; it does not exist here.
 
         Raises:
             InputError: Always.
@@ -285,30 +288,30 @@ class ImageDataModule(LightningDataModule):
         )
 
     def rows(self, part: Part) -> NDArray[np.int64]:
-        """Rows of :attr:`table` in a part."""
+        """Rows of :attr:`table` in a part, int64, ascending."""
         return self.parts.rows(part)
 
     @property
     def wait_share(self) -> float:
-        """Share of the time of the training epoch so far that was spent waiting for data."""
+        """Share of the current training epoch's time spent waiting for data."""
         return self._train_loader.wait_share if self._train_loader else 0.0
 
     @property
     def corrupt(self) -> dict[str, str]:
-        """Images that could not be read so far, by name, with the reason."""
+        """Reasons why images could not be read so far, by the image's name."""
         return {name: reason for loader in self._loaders for name, reason in loader.corrupt.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The split's hash and the place in the training batches, for the checkpoint.
+        """The split's hash and the position in the training batches, for the checkpoint.
 
-        Lightning keeps a loader's state too, but does not restore it where the optimizer's schedule has
-        asked for the number of steps, and with it for the loader, before the checkpoint is read.
+        Lightning saves a loader's state too, but does not restore it where the schedule asks for the number
+        of steps, and so creates the loader, before the checkpoint is read.
         """
         loader = self._train_loader
         return {"split_hash": self.split_hash, "batches": loader.state_dict() if loader else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the next batch; refuse to resume on another split, and warn of evaluating on one.
+        """Continue at the next batch; refuse to resume on another split, and warn when evaluating on one.
 
         Raises:
             InputError: The checkpoint was trained on another split.

@@ -15,12 +15,12 @@ from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import ImageError, Preprocess
 
-# uint8 images (B, C, H, W) and one key for each (uint64) to images of the same shape.
+# From uint8 images (B, C, H, W) and a uint64 key for each, (B,), to uint8 or float images of the same shape.
 Augmentation = Callable[[Tensor, NDArray[np.uint64]], Tensor]
 
 
 class Batch(TypedDict):
-    """What the loaders yield: ``image`` float32 (B, C, H, W), ``label`` and ``index`` int64 (B,).
+    """A batch of a loader: ``image`` float32 (B, C, H, W), ``label`` and ``index`` int64 (B,).
 
     ``index`` is the row in the image table.
     """
@@ -32,7 +32,7 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """A batch to be made: which items, and one random key for each."""
+    """A batch to load: its items, int64 (B,), and a random key for each, uint64 (B,)."""
 
     items: NDArray[np.int64]
     keys: NDArray[np.uint64]
@@ -40,7 +40,7 @@ class BatchSpec:
 
 @dataclass
 class LoadedBatch:
-    """A batch on its way from a worker, with the names of the corrupt images met while making it."""
+    """A batch from a worker, and the reasons why images could not be read, by name."""
 
     batch: Batch
     corrupt: dict[str, str] = field(default_factory=dict)
@@ -51,16 +51,16 @@ class ImageDataset(Dataset[Any]):
 
     Args:
         table: All images.
-        rows: The table's rows that are this data set's items, int64 of shape (N,).
-        labels: Class of each item, int64 of shape (N,), in 0 … num_classes − 1.
+        rows: The table's rows that are this data set's items, int64 (N,).
+        labels: Class of each item, int64 (N,), in 0 … num_classes − 1.
         preprocess: Decoding, size and normalization.
-        cache: Keeps decoded pixels of these items.
-        augment: Random changes of a batch; only in training.
-        rotations: Whether every item comes four times, turned by 0°, 90°, 180° and 270°, each turn a class
-            of its own: item i turned r times is item r·N + i of class r·num_classes + label. The images must
-            be square.
-        replace_corrupt: Whether an unreadable image is replaced by another of its class (training) or left
-            out (evaluation).
+        cache: Of the decoded pixels of these items.
+        augment: Random changes of a batch, for training.
+        rotations: Whether every item occurs four times, rotated by 0°, 90°, 180° and 270°, each rotation with
+            classes of its own: item i rotated r times is item r·N + i of class r·num_classes + label. The
+            images must be square.
+        replace_corrupt: Whether an unreadable image is replaced by another of its class (training) instead of
+            left out (evaluation).
     """
 
     def __init__(
@@ -101,7 +101,11 @@ class ImageDataset(Dataset[Any]):
         }
 
     def __getitems__(self, spec: BatchSpec | Sequence[int]) -> LoadedBatch | list[dict[str, Any]]:
-        """A whole batch at once; a plain list of items (any other loader's) gives a list of items."""
+        """A whole batch at once; for a plain list of items, as from any other loader, a list of items.
+
+        Raises:
+            InputError: No image of a class can be read, and corrupt images are to be replaced.
+        """
         if not isinstance(spec, BatchSpec):
             return [self[item] for item in spec]
         images, kept, sources = [], [], []
@@ -126,7 +130,7 @@ class ImageDataset(Dataset[Any]):
         return LoadedBatch(made, corrupt)
 
     def pixels(self, base: int) -> NDArray[np.uint8]:
-        """Decoded pixels of the image behind an item, uint8 of shape (C, H, W).
+        """Decoded pixels of an item before rotation, uint8 (C, H, W).
 
         Raises:
             ImageError: It cannot be read.
@@ -148,7 +152,7 @@ class ImageDataset(Dataset[Any]):
         return np.ascontiguousarray(np.rot90(pixels, turns, axes=(1, 2))) if turns else pixels
 
     def _readable(self, base: int, corrupt: dict[str, str]) -> tuple[NDArray[np.uint8], int] | None:
-        """The image of an item, or the next readable one of its class, whichever worker asks."""
+        """The image of an item, or the next readable one of its class, which is the same in every worker."""
         for candidate in self._alternatives(base):
             try:
                 return self.pixels(candidate), candidate

@@ -1,8 +1,8 @@
 """Reading one image's bytes, from a plain file or straight out of a zip archive.
 
-A zip member is read by its offset instead of through :class:`zipfile.ZipFile`: no handle or lock is
-shared, so threads and forked or spawned workers cannot disturb each other, and no worker holds a directory
-of the archive (about a kilobyte a member in Python objects).
+A zip member is read by its offset instead of through :class:`zipfile.ZipFile`: threads and worker processes
+share no handle or lock, and no worker holds the archive's directory (about a kilobyte per member in Python
+objects).
 """
 
 import logging
@@ -22,14 +22,14 @@ from models.preprocess import FORMATS, DecodeLimits, ImageError
 
 _log = logging.getLogger(__name__)
 
-# A .dib file holds a BMP, an .mpo file a JPEG and then more.
+# A .dib file holds a BMP; an .mpo file begins with a JPEG.
 IMAGE_SUFFIXES = frozenset(
     suffix
     for suffix, kind in Image.registered_extensions().items()
     if kind in FORMATS or kind in ("DIB", "MPO")
 )
 
-# What lies beside images and is none; every other ending that is not read is worth a word.
+# Endings of other files that usually lie beside images; further unknown endings are warned about.
 _NO_IMAGES = frozenset(
     {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log"}
     | {".md", ".rst", ".html", ".htm", ".css", ".js", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".xls"}
@@ -38,7 +38,7 @@ _NO_IMAGES = frozenset(
 )
 _NO_IMAGE_NAMES = frozenset({"readme", "license", "licence", "makefile"})
 
-# Folders that tools and systems make for themselves.
+# Folders of tools and operating systems.
 TOOL_FOLDERS = frozenset(
     {"__MACOSX", "@eaDir", ".AppleDouble", ".Spotlight-V100", ".Trashes", ".cache", ".dvc", ".fseventsd"}
     | {".git", ".hg", ".idea", ".ipynb_checkpoints", ".svn", ".thumbnails", ".venv", ".vscode"}
@@ -50,7 +50,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file's name is text: Arrow, JSON and the logs hold nothing else."""
+    """Whether a file's name is valid UTF-8, which Arrow, JSON and logs need."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -59,19 +59,19 @@ def is_utf8(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A file's name with the bytes that are not UTF-8 escaped."""
+    """A file's name, with bytes that are not UTF-8 escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def some(names: Iterable[str]) -> str:
-    """The first twenty names, and how many more there are."""
+    """The first twenty names, and the number of others."""
     listed = list(names)
     more = f" and {len(listed) - _NAMED_AT_MOST} more" if len(listed) > _NAMED_AT_MOST else ""
     return ", ".join(listed[:_NAMED_AT_MOST]) + more
 
 
 class Sieve:
-    """Tells images from other files by their names, and remembers which of the others deserve a warning."""
+    """Recognizes images by their names, and collects other files that deserve a warning."""
 
     def __init__(self) -> None:
         self.unreadable: list[str] = []
@@ -79,10 +79,10 @@ class Sieve:
         self._unknown: Counter[str] = Counter()
 
     def passes(self, name: str) -> bool:
-        """Whether a file is an image to be used.
+        """Whether a file is an image to use.
 
         Args:
-            name: Its path below the root, "/" as separator.
+            name: Its path below the root, with "/" as separator.
         """
         *folders, file = parts = name.split("/")
         if TOOL_FOLDERS.intersection(folders) or file.startswith("._"):
@@ -98,7 +98,7 @@ class Sieve:
         return False
 
     def warn(self, root: Path) -> None:
-        """One line of log for each kind of file that is left out."""
+        """Log one line for each kind of file that is left out."""
         if self.unreadable:
             _log.warning(
                 "%s: %d files or folders are left out, whose names are not UTF-8 or which cannot be opened; "
@@ -125,7 +125,7 @@ class Sieve:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where a zip member's bytes are.
+    """The location of a zip member's bytes.
 
     Attributes:
         offset: Of the local header, in bytes from the start of the archive.
@@ -143,13 +143,13 @@ class Member:
 
 
 def zip_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, Member]:
-    """Those files of an archive whose names are ``wanted``, by name, in the archive's order.
+    """The files of an archive with ``wanted`` names, by name, in the archive's order.
 
-    Archives made on Windows may separate folders by backslashes; here "/" always does. Of files with the same
-    name the last one counts, as for ``unzip``; a warning names them.
+    Backslashes in names (archives made on Windows) become "/". Of files with the same name the last one
+    counts, as for ``unzip``; a warning lists them.
 
     Raises:
-        InputError: No zip archive, or one that this reader does not take (encrypted, exotic compression).
+        InputError: Not a zip archive, or an unsupported one (encrypted, exotic compression).
     """
     members: dict[str, Member] = {}
     again: dict[str, None] = {}
@@ -188,11 +188,10 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
 def read_member(path: Path, name: str, member: Member, limits: DecodeLimits) -> bytes:
     """The bytes of one zip member.
 
-    Sizes in an archive are claims: neither more compressed nor more inflated bytes than the limit are ever
-    held.
+    Sizes in an archive may be wrong: no more than the limit is read or decompressed.
 
     Raises:
-        ImageError: Over the byte limit, or broken.
+        ImageError: Over the limit on bytes, or broken.
     """
     if max(member.size, member.stored) > limits.max_bytes:
         raise ImageError(

@@ -1,4 +1,4 @@
-"""Confusable classes together in a batch: by a column of the data, or by the hard-class curriculum."""
+"""Batches of confusable classes: by a column of the data, or by the hard-class curriculum."""
 
 import numpy as np
 import torch
@@ -20,13 +20,13 @@ def groups_by_column(table: ImageTable, rows: NDArray[np.int64], column: str) ->
     Args:
         table: All images.
         rows: The training images.
-        column: Its value at a class's first image is the class's group.
+        column: A class's group is the column's value at the first image of the class.
 
     Returns:
-        Group of each class among ``rows``, in the order of their labels, int64 of shape (C,).
+        Group of each class among ``rows``, in the order of their labels, int64 (C,).
 
     Raises:
-        InputError: No such column.
+        InputError: There is no such column.
     """
     if column not in table.metadata:
         known = ", ".join(table.metadata) or "none"
@@ -39,19 +39,18 @@ def groups_by_column(table: ImageTable, rows: NDArray[np.int64], column: str) ->
 def similarity_groups(
     centroids: NDArray[np.floating], group_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Groups of similar classes of nearly equal size, by halving at the median along random directions.
+    """Groups of similar classes of nearly equal size, by splitting at the median along random directions.
 
-    A random projection tree (Dasgupta and Freund, STOC 2008), whose directions join two members at random,
-    so that they follow the data; other directions each time give other groups. O(C·d·log C) for C classes
-    of d dimensions.
+    A random projection tree (Dasgupta and Freund, STOC 2008) in O(C·d·log C). Each direction joins two random
+    members, so that it follows the data.
 
     Args:
-        centroids: Mean embedding of each class, shape (C, d).
+        centroids: Mean embedding of each class, float (C, d).
         group_size: Largest group.
         rng: Chooses the directions.
 
     Returns:
-        Group of each class, int64 of shape (C,).
+        Group of each class, int64 (C,).
     """
     groups = np.zeros(len(centroids), dtype=np.int64)
     pending, done = [np.arange(len(centroids))], 0
@@ -63,25 +62,27 @@ def similarity_groups(
             continue
         one, other = centroids[rng.choice(members, 2, replace=False)]
         order = members[np.argsort(centroids[members] @ (one - other), kind="stable")]
-        # Halves at a multiple of the group size, so that groups come out full.
+        # Split at a multiple of the group size, so that groups are full.
         middle = group_size * max(1, round(len(order) / (2 * group_size)))
         pending += [order[:middle], order[middle:]]
     return groups
 
 
 class HardClassCurriculum(Callback):
-    """Regroups the training classes by their current embeddings, so that batches hold classes that are
-    confused.
+    """Regroups the training classes by their current embeddings, so that batches hold confusable classes.
 
-    Needs ``regroup: true`` in the data settings. A group fills a part of a batch only: with
-    classes_per_batch = 32 and group_size = 8, a batch holds four groups.
+    Needs ``regroup: true`` in the data settings. A group fills only a part of a batch: with classes_per_batch
+    = 32 and group_size = 8, a batch holds four groups.
 
     Args:
-        group_size: Classes in a group.
-        start_epoch: Before it, batches are random: early embeddings say little.
-        every_n_epochs: How often groups are made anew.
-        images_per_class: How many images a class's centroid is the mean of.
-        batch_size: Images embedded at once.
+        group_size: Number of classes in a group.
+        start_epoch: First epoch with groups: earlier embeddings are not informative.
+        every_n_epochs: Number of epochs between regroupings.
+        images_per_class: Number of images that a class's centroid is the mean of.
+        batch_size: Number of images embedded at once.
+
+    Raises:
+        InputError: The data are not ImageDataModule's, or lack ``regroup: true``.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class HardClassCurriculum(Callback):
         self.images_per_class, self.batch_size = images_per_class, batch_size
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the groups; rank 0's count for all."""
+        """Compute the groups on rank 0 and broadcast them."""
         epoch = trainer.current_epoch
         if epoch < self.start_epoch or (epoch - self.start_epoch) % self.every_n_epochs:
             return
@@ -114,14 +115,14 @@ class HardClassCurriculum(Callback):
     def _centroids(
         self, dataset: ImageDataset, module: LightningModule, rng: np.random.Generator
     ) -> NDArray[np.float32]:
-        """Mean embedding of each class, unit length, shape (classes, d)."""
+        """Mean embedding of each class, normalized, float32 (classes, d)."""
         shuffled = rng.permutation(len(dataset))
         labels = dataset.labels[shuffled]
         order = np.argsort(labels, kind="stable")
         position = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
         chosen = shuffled[order][position < self.images_per_class]
         sums: torch.Tensor | None = None
-        # Each augmented view would cost as much again, for embeddings of which only the mean is taken.
+        # Test-time augmentation would cost a forward pass for each view and hardly change a mean.
         embed = getattr(module, "without_tta", module)
         with eval_mode(module), torch.no_grad():
             for start in range(0, len(chosen), self.batch_size):
@@ -141,7 +142,7 @@ def _images(dataset: ImageDataset, items: NDArray[np.int64]) -> tuple[torch.Tens
         try:
             found = dataset[item]
         except ImageError:
-            continue  # the loader reports it when it is drawn
+            continue  # the loader warns when it draws the image
         images.append(found["image"])
         labels.append(found["label"])
     if not images:

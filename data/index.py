@@ -1,6 +1,4 @@
-"""The index of a data set's files: built once with a progress bar, kept in the cache folder, checked by
-stamps.
-"""
+"""The index of a data set's files: built once, cached, and rebuilt when a file or folder has changed."""
 
 import functools
 import hashlib
@@ -22,41 +20,39 @@ from models.files import replacing
 
 _log = logging.getLogger(__name__)
 
-# Raise when the content of the cached index changes, so that older ones are built anew.
+# Increase when the format of the cached index changes, so that older ones are rebuilt.
 _FORMAT = 2
 
 Entry = TypeVar("Entry")
 
 
 def stamp(path: Path) -> list[Any]:
-    """What changes when a file is rewritten or a folder gains or loses an entry; [path, None, 0] where
-    absent.
-    """
+    """[path, time, size], which changes with a file or a folder's entries; [path, None, 0] where absent."""
     try:
         status = path.stat()
     except OSError:
         return [str(path), None, 0]
-    # The size of a folder is the file system's own business.
+    # The size of a folder depends on the file system.
     return [str(path), status.st_mtime_ns, 0 if path.is_dir() else status.st_size]
 
 
 def with_progress(entries: Iterable[Entry], description: str) -> Iterable[Entry]:
-    """The same entries, with a progress bar on standard error that goes away at the end."""
+    """The same entries, with a progress bar on standard error that disappears at the end."""
     return track(entries, description=description, console=Console(stderr=True), transient=True)
 
 
 def cached_table(
     kind: str, paths: Sequence[Path], build: Callable[[], tuple[ImageTable, list[Path]]]
 ) -> ImageTable:
-    """The table built by ``build``, or the one kept from last time where nothing has changed since.
+    """The table that ``build`` returns, or the cached one where nothing has changed since.
 
     Args:
         kind: Distinguishes sources that read the same paths differently.
         paths: Files and folders that the user named.
-        build: Makes the table and lists every file and folder whose change makes it stale.
+        build: Returns the table, and every file and folder whose change makes it stale.
 
     Raises:
-        InputError: A path is not UTF-8; and what ``build`` raises.
+        InputError: A path is not UTF-8, or ``build`` raises it.
     """
     if wrong := next((str(path) for path in paths if not is_utf8(str(path))), None):
         raise InputError(f"{printable(wrong)}: the path is not UTF-8; rename the folder or file")
@@ -89,5 +85,5 @@ def _fresh(file: Path) -> ImageTable | None:
         table = ImageTable.load(file)
         stamps = json.loads(table.rows.schema.metadata[b"stamps"])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-        return None  # left by another version, or damaged: build it again
+        return None  # missing, from another version, or damaged
     return table if all(stamp(Path(entry[0])) == entry for entry in stamps) else None

@@ -1,4 +1,4 @@
-"""What folders of images mean: classes, parts named train/val/test, and a ``split.csv`` that says it all."""
+"""Classes and splits of folders of images: class folders, train/val/test folders, ``split.csv``."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from models.errors import InputError
 
 _log = logging.getLogger(__name__)
 
-# How the parts of a split are called, in any letter case, by folders and in columns.
+# Names of the parts of a split in folders and columns, in any letter case.
 _PARTS = {
     "train": "train",
     "training": "train",
@@ -38,18 +38,21 @@ def classes_of(
 ) -> tuple[list[str], list[str | None]]:
     """Class ("" where images lie outside of classes) and part ("train", "val", "test" or None) of folders.
 
-    Folders named as parts are the split where two parts at least lie beside each other in one place, at any
-    depth, and class folders in them; then what lies elsewhere belongs to no class. Otherwise a leading
-    component that all folders share is dropped (archives often wrap everything in one folder), and the rest
-    of the path is the class.
+    Folders named as parts are a split where at least two parts lie beside each other in one place, at any
+    depth, with class folders in them; images elsewhere then belong to no class. Otherwise leading components
+    that all folders share are dropped (archives often wrap everything in one folder), and the rest is the
+    class.
 
     Args:
         folders: Paths of the folders that hold images, "" for the root.
-        wrapper: Where it is given, that leading component alone is dropped, and no part is looked for.
-        decided: Whether a list says the split: then folders that cannot be understood as one are classes.
+        wrapper: If given, only this leading component is dropped, and parts are not searched for.
+        decided: Whether a list gives the split; folders that do not form a clear split are then classes.
+
+    Returns:
+        Classes and parts, one for each folder.
 
     Raises:
-        InputError: The names look like a split, and it is not clear of which images.
+        InputError: The names look like a split, but an unclear one.
     """
     if wrapper is not None:
         return [folder.removeprefix(f"{wrapper}/") for folder in folders], [None] * len(folders)
@@ -86,7 +89,7 @@ def _part(folder: str) -> str | None:
 
 
 def _split_parents(paths: Sequence[_Path]) -> list[_Path | None]:
-    """For each path the first folder on it under which it goes on with a part, beside another; or None."""
+    """For each path, its first folder that is followed by a part and holds another part too; or None."""
     parts: dict[_Path, set[str]] = {}
     for path in paths:
         for depth, folder in enumerate(path):
@@ -99,10 +102,10 @@ def _split_parents(paths: Sequence[_Path]) -> list[_Path | None]:
 
 
 def _refuse_half_split(paths: Sequence[_Path]) -> None:
-    """Refuse folders named as parts that have no counterpart beside them, but other images elsewhere.
+    """Refuse folders named as parts without a counterpart beside them where there are other images.
 
-    One such folder that holds images itself is a class of that name (vehicles: car, bus, train), unless it is
-    called test: mistaken for a class, a test set would be trained on.
+    A single such folder that holds images itself is a class (vehicles: car, bus, train), unless it is called
+    test: a test set taken for a class would be trained on.
     """
     parts = {
         path[: n + 1]: part for path in paths for n, folder in enumerate(path) if (part := _part(folder))
@@ -137,13 +140,13 @@ def table_from_folders(
         root: The folder or archive.
         names: Path of each image below it.
         folders: The folders that hold images, "" for the root itself.
-        folder_of: Position in ``folders`` of each image, int64 of shape (N,).
-        members: Where each image lies in the archive; None for a folder.
-        split_file: A CSV with columns ``class`` and ``split``; any other column describes the class.
+        folder_of: Position in ``folders`` of each image, int64 (N,).
+        members: Location of each image in the archive; None for a folder.
+        split_file: A CSV with columns ``class`` and ``split``; other columns are metadata of the class.
         wrapper: See :func:`classes_of`.
 
     Raises:
-        InputError: No class folders, a split that is unclear, or a ``split_file`` that does not fit.
+        InputError: No class folders, an unclear split, or a ``split_file`` that does not match the classes.
     """
     if split_file is not None and not split_file.is_file():
         split_file = None
@@ -170,7 +173,7 @@ def table_from_folders(
         labels, distinct = factorize(class_names)
     else:
         labels, distinct = np.zeros(0, np.int64), []
-    order = np.argsort(labels, kind="stable")  # rows of a class lie together: reads and caches stay local
+    order = np.argsort(labels, kind="stable")  # rows of a class are adjacent, so that reads are local
     keep, labels = keep[order], labels[order]
     columns = {"name": names.take(pa.array(keep)), "label": pa.array(labels, pa.int32())}
     if members is not None:
@@ -188,7 +191,7 @@ def table_from_folders(
 
 
 def member_columns(members: Sequence[Member], rows: NDArray[np.int64]) -> dict[str, pa.Array]:
-    """The table's columns that say where zip members lie, for some of the members."""
+    """The table's columns with the locations of some zip members."""
     kinds = {
         "offset": pa.int64(),
         "stored": pa.int64(),
@@ -205,10 +208,10 @@ def member_columns(members: Sequence[Member], rows: NDArray[np.int64]) -> dict[s
 def class_columns(
     file: Path, class_names: list[str], labels: NDArray[np.int64]
 ) -> tuple[pa.Array, dict[str, pa.Array]]:
-    """The split and the metadata of a per-class CSV (``class``, ``split``, …) spread over the images.
+    """The split and the metadata of a per-class CSV (``class``, ``split``, …), for each image.
 
     Raises:
-        InputError: Unreadable, no such columns, a class twice, an unknown split, or classes missing.
+        InputError: Unreadable, missing columns, a duplicate class, an unknown split, or missing classes.
     """
     listed = read_csv(file, ("class", "split")).combine_chunks()
     columns = {name: listed.column(name).combine_chunks() for name in listed.column_names}
@@ -229,16 +232,16 @@ def class_columns(
 def split_parts(file: Path, values: pa.Array, what: str) -> pa.Array:
     """The column ``split`` of a list as "train", "val", "test" or null.
 
-    The words for folders are understood, in any letter case. Where none is marked for training, but some for
-    testing or validation, those without a mark are for training; otherwise they are not used.
+    The names of split folders are understood, in any letter case. Rows without a value are for training where
+    only others are marked for testing or validation; where some are marked for training, they are not used.
 
     Args:
         file: The list.
-        values: Texts.
-        what: Its rows are: "classes" or "images".
+        values: Strings.
+        what: What its rows are: "classes" or "images".
 
     Raises:
-        InputError: Another word.
+        InputError: Another value.
     """
     words = pc.dictionary_encode(pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(values, ""))))
     distinct = words.dictionary.to_pylist()
@@ -265,11 +268,11 @@ def table_from_columns(
         names: Path of each image, N strings.
         classes: Class of each image, N strings.
         metadata: Further columns of N values, under any names.
-        **columns: Those of N values that :class:`data.table.ImageTable` knows: ``split``, ``is_query``,
-            ``is_gallery``, and where zip members lie.
+        **columns: Columns of N values that :class:`data.table.ImageTable` knows: ``split``, ``is_query``,
+            ``is_gallery``, and the locations of zip members.
 
     Raises:
-        InputError: No images listed.
+        InputError: No images are listed.
     """
     if not len(names):
         raise InputError(f"{root}: its list of images is empty")
@@ -282,12 +285,12 @@ def table_from_columns(
 
 
 def _compact(values: pa.Array) -> pa.Array:
-    """Repeated texts as a dictionary: a few bytes a row."""
+    """Strings as a dictionary, which takes a few bytes per row."""
     return values.dictionary_encode() if pa.types.is_string(values.type) else values
 
 
 def read_lines(file: Path, fields: int, skip: int = 0) -> list[list[str]]:
-    """The lines of a data set's list, split at white space.
+    """The lines of a data set's list, split at whitespace.
 
     Raises:
         InputError: The file is missing, or a line has another number of fields.

@@ -1,4 +1,4 @@
-"""A loader that resumes at the batch that was consumed last, and measures how long it was waited for."""
+"""A loader that resumes after the last consumed batch, and measures the time spent waiting for it."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ _AUGMENT = 3
 
 
 class _BatchSpecs:
-    """The batches of one epoch from a given one on, as :class:`BatchSpec` for the workers."""
+    """The batches of one epoch from batch ``first`` on, as :class:`BatchSpec` for the workers."""
 
     def __init__(self, seed: int, sampler: "PKBatchSampler | EvaluationBatches") -> None:
         self.seed, self.sampler, self.first = seed, sampler, 0
@@ -34,7 +34,7 @@ class _BatchSpecs:
         epoch = self.sampler.epoch
         for number in range(self.first, len(self.sampler)):
             items = self.sampler.batch(epoch, number)
-            # Position in the batch of all processes together, so that the keys do not depend on their number.
+            # Positions in the global batch, so that the keys do not depend on the number of processes.
             position = self.sampler.rank * len(items) + np.arange(len(items))
             yield BatchSpec(items, derive(self.seed, _AUGMENT, epoch, number, position))
 
@@ -42,8 +42,8 @@ class _BatchSpecs:
 class EvaluationBatches:
     """Every item once, in order, in batches.
 
-    Several processes take every ``world_size``-th item each; the shorter parts are filled up by repeating
-    items, so that all have equally many batches (``index`` tells the duplicates).
+    Of several processes, each takes every ``world_size``-th item; shorter parts are padded with repeated
+    items, so that all have equally many batches (duplicates have the same ``index``).
     """
 
     def __init__(self, items: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -55,10 +55,10 @@ class EvaluationBatches:
         return math.ceil(self._mine / self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing random here."""
+        """Does nothing: there is nothing random."""
 
     def batch(self, epoch: int, number: int) -> NDArray[np.int64]:  # noqa: ARG002 - as the sampler's
-        """The items of one batch of this process."""
+        """The items of one batch of this process, int64 (B,)."""
         mine = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, self._mine))
         return (mine * self.world_size + self.rank) % self.items
 
@@ -66,19 +66,19 @@ class EvaluationBatches:
 class ImageLoader:
     """Batches of an :class:`ImageDataset`, made by worker processes.
 
-    Deliberately no subclass of torch's ``DataLoader``: Lightning rebuilds those under its own samplers,
-    which would tear P×K batches apart; nor has it a ``sampler``, which Lightning would exchange to overfit.
-    Lightning reaches ``set_epoch`` through ``batch_sampler.sampler`` and ``state_dict`` directly. Work starts
-    at the first batch asked for, when the epoch is known, and the state counts batches that were handed out,
-    never those that workers have prefetched.
+    It is not a subclass of torch's ``DataLoader``, because Lightning rebuilds those with its own samplers,
+    which would break up P×K batches; and it has no ``sampler``, which Lightning would replace for
+    overfitting. Lightning calls ``set_epoch`` on ``batch_sampler.sampler``, and ``state_dict`` on the loader.
+    Workers start with the first requested batch, when the epoch is known, and the state counts consumed
+    batches, not prefetched ones.
 
     Args:
-        dataset: What to load.
-        batches: Which items form which batch.
+        dataset: The images.
+        batches: The items of each batch.
         seed: Of the augmentation.
-        num_workers: Processes that read and decode; 0 works in the caller's.
-        pin_memory: Whether batches lie in page-locked memory, for copies to a GPU.
-        same_batches: Whether every epoch of Lightning's has the same batches, to overfit on a few of them.
+        num_workers: Number of processes that read and decode; 0 uses the caller's process.
+        pin_memory: Whether batches are in page-locked memory, for copies to a GPU.
+        same_batches: Whether every epoch has the same batches, for Lightning's overfit_batches.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class ImageLoader:
             dataset,
             batch_sampler=self._specs,  # type: ignore[arg-type]  # yields BatchSpec, which the dataset understands
             num_workers=num_workers,
-            collate_fn=_unchanged,  # the dataset makes whole batches
+            collate_fn=_unchanged,  # the dataset returns whole batches
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            # Of its own: starting an epoch then leaves the training's random numbers alone.
+            # With a generator of its own, starting an epoch does not draw from training's.
             generator=torch.Generator(),
         )
         self._consumed = 0
@@ -110,30 +110,30 @@ class ImageLoader:
 
     @property
     def batch_sampler(self) -> _BatchSpecs | None:
-        """What has, in its ``sampler``, the ``set_epoch`` that Lightning calls; None to keep an epoch."""
+        """Its ``sampler`` has the ``set_epoch`` that Lightning calls; None keeps the same epoch."""
         return None if self.same_batches else self._specs
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields."""
+        """Set the epoch of the next iteration."""
         self.batches.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, batches handed out in it, and the sampler's own state."""
+        """The epoch, the number of its consumed batches, and the sampler's state."""
         sampler = self.batches.state_dict() if isinstance(self.batches, PKBatchSampler) else None
         return {"epoch": self.batches.epoch, "consumed": self._consumed, "sampler": sampler}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the batch handed out last when the state was taken, once, in that epoch."""
+        """Continue that epoch, once, after the last batch consumed when the state was saved."""
         self._resume = (int(state["epoch"]), int(state["consumed"]))
         if isinstance(self.batches, PKBatchSampler) and state["sampler"] is not None:
             self.batches.load_state_dict(state["sampler"])
 
     @property
     def wait_share(self) -> float:
-        """Share of the time that the consumer spent waiting for batches, over the epoch so far."""
+        """Share of the epoch's time so far that the consumer spent waiting for batches."""
         return self.wait_seconds / self.total_seconds if self.total_seconds else 0.0
 
     def __iter__(self) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Where data sets and caches lie on this machine."""
+"""The folders of data sets and caches."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ __all__ = ["cache_root", "data_root"]
 
 
 def data_root() -> Path:
-    """The folder where data sets lie: ``$KINDRED_DATA``, or ``data`` in the cache folder."""
+    """The folder of data sets: ``$KINDRED_DATA``, or ``data`` in the cache folder."""
     if named := os.environ.get("KINDRED_DATA"):
         return Path(named).expanduser()
     return cache_root() / "data"

@@ -1,4 +1,4 @@
-"""Decoded and resized images, kept so that each file is decoded once."""
+"""A cache of decoded and resized images, so that each file is decoded once."""
 
 import hashlib
 import json
@@ -17,24 +17,24 @@ from models.preprocess import Preprocess
 
 CacheKind = Literal["none", "memory", "disk"]
 
-# Raised whenever decoding comes to give other pixels: a cache on disk may be older than the program.
+# Increase when decoding gives other pixels: a cache on disk may be older than the program.
 _DECODING = 2
 _PIXEL_SETTINGS = ("size", "mode", "resize_mode", "interpolation", "white_level")
 
 
 class PixelCache:
-    """uint8 pixels of up to ``max_bytes``, shared by every worker through one memory-mapped file.
+    """uint8 pixels of up to ``max_bytes``, shared by all workers through one memory-mapped file.
 
-    The first items that fit have a slot; items beyond are decoded every time. A slot's flag is set after
-    its pixels are written, so a reader never sees half an image, and two workers that fill the same slot
-    write the same bytes.
+    The first items that fit have slots; the others are decoded every time. A slot's flag is set after its
+    pixels are written, so that readers see complete images; workers that fill the same slot write the same
+    bytes.
 
     Args:
-        path: The file; made where it is missing.
-        items: Number of items that could be kept.
+        path: The file; created where it is missing.
+        items: Number of items.
         shape: Of one image: (channels, height, width).
-        max_bytes: Bound of the file.
-        temporary: Whether the file goes away with this object.
+        max_bytes: Maximum size of the file.
+        temporary: Whether to delete the file with this object.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class PixelCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.is_file() or self.path.stat().st_size != size:
             with self.path.open("wb") as file:
-                file.truncate(size)  # a sparse file: space is used as images come in
+                file.truncate(size)  # a sparse file: images take space as they are added
         if not self.slots:
             return
         self._flags = np.memmap(self.path, np.uint8, "r+", 0, (self.slots,))
@@ -71,20 +71,20 @@ class PixelCache:
         self._open()
 
     def get(self, item: int) -> NDArray[np.uint8] | None:
-        """The pixels of an item, or None where they are not kept."""
+        """The pixels of an item, uint8 of the image's shape, or None where they are not cached."""
         if item >= self.slots or not self._flags[item]:
             return None
         return np.array(self._pixels[item])
 
     def put(self, item: int, pixels: NDArray[np.uint8]) -> None:
-        """Keep the pixels of an item, if it has a slot."""
+        """Cache the pixels of an item, if it has a slot."""
         if item < self.slots:
             self._pixels[item] = pixels
             self._flags[item] = 1
 
     @property
     def filled(self) -> int:
-        """How many images are kept."""
+        """Number of cached images."""
         return int(np.count_nonzero(self._flags)) if self.slots else 0
 
 
@@ -94,12 +94,15 @@ def open_cache(
     """A cache of one data set's pixels.
 
     Args:
-        kind: "memory" (a temporary file, which the system keeps in memory while it can and forgets with
-            the run), "disk" (kept in the cache folder for later runs) or "none".
+        kind: "memory" (a temporary file, which the system keeps in memory where possible and which is deleted
+            after the run), "disk" (a file in the cache folder, for later runs too) or "none".
         key: Identifies images and preprocessing; only "disk" uses it.
         items: Number of items.
         shape: (channels, height, width).
-        max_bytes: Bound of the cache.
+        max_bytes: Maximum size of the cache.
+
+    Returns:
+        The cache, or None for "none" and where there are no items.
     """
     if kind == "none" or not items:
         return None
@@ -113,9 +116,7 @@ def open_cache(
 
 
 def _memory_folder(items: int, shape: tuple[int, int, int], max_bytes: int) -> str | None:
-    """Linux's memory file system where it has room to spare (containers often give it 64 MB), else the
-    default.
-    """
+    """Linux's memory file system if it has space (containers often give it 64 MB), else the default."""
     shared = Path("/dev/shm")  # noqa: S108 - the file in it is made by mkstemp
     if not shared.is_dir() or not os.access(shared, os.W_OK):
         return None
@@ -125,7 +126,7 @@ def _memory_folder(items: int, shape: tuple[int, int, int], max_bytes: int) -> s
 
 
 def cache_key(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess) -> str:
-    """What decoded pixels on disk depend on: which images, in which order, and how they were preprocessed."""
+    """A hash of what decoded pixels on disk depend on: the images, their order, the preprocessing."""
     digest = hashlib.sha256(table.fingerprint.encode())
     digest.update(np.ascontiguousarray(rows).tobytes())
     settings = preprocess.to_dict()

@@ -1,4 +1,4 @@
-"""Metadata of a Parquet table as plain JSON can say them: what stores, reports and filters understand."""
+"""Metadata of a Parquet table as values that JSON has, which stores, reports and filters understand."""
 
 import json
 from typing import Any
@@ -8,10 +8,10 @@ import pyarrow.compute as pc
 
 
 def plain_values(values: pa.Array) -> pa.Array | None:
-    """The same values as texts, integers, finite floats, booleans, or lists and structs of these.
+    """The same values as strings, integers, finite floats, booleans, or lists and structs of these.
 
-    Decimals become floats, what is not finite null; times and mappings become texts. None stands for columns
-    with bytes in them.
+    Decimals become floats, non-finite floats null, and times and mappings strings. Returns None for columns
+    that contain bytes.
     """
     if isinstance(values, pa.ExtensionArray):
         values = values.storage

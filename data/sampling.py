@@ -1,4 +1,4 @@
-"""P×K batches: P classes with K images each, the setting that triplets need."""
+"""P×K batches: P classes with K images each, as triplets need."""
 
 import logging
 import math
@@ -25,32 +25,31 @@ _BLOCK = 16
 class PKBatchSampler(Sampler[list[int]]):
     """Batches of ``classes_per_batch`` classes × ``samples_per_class`` images, from a generator of its own.
 
-    - No class comes twice in a batch (over all processes together), and every class is visited before any
-      comes again, across epochs too; a class's images likewise are gone through before one comes again,
-      leaving out fewer than ``samples_per_class`` a pass, others each time.
+    - No class occurs twice in a batch (over all processes), and every class is visited before any is
+      repeated, across epochs too. A class's images are likewise all used before one is repeated, except for
+      fewer than ``samples_per_class`` in each pass, others each time.
     - Every process computes the same global sequence and takes its own part: ``world_size`` processes with
       P classes each see exactly the batches of one process with ``world_size`` × P.
-    - Any batch of any epoch follows from (seed, epoch, batch number) alone, so a run resumes in the middle
-      of an epoch.
-    - Batches of one class lie together: positions i·K … i·K + K − 1 of a batch are of one class.
+    - Every batch depends only on (seed, epoch, batch number), so that a run can resume within an epoch.
+    - The images of a class are adjacent: positions i·K … i·K + K − 1 of a batch are of one class.
 
-    Lightning calls ``set_epoch`` on a batch sampler's ``sampler`` attribute only; it is this object itself.
+    Lightning calls ``set_epoch`` only on a batch sampler's ``sampler`` attribute: here, this object.
 
     Args:
         labels: Class of each image, N integers.
         classes_per_batch: P, classes in a batch of one process; all of them, with a warning, where there are
             fewer.
-        samples_per_class: K, images of each class; at least 2, or there are no positive pairs.
-        batches_per_epoch: By default an epoch is a pass over the images: their number divided by those of a
-            batch (of all processes), rounded up.
-        seed: Of every choice.
-        small_classes: What becomes of classes with fewer than K images: "repeat" their images within the
-            batch, "skip" the class, or "error".
-        groups: Group of each class, one integer for each of 0 … max(labels). Classes of a group are
-            visited one after another, so that confusable classes meet in a batch.
+        samples_per_class: K, images of each class; positive pairs need at least 2.
+        batches_per_epoch: By default an epoch is a pass over the images: their number divided by the size of
+            a global batch, rounded up.
+        seed: Of every random choice.
+        small_classes: For classes with fewer than K images: "repeat" their images within the batch, "skip"
+            the class, or "error".
+        groups: Group of each class, one integer for each of 0 … max(labels). Classes of a group are visited
+            one after another, so that confusable classes share a batch.
         group_from_epoch: Passes over the classes that begin before this epoch are not grouped.
-        regroup: Whether :meth:`set_groups` will be called during the run; each epoch then starts its own pass
-            over the classes, since a pass under changed groups could not be continued.
+        regroup: Whether :meth:`set_groups` will be called during the run; each epoch then starts a new pass
+            over the classes, since a pass cannot continue with changed groups.
         rank: Of this process.
         world_size: Number of processes.
         class_names: For error messages.
@@ -81,8 +80,7 @@ class PKBatchSampler(Sampler[list[int]]):
             )
         all_labels = np.asarray(labels, dtype=np.int64)
         counts = np.bincount(all_labels)
-        # Images by class, compressed sparse rows: those of class c are _rows[_start[c]:_start[c] +
-        # counts[c]].
+        # Images by class: those of class c are _rows[_start[c] : _start[c] + counts[c]].
         self._rows = np.argsort(all_labels, kind="stable").astype(np.int64)
         self._start = np.concatenate([[0], np.cumsum(counts)[:-1]])
         self._counts = counts.astype(np.int64)
@@ -119,27 +117,27 @@ class PKBatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> "PKBatchSampler":
-        """This object, where Lightning looks for ``set_epoch``."""
+        """This object: Lightning calls its ``set_epoch``."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that iteration yields."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def set_groups(self, groups: ArrayLike | None) -> None:
-        """Group the classes anew (see :mod:`data.grouping`) from the next iteration on; needs ``regroup``."""
+        """Change the groups (see :mod:`data.grouping`) from the next iteration on; needs ``regroup``."""
         if not self.regroup:
             raise ValueError("set_groups needs PKBatchSampler(regroup=True)")
         self._groups = None if groups is None else np.asarray(groups, dtype=np.int64)
         self._passes, self._block = {}, None
 
     def state_dict(self) -> dict[str, Any]:
-        """What cannot be computed from the arguments: the epoch and, under ``regroup``, the groups."""
+        """The epoch and, with ``regroup``, the groups; the rest follows from the arguments."""
         groups = self._groups if self.regroup else None
         return {"epoch": self.epoch, "groups": None if groups is None else groups.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken."""
+        """Restore what :meth:`state_dict` returned."""
         self.epoch = int(state["epoch"])
         if self.regroup:
             self.set_groups(state["groups"])
@@ -152,8 +150,8 @@ class PKBatchSampler(Sampler[list[int]]):
             yield self.batch(self.epoch, batch).tolist()
 
     def batch(self, epoch: int, number: int) -> NDArray[np.int64]:
-        """The images of one batch of this process, int64 of shape (P·K,)."""
-        # Numpy's fixed cost a call, spread over a block of batches.
+        """The images of one batch of this process, int64 (P·K,)."""
+        # A block of batches at once shares numpy's fixed cost per call.
         first = number - number % _BLOCK
         if self._block is None or self._block[0] != (epoch, first):
             mine = slice(self.rank * self.classes_per_batch, (self.rank + 1) * self.classes_per_batch)
@@ -167,7 +165,7 @@ class PKBatchSampler(Sampler[list[int]]):
         return images
 
     def _global_classes(self, epoch: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Classes of the global batch and how often each was visited before, shape (world_size·P,) each."""
+        """Classes of the global batch and their numbers of earlier visits, each int64 (world_size·P,)."""
         size, total = self.classes_per_batch * self.world_size, len(self._classes)
         first = (number if self.regroup else epoch * self.batches_per_epoch + number) * size
         index, offset = divmod(first, total)
@@ -180,12 +178,12 @@ class PKBatchSampler(Sampler[list[int]]):
         return self._classes[head], visits
 
     def _order(self, stream: int, index: int) -> NDArray[np.int64]:
-        """The order of the index-th pass over the classes, positions in ``_classes``.
+        """The order of the index-th pass over the classes, as positions in ``_classes``.
 
-        A pass begins in the middle of a batch wherever the number of classes is no multiple of the
-        batch's. Its first classes must then differ from the last ones of the pass before, which depends on
-        the pass before that. With at least three batches' classes such an exchange never reaches a pass's
-        end, and the chain stops there.
+        A pass begins within a batch where the number of classes is not a multiple of the batch's. Its first
+        classes must then differ from the last ones of the previous pass, which in turn depends on the one
+        before it. With the classes of at least three batches, this exchange never reaches the end of a pass,
+        so that one previous pass suffices.
         """
         size, total = self.classes_per_batch * self.world_size, len(self._classes)
         if (stream, index) in self._passes:
@@ -199,7 +197,7 @@ class PKBatchSampler(Sampler[list[int]]):
             at += 1
             tail = order[total - (at * total) % size :]
             order = _disjoint_head(self._shuffled(stream, at), tail, (size - len(tail)) % size)
-        # A batch needs two passes at most, and so does the next one.
+        # A batch, and the next one, needs at most two passes.
         kept = {key: value for key, value in self._passes.items() if key == (stream, index - 1)}
         self._passes = {**kept, (stream, index): order}
         return order
@@ -224,7 +222,7 @@ class PKBatchSampler(Sampler[list[int]]):
     def _images(
         self, classes: NDArray[np.int64], visits: NDArray[np.int64], stream: int
     ) -> NDArray[np.int64]:
-        """K images of each class, int64 of shape (len(classes), K)."""
+        """K images of each class, int64 (len(classes), K)."""
         counts = self._counts[classes][:, None]
         per_pass = np.maximum(counts // self.samples_per_class, 1)
         index, visit = np.divmod(visits[:, None], per_pass)
@@ -253,9 +251,7 @@ def _eligible(
 
 
 def _disjoint_head(order: NDArray[np.int64], tail: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Move members of ``tail`` out of the first ``length`` positions, changing as few positions as
-    possible.
-    """
+    """Move members of ``tail`` out of the first ``length`` positions, with as few exchanges as possible."""
     if not len(tail):
         return order
     clash = np.flatnonzero(np.isin(order[:length], tail))

@@ -1,4 +1,4 @@
-"""Which classes a model was trained on: digests that recognise a name again and do not tell it."""
+"""The classes that a model was trained on, as digests that do not reveal names."""
 
 import base64
 import binascii
@@ -7,17 +7,17 @@ from collections.abc import Iterable, Sequence
 
 from models.errors import InputError
 
-# 48 bits: among a hundred thousand classes one chance in 3,000 billion that another name looks seen.
+# 48 bits: with 100,000 training classes, a new name looks seen with a probability of 4 in 10 billion.
 BYTES = 6
 
 
 def pack_classes(names: Iterable[str]) -> str:
-    """Digests of class names as one text, eight characters a class."""
+    """Digests of class names as one string, eight characters per class."""
     return base64.b64encode(b"".join(sorted({_digest(name) for name in names}))).decode()
 
 
 def seen_classes(packed: str, names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that :func:`pack_classes` was given.
+    """The ``names`` whose digests are in ``packed``, the result of :func:`pack_classes`.
 
     Raises:
         InputError: ``packed`` is damaged.

@@ -21,12 +21,12 @@ _TRAIN, _VAL, _TEST, _UNUSED = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Split:
-    """Which image belongs to which part.
+    """The part of each image.
 
     Attributes:
-        parts: Position in :data:`PARTS` of each image, or 3 where it is left out; int8 of shape (N,).
-        hash: SHA-256 over the sorted (class, part) pairs and the image names of each part: equal exactly
-            where the same images of the same classes play the same parts.
+        parts: Position in :data:`PARTS` of each image, or 3 where it is left out; int8 (N,).
+        hash: SHA-256 over the sorted (class, part) pairs and the images' names and parts: equal for equal
+            splits of the same images.
         class_disjoint: Whether no class is in two parts.
     """
 
@@ -41,15 +41,15 @@ class Split:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """How a set is split; kept in checkpoints and bundles, so that a model can be tested on its own split.
+    """Settings of a split; stored in checkpoints and bundles, so that a model can be tested on its own split.
 
     Attributes:
         kind: "classes" (class-disjoint) or "per_image".
         val_fraction: See :func:`split_classes`.
-        test_fraction: Likewise.
-        seed: Likewise.
-        folds: Class-disjoint cross-validation with that many folds; see :func:`class_folds`.
-        fold: Which fold is tested, from 0.
+        test_fraction: See :func:`split_classes`.
+        seed: See :func:`split_classes`.
+        folds: Number of folds of a class-disjoint cross-validation; see :func:`class_folds`.
+        fold: The fold to test on, from 0.
     """
 
     kind: Literal["classes", "per_image"] = "classes"
@@ -63,7 +63,7 @@ class SplitSettings:
         """Split a table.
 
         Raises:
-            InputError: Settings that the table does not allow.
+            InputError: The table cannot be split with these settings.
         """
         if self.folds is not None:
             if not 0 <= self.fold < self.folds:
@@ -78,10 +78,10 @@ class SplitSettings:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "SplitSettings":
-        """From what :meth:`to_dict` gave.
+        """The inverse of :meth:`to_dict`.
 
         Raises:
-            InputError: Unknown settings.
+            InputError: There are unknown settings.
         """
         try:
             return cls(**settings)
@@ -92,22 +92,19 @@ class SplitSettings:
 def split_classes(
     table: ImageTable, val_fraction: float = 0.1, test_fraction: float = 0.2, seed: int = 0
 ) -> Split:
-    """The set's own class-disjoint split, or one by a hash of (seed, class name); validation classes are
-    carved out.
+    """The set's own class-disjoint split, or one by a hash of (seed, class name), with validation classes.
 
-    A class keeps its part when images are added, and all but classes at the border keep theirs when
-    classes are.
+    A class keeps its part when images are added; when classes are added, only classes at the borders change.
 
     Args:
         table: All images.
-        val_fraction: Share of the training classes for validation, unless the set has validation classes
-            itself.
+        val_fraction: Share of the training classes for validation, unless the set has validation classes.
         test_fraction: Share of all classes for testing, unless the set has its own split.
         seed: Of the hash.
 
     Raises:
-        InputError: One class only, too few classes for disjoint parts, or a class in two parts of the
-            set's own split.
+        InputError: A single class, too few classes for disjoint parts, or a class in two parts of the set's
+            own split.
     """
     _check_fractions(val_fraction, test_fraction)
     present = np.unique(table.labels)
@@ -142,13 +139,12 @@ def split_classes(
 def split_images(
     table: ImageTable, val_fraction: float = 0.1, test_fraction: float = 0.2, seed: int = 0
 ) -> Split:
-    """A split of each class's images, for closed sets of classes: the set's own, or by a hash of (seed,
-    image name).
+    """A split of each class's images, for closed sets: the set's own, or by a hash of (seed, image name).
 
-    Figures from it say nothing of classes that training never saw; a warning says so.
+    Metrics on it do not hold for new classes; a warning says so.
 
     Raises:
-        InputError: Fractions that leave no training images.
+        InputError: Fractions outside [0, 1), or neither training nor test images.
     """
     _check_fractions(val_fraction, test_fraction)
     _log.warning(
@@ -171,16 +167,16 @@ def split_images(
 def select(
     table: ImageTable, part: str | None, settings: Mapping[str, Any] | None = None
 ) -> tuple[NDArray[np.int64], str | None]:
-    """The images of one part of the data, which are split as for a model's training.
+    """The images of one part of the data, split as for a model's training.
 
     Args:
         table: All images.
-        part: "train", "val" or "test"; "all" or None takes every image.
-        settings: What a bundle or checkpoint says of its split (:meth:`SplitSettings.to_dict`); None or
-            nothing means the default split.
+        part: "train", "val" or "test"; "all" or None selects every image.
+        settings: The split in a bundle or checkpoint (:meth:`SplitSettings.to_dict`); None or empty means the
+            default split.
 
     Returns:
-        The rows, int64, ascending, and the split's hash (None where every image was taken).
+        The rows, int64, ascending, and the split's hash (None where every image is selected).
 
     Raises:
         InputError: No such part, or no images in it.
@@ -197,8 +193,7 @@ def select(
 
 
 def class_folds(table: ImageTable, folds: int, seed: int = 0, val_fraction: float = 0.1) -> Iterator[Split]:
-    """Class-disjoint k-fold cross-validation: each class is tested in exactly one fold; the set's own
-    split is ignored.
+    """Splits of a class-disjoint k-fold cross-validation; the set's own split is ignored.
 
     Raises:
         InputError: Fewer than two folds, or fewer than two classes a fold.

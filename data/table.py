@@ -1,9 +1,9 @@
-"""An indexed set of labelled images whose memory stays flat at ten million rows."""
+"""An indexed set of labelled images, memory-mapped so that ten million rows need little memory."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,32 +17,30 @@ from models.errors import InputError
 from models.preprocess import DecodeLimits, read_limited
 
 _MEMBER_COLUMNS = ("offset", "stored", "size", "method", "crc")
-# Columns with a meaning of their own that are shown among the metadata too.
+# Columns with a meaning of their own that are also shown as metadata.
 _SHOWN = ("part", "is_query", "is_gallery")
-# Before the names of metadata in the Arrow table, so that they may be any.
+# Prefix of metadata columns in the Arrow table, so that they may have any name.
 _METADATA = "metadata/"
 
 
 class ImageTable:
-    """Rows of (image, class, further columns) in Arrow memory; the images themselves stay where they are.
+    """Rows of (image, class, further columns) in Arrow memory; the image files stay in place.
 
     Args:
-        rows: Columns ``name`` (string: path below its root, "/" as separator), ``label`` (integer:
-            position in ``class_names``), ``root`` (integer: position in ``roots``; may be absent where
-            there is one root), for images in zip archives ``offset``, ``stored``, ``size``, ``method``,
-            ``crc`` (see :class:`data.files.Member`; negative offset: a plain file), optionally ``split``
-            (string: the set's own split, "train", "val" or "test", null where it has none), ``part`` (string:
-            the same as the folders say it, where a list overrules them), ``is_query`` and ``is_gallery``
-            (bool).
+        rows: Columns ``name`` (string: path below its root, with "/" as separator), ``label`` (integer:
+            position in ``class_names``), ``root`` (integer: position in ``roots``; optional with one root);
+            for images in zip archives ``offset``, ``stored``, ``size``, ``method``, ``crc`` (see
+            :class:`data.files.Member`; a negative offset is a plain file); optionally ``split`` (string: the
+            set's own split, "train", "val", "test" or null), ``part`` (string: the split of the folders,
+            which a list may override), ``is_query`` and ``is_gallery`` (bool).
         class_names: One for each label.
         roots: Folders and zip archives that the names are relative to.
-        index_file: The Arrow file that the rows are mapped from; workers then open it instead of getting a
-            copy.
-        limits: Byte limit of one image.
+        index_file: The Arrow file that the rows are mapped from; workers open it instead of copying the rows.
+        limits: On the size of one image.
         metadata: Further columns of N values under any names, each an Arrow array or a sequence.
 
     Raises:
-        InputError: No images at all.
+        InputError: There are no images.
     """
 
     def __init__(
@@ -71,17 +69,17 @@ class ImageTable:
 
     def __reduce__(self) -> Any:
         if self.index_file is not None:
-            return _load_for_worker, (self.index_file, self.limits)
-        return _rebuild, (self.rows, self.class_names, self.roots, self.limits)
+            return ImageTable.load, (self.index_file, self.limits)
+        return partial(ImageTable, limits=self.limits), (self.rows, self.class_names, self.roots)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """Class of each row, int64 of shape (N,)."""
+        """Class of each row, int64 (N,)."""
         return np.asarray(self.rows.column("label").to_numpy()).astype(np.int64)
 
     @property
     def split(self) -> NDArray[np.object_] | None:
-        """The set's own split of each row ("train", "val", "test" or None), or None where it has none."""
+        """The set's own split of each row ("train", "val", "test" or None), (N,), or None without a split."""
         if "split" not in self.rows.column_names:
             return None
         column = self.rows.column("split").cast(pa.string())
@@ -89,12 +87,12 @@ class ImageTable:
 
     @property
     def folder_parts(self) -> list[str | None] | None:
-        """The part ("train", "val", "test" or None) that each row's folders name, if any do."""
+        """The part ("train", "val", "test" or None) in each row's folder names, or None without any."""
         return self.rows.column("part").to_pylist() if "part" in self.rows.column_names else None
 
     @property
     def metadata(self) -> Mapping[str, pa.ChunkedArray]:
-        """Every further column, by name, each of N values; also ``part``, ``is_query`` and ``is_gallery``."""
+        """Metadata columns of N values, by name, with ``part``, ``is_query`` and ``is_gallery``."""
         names = self.rows.column_names
         columns = {
             name.removeprefix(_METADATA): self.rows.column(name)
@@ -106,11 +104,11 @@ class ImageTable:
 
     @property
     def has_queries(self) -> bool:
-        """Whether the table says which images are queries."""
+        """Whether the table has a column ``is_query``."""
         return "is_query" in self.rows.column_names
 
     def flags(self, name: Literal["is_query", "is_gallery"]) -> NDArray[np.bool_]:
-        """One of the two flags; all true where the table lacks it. Shape (N,)."""
+        """One of the two flags, bool (N,); all true where the table does not have it."""
         if name not in self.rows.column_names:
             return np.ones(len(self), dtype=bool)
         return np.asarray(
@@ -123,7 +121,7 @@ class ImageTable:
 
     @property
     def names(self) -> pa.ChunkedArray:
-        """The paths of all images below their roots, N strings."""
+        """Paths of all images below their roots, N strings."""
         return self.rows.column("name")
 
     @cached_property
@@ -142,7 +140,7 @@ class ImageTable:
         """The encoded bytes of one image; safe to call from any thread or process.
 
         Raises:
-            ImageError: Missing, over the byte limit, or broken in its archive.
+            ImageError: It is missing, over the limit on bytes, or broken in its archive.
         """
         root = self.roots[0 if self._root_of is None else int(self._root_of[row])]
         name = self.name(row)
@@ -153,7 +151,7 @@ class ImageTable:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, labels and class names: what a cache of decoded pixels depends on."""
+        """SHA-256 over roots, names, labels and class names, which a cache of decoded pixels depends on."""
         digest = hashlib.sha256(json.dumps([self.class_names, [str(root) for root in self.roots]]).encode())
         for name in ("name", "label", *(c for c in ("crc", "size") if c in self.rows.column_names)):
             for batch in self.rows.select([name]).to_batches(max_chunksize=1 << 16):
@@ -161,19 +159,17 @@ class ImageTable:
         return digest.hexdigest()
 
     def take(self, rows: NDArray[Any]) -> "ImageTable":
-        """A table of some rows only; labels and class names stay as they are."""
+        """A table of some rows; labels and class names do not change."""
         return ImageTable(self.rows.take(pa.array(rows)), self.class_names, self.roots, limits=self.limits)
 
     def with_column(self, name: str, values: Any) -> "ImageTable":
-        """A table with one more column (or another one of that name) of N values: ``split``, ``is_query``,
-        ``is_gallery`` or metadata.
-        """
+        """A table with a column of N values added or replaced: ``split``, a flag or metadata."""
         own = name in ("split", "is_query", "is_gallery")
         rows = _set(self.rows, name if own else _METADATA + name, values)
         return ImageTable(rows, self.class_names, self.roots, limits=self.limits)
 
     def save(self, path: Path, **extra: str) -> None:
-        """Write as an Arrow IPC file, which :meth:`load` maps into memory; ``extra`` goes along as text."""
+        """Write an Arrow IPC file, which :meth:`load` memory-maps; ``extra`` is stored as schema metadata."""
         about = {
             "class_names": json.dumps(self.class_names),
             "roots": json.dumps([str(root) for root in self.roots]),
@@ -187,7 +183,7 @@ class ImageTable:
 
     @classmethod
     def load(cls, path: Path, limits: DecodeLimits | None = None) -> "ImageTable":
-        """Map a file that :meth:`save` wrote: no row is read before it is needed."""
+        """Memory-map a file that :meth:`save` wrote."""
         rows = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         about = rows.schema.metadata
         return cls(
@@ -199,16 +195,8 @@ class ImageTable:
         )
 
 
-def _load_for_worker(path: Path, limits: DecodeLimits) -> ImageTable:
-    return ImageTable.load(path, limits)
-
-
-def _rebuild(rows: pa.Table, class_names: list[str], roots: list[Path], limits: DecodeLimits) -> ImageTable:
-    return ImageTable(rows, class_names, roots, limits=limits)
-
-
 def _set(rows: pa.Table, name: str, values: Any) -> pa.Table:
-    """The rows with a column; repeated texts as a dictionary, which is a few bytes a row."""
+    """The rows with a column; strings as a dictionary, which takes a few bytes per row."""
     column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     if pa.types.is_string(column.type):
         column = column.dictionary_encode()
@@ -217,7 +205,7 @@ def _set(rows: pa.Table, name: str, values: Any) -> pa.Table:
 
 
 def factorize(names: pa.Array) -> tuple[NDArray[np.int64], list[str]]:
-    """Class names to labels: (int64 labels of shape (N,), sorted distinct names)."""
+    """Labels, int64 (N,), for class names, and the sorted distinct names."""
     encoded = pc.dictionary_encode(names)
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     distinct = np.asarray(encoded.dictionary.to_pylist(), dtype=object)
@@ -228,7 +216,7 @@ def factorize(names: pa.Array) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def join_tables(tables: Sequence[ImageTable]) -> ImageTable:
-    """Several tables as one; classes of the same name become one class."""
+    """Concatenate tables; classes of the same name are merged."""
     names = pa.concat_arrays(
         [pa.array(table.class_names, pa.string()).take(pa.array(table.labels)) for table in tables]
     )

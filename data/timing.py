@@ -1,4 +1,4 @@
-"""How much of the training time goes into waiting for data."""
+"""The share of the training time spent waiting for data."""
 
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -7,10 +7,9 @@ from data.loader import ImageLoader
 
 
 class InputTiming(Callback):
-    """Logs ``input/wait_share`` each epoch and prints the share of the whole run at its end.
+    """Logs ``input/wait_share`` after each epoch and prints the shares at the end of the run.
 
-    The first epoch reads and decodes every file, later ones find the pixels in the cache, so both are told
-    apart.
+    The first epoch, which decodes every file, is separate from later ones, which use the cache.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The saved model: a folder of safetensors and JSON, loaded without running anything it contains."""
+"""The saved model: a folder of safetensors and JSON, loaded without running code from it."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ from models.bundle_files import (
     write_bundle,
     write_manifest,
 )
-from models.errors import InputError
+from models.errors import InputError, first_line
 from models.exports import open_export
 from models.inference import Choice, Model, Runner, optimize
 from models.locations import cache_root
@@ -36,21 +36,23 @@ ImageSource = bytes | str | Path | Image.Image
 
 @dataclass(eq=False)
 class Bundle:
-    """An embedding network with all that inference needs.
+    """An embedding network with everything that inference needs.
 
     Attributes:
         network: Maps float32 (B, C, H, W) to unit vectors, float32 (B, dim). In evaluation mode.
         architecture: From which the network is rebuilt.
         preprocess: Turns an encoded image into the network's input.
         info: Plain JSON about the training: metrics, split hash, class counts, versions.
-        thresholds: Cosine similarity at which two images count as the same class, keyed by the false-accept
-            rate it was calibrated for, for example ``{"0.001": 0.71}``.
-        training_classes: Digests of the names of the classes it was trained on, by which an evaluation
-            notices that it tests on them; None where they are not known.
-        exports: What was written beside the weights (ONNX and others) and how far it is from the original,
-            by file name; see :mod:`models.exports`.
-        runner: What runs the network: None the network itself, as it was trained.
-        choice: Why that runner, where :meth:`optimize` chose it.
+        thresholds: Cosine similarity from which two images count as the same class, keyed by the false accept
+            rate that it was calibrated for, for example ``{"0.001": 0.71}``.
+        fingerprint: Identifies the vectors: 16 hexadecimal digits over weights, architecture and
+            preprocessing; computed where it is left out.
+        training_classes: Digests of the names of the training classes, by which an evaluation detects that
+            it tests on them; None where they are not known.
+        exports: Records of the exported files (ONNX and others) by file name, with their difference from the
+            original; see :mod:`models.exports`.
+        runner: The backend that runs the network; None runs the network itself, as trained.
+        choice: How :meth:`optimize` chose the runner, where it did.
     """
 
     network: nn.Module
@@ -76,12 +78,12 @@ class Bundle:
 
     @property
     def device(self) -> torch.device:
-        """Where the network runs."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     @property
     def backend(self) -> str:
-        """What runs the network: "plain", "eager", "compiled" or "onnx"."""
+        """The name of the backend: "plain", "eager", "compiled" or "onnx"."""
         return "plain" if self.runner is None else self.runner.name
 
     @classmethod
@@ -89,13 +91,14 @@ class Bundle:
         """Read a bundle and verify it.
 
         Args:
-            folder: What :meth:`save` wrote; or an ONNX file in such a folder, which then does the embedding.
-            device: "auto" takes CUDA where there is one.
+            folder: A folder that :meth:`save` wrote, or an ONNX file in one, which then computes the
+                embeddings.
+            device: "auto" takes CUDA where it is available.
             trust_code: Allow an architecture whose backbone is a class outside the known packages. The
                 class is imported, so its code runs: only for bundles of your own.
 
         Raises:
-            InputError: The folder is no bundle, is damaged, or needs code that is not trusted.
+            InputError: The folder is not a bundle, is damaged, or needs code that is not trusted.
         """
         folder, file = Path(folder), None
         if folder.suffix == ".onnx" and not folder.is_dir():
@@ -140,19 +143,19 @@ class Bundle:
         return replace(bundle, runner=runner)
 
     def optimize(self, backend: str = "auto", *, cache: Path | None = None, workers: int = 1) -> "Bundle":
-        """The same model for inference: normalization folded away, run by a fast backend.
+        """The same model for inference, with normalization folded into convolutions, on a fast backend.
 
         Args:
             backend: "eager" is torch with the folded network, "compiled" is torch's Inductor, "onnx" is ONNX
-                Runtime. "auto" measures which of them this machine does fastest; that takes up to minutes,
-                once: later calls find the choice in the cache. Each is checked against the plain network.
-            cache: Folder that keeps choices, graphs and compiled code, writable for this user alone; by
-                default `inference` in `models.locations.cache_root`.
-            workers: Batches that may run at the same time.
+                Runtime. "auto" measures which is fastest on this machine; this takes up to minutes once, and
+                later calls read the choice from the cache. Each is checked against the plain network.
+            cache: Folder for choices, graphs and compiled code, writable by this user alone; by default
+                `inference` in `models.locations.cache_root`.
+            workers: Number of batches that may run at the same time.
 
         Raises:
-            InputError: The backend is unknown, cannot run here or gives other vectors; or this is an ONNX
-                file and the backend is another.
+            InputError: The backend is unknown, cannot run here or gives different vectors; or this bundle
+                is an ONNX file and another backend is named.
         """
         if self.runner is not None:
             if backend not in ("auto", self.backend):
@@ -165,10 +168,10 @@ class Bundle:
         return replace(self, runner=runner, choice=choice)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the bundle; an existing one is replaced, exports and all, only after the new one is complete.
+        """Write the bundle; it replaces an existing one, with its exports, only once it is complete.
 
         Raises:
-            InputError: The folder exists and is something else than a bundle, or cannot be written.
+            InputError: The folder exists and is not a bundle, or cannot be written.
         """
         state = self.network.state_dict()
         return write_bundle(Path(folder), state, self._manifest() | {"exports": {}})
@@ -183,7 +186,10 @@ class Bundle:
     ) -> None:
         """Add to the description of a saved bundle: metrics after an evaluation, thresholds, exports.
 
-        The weights and the fingerprint stay as they are.
+        The weights and the fingerprint do not change.
+
+        Raises:
+            InputError: The folder holds another model.
         """
         self.info.update(info or {})
         self.thresholds.update(thresholds or {})
@@ -217,7 +223,7 @@ class Bundle:
             Unit vectors, float32 (B, dim).
 
         Raises:
-            InputError: An ONNX file with the normalization inside takes pixels alone.
+            InputError: This is an ONNX file that includes the normalization and so takes only pixels.
         """
         if self.runner is None:
             vectors: Tensor = self.network(batch.to(self.device, non_blocking=True))
@@ -231,7 +237,7 @@ class Bundle:
         """Embed decoded and resized images.
 
         Args:
-            batch: uint8 (B, C, H, W), as ``preprocess.tensor`` gives them.
+            batch: uint8 (B, C, H, W), as ``preprocess.tensor`` returns each image.
 
         Returns:
             Unit vectors, float32 (B, dim).
@@ -244,14 +250,17 @@ class Bundle:
     def embed_each(
         self, images: Iterable[ImageSource], batch_size: int = 64, decoders: int = 2
     ) -> Iterator[NDArray[np.float32] | ImageError]:
-        """Embed a stream, one result an image, in order; a broken image gives its error in its place.
+        """Embed a stream of images.
 
-        Decoding runs in threads ahead of the network, and no more than a few batches are in memory.
+        Threads decode ahead of the network; at most two batches are in memory.
 
         Args:
             images: Encoded bytes, paths of files or Pillow images.
-            batch_size: Images a forward pass.
-            decoders: Decoding threads.
+            batch_size: Images per forward pass.
+            decoders: Number of decoding threads.
+
+        Yields:
+            For each image, in order, its unit vector, float32 (dim,), or the error where it is unusable.
         """
 
         def decode(source: ImageSource) -> Tensor | ImageError:
@@ -290,15 +299,14 @@ class Bundle:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of a name; "auto" takes CUDA where there is one.
+    """The device with a name; "auto" is CUDA where it is available, else the CPU.
 
     Raises:
-        InputError: torch cannot use it here.
+        InputError: torch cannot use the device here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} is not usable ({reason}); try cpu") from error
+        raise InputError(f"device {name!r} is not usable ({first_line(error)}); try cpu") from error

@@ -1,4 +1,4 @@
-"""The files of a bundle: what they are called, reading and writing them, and the fingerprint."""
+"""The files of a bundle: names, reading, writing, and the fingerprint."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the description, and the model card that is made from it unless somebody has written another."""
+    """Write the description, and the model card made from it unless a person has written one."""
     with replacing(folder / MANIFEST) as fresh:
         fresh.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     card = model_card(manifest, folder / CARD)
@@ -54,15 +54,18 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def write_bundle(folder: Path, state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
-    """Write a bundle's folder; an existing one is replaced only after the new one is complete.
+    """Write a bundle's folder; it replaces an existing one only once it is complete.
 
     Args:
         folder: of the bundle.
-        state: the network's state dictionary.
+        state: the network's state dict.
         manifest: the description.
 
+    Returns:
+        The folder.
+
     Raises:
-        InputError: the folder exists and is something else than a bundle, or cannot be written.
+        InputError: the folder exists and is not a bundle, or cannot be written.
     """
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
         raise InputError(f"{folder}: exists and is no bundle; choose another folder")
@@ -75,7 +78,7 @@ def write_bundle(folder: Path, state: Mapping[str, Tensor], manifest: Mapping[st
                 key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()
             }
             save_file(weights, fresh / WEIGHTS, {"format": "pt"})
-            (fresh / WEIGHTS).chmod(0o644)  # as readable as the rest: a service may run as another user
+            (fresh / WEIGHTS).chmod(0o644)  # a service may run as another user
             write_manifest(fresh, manifest)
             fresh.chmod(0o755)
             if folder.exists():
@@ -93,9 +96,9 @@ def write_bundle(folder: Path, state: Mapping[str, Tensor], manifest: Mapping[st
 
 
 def fingerprint_of(weights: Mapping[str, Tensor], architecture: Architecture, preprocess: Preprocess) -> str:
-    """SHA-256 over everything that decides what an image's embedding is, as 16 hexadecimal digits."""
+    """16 hexadecimal digits of a SHA-256 over everything that determines an image's embedding."""
     settings = {"architecture": architecture.to_dict(), "preprocess": preprocess.fingerprinted()}
-    if "tta" in settings["architecture"]:  # under the name of the first bundles that had it
+    if "tta" in settings["architecture"]:  # the first bundles called it views, and stay valid
         settings["architecture"]["views"] = settings["architecture"].pop("tta")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for key in sorted(weights):

@@ -1,7 +1,6 @@
-"""The model card: the README.md of a bundle, made from its description and readable by the Hugging Face hub.
+"""The model card: a bundle's README.md, made from its description.
 
-The fields of its front matter are those of the hub's model card specification (huggingface/hub-docs,
-modelcard.md).
+The front matter follows the Hugging Face hub's model card specification (huggingface/hub-docs, modelcard.md).
 """
 
 import re
@@ -33,11 +32,11 @@ _LIMITS = """\
 
 
 def model_card(manifest: Mapping[str, Any], path: Path) -> str | None:
-    """The card's text, or None where somebody has written another.
+    """The card's text, or None where a person has written another.
 
     Args:
-        manifest: what ``bundle.json`` holds.
-        path: where the card lies or will lie.
+        manifest: the content of ``bundle.json``.
+        path: of the card, which may not exist yet.
     """
     if path.is_file() and GENERATED not in path.read_text(encoding="utf-8", errors="replace"):
         return None
@@ -200,7 +199,7 @@ def _licence(licence: str | None) -> str:
 
 
 def _data_name(evaluation: Mapping[str, Any]) -> str:
-    """The data's name without the folders above it, which are nobody else's business."""
+    """The data's name without the folders above it, which are private."""
     return Path(str(evaluation.get("source") or "unnamed data")).name
 
 

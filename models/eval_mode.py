@@ -1,4 +1,4 @@
-"""A network in evaluation mode for a while."""
+"""A context manager for evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every part is in the mode it was in, frozen parts in evaluation."""
+    """Evaluation mode inside the block; afterwards every submodule is back in its own former mode."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""What stands beside a bundle's weights in other formats, and opening it."""
+"""Exported files beside a bundle's weights: their fingerprints, and opening them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from models.inference import OnnxRunner, Runner, Unavailable
 
 
 def derived_fingerprint(original: str, content: bytes) -> str:
-    """The fingerprint of a model whose vectors are no longer the original's, 16 hexadecimal digits."""
+    """The fingerprint, 16 hexadecimal digits, of an export whose vectors differ from the original's."""
     return hashlib.sha256(original.encode() + hashlib.sha256(content).digest()).hexdigest()[:16]
 
 
@@ -24,13 +24,13 @@ def open_export(
     Args:
         file: in the bundle's folder.
         exports: the bundle's records, by file name.
-        device: where it runs.
+        device: to run on.
 
     Returns:
-        What runs it, and the fingerprint of the vectors that it gives.
+        The runner, and the fingerprint of its vectors.
 
     Raises:
-        InputError: the file is missing, is none of the bundle's, is damaged, or cannot be run here.
+        InputError: the file is missing, not the bundle's, damaged, or cannot run here.
     """
     record = exports.get(file.name)
     if record is None:

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all."""
+"""Atomic writes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,12 +8,11 @@ from uuid import uuid4
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside ``path`` to write to, which takes its place when the block ends.
+    """Yield a temporary file beside ``path`` to write to; it replaces ``path`` when the block ends.
 
-    A reader finds the old or the new file whole. Where the block raises, the old one stays and the new one
-    goes. Threads, processes and machines may do this at once: each has a file of its own, and the last one
-    to end wins. A process that is killed leaves its file, whose name is that of ``path`` with an ending in
-    ``.tmp``.
+    A reader sees either the old or the new file, never a part of one. Where the block raises, the old file
+    stays and the temporary one is deleted. Threads, processes and machines may write at once: each has a
+    temporary file of its own, and the last to finish wins. A killed process leaves a file ``<name>.*.tmp``.
     """
     fresh = path.with_name(f"{path.name}.{uuid4().hex[:12]}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Rows of all processes together: with gradients for training, without for evaluation."""
+"""Gathering rows from all processes: with gradients for training, without for evaluation."""
 
 from typing import Any
 
@@ -10,15 +10,14 @@ from models.errors import InputError
 
 
 def world_size() -> int:
-    """Number of processes of the default group; 1 where there is none."""
+    """Number of processes in the default group; 1 where there is none."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def gather_rows(rows: Tensor) -> Tensor:
     """Concatenate (N_rank, ...) of all ranks in rank order, without gradients; ranks may differ in N.
 
-    Every rank must call it, with the same dtype and trailing shape; what comes back is the same on every
-    rank.
+    Every rank must call it, with the same dtype and trailing shape, and gets the same result.
     """
     if world_size() == 1:
         return rows.detach()
@@ -26,10 +25,10 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_by_index(embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Collects what the ranks embedded into one set, each item once.
+    """Gather the embeddings of all ranks, each item once.
 
-    A distributed sampler that pads repeats items; a repeated item would be its own nearest neighbour.
-    Items are told apart by `index`, tensors are gathered, nothing is pickled.
+    A padded distributed sampler repeats items, and a repeated item would be its own nearest neighbour: items
+    with the same `index` are the same.
 
     Args:
         embeddings: (n, dim) of this rank; n may differ between ranks.
@@ -55,11 +54,10 @@ def gather_by_index(embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """Concatenate (N_rank, ...) of all ranks in rank order so that a loss may span them.
+    """Concatenate (N_rank, ...) of all ranks in rank order, with gradients, so that a loss can span them.
 
-    Each rank then computes the same loss over the global batch. The gradient that reaches a rank's own rows
-    is the sum over ranks, which is what makes DistributedDataParallel's average of parameter gradients the
-    gradient of that one loss.
+    Each rank then computes the same loss over the global batch. A rank's own rows get the sum of the
+    gradients over ranks, so that DistributedDataParallel's average is the gradient of that one loss.
     """
     if world_size() == 1:
         return rows
@@ -75,7 +73,7 @@ def _lengths(rows: Tensor) -> list[int]:
 
 
 def _gather(rows: Tensor, lengths: list[int]) -> list[Tensor]:
-    """Gather without gradients; shorter parts travel padded, since collectives want equal shapes."""
+    """Gather without gradients; shorter parts are padded, because collectives need equal shapes."""
     longest = max(lengths)
     padded = rows.detach().new_zeros(longest, *rows.shape[1:])
     padded[: len(rows)] = rows.detach()

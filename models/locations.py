@@ -1,4 +1,4 @@
-"""Where caches lie on this machine."""
+"""The cache folder."""
 
 import os
 import sys
@@ -6,9 +6,7 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """The folder for everything that can be made again: ``$KINDRED_CACHE``, or ``kindred`` in the user's
-    caches.
-    """
+    """The folder for files that can be recreated: ``$KINDRED_CACHE``, or ``kindred`` in the user's cache."""
     if named := os.environ.get("KINDRED_CACHE"):
         return Path(named).expanduser()
     if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""Losses and miners from plain configuration, and the cross-batch memory whose state resumes."""
+"""Building losses and miners from configuration, FaceNet's loss, and a cross-batch memory that resumes."""
 
 import importlib
 import inspect
@@ -32,13 +32,13 @@ class FaceNetTripletLoss(TripletMarginLoss):  # type: ignore[misc]  # the librar
     """FaceNet's triplet loss: the mean over all triplets of max(0, d(a, p) − d(a, n) + margin).
 
     d is the squared Euclidean distance between normalised embeddings. The mean counts inactive triplets too,
-    so the loss falls as the network learns (the library's own default averages over the active ones, and
+    so the loss falls as the network learns (the library's default averages over active triplets only, and
     stays near the margin).
 
     Args:
-        margin: by how much, in squared distance (0 to 4), a negative should be farther than a positive.
-        swap: measure the negative from the positive where that is nearer.
-        smooth_loss: softplus in place of the hinge.
+        margin: how much farther a negative should be than a positive, in squared distance (0 to 4).
+        swap: use the distance from positive to negative where it is smaller.
+        smooth_loss: use softplus instead of the hinge.
     """
 
     def __init__(self, margin: float = 0.2, swap: bool = False, smooth_loss: bool = False) -> None:
@@ -47,30 +47,29 @@ class FaceNetTripletLoss(TripletMarginLoss):  # type: ignore[misc]  # the librar
 
 
 class ResumableMemory(CrossBatchMemory):  # type: ignore[misc]  # the library ships no types
-    """Cross-batch memory (Wang et al. 2020): each batch is also compared with embeddings of the batches
-    before.
+    """Cross-batch memory (Wang et al. 2020): each batch is also compared with earlier embeddings.
 
-    The library forgets its place in the queue when a run resumes; here the whole state is part of the state
-    dict. The memory holds no buffers, so that a moving average of the network's state does not average it.
+    The library's class loses its position in the queue when a run resumes; here the whole state is in the
+    state dict. The memory is not in buffers, so that a moving average of the weights leaves it alone.
 
     Args:
         loss: any loss of the library that takes reference embeddings.
         embedding_size: dimension of the embeddings.
-        memory_size: embeddings kept; at least the global batch.
-        miner: applied to the batch against the memory.
+        memory_size: number of embeddings kept; at least the global batch.
+        miner: mines the batch against the memory.
     """
 
     @staticmethod
     def supported_losses() -> list[str]:
-        """Names of the losses that take reference embeddings; this module's triplet loss is one more."""
+        """Names of the losses that take reference embeddings, this module's triplet loss included."""
         return [*CrossBatchMemory.supported_losses(), FaceNetTripletLoss.__name__]
 
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
-        """Refuse losses that do not compare embeddings with references.
+        """Check that a loss can compare embeddings with references.
 
         Raises:
-            InputError: the loss is one of them.
+            InputError: it cannot.
         """
         if loss_name not in cls.supported_losses():
             known = ", ".join(cls.supported_losses())
@@ -79,7 +78,7 @@ class ResumableMemory(CrossBatchMemory):  # type: ignore[misc]  # the library sh
             )
 
     def forward(self, embeddings: Tensor, labels: Tensor, *pairs: Any, **named: Any) -> Tensor:
-        """The loss of a batch, (B, embedding_size) with labels (B,), against the memory; the batch joins it.
+        """The loss of a batch, (B, embedding_size) and labels (B,), against the memory, which it then joins.
 
         Raises:
             InputError: the batch is larger than the memory.
@@ -101,7 +100,7 @@ class ResumableMemory(CrossBatchMemory):  # type: ignore[misc]  # the library sh
         self.queue_idx = 0
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The memory and its place in the queue."""
+        """The memory and the position in its queue."""
         return {
             "embeddings": self.embedding_memory,
             "labels": self.label_memory,
@@ -110,10 +109,10 @@ class ResumableMemory(CrossBatchMemory):  # type: ignore[misc]  # the library sh
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave.
+        """Restore what :meth:`get_extra_state` returned.
 
         Raises:
-            InputError: the memory was of another size.
+            InputError: the memory had another size.
         """
         if state["embeddings"].shape != (self.memory_size, self.embedding_size):
             raise InputError(
@@ -130,15 +129,15 @@ def build(spec: Spec | nn.Module | None, defaults: Mapping[str, Any] | None = No
     """Build a loss, miner, distance, reducer or regularizer from `class_path` and `init_args`.
 
     Args:
-        spec: {"class_path": ..., "init_args": {...}}, values of which may be such mappings again, or lists or
-            mappings of them; a ready module or None is returned as it is. A bare class name is looked up
-            among the library's losses and miners.
-        defaults: arguments given where the constructor, or one of its bases that it passes `**kwargs` on to,
-            has a parameter of that name and the spec does not say it: how the number of classes and the
-            embedding's dimension reach proxies and classification losses.
+        spec: {"class_path": ..., "init_args": {...}}, whose values may be such mappings again, or lists or
+            mappings of them; a module or None is returned unchanged. A bare class name is looked up in
+            `SEARCHED`.
+        defaults: arguments to pass where the constructor, or a base that it passes `**kwargs` on to, has a
+            parameter of that name and the spec leaves it out: so proxy and classification losses get the
+            number of classes and the embedding's dimension.
 
     Raises:
-        InputError: the class cannot be found, is no nn.Module, does not take the arguments, or is a loss that
+        InputError: the class cannot be found, is not an nn.Module, refuses the arguments, or is a loss that
             learns without labels.
     """
     if spec is None or isinstance(spec, nn.Module):
@@ -166,7 +165,7 @@ def build(spec: Spec | nn.Module | None, defaults: Mapping[str, Any] | None = No
 
 
 def _built(value: Any, defaults: Mapping[str, Any] | None) -> Any:
-    """An argument, with the modules built that it describes."""
+    """An argument whose specs, at any depth, are replaced by modules."""
     if isinstance(value, list):
         return [_built(item, defaults) for item in value]
     if not isinstance(value, Mapping):
@@ -177,7 +176,7 @@ def _built(value: Any, defaults: Mapping[str, Any] | None) -> Any:
 
 
 def _parameters(target: type) -> set[str]:
-    """Names of a constructor's parameters, and of its bases' as far as `**kwargs` are passed on to them."""
+    """Names of a constructor's parameters, and of those of its bases that `**kwargs` reach."""
     known: set[str] = set()
     for base in inspect.getmro(target):
         if (constructor := vars(base).get("__init__")) is not None:
@@ -202,17 +201,16 @@ def _find(path: str) -> Any:
 def triplet_statistics(
     embeddings: Tensor, triplets: tuple[Tensor, Tensor, Tensor], margin: float
 ) -> dict[str, Tensor]:
-    """What to watch while training with triplets.
+    """Statistics to log while training with triplets.
 
     Args:
-        embeddings: (B, D), of length 1; also the references.
-        triplets: indices of anchors, positives and negatives, (T,) each.
+        embeddings: float (B, D) unit vectors; also the references.
+        triplets: indices of anchors, positives and negatives, int64 (T,) each.
         margin: of the loss, in squared distance.
 
     Returns:
-        Scalars: `active_triplets`, the fraction that still violates the margin; `ap_distance` and
-            `an_distance`, mean
-        Euclidean distances to positives and negatives. Empty where there are no triplets.
+        Scalars: `active_triplets`, the fraction that violates the margin; `ap_distance` and `an_distance`,
+        mean Euclidean distances to positives and negatives. Empty where there are no triplets.
     """
     anchors, positives, negatives = triplets
     if len(anchors) == 0:
@@ -228,7 +226,5 @@ def triplet_statistics(
 
 @torch.no_grad()
 def embedding_variance(embeddings: Tensor) -> Tensor:
-    """Total variance of unit vectors (B, D): 1 − |mean|², 0 where all are equal, near 1 where they are
-    spread.
-    """
+    """Total variance of unit vectors (B, D): 1 − |mean|², from 0 (all equal) to 1 (spread out)."""
     return 1 - embeddings.mean(0).square().sum()

@@ -9,21 +9,22 @@ from torch import Tensor
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
-# Positives an anchor up to which passes over the distances are faster than to sort them (on a CPU by far).
+# Up to so many positives per anchor, passes over the distances are faster than sorting, above all on CPUs.
 SCANS = 24
 
 
 class SemiHardMiner(BaseMiner):  # type: ignore[misc]  # the library ships no types
     """One triplet for each anchor-positive pair: the nearest negative that is farther than the positive.
 
-    Where no negative is farther than the positive, the farthest negative is taken. Equal distances are
-    ordered by index, the smallest first. It can stand wherever a pytorch-metric-learning miner stands, which
-    (its ``TripletMarginMiner(type_of_triplets="semihard")``) returns *all* semi-hard triplets instead,
-    through a mask of B³ elements.
+    Where no negative is farther than the positive, the farthest negative is taken. Ties go to the smallest
+    index. It can be used wherever a pytorch-metric-learning miner can. The library's own
+    ``TripletMarginMiner(type_of_triplets="semihard")`` returns *all* semi-hard triplets, through a mask of B³
+    elements.
 
     Args:
-        distance: by default the squared Euclidean distance between normalised embeddings. The default
-            distance is computed in float32 (or the embeddings' wider type).
+        distance: by default the squared Euclidean distance between normalized embeddings, computed in float32
+            or the embeddings' wider type.
+        **kwargs: as for the library's ``BaseMiner``.
 
     Example: distances from the anchor to its positives 0.3 and 0.9 and to the negatives 0.2, 0.5, 0.5, 0.8
     give the first 0.5 for the first positive, and 0.8, the farthest, for the second.
@@ -45,7 +46,7 @@ class SemiHardMiner(BaseMiner):  # type: ignore[misc]  # the library ships no ty
         Returns:
             Indices of anchors (into B), positives and negatives (into M), int64 (T,) each, ordered by
             anchor, then positive. An item is never its own positive. Anchors without a positive or a
-            negative give nothing.
+            negative have no triplet.
         """
         distances = self._distances(embeddings, ref_emb)
         same = labels[:, None] == ref_labels[None, :]
@@ -68,9 +69,8 @@ class SemiHardMiner(BaseMiner):  # type: ignore[misc]  # the library ships no ty
 def semi_hard_triplets(distances: Tensor, positives: Tensor, negatives: Tensor) -> Triplets:
     """FaceNet's rule on a matrix of distances.
 
-    With many positives an anchor's negatives are sorted once, and every positive's answer is a binary search
-    among them. With few, the answers come from as many passes over the matrix, which is less work than to
-    sort it.
+    With many positives per anchor, the negatives are sorted once and searched once for each positive. With
+    few, one pass over the matrix for each positive is faster than sorting.
 
     Args:
         distances: (B, M), from anchors to references; smaller is nearer.
@@ -84,11 +84,11 @@ def semi_hard_triplets(distances: Tensor, positives: Tensor, negatives: Tensor) 
     anchors, at = torch.nonzero(positives & possible[:, None], as_tuple=True)
     if len(anchors) == 0:
         return anchors, at, at.clone()
-    # NaN and infinity come after all numbers, and before the masked entries; a diverged run is the loss's to
-    # report, here the indices only have to stay negatives.
+    # NaN and infinity sort after all numbers and before masked entries, so that the results are negatives
+    # even in a diverged run; the loss then shows the divergence.
     largest = torch.finfo(distances.dtype).max
     finite = torch.nan_to_num(distances.detach(), nan=largest, posinf=largest, neginf=-largest / 4)
-    # One row of queries an anchor, as wide as the largest number of positives.
+    # One row of queries for each anchor, as wide as the largest number of positives.
     before = positives.sum(1).mul_(possible).cumsum(0)
     start = torch.nn.functional.pad(before, (1, 0))[:-1]
     column = torch.arange(len(anchors), device=anchors.device) - start[anchors]
@@ -105,7 +105,7 @@ def _by_scanning(others: Tensor, queries: Tensor) -> Tensor:
     largest = torch.finfo(others.dtype).max
     buffer = torch.empty_like(others)
     for query in queries.T:
-        # What is not farther is moved behind everything else; arithmetic is three times as fast as a mask.
+        # Move negatives that are not farther behind all others; arithmetic is three times as fast as a mask.
         moved = torch.le(others, query[:, None], out=buffer).mul_(largest).add_(others)
         nearest = moved.min(1)
         found.append(torch.where(nearest.values >= largest / 2, -1, nearest.indices))
@@ -119,14 +119,14 @@ def _by_scanning(others: Tensor, queries: Tensor) -> Tensor:
 
 
 def _by_sorting(others: Tensor, queries: Tensor) -> Tensor:
-    """Reference that answers each query: the nearest that is farther, or else the farthest.
+    """The reference for each query: the nearest that is farther, or else the farthest.
 
     Args:
         others: (B, M), distances to negatives, infinite for all other references.
         queries: (B, P), distances to positives.
 
     Returns:
-        int64 (B, P), positions along M; of equal distances the smallest. Any, where a row has no negative.
+        int64 (B, P), positions along M; ties go to the smallest. Arbitrary where a row has no negative.
     """
     count = (others < torch.inf).sum(1, keepdim=True)
     # Stable, so that equal distances stay in the order of their indices.

@@ -17,14 +17,15 @@ from models import resuming
 from models.backbones import input_settings
 from models.callbacks.random_state import RandomState
 from models.callbacks.renorm import RenormScheduleCallback
+from models.callbacks.retrieval import RetrievalEvaluation
 from models.errors import InputError
 from models.gathering import gather_rows, gather_with_gradient, world_size
 from models.losses import FaceNetTripletLoss, ResumableMemory, build, embedding_variance, triplet_statistics
-from models.metrics import gather_by_index, retrieval_metrics
 from models.mining import SemiHardMiner
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import Normalization, freeze_layers
 from models.preprocess import Preprocess
+from models.renamed import tell
 from models.renorm import PAPER_DMAX, PAPER_RMAX, BatchRenorm, native
 from models.schedules import WarmupCosine
 from models.tta import View, as_views
@@ -41,61 +42,59 @@ _PER_STEP = (WarmupCosine, OneCycleLR, CyclicLR)
 class MetricLearner(LightningModule):
     """Train an embedding network so that images of one class lie close together.
 
-    Batches are mappings: "image" float32 (B, C, H, W), "label" int64 (B,), "index" int64 (B,), the image's
-    number in its data set; or tuples of these in this order. Only evaluation uses the index, to count an
-    image once that several processes saw; left out, images are counted as they come.
+    Batches are mappings of "image" float32 (B, C, H, W), "label" int64 (B,) and "index" int64 (B,), the
+    image's number in its data set; or tuples of these in this order. Only evaluation uses the index, to count
+    an image once that several processes saw; without it, images are numbered as they come.
 
-    The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared distance; Batch
-    Renormalization follows the schedule of RenormScheduleCallback unless the Trainer has one of its own, with
-    limits that end at an rmax or dmax among its arguments, and a momentum there stays; warmup_steps among
-    them take the schedule's place. With pretrained weights its statistics stay as they are, unless it is
-    given arguments of its own.
+    The defaults are FaceNet's: semi-hard triplets and a margin of 0.2 in squared distance. Batch
+    Renormalization follows RenormScheduleCallback's schedule, unless the Trainer has such a callback or
+    normalization_args hold warmup_steps. An rmax or dmax in normalization_args is the schedule's final limit;
+    a momentum there is constant. With pretrained weights and no normalization_args the statistics are frozen.
 
     Args:
         backbone: conv4, resnet10, inception_resnet_v1, a torchvision model such as resnet50, timm.<name>, or
             the class path of any nn.Module (with trust_code).
         backbone_args: Keyword arguments of the backbone's constructor.
-        normalization: What takes the place of the backbone's batch normalization.
+        normalization: Replaces the backbone's batch normalization.
         normalization_args: Its arguments, for example {rmax: 3}, which gives the paper's limits.
         in_channels: Channels of the images, 1 or 3; the command line links it from the data.
         embedding_dim: Length of an embedding.
         head: "linear", or "none" where the backbone's output is the embedding.
         tta: Test-time augmentation: in evaluation an embedding is the mean over the image and these views of
             it, for example [{degrees: 12}, {degrees: -12}] or, for faces, [{mirror: true}].
-        weights: Pretrained weights of the backbone: packaged (of timm.tf_efficientnet_lite0), a local file as
-            its owners publish it, DEFAULT, or a name that timm or torchvision know for the backbone.
+        weights: Pretrained weights of the backbone: packaged (for timm.tf_efficientnet_lite0), a local file,
+            DEFAULT, or a name that timm or torchvision knows for the backbone.
         trust_code: Allow a backbone whose class lies outside models.backbones, torchvision.models and timm.
-        num_classes: Training classes; the command line links it from the data. Only proxy and classification
-            losses need it.
+        num_classes: Number of training classes; the command line links it from the data. Only proxy and
+            classification losses need it.
         loss: class_path and init_args of a loss of pytorch-metric-learning or of your own, or the loss
-            itself; by default FaceNet's triplet loss. num_classes and embedding_size are filled in where it
-            takes them.
+            itself; by default FaceNet's triplet loss. num_classes and embedding_size are filled in where the
+            loss has such parameters.
         miner: class_path and init_args of a miner, or the miner itself; by default SemiHardMiner for triplet
             losses and none for others.
-        memory_size: Embeddings of earlier batches that the loss also sees (cross-batch memory); 0 for none.
-        gather: Let triplets span the processes of a distributed run.
-        optimizer: Called with the parameters, in groups where they have learning rates of their own.
-        lr: Peak learning rate in place of the optimizer's; Lightning's Tuner.lr_find sets it.
-        backbone_lr: Peak learning rate of the backbone; by default the optimizer's, which is the head's too.
-        proxy_lr: Peak learning rate of the loss's own parameters (proxies, class weights); likewise.
-        freeze_backbone_steps: In the first so many steps only head and proxies train.
-        frozen_layers: Parts of the backbone that do not train at all, for example [conv_stem, blocks.0]: the
-            first layers are the most expensive ones and the most general.
+        memory_size: Number of earlier embeddings that the loss also sees (cross-batch memory); 0 for none.
+        gather: Whether triplets span the processes of a distributed run.
+        optimizer: Called with the parameters, or with groups of them where learning rates differ.
+        lr: Peak learning rate, instead of the optimizer's; Lightning's Tuner.lr_find sets it.
+        backbone_lr: Peak learning rate of the backbone; by default that of the head.
+        proxy_lr: Peak learning rate of the loss's parameters (proxies, class weights); by default the head's.
+        freeze_backbone_steps: Number of first steps in which only head and proxies train.
+        frozen_layers: Parts of the backbone that never train, for example [conv_stem, blocks.0]: the first
+            layers are the most expensive and the most general.
         scheduler: Called with the optimizer; by default a warm-up over the first 5% of the run, then a cosine
-            down to 1% of the learning rate. A resumed run goes through its steps so far anew.
+            down to 1% of the learning rate. A resumed run repeats the scheduler's steps so far.
         scheduler_interval: Step it after every optimizer "step" or after every "epoch"; by default steps for
             WarmupCosine, OneCycleLR and CyclicLR, epochs for all others.
-        scheduler_monitor: Figure that ReduceLROnPlateau follows; by default the scheduler's own `monitor`, or
+        scheduler_monitor: Metric that ReduceLROnPlateau follows; by default the scheduler's own `monitor`, or
             val/map@r where its mode is "max" and train/loss where it is "min".
-        ks: Depths k of the validation's recall@k.
+        ks: Depths k of recall@k in validation.
         views: The former name of tta.
 
     Attributes:
         last_batch: images and embeddings (without gradients) of the latest training batch of this process.
-        validated: embeddings, labels and indices of the latest validation, of all processes.
 
     Raises:
-        InputError: an argument names something unknown, or two do not go together.
+        InputError: an argument names something unknown, or two arguments contradict each other.
     """
 
     def __init__(
@@ -129,9 +128,9 @@ class MetricLearner(LightningModule):
     ) -> None:
         super().__init__()
         if views:
-            _log.warning("model.views is called model.tta now; the old name goes with the next version")
+            tell("model.views", "model.tta")
         if weights is not None and normalization in ("renorm", "sync_renorm") and not normalization_args:
-            # New statistics cost a pretrained backbone more than training gives (docs/evidence.md).
+            # New statistics harm a pretrained backbone more than training improves it (docs/evidence.md).
             normalization_args = {"frozen": True}
         self.architecture = Architecture(
             backbone=backbone,
@@ -143,7 +142,7 @@ class MetricLearner(LightningModule):
             head=head,
             tta=as_views(tta or views or ()),
         )
-        # Plain values only: a checkpoint then loads without running code, and without fetching weights again.
+        # Plain values only: a checkpoint then loads without running code or downloading weights.
         self.save_hyperparameters(
             {
                 **self.architecture.to_dict(),
@@ -166,11 +165,10 @@ class MetricLearner(LightningModule):
         freeze_layers(self.network.backbone, frozen_layers or ())
         self.make_scheduler = scheduler
         self.scheduler_interval, self.scheduler_monitor = scheduler_interval, scheduler_monitor
-        self.ks = tuple(ks or (1, 2, 4, 8))
         sizes = {
             "num_classes": num_classes,
             "embedding_size": embedding_dim,
-            "descriptors_dim": embedding_dim,  # P2SGradLoss's word for it
+            "descriptors_dim": embedding_dim,  # P2SGradLoss's name for it
         }
         self.loss: nn.Module = build(loss, sizes) or FaceNetTripletLoss()
         is_triplet = isinstance(self.loss, TripletMarginLoss)
@@ -180,8 +178,7 @@ class MetricLearner(LightningModule):
             ResumableMemory(self.loss, embedding_dim, memory_size, self.miner) if memory_size else None
         )
         self.last_batch: tuple[Tensor, Tensor] | None = None
-        self.validated: tuple[Tensor, Tensor, Tensor] | None = None
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._retrieval = RetrievalEvaluation(ks or (1, 2, 4, 8))
         self._counted = 0
         self._checkpoint: dict[str, Any] | None = None
 
@@ -190,13 +187,18 @@ class MetricLearner(LightningModule):
         """The network before the head, where Lightning's BackboneFinetuning looks for it."""
         return self.network.backbone
 
+    @property
+    def validated(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Embeddings, labels and indices of the latest validation or test, of all processes."""
+        return self._retrieval.evaluated
+
     def forward(self, images: Tensor) -> Tensor:
         """Embed preprocessed images (B, C, H, W) as unit vectors (B, embedding_dim)."""
         embeddings: Tensor = self.network(images)
         return embeddings
 
     def without_tta(self, images: Tensor) -> Tensor:
-        """Embed images (B, C, H, W) as in training, (B, embedding_dim): no augmentation, the trained head."""
+        """Embed images (B, C, H, W) as in training, with the trained head and no test-time augmentation."""
         return self.network.without_tta(images)
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -222,7 +224,7 @@ class MetricLearner(LightningModule):
         return loss, watched
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One P×K batch."""
+        """The loss of one P×K batch."""
         del batch_idx
         entries = self._entries(batch)
         images, labels = entries["image"], entries["label"]
@@ -230,7 +232,7 @@ class MetricLearner(LightningModule):
         self.last_batch = (images, embeddings.detach())
         loss, watched = self.compute_loss(embeddings, labels)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
-        # Logging costs as much as a small network's layer: the rest only every few steps.
+        # Logging costs as much as a layer of a small network, so the rest is logged every few steps.
         if (self.global_step + 1) % max(1, min(10, getattr(self.trainer, "log_every_n_steps", 10))) == 0:
             self.log_dict({f"train/{name}": value for name, value in watched.items()}, batch_size=len(images))
         return loss
@@ -238,17 +240,14 @@ class MetricLearner(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep a batch's embeddings for the end of the epoch."""
         entries = self._numbered(self._entries(batch), first=batch_idx == dataloader_idx == 0)
-        self._seen.append((self.network(entries["image"]), entries["label"], entries["index"]))
+        self._retrieval.keep({**entries, "embedding": self.network(entries["image"])})
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As in validation."""
+        """The same as in validation."""
         self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Embeddings with the indices of a batch, and with its labels and whatever else it holds.
-
-        Images alone are a batch, too.
-        """
+        """The batch with "embedding", (B, embedding_dim), instead of images; images alone are a batch too."""
         entries = self._entries((batch,) if isinstance(batch, Tensor) else batch, ("image",))
         entries = self._numbered(entries, first=batch_idx == dataloader_idx == 0)
         embedded = {"embedding": self.network(entries["image"])}
@@ -258,7 +257,7 @@ class MetricLearner(LightningModule):
         """A batch's entries by name.
 
         Raises:
-            InputError: it is no batch, or its images or labels cannot be used.
+            InputError: it is not a batch, or its images or labels cannot be used.
         """
         if isinstance(batch, tuple | list) and len(batch) <= len(ENTRIES):
             batch = dict(zip(ENTRIES, batch, strict=False))
@@ -282,7 +281,7 @@ class MetricLearner(LightningModule):
         return dict(batch)
 
     def _numbered(self, entries: dict[str, Any], first: bool) -> dict[str, Any]:
-        """With an index: images without one are counted, each process its own."""
+        """Entries with an index; where it is missing, each process numbers its images as they come."""
         if first:
             self._counted = 0
         count = torch.arange(self._counted, self._counted + len(entries["image"]), device=self.device)
@@ -290,53 +289,20 @@ class MetricLearner(LightningModule):
         return {"index": count * world_size() + self.global_rank} | entries
 
     def on_validation_epoch_end(self) -> None:
-        """Exact retrieval metrics over the whole validation set, the same on every rank."""
-        self._log_retrieval("val")
+        """Log exact retrieval metrics over the whole validation set."""
+        self._retrieval.report(self.trainer, self, "val")
 
     def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self._log_retrieval("test")
-
-    def _log_retrieval(self, stage: str) -> None:
-        embeddings, labels, indices = self._collect({"val": "validation"}.get(stage, stage))
-        if self.trainer.sanity_checking:
-            return  # a few batches need not hold two images of any class
-        self.validated = (embeddings, labels, indices)
-        metrics = retrieval_metrics(embeddings, labels, self.ks)
-        metrics["embedding_variance"] = float(embedding_variance(embeddings))
-        for name, value in metrics.items():
-            # The same on every rank already; Lightning wants to be told to average it.
-            self.log(f"{stage}/{name}", value, prog_bar=name == "recall@1", sync_dist=True)
-
-    def _collect(self, stage: str) -> tuple[Tensor, Tensor, Tensor]:
-        """All ranks' embeddings, labels and indices, by index; an image that two ranks saw counts once.
-
-        Raises:
-            InputError: none of the images could be read.
-        """
-        if not self._seen:
-            # A process none of whose images can be read takes part in the gathering all the same.
-            none = torch.empty(0, dtype=torch.int64, device=self.device)
-            self._seen.append(
-                (none.new_empty((0, self.architecture.embedding_dim), dtype=torch.float), none, none)
-            )
-        embeddings, labels, indices = (torch.cat(parts).detach() for parts in zip(*self._seen, strict=True))
-        self._seen.clear()
-        embeddings, labels, indices = gather_by_index(embeddings, labels, indices)
-        if not len(labels):
-            raise InputError(
-                f"none of the {stage} images can be read: the warnings above say why; replace these files, "
-                "or choose other images (split_seed)"
-            )
-        return embeddings, labels, indices
+        """Log exact retrieval metrics over the whole test set."""
+        self._retrieval.report(self.trainer, self, "test")
 
     def on_fit_start(self) -> None:
-        """Check the data against the network before the first step; have the CPU's kernels ready.
+        """Check the data against the network, and build the CPU kernels, before the first step.
 
         Raises:
-            InputError: the images have another number of channels, or another size, than the network takes.
+            InputError: the images do not have the network's number of channels or size.
         """
-        self._checkpoint = None  # read by now
+        self._checkpoint = None  # no longer needed
         if self.device.type == "cpu" and any(
             isinstance(layer, BatchRenorm) and not layer.frozen for layer in self.network.modules()
         ):
@@ -371,7 +337,7 @@ class MetricLearner(LightningModule):
                 )
 
     def configure_callbacks(self) -> list[Callback]:
-        """Random states in checkpoints; Batch Renormalization's schedule where there is no other."""
+        """Random states in checkpoints, and Batch Renormalization's schedule unless the Trainer has one."""
         own = any(
             isinstance(callback, RenormScheduleCallback)
             for callback in getattr(self.trainer, "callbacks", [])
@@ -388,11 +354,11 @@ class MetricLearner(LightningModule):
         return [RandomState(), schedule]
 
     def configure_optimizers(self) -> Any:
-        """Optimizer over all parameters that train (a loss's proxies included), and the schedule.
+        """The optimizer over all trainable parameters (a loss's proxies included), and the scheduler.
 
         Raises:
-            InputError: torch refuses their arguments, or the schedule needs the run's length, which is
-                unknown, or ends before the run does.
+            InputError: torch refuses their arguments, or the schedule needs the run's length and it is
+                unknown, or the schedule ends before the run.
         """
         try:
             optimizer = self.make_optimizer(self._parameter_groups())
@@ -406,7 +372,7 @@ class MetricLearner(LightningModule):
             usual = "val/map@r" if scheduler.mode == "max" else "train/loss"
             monitor = self.scheduler_monitor or getattr(scheduler, "monitor", usual)
             for group in optimizer.param_groups:
-                group.setdefault("initial_lr", float(group["lr"]))  # as the other schedulers do
+                group.setdefault("initial_lr", float(group["lr"]))  # as other schedulers do
         if self._checkpoint is not None:
             present = resuming.description(self, optimizer, scheduler, interval, monitor)
             resuming.go_on(optimizer, scheduler, present, self._checkpoint)
@@ -428,7 +394,7 @@ class MetricLearner(LightningModule):
             )
 
     def _parameter_groups(self) -> Any:
-        """What trains, in groups where there are learning rates besides the optimizer's."""
+        """Trainable parameters, in groups where one has a learning rate of its own."""
         if self.lr is None and self.backbone_lr is None and self.proxy_lr is None:
             return [p for p in self.parameters() if p.requires_grad]
         loss = [p for p in self.loss.parameters() if p.requires_grad]
@@ -440,7 +406,7 @@ class MetricLearner(LightningModule):
         return [{"params": p} if rate is None else {"params": p, "lr": rate} for p, rate in rated]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the backbone as it is in the first steps: the optimizer passes over what has no gradient."""
+        """Freeze the backbone in the first steps: optimizers skip parameters without a gradient."""
         del optimizer
         if self.global_step < self.freeze_backbone_steps:
             for parameter in self.network.backbone.parameters():
@@ -450,7 +416,7 @@ class MetricLearner(LightningModule):
         """Check that a checkpoint fits this module and, in training, this run.
 
         Raises:
-            InputError: its weights are another network's, or it has trained for longer than this run is to.
+            InputError: its weights are those of another network, or it has trained for longer than this run.
         """
         if self._trainer is None or not self.strict_loading:
             return
@@ -460,9 +426,7 @@ class MetricLearner(LightningModule):
             self._checkpoint = checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what resuming needs and, under "kindred", all that a bundle needs besides the weights, as plain
-        JSON values.
-        """
+        """Add what resuming needs and, under "kindred", what a bundle needs, as plain JSON values."""
         if self.trainer.optimizers and self.trainer.lr_scheduler_configs:
             schedule = self.trainer.lr_scheduler_configs[0]
             checkpoint[resuming.KEY] = resuming.description(

@@ -1,4 +1,4 @@
-"""The embedding network, rebuilt from plain JSON."""
+"""The embedding network and its architecture, which is stored as plain JSON."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,14 +14,13 @@ from models.backbones.weights import load_weights
 from models.errors import InputError
 from models.fusion import FusedForward
 from models.normalization import set_normalization
-from models.normalization_virtual import ReferenceBatch, VirtualBatchNorm
 from models.renamed import renamed
 from models.tta import View, as_views
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that decides the shape of an embedding network, as plain JSON values.
+    """Everything that defines an embedding network except its weights.
 
     Attributes:
         backbone: "conv4", "resnet10", "inception_resnet_v1", a torchvision model's name, "timm.<name>", or a
@@ -31,10 +30,10 @@ class Architecture:
         normalization_args: arguments of the normalization, for example {"rmax": 3, "dmax": 5}.
         in_channels: channels of the input images, 1 or 3.
         embedding_dim: length of an embedding.
-        head: "linear" puts a linear layer after the backbone; "none" takes the backbone's output as it is,
-            whose width must then be `embedding_dim`.
-        tta: in evaluation mode an embedding is the mean over the image and these views of it, scaled to
-            unit length again (test-time augmentation); each costs as much as the image itself.
+        head: "linear" adds a linear layer after the backbone; "none" takes the backbone's output, whose width
+            must then be `embedding_dim`.
+        tta: test-time augmentation: in evaluation mode an embedding is the mean over the image and these
+            views of it, normalized again; each view costs as much as the image itself.
     """
 
     backbone: str = "conv4"
@@ -49,13 +48,13 @@ class Architecture:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = asdict(self)
-        # Left out where there is none: the fingerprints of bundles made before there was any stay valid.
+        # Left out where empty, so that the fingerprints of older bundles stay valid.
         tta = values.pop("tta")
         return {**values, "tta": list(tta)} if tta else values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
-        """The inverse of :meth:`to_dict`; takes "views" too, as "tta" was called.
+        """The inverse of :meth:`to_dict`; also reads "tta" under its former name "views".
 
         Raises:
             InputError: a key is unknown, or a view is unusable.
@@ -70,25 +69,25 @@ class Architecture:
 
 
 class EmbeddingNetwork(nn.Module):
-    """Backbone, pooling where the backbone leaves a map, a linear head, and scaling to unit length.
+    """A backbone, average pooling of feature maps, a linear head, and normalization to unit length.
 
     Args:
         architecture: what to build.
-        weights: of the backbone: "packaged" (timm.tf_efficientnet_lite0 alone), a local file as its owners
-            publish it, "DEFAULT", or a name that timm or torchvision know for the backbone. They are loaded
-            before the normalization is chosen, so BatchNorm statistics convert along.
+        weights: pretrained weights of the backbone: "packaged" (timm.tf_efficientnet_lite0 only), a local
+            file, "DEFAULT", or a name that timm or torchvision knows for the backbone. They are loaded before
+            the normalization is replaced, so BatchNorm statistics are converted too.
         trust_code: allow a backbone's class path outside models.backbones, torchvision.models and timm.
 
-    Shape: float (B, in_channels, H, W) → (B, embedding_dim), each row of length 1; float32 (or wider) under
+    Shape: float (B, in_channels, H, W) → (B, embedding_dim), rows of length 1, in float32 or wider even under
         autocast.
 
     Attributes:
-        projection: (embedding_dim, features) or None; what takes the place of the head in evaluation mode,
-            set by :class:`models.callbacks.pca_head.PCAHead` during training. It is not part of
-            the state; :meth:`adopt` makes it the head.
+        projection: (embedding_dim, features) or None; replaces the head in evaluation mode. Set during
+            training by :class:`models.callbacks.pca_head.PCAHead`. It is not in the state dict;
+            :meth:`adopt` makes it the head.
 
     Raises:
-        InputError: names are unknown or do not go together.
+        InputError: names are unknown or cannot be combined.
     """
 
     def __init__(
@@ -113,10 +112,8 @@ class EmbeddingNetwork(nn.Module):
         else:
             self.head = nn.Identity()
         self.projection: Tensor | None = None
-        virtual = [m.reference_size for m in self.backbone.modules() if isinstance(m, VirtualBatchNorm)]
-        self.reference = ReferenceBatch(virtual[0]) if virtual else None
         self._run_backbone = FusedForward()
-        # Convolutions and their statistics run faster in this layout, on a CPU by a third and more.
+        # Convolutions and batch statistics are faster in this layout: on a CPU by a third or more.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -131,22 +128,17 @@ class EmbeddingNetwork(nn.Module):
         return functional.normalize(vectors, dim=1)
 
     def without_tta(self, images: Tensor) -> Tensor:
-        """The same by the trained head and without test-time augmentation, as in training."""
+        """Embed as in training, with the trained head and no test-time augmentation: (B, embedding_dim)."""
         return _unit(self.head(self.features(images)))
 
     def features(self, images: Tensor) -> Tensor:
-        """What the head is given, (B, features)."""
-        with_reference = self.training and self.reference is not None
-        if with_reference and self.reference is not None:
-            images = self.reference.extend(images)
+        """The input of the head for images (B, C, H, W): (B, features)."""
         features = self._run_backbone(self.backbone, images)
-        if with_reference and self.reference is not None:
-            features = features[self.reference.size :]
         return features.mean((2, 3)) if features.ndim == 4 else features
 
     @torch.no_grad()
     def adopt(self, projection: Tensor) -> None:
-        """Make a projection (embedding_dim, features) the head, for training too.
+        """Make a projection (embedding_dim, features) the weight of the head, in training too.
 
         Raises:
             InputError: there is no linear head, or it has another shape.

@@ -7,11 +7,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrizations import weight_norm
 
 from models.errors import InputError
 from models.normalization_timm import take_activations_out
-from models.normalization_virtual import VirtualBatchNorm
 from models.renorm import BatchRenorm, convert_to_batch_renorm
 
 Normalization = Literal[
@@ -22,11 +20,9 @@ Normalization = Literal[
     "frozen_batch",
     "group",
     "layer",
-    "instance",
-    "weight",
-    "virtual_batch",
     "none",
 ]
+_REMOVED = ("instance", "virtual_batch", "weight")
 KINDS: tuple[str, ...] = get_args(Normalization)
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -83,8 +79,12 @@ def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | N
         The network.
 
     Raises:
-        InputError: the kind or an argument is unknown, or the network has no batch normalization.
+        InputError: the kind is unknown or was removed, or the network has no batch normalization.
     """
+    if kind in _REMOVED:
+        raise InputError(
+            f"normalization {kind!r} is no longer supported: train with one of {', '.join(KINDS)}"
+        )
     if kind not in KINDS:
         raise InputError(f"normalization {kind!r} is unknown; one of {', '.join(KINDS)}")
     arguments = dict(args or {})
@@ -139,22 +139,13 @@ def _convert(network: nn.Module, kind: str, args: dict[str, Any]) -> nn.Module:
     if kind == "sync_batch":
         synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network, **args)  # type: ignore[no-untyped-call]
         return synchronized
-    if kind == "weight":
-        for module in network.modules():
-            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                weight_norm(module)
     makers: dict[str, Callable[[Any], nn.Module]] = {
         "frozen_batch": _make_frozen,
         "group": lambda norm: _make_group(norm, **args),
         "layer": lambda norm: _make_group(norm, groups=1),
-        "instance": _make_instance,
-        "weight": _make_affine,
-        "virtual_batch": lambda norm: _copy_affine(
-            norm, VirtualBatchNorm(norm.num_features, norm.eps, **args)
-        ),
-        "none": _make_affine,
+        "none": lambda norm: _copy_affine(norm, ChannelAffine(norm.num_features)),
     }
-    if args and kind not in ("group", "virtual_batch"):
+    if args and kind != "group":
         raise TypeError(f"it takes no arguments, not {sorted(args)}")
     return _replace(network, makers[kind])
 
@@ -188,15 +179,3 @@ def _make_frozen(old: BatchNorm) -> nn.Module:
 def _make_group(old: BatchNorm, groups: int = 32) -> nn.Module:
     number = gcd(groups, old.num_features)
     return _copy_affine(old, nn.GroupNorm(number, old.num_features, old.eps))
-
-
-def _make_instance(old: BatchNorm) -> nn.Module:
-    if isinstance(old, nn.BatchNorm1d):
-        # An instance has one value a channel, and so no statistics.
-        return _make_affine(old)
-    kind = nn.InstanceNorm2d if isinstance(old, nn.BatchNorm2d) else nn.InstanceNorm3d
-    return _copy_affine(old, kind(old.num_features, old.eps, affine=True))
-
-
-def _make_affine(old: BatchNorm) -> nn.Module:
-    return _copy_affine(old, ChannelAffine(old.num_features))

@@ -1,9 +1,7 @@
-"""A pretrained network as it is, made a bundle: what training must beat, and a search before any training."""
+"""Bundles of pretrained networks without training: the baseline to beat, and a search before any training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from torch import nn
 
 from models.backbones import build_backbone, input_settings
 from models.backbones.adapt import remove_classifier
@@ -23,15 +21,15 @@ def pretrained_bundle(
     *,
     trust_code: bool = False,
 ) -> Bundle:
-    """The bundle whose embeddings are a pretrained network's features, scaled to unit length.
+    """A bundle whose embeddings are a pretrained network's features, normalized to unit length.
 
     Args:
         backbone: its name, as :func:`build_backbone` takes it.
-        weights: as :class:`EmbeddingNetwork` takes them; they are noted in the bundle's `info`.
+        weights: as :class:`EmbeddingNetwork` takes them; recorded in the bundle's `info`.
         image_size: in pixels, a square's side or (height, width); by default that of the weights, or 64 where
-            it is not known. A transformer of timm's that is built for one size is built for this one.
+            it is unknown. timm's transformers of a fixed input size are built for this size.
         backbone_args: keyword arguments of the backbone's constructor.
-        preprocess: in place of the one that the weights ask for.
+        preprocess: replaces the preprocessing that the weights were trained with.
         trust_code: see :func:`build_backbone`.
 
     Raises:
@@ -50,7 +48,7 @@ def pretrained_bundle(
     architecture = Architecture(
         backbone,
         args,
-        normalization="batch" if _holds(plain, BatchNorm) else "layer",
+        normalization="batch" if any(isinstance(m, BatchNorm) for m in plain.modules()) else "layer",
         in_channels=preprocess.channels,
         embedding_dim=width or feature_width(plain, backbone, preprocess.channels),
         head="none",
@@ -60,7 +58,7 @@ def pretrained_bundle(
 
 
 def _sized(backbone: str, preprocess: Preprocess) -> dict[str, Any]:
-    """What a transformer of timm's must be told where images have another size than its own."""
+    """The argument that a timm transformer needs where images do not have its own size."""
     if (model := timm_name(backbone)) is None:
         return {}
     import timm
@@ -69,7 +67,3 @@ def _sized(backbone: str, preprocess: Preprocess) -> dict[str, Any]:
     wanted = preprocess.shape[1:]
     fixed = given is not None and given.fixed_input_size and tuple(given.input_size[1:]) != wanted
     return {"img_size": preprocess.to_dict()["size"]} if fixed else {}
-
-
-def _holds(network: nn.Module, kind: Any) -> bool:
-    return any(isinstance(module, kind) for module in network.modules())

@@ -1,4 +1,4 @@
-"""Former names of settings: bundles keep theirs for good, configs are told for one version what to write."""
+"""Former names of settings: bundles may keep them for good, configs for one version, with a warning."""
 
 import logging
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ _KEYS = {
     "Architecture": {"views": "tta"},
     "Conv4": {"pool": "pooling", "pools": "num_pools", "pool_first": "pool_before_norm"},
     "ImageDataModule": {"fit": "resize_mode"},
+    "MetricLearner": {"views": "tta"},
     "PCAHead": {"trained": "head_weight"},
     "Preprocess": {"fit": "resize_mode"},
 }
@@ -21,11 +22,20 @@ VALUES = {
     "pooling": {"levels": "multiscale_stats"},
     "resize_mode": {"content": "content_crop", "squash": "stretch"},
 }
-_OPTIONS = {"--data.fit": "--data.resize_mode", "--data.init_args.fit": "--data.init_args.resize_mode"}
+_OPTIONS = {
+    "--data.fit": "--data.resize_mode",
+    "--data.init_args.fit": "--data.init_args.resize_mode",
+    "--model.views": "--model.tta",
+}
 
 
 def renamed(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a class, some perhaps under former names, under their names of now."""
+    """The arguments of a class under their current names.
+
+    Args:
+        kind: name of the class.
+        settings: arguments, some perhaps under former names or with former values.
+    """
     keys, result = _KEYS.get(kind, {}), {}
     for given, value in dict(settings).items():
         key = keys.get(given, given)
@@ -35,11 +45,11 @@ def renamed(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed_config(settings: Any, kind: str = "") -> Any:
-    """A config of ``kindred fit`` under the names of now; what was called otherwise is logged.
+    """A config of ``kindred fit`` under current names; former names are logged.
 
     Args:
-        settings: what a YAML file or a part of one holds.
-        kind: class whose arguments they are, if they are some.
+        settings: content of a YAML file, or a part of it.
+        kind: name of the class whose arguments they are, if any.
     """
     if isinstance(settings, list):
         return [renamed_config(entry, kind) for entry in settings]
@@ -48,24 +58,25 @@ def renamed_config(settings: Any, kind: str = "") -> Any:
     current = renamed(kind, settings)
     for (old, was), (new, value) in zip(settings.items(), current.items(), strict=True):
         if (old, was) != (new, value):
-            _tell(f"{old}: {was}", f"{new}: {value}")
+            tell(f"{old}: {was}", f"{new}: {value}")
     of_class = str(current.get("class_path", kind)).rpartition(".")[2]
-    kinds = {"init_args": of_class, "data": "ImageDataModule"}
+    kinds = {"init_args": of_class, "data": "ImageDataModule", "model": "MetricLearner"}
     if current.get("backbone") == "conv4":
         kinds["backbone_args"] = "Conv4"
     return {key: renamed_config(value, kinds.get(key, "")) for key, value in current.items()}
 
 
 def renamed_argument(argument: str) -> str:
-    """An argument of ``kindred fit`` under the names of now; what was called otherwise is logged."""
+    """A command-line argument of ``kindred fit`` under current names; former names are logged."""
     option, equals, value = argument.partition("=")
     current = _OPTIONS.get(option, option)
     values = VALUES["class_path"] | (VALUES["resize_mode"] if current.endswith("resize_mode") else {})
     current += equals + values.get(value, value)
     if current != argument:
-        _tell(argument, current)
+        tell(argument, current)
     return current
 
 
-def _tell(old: str, new: str) -> None:
+def tell(old: str, new: str) -> None:
+    """Log that a setting was renamed."""
     _log.warning("%s is now %s; the old name will be unknown to the next version", old, new)

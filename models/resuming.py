@@ -1,7 +1,7 @@
-"""What a resumed run takes from its checkpoint, and what from its own settings.
+"""Resuming a run: what comes from its checkpoint, and what from its settings.
 
-The checkpoint gives weights, the optimizer's moments and the place in the run. Everything that can be set
-(learning rates, other hyperparameters, the schedule and its length) comes from the settings given now.
+Weights, the optimizer's moments and the position in the run come from the checkpoint. Everything that can be
+set (learning rates, other hyperparameters, the schedule and its length) comes from the current settings.
 """
 
 import logging
@@ -18,18 +18,18 @@ from models.errors import InputError
 
 _log = logging.getLogger(__name__)
 
-# Where checkpoints keep what `description` gives.
+# Key of `description` in checkpoints.
 KEY = "kindred_training"
-# These keep the same moments.
+# Optimizers that keep the same moments.
 _ALIKE = {"torch.optim.adamw.AdamW": "torch.optim.adam.Adam"}
-# Settings that decide which moments an optimizer keeps.
+# Settings that determine which moments an optimizer keeps.
 _DECIDE_MOMENTS = ("amsgrad", "centered", "momentum")
 
 
 def description(
     module: LightningModule, optimizer: Optimizer, scheduler: LRScheduler, interval: str, monitor: str | None
 ) -> dict[str, Any]:
-    """What a checkpoint must say of optimizer and scheduler besides their states, as plain JSON values."""
+    """What a checkpoint must record of optimizer and scheduler besides their states, as plain JSON values."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {
         "optimizer": _path(optimizer),
@@ -48,7 +48,7 @@ def check_weights(module: LightningModule, checkpoint: Mapping[str, Any]) -> Non
     """Compare a checkpoint's weights with the module's.
 
     Raises:
-        InputError: one is missing, left over or of another shape; the settings that differ are named.
+        InputError: one is missing, unexpected or of another shape; the message names settings that differ.
     """
     saved, own = checkpoint["state_dict"], module.state_dict()
     for name in dict.fromkeys([*own, *saved]):
@@ -73,10 +73,10 @@ def check_weights(module: LightningModule, checkpoint: Mapping[str, Any]) -> Non
 
 
 def check_progress(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """See whether training can go on from a checkpoint.
+    """Check that training can continue from a checkpoint.
 
     Raises:
-        InputError: it holds weights alone, or has trained for longer than the run is to.
+        InputError: it holds weights only, or has trained for longer than the run is to.
     """
     if "optimizer_states" not in checkpoint:
         raise InputError(
@@ -105,19 +105,23 @@ def check_progress(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
 def go_on(
     optimizer: Optimizer, scheduler: LRScheduler, present: dict[str, Any], checkpoint: dict[str, Any]
 ) -> None:
-    """Take a scheduler to its place in the run, and have the optimizer take over a checkpoint's moments.
+    """Step a scheduler to its position in the run, and restore the optimizer's moments.
 
-    The scheduler goes through all its steps so far under the present settings, so that the learning rate is
-    the one that a run with these settings would have reached. What ReduceLROnPlateau has seen cannot be
-    repeated: its state is restored, and the learning rates keep their ratio to those that they began with.
+    The scheduler repeats all its steps under the current settings, so that the learning rate is that of a run
+    with these settings. ReduceLROnPlateau's steps depend on metrics and cannot be repeated: its state is
+    restored, and the learning rates keep their ratio to the initial ones.
 
     Args:
         optimizer: new, before any step.
         scheduler: new, of this optimizer.
         present: their `description`.
-        checkpoint: of which Lightning will restore the optimizer, but no scheduler.
+        checkpoint: Lightning will restore the optimizer from it. Its schedulers are removed, so that
+            Lightning does not restore them.
+
+    Raises:
+        InputError: the schedule is shorter than the run so far.
     """
-    # Checkpoints without the entry were written under the same settings, for all that can be known.
+    # Older checkpoints have no such entry: assume the same settings.
     saved = checkpoint.get(KEY, present)
     states, checkpoint["lr_schedulers"] = checkpoint["lr_schedulers"], []
     groups = checkpoint["optimizer_states"][0]["param_groups"]
@@ -135,7 +139,7 @@ def go_on(
         else:
             steps = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         with warnings.catch_warnings():
-            # torch misses the optimizer's steps, which were taken before the checkpoint.
+            # The optimizer took its steps before the checkpoint, which torch cannot know.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             try:
                 for _ in range(steps):
@@ -156,7 +160,7 @@ def go_on(
 
 
 def _steps(state: Mapping[str, Any]) -> int:
-    """How often a scheduler was stepped; a chained one leaves the count to its parts."""
+    """Number of steps of a scheduler; a chained one only has those of its parts."""
     return int(state["last_epoch"]) if "last_epoch" in state else _steps(state["_schedulers"][0])
 
 
@@ -186,7 +190,7 @@ def _same_moments(
 def _by_name(
     state: Mapping[int, Any], before: Sequence[str | None], now: Sequence[str | None]
 ) -> dict[int, Any]:
-    """The moments of those parameters that trained before and train now."""
+    """The moments of the parameters that trained before and train now."""
     numbers = {name: number for number, name in enumerate(before)}
     return {
         number: state[numbers[name]]

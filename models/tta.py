@@ -1,4 +1,4 @@
-"""Test-time augmentation: inference also sees an image in other views, and averages."""
+"""Test-time augmentation: inference averages the embeddings of several views of an image."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,14 @@ from models.errors import InputError
 
 @dataclass(frozen=True)
 class View:
-    """One change of an image.
+    """One transformed view of an image.
 
     Attributes:
-        degrees: it is turned by so much, anticlockwise; what comes into the picture repeats its border.
-        mirror: it is flipped, left to right, before it is turned.
+        degrees: anticlockwise rotation, −180 to 180; the border is repeated outside the image.
+        mirror: flip left to right before the rotation.
+
+    Raises:
+        InputError: the rotation is out of range, or the view is the image itself.
     """
 
     degrees: float = 0.0
@@ -31,14 +34,14 @@ class View:
             raise InputError("tta: a view that changes nothing; the image itself is always seen")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The images as they look in this view; the shape (B, C, H, W) and dtype stay."""
+        """Transform images, float (B, C, H, W); shape and dtype do not change."""
         if self.mirror:
             images = images.flip(-1)
         return _turned(images, self.degrees) if self.degrees else images
 
 
 def as_views(values: Sequence[View | Mapping[str, Any]]) -> tuple[View, ...]:
-    """Views from plain JSON values, or as they are.
+    """Views from plain JSON values; views are returned unchanged.
 
     Raises:
         InputError: an unknown key, or a value that is out of range or of another type.
@@ -53,7 +56,7 @@ def _turned(images: Tensor, degrees: float) -> Tensor:
     height, width = images.shape[-2:]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = _centres(width, images)[None, :], _centres(height, images)[:, None]
-    # Output to input coordinates; one axis in units of the other, so that a rectangle is not sheared.
+    # Maps output to input coordinates; the factors keep rectangles from being sheared.
     grid = torch.stack([cos * x - sin * y * (height / width), sin * x * (width / height) + cos * y], dim=-1)
     return functional.grid_sample(
         images,

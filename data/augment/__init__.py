@@ -1,4 +1,4 @@
-"""Random changes of training images, seeded draw by draw."""
+"""Augmentation of training images, seeded image by image."""
 
 from data.augment.presets import PRESETS, Preset, make_augmentation
 

@@ -1,4 +1,4 @@
-"""Changes of light, colour and detail of a whole batch."""
+"""Random changes of light, colour and detail, for a whole batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Color:
-    """How far the pixels of an image vary; every value is drawn uniformly for each image.
+    """Ranges of random changes of pixels; every value is drawn uniformly for each image.
 
     Attributes:
         brightness: Factor within 1 ± brightness.
         contrast: Factor within 1 ± contrast, about the image's mean.
         saturation: Factor within 1 ± saturation, about grey; colour images only.
-        grey: Probability of losing all colour.
-        invert: Probability of a negative.
+        grey: Probability of conversion to grey.
+        invert: Probability of inversion.
         blur: Probability of a 3×3 blur.
-        weight: Largest share of a stroke-widening or -thinning 3×3 maximum or minimum.
-        noise: Largest standard deviation of pixel noise, of a full range of 1.
-        erase: Probability that a rectangle is blanked with the image's mean.
+        weight: Largest share of a 3×3 maximum or minimum, which widens or thins strokes.
+        noise: Largest standard deviation of pixel noise, for values in 0…1.
+        erase: Probability that a rectangle is replaced by the image's mean.
     """
 
     brightness: float = 0.0
@@ -36,7 +36,7 @@ class Color:
 
     @property
     def numbers(self) -> int:
-        """How many random numbers an image needs."""
+        """Number of random numbers for each image."""
         return 14
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
@@ -45,6 +45,9 @@ class Color:
         Args:
             images: float32 (B, C, H, W) in 0…1.
             random: Uniform in [0, 1), float32 (B, ``numbers``).
+
+        Returns:
+            float32 (B, C, H, W) in 0…1.
         """
         r = random[:, :, None, None, None]
         if self.weight:
@@ -76,7 +79,7 @@ class Color:
 
 
 def _neighbourhood(images: Tensor, extreme: Callable[..., Tensor]) -> Tensor:
-    """The largest or smallest value of each 3×3 neighbourhood; ten times faster than max_pool2d on a CPU."""
+    """The maximum or minimum of each 3×3 neighbourhood; ten times faster than max_pool2d on a CPU."""
     for axis in (-1, -2):
         size = images.shape[axis]
         result = images.clone()
@@ -88,7 +91,7 @@ def _neighbourhood(images: Tensor, extreme: Callable[..., Tensor]) -> Tensor:
 
 
 def _softened(images: Tensor) -> Tensor:
-    """The mean of each 3×3 neighbourhood, border pixels repeated."""
+    """The mean of each 3×3 neighbourhood; border pixels are repeated."""
     for axis in (-1, -2):
         size = images.shape[axis]
         ends = images.narrow(axis, 0, 1), images.narrow(axis, size - 1, 1)
@@ -98,9 +101,9 @@ def _softened(images: Tensor) -> Tensor:
 
 
 def _noise_like(images: Tensor, seeds: Tensor) -> Tensor:
-    """Unit-variance noise of the images' shape, fixed by one number for each image.
+    """Unit-variance noise of the images' shape, determined by one number for each image.
 
-    Drawing fresh Gaussian noise costs more than everything else here; windows into a fixed table do as well.
+    Drawing Gaussian noise would cost more than everything else here; windows of a fixed table suffice.
     """
     length = images[0].numel()
     table = _noise_table(length)
@@ -114,7 +117,7 @@ def _noise_table(length: int) -> Tensor:
 
 
 def _rectangle(images: Tensor, random: Tensor) -> Tensor:
-    """Masks (B, 1, H, W) of a rectangle of up to 40 % of each side."""
+    """Masks, bool (B, 1, H, W), of a rectangle of 10 % to 40 % of each side."""
     height, width = images.shape[-2:]
     size = 0.1 + 0.3 * random[:, :2]
     start = random[:, 2:4] * (1 - size)

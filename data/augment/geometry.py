@@ -1,4 +1,4 @@
-"""Affine and elastic changes of a whole batch through one sampling grid."""
+"""Random affine and elastic transforms of a whole batch, in one sampling grid."""
 
 import math
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Geometry:
-    """How far the geometry of an image varies; every value is drawn uniformly for each image.
+    """Ranges of random transforms; every value is drawn uniformly for each image.
 
     Attributes:
-        degrees: Rotation in ±degrees.
-        scale: Factor of the size, from … to; the ratio of both axes stays.
-        stretch: Aspect ratio varies by a factor of up to 1 + stretch, either way.
-        shear: In ±degrees, along either axis.
-        shift: In ± of the image's side.
+        degrees: Largest rotation either way, in degrees.
+        scale: Smallest and largest factor of the size.
+        stretch: The aspect ratio changes by a factor of up to 1 + stretch, either way.
+        shear: Largest shear either way, in degrees.
+        shift: Largest shift either way, as a share of the image's side.
         flip: Probability of a left-right flip.
         elastic: Largest displacement by a smooth random field, as a share of the image's side.
-        reflect: Whether what lies outside of the image is its reflection; else its border pixel.
+        reflect: Whether the area outside of the image is its reflection instead of its border pixels.
     """
 
     degrees: float = 0.0
@@ -33,12 +33,12 @@ class Geometry:
     elastic: float = 0.0
     reflect: bool = False
 
-    # Uniform numbers for each image: seven of the affine map, and the knots of the elastic field.
+    # Random numbers for each image: seven for the affine map, and the knots of the elastic field.
     KNOTS = 4
 
     @property
     def numbers(self) -> int:
-        """How many random numbers an image needs."""
+        """Number of random numbers for each image."""
         return 7 + (2 * self.KNOTS**2 if self.elastic else 0)
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
@@ -47,6 +47,9 @@ class Geometry:
         Args:
             images: float32 (B, C, H, W).
             random: Uniform in [0, 1), float32 (B, ``numbers``).
+
+        Returns:
+            float32 (B, C, H, W).
         """
         height, width = images.shape[-2:]
         x, y = _centres(width)[None, None, :, None], _centres(height)[None, :, None, None]
@@ -86,8 +89,6 @@ def _centres(size: int) -> Tensor:
 
 @cache
 def _spread(size: int, knots: int) -> Tensor:
-    """Cubic interpolation of knots to pixels along one axis, (size, knots): two small products beat
-    interpolate.
-    """
+    """Cubic interpolation along one axis as a matrix (size, knots): products are faster than interpolate."""
     eye = torch.eye(knots)[None, None]
     return functional.interpolate(eye, size=(size, knots), mode="bicubic", align_corners=True)[0, 0]

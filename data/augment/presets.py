@@ -1,4 +1,4 @@
-"""Named augmentations, and lists of torchvision's."""
+"""Augmentation presets, and lists of torchvision transforms."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -19,9 +19,9 @@ Preset = Literal["none", "characters", "products", "faces", "photos"]
 
 @dataclass(frozen=True)
 class BatchAugmentation:
-    """Geometry, then colour, of a whole batch at once: some twenty times faster than image by image.
+    """Geometry, then colour, of a whole batch at once: about twenty times faster than image by image.
 
-    What happens to an image follows from its key alone.
+    The change of an image depends only on its key.
     """
 
     geometry: Geometry = field(default_factory=Geometry)
@@ -37,22 +37,22 @@ class BatchAugmentation:
 
 PRESETS: dict[Preset, BatchAugmentation | None] = {
     "none": None,
-    # No flips: they make other characters.
+    # No flips: they would make other characters.
     "characters": BatchAugmentation(
         Geometry(degrees=12, scale=(0.8, 1.2), stretch=0.2, shear=12, shift=0.08, elastic=0.04),
         Color(weight=0.8),
     ),
-    # Things lie any way in the picture and are cropped by shelves and hands; their colours tell them apart.
+    # Products vary in position and are cropped by shelves and hands; their colours distinguish them.
     "products": BatchAugmentation(
         Geometry(degrees=12, scale=(0.7, 2.0), stretch=0.3, shift=0.2, flip=0.5, reflect=True),
         Color(brightness=0.2, contrast=0.2, saturation=0.1, blur=0.2, noise=0.02, erase=0.25),
     ),
-    # Aligned faces vary little in pose; light and the camera vary much.
+    # Aligned faces vary little in pose, but much in light and camera.
     "faces": BatchAugmentation(
         Geometry(degrees=8, scale=(0.9, 1.25), stretch=0.08, shift=0.05, flip=0.5, reflect=True),
         Color(brightness=0.3, contrast=0.3, saturation=0.4, grey=0.1, blur=0.1, noise=0.03, erase=0.15),
     ),
-    # Whatever a folder holds: a little of everything, so that nothing is destroyed that tells classes apart.
+    # For any folder: a little of everything, so that no feature that distinguishes classes is lost.
     "photos": BatchAugmentation(
         Geometry(degrees=10, scale=(0.8, 1.25), stretch=0.15, shear=5, shift=0.08, flip=0.5, reflect=True),
         Color(brightness=0.3, contrast=0.3, saturation=0.3, grey=0.1, blur=0.1, noise=0.02, erase=0.15),
@@ -70,10 +70,10 @@ class TransformAugmentation:
         """Change uint8 images (B, C, H, W) one by one; returns uint8, or floats in 0…1, of that shape.
 
         Raises:
-            InputError: A transform fails, or they give something else.
+            InputError: A transform fails, or the result has another type, shape or range.
         """
         changed = []
-        # Transforms draw from torch's global generator, which in the caller's process is the training's own.
+        # Transforms draw from torch's global generator, which training uses in this process.
         with torch.random.fork_rng(devices=[]):
             for image, key in zip(images, keys, strict=True):
                 torch.manual_seed(int(key >> np.uint64(1)))
@@ -88,7 +88,7 @@ class TransformAugmentation:
                 changed = transform(changed)
             except Exception as error:
                 raise _unfit(f"{name} fails ({' '.join(str(error).split())})") from error
-            # A later transform may still mend it: floats become uint8 again, a crop gets back its size.
+            # A later transform may still correct it: convert floats to uint8, or resize a crop.
             problem = _problem(changed, image)
             wrong = problem and (wrong or f"{name} gives {problem}")
         if wrong:
@@ -97,7 +97,7 @@ class TransformAugmentation:
 
 
 def _problem(changed: object, image: Tensor) -> str:
-    """What keeps a changed image from being trained on; empty if nothing does."""
+    """Why a changed image cannot be trained on; empty where it can."""
     if not isinstance(changed, Tensor):
         return f"a {type(changed).__name__}"
     if changed.shape != image.shape:

@@ -16,18 +16,26 @@ from rich.progress import Progress
 
 from data.glyphs.characters import character_classes
 from models.errors import InputError
+from models.files import replacing
 
 
 def draw_archive(
     path: Path, train_classes: int, test_classes: int, images_per_class: int, size: int, seed: int
 ) -> None:
-    """Draw ``train/<class>/<n>.png`` and ``test/<class>/<n>.png``; a picture depends on seed, class and n
-    alone.
+    """Draw ``train/<class>/<n>.png`` and ``test/<class>/<n>.png``.
 
-    The archive appears under its name only when it is complete.
+    A picture depends only on seed, class and n. The archive is written atomically.
+
+    Args:
+        path: Of the archive.
+        train_classes: Number of characters for training.
+        test_classes: Number of characters for testing.
+        images_per_class: Number of pictures of each.
+        size: Side of a picture, in pixels.
+        seed: Of everything random.
 
     Raises:
-        InputError: The fonts hold fewer distinct characters.
+        InputError: The fonts have fewer distinct characters.
     """
     wanted = train_classes + test_classes
     console = Console(stderr=True)
@@ -60,9 +68,8 @@ def draw_archive(
 
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(run, range(workers)))
-            complete = Path(folder) / "complete.zip"
-            _join(parts, complete)
-            complete.replace(path)
+            with replacing(path) as complete:
+                _join(parts, complete)
 
 
 def class_name(char: str) -> str:
@@ -71,10 +78,10 @@ def class_name(char: str) -> str:
 
 
 def _run_worker(part: Path, order: dict[str, object], advance: Callable[[], None]) -> None:
-    """Draw a share of the classes in a process of its own, which prints a line for each class.
+    """Draw a share of the classes in a subprocess, which prints a line for each class.
 
-    A plain subprocess: multiprocessing would import the caller's main script again, which scripts without a
-    main guard do not survive, and forking a process with running threads may lock up.
+    multiprocessing would import the caller's main script again, which fails for scripts without a main guard,
+    and forking a process with running threads may deadlock.
     """
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path]), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Which characters become classes: visible ones, looked up in the fonts, look-alikes merged."""
+"""Choice of the characters that become classes: visible ones in the fonts; look-alikes are merged."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,8 @@ from fontTools.ttLib import TTFont
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-# Faces with Unicode character maps and real outlines. The Computer Modern files place glyphs at code
-# points of their own and are used for plain letters and digits only; LastResort draws boxes and is not
-# used at all.
+# Faces with Unicode character maps and outlines. The Computer Modern files have code points of their own, so
+# only their ASCII letters and digits are used; LastResort, which draws boxes, is left out.
 FACES = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold",
     "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic",
@@ -24,8 +23,7 @@ FACES = (
 
 # Letters, digits, punctuation and symbols; no marks, spaces, controls or modifiers.
 _CATEGORIES = frozenset({"Lu", "Ll", "Lo", "Nd", "Nl", "No", "Sm", "Sc", "So", "Po", "Pd", "Ps", "Pe"})
-# Blocks whose members differ by the number of dots or strokes alone, and mathematical copies of the
-# alphabets.
+# Blocks whose characters differ only by the number of dots or strokes, and mathematical alphabets.
 _SKIPPED = (
     (0x2500, 0x259F),
     (0x2800, 0x28FF),
@@ -36,26 +34,26 @@ _SKIPPED = (
     (0xFFFC, 0xFFFD),
 )
 
-# Bitmaps of one outline in two scripts agree almost to the pixel; those of distinct but confusable
-# characters (c and e, П and П with a hook) lie between the two thresholds, and one of them is left out.
+# Bitmaps of the same outline in two scripts are almost equal. Distinct but confusable characters (c and e, П
+# and П with a hook) lie between the two thresholds, and one of them is left out.
 SAME, CONFUSABLE = 0.93, 0.78
 _SIDE = 24
 
 
 def font_file(face: str) -> Path:
-    """Path of a face that matplotlib ships."""
+    """Path of a font face that matplotlib ships."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
 
 
 @lru_cache(maxsize=len(FACES))
 def load_font(face: str, size: int) -> ImageFont.FreeTypeFont:
     """A face at a size in pixels."""
-    # Basic layout: the same glyph whether or not Pillow was built with the shaping library.
+    # The basic layout gives the same glyph whether or not Pillow has the text shaping library.
     return ImageFont.truetype(font_file(face), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def faces_of_characters() -> dict[str, tuple[str, ...]]:
-    """Every usable character with the faces that truly have it, at least two of them."""
+    """Every usable character with the faces that have it, at least two."""
     found: dict[str, list[str]] = {}
     for face in FACES:
         with TTFont(font_file(face), lazy=True) as font:
@@ -72,13 +70,20 @@ def _usable(code: int, *, plain_only: bool) -> bool:
         return char.isascii() and char.isalnum()
     return (
         unicodedata.category(char) in _CATEGORIES
-        and not unicodedata.decomposition(char)  # é beside e: accents drown in the noise
+        and not unicodedata.decomposition(char)  # é and e: accents are lost in the noise
         and not any(first <= code <= last for first, last in _SKIPPED)
     )
 
 
 def glyph_bitmap(char: str, face: str, size: int = 64, stroke: float = 0.0) -> Image.Image | None:
-    """The inked part of a character, grey, or None where the face draws nothing."""
+    """The inked part of a character in grey, or None where the face draws nothing.
+
+    Args:
+        char: The character.
+        face: Name of the font face.
+        size: Of the font, in pixels.
+        stroke: Extra width of strokes, in pixels.
+    """
     font = load_font(face, size)
     left, top, right, bottom = font.getbbox(char, stroke_width=stroke)
     if right - left < 1 or bottom - top < 1:
@@ -90,9 +95,7 @@ def glyph_bitmap(char: str, face: str, size: int = 64, stroke: float = 0.0) -> I
 
 
 def _shapes(char: str, face: str) -> tuple[NDArray[np.float32], NDArray[np.float32], float] | None:
-    """A glyph squashed to a square, the same with its aspect kept (unit vectors), and the log of its
-    aspect.
-    """
+    """A glyph stretched to a square, the glyph as it is (both unit vectors), and its log aspect ratio."""
     image = glyph_bitmap(char, face)
     if image is None:
         return None
@@ -111,10 +114,12 @@ def _unit(image: Image.Image) -> NDArray[np.float32]:
 
 
 def likeness(chars: Sequence[str], faces: Mapping[str, Sequence[str]]) -> NDArray[np.float32]:
-    """How alike two characters look at equal size: mean over the faces that have both, 0 where none has.
+    """Similarity of the looks of characters at equal size: the mean over the faces that have both, else 0.
 
-    Symmetric, values in 0…1, shape (len(chars), len(chars)). Where the aspects are within the drawing's
-    random stretch, it is ignored.
+    Aspect ratios are ignored where they are within the drawing's random stretch.
+
+    Returns:
+        Symmetric, float32 (len(chars), len(chars)), in 0…1.
     """
     total = np.zeros((len(chars), len(chars)), np.float32)
     shared = np.zeros_like(total)
@@ -138,7 +143,7 @@ def character_classes(count: int, seed: int) -> tuple[list[list[str]], dict[str,
     """Distinct classes of characters in random order, each a list of characters of the same outline.
 
     Args:
-        count: How many classes are wanted; fewer come back where the fonts hold fewer.
+        count: Number of classes; fewer are returned where the fonts have fewer.
         seed: Of the choice and the order.
 
     Returns:
@@ -146,7 +151,7 @@ def character_classes(count: int, seed: int) -> tuple[list[list[str]], dict[str,
     """
     faces = faces_of_characters()
     rng = np.random.default_rng(seed)
-    # Characters with many faces first; comparing more than are needed takes quadratic time for nothing.
+    # Characters with many faces come first; comparison takes quadratic time, so compare only enough of them.
     shuffled = sorted(rng.permutation(list(faces)).tolist(), key=lambda char: -min(len(faces[char]), 6))
     drawn = (char for char in shuffled if any(glyph_bitmap(char, face) for face in faces[char]))
     chars = sorted(islice(drawn, 3 * count + 100))

@@ -1,4 +1,4 @@
-"""One noisy picture of a character, as a scan or a photograph might show it."""
+"""Drawing a noisy picture of a character, like a scan or a photograph."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,20 @@ from data.glyphs.characters import glyph_bitmap
 
 _BITMAP = 64
 
-# How bright red, green and blue look (ITU-R BT.601).
+# Luma of red, green and blue (ITU-R BT.601).
 _LIGHTNESS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def draw_glyph(variants: Sequence[tuple[str, str]], rng: np.random.Generator, side: int) -> Image.Image:
-    """Draw one of a class's variants under random geometry, weight, light and noise.
+    """Draw one of a class's variants with random geometry, weight, light and noise.
 
     Args:
         variants: (character, face) pairs to choose from.
-        rng: Decides everything.
+        rng: Source of everything random.
         side: Of the square picture, in pixels.
+
+    Returns:
+        An RGB image.
     """
     char, face = variants[int(rng.integers(len(variants)))]
     ink = _warp(_stroked(char, face, rng), rng, side)[..., None]
@@ -36,7 +39,7 @@ def draw_glyph(variants: Sequence[tuple[str, str]], rng: np.random.Generator, si
 
 
 def _stroked(char: str, face: str, rng: np.random.Generator) -> Image.Image:
-    """A bitmap with a random weight; thinning that would leave nothing is not done."""
+    """A bitmap with a random stroke weight; it is not thinned where too little would remain."""
     weight = rng.uniform(-0.8, 1.5)
     image = glyph_bitmap(char, face, _BITMAP, stroke=max(0.0, weight))
     if image is None:
@@ -49,7 +52,7 @@ def _stroked(char: str, face: str, rng: np.random.Generator) -> Image.Image:
 
 
 def _warp(image: Image.Image, rng: np.random.Generator, side: int) -> NDArray[np.float32]:
-    """The bitmap under a random affine map and elastic distortion, ink in 0…1, shape (side, side)."""
+    """The bitmap after a random affine and elastic transform, ink in 0…1, float32 (side, side)."""
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(0.8)), dtype=np.float32) / 255
     height, width = pixels.shape
     zoom = rng.uniform(0.6, 0.85) * side / max(width, height)
@@ -70,20 +73,20 @@ def _warp(image: Image.Image, rng: np.random.Generator, side: int) -> NDArray[np
 
 
 def _smooth(rng: np.random.Generator, knots: int, side: int) -> NDArray[np.float32]:
-    """A smooth random field of values around −1…1, shape (side, side)."""
+    """A smooth random field of values in about −1…1, float32 (side, side)."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (knots, knots)).astype(np.float32))
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _texture(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
-    """Uneven light and stains in slightly varying colour, shape (side, side, 3)."""
+    """Uneven light and stains in slightly varying colour, float32 (side, side, 3)."""
     knots = int(rng.integers(2, 12))
     tint = rng.uniform(0.6, 1.0, 3).astype(np.float32)
     return _smooth(rng, knots, side)[..., None] * tint
 
 
 def _colors(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Light paper and a darker pen, RGB in 0…1, whose lightness differs enough to read."""
+    """Light paper and a pen dark enough to read, each float32 (3,), RGB in 0…1."""
     paper = rng.uniform(0.45, 1.0, 3).astype(np.float32)
     lightness = float(paper @ _LIGHTNESS)
     while True:

@@ -1,4 +1,4 @@
-"""The process that draws a share of the classes: an order comes in as JSON, a line a class goes out."""
+"""The process that draws a share of the classes: it reads an order as JSON and prints a line per class."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import numpy as np
 
 from data.glyphs.drawing import draw_glyph
 
-# A fixed date: the same pictures make the same archive.
+# A fixed date, so that the same pictures make the same archive.
 _DATE = (2020, 1, 1, 0, 0, 0)
 
 

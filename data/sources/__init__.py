@@ -1,4 +1,4 @@
-"""Where images come from, one file for each kind of source."""
+"""Sources of images, one file for each kind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,14 +45,14 @@ _NAMED: dict[str, Callable[[], Source]] = {
 
 
 def open_source(spec: str | Path | Source) -> Source:
-    """The source that a text means.
+    """The source for a name or path.
 
     Args:
         spec: The name of a set (cars196, cub, glyphs, inshop, lfw, omniglot, sop), a folder of class folders,
-            a ``.zip`` of them, or a ``.csv`` or ``.parquet`` table. A source is returned as it is.
+            a ``.zip`` of them, or a ``.csv`` or ``.parquet`` table. A source is returned unchanged.
 
     Raises:
-        InputError: None of these.
+        InputError: It is none of these.
     """
     if isinstance(spec, Source):
         return spec

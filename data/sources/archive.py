@@ -1,4 +1,4 @@
-"""A zip archive of class folders, read as it is."""
+"""A zip archive of class folders, read without unpacking."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def zip_table(path: Path, split_file: Path | None = None, wrapper: str | None = 
     """The table of one archive's images; ``wrapper`` as in :func:`data.layout.classes_of`.
 
     Raises:
-        InputError: No archive, no images, or a ``split_file`` that does not fit.
+        InputError: Not an archive, no images, or a ``split_file`` that does not match the classes.
     """
     names, members, folder_of = [], [], []
     folders: dict[str, int] = {}

@@ -22,7 +22,7 @@ class FolderSource(Source):
     """Images in nested class folders: the class is the path of the folder that an image lies in.
 
     Folders named train, val and test become the split (see :func:`data.layout.classes_of`); a ``split.csv``
-    (columns class, split) in the folder wins over them.
+    (columns class, split) in the folder takes precedence.
 
     Args:
         path: The folder.
@@ -68,13 +68,13 @@ class FolderSource(Source):
 
 
 def walk(root: Path, unreadable: list[str]) -> Iterator[tuple[str, list[str], bool]]:
-    """Each folder below ``root`` as (its path below it, sorted file names, whether it has folders).
+    """Each folder below ``root`` as (path below root, sorted file names, whether it has subfolders).
 
     Symbolic links are followed, each real folder once; folders of tools (``.git``) are left out.
 
     Args:
         root: The folder.
-        unreadable: Gets the paths of what cannot be opened or has a name that is not UTF-8.
+        unreadable: Receives the paths that cannot be opened or are not UTF-8.
     """
 
     def below(path: str) -> str:

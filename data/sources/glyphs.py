@@ -1,4 +1,4 @@
-"""The drawn set as a source: drawn once into the cache folder, then read like any other archive."""
+"""The glyph set: drawn once into the cache folder, then read like any other archive."""
 
 import hashlib
 import json
@@ -9,17 +9,17 @@ from data.sources.archive import ZipSource
 from data.sources.source import Source
 from data.table import ImageTable
 
-# Raise when the drawing changes, so that sets drawn before are drawn anew.
+# Increase when the drawing changes, so that older sets are redrawn.
 _FORMAT = 2
 
 
 class GlyphSource(Source):
-    """Pictures of characters; the characters of the test set are not among those for training.
+    """Pictures of characters, with different characters for training and testing.
 
     Args:
-        train_classes: Characters for training (and validation).
-        test_classes: Characters for testing.
-        images_per_class: Pictures of each.
+        train_classes: Number of characters for training and validation.
+        test_classes: Number of characters for testing.
+        images_per_class: Number of pictures of each.
         size: Side of a picture in pixels.
         seed: Of the choice of characters and of every picture.
     """
@@ -37,7 +37,7 @@ class GlyphSource(Source):
 
     @property
     def archive(self) -> Path:
-        """Where the pictures lie, or will lie."""
+        """Path of the archive, which may not exist yet."""
         settings = [
             _FORMAT, self.train_classes, self.test_classes, self.images_per_class, self.size, self.seed,
         ]  # fmt: skip
@@ -47,7 +47,7 @@ class GlyphSource(Source):
     def table(self) -> ImageTable:
         """See :meth:`Source.table`."""
         if not self.archive.is_file():
-            from data.glyphs.archive import draw_archive  # and with it matplotlib and SciPy
+            from data.glyphs.archive import draw_archive  # imports matplotlib and SciPy
 
             draw_archive(
                 self.archive,

@@ -14,7 +14,7 @@ from models.errors import InputError
 class IdentitySource(Source):
     """A folder for each identity; ``train`` and ``test`` folders above them (VGGFace2) are the split.
 
-    VGGFace2's ``identity_meta.csv``, where it lies in the folder, adds the columns ``person`` and ``gender``.
+    VGGFace2's ``identity_meta.csv`` in the folder, if any, adds the columns ``person`` and ``gender``.
 
     Args:
         path: The folder.

@@ -18,8 +18,7 @@ _STATUS = {"train", "query", "gallery"}
 class InShopSource(Source):
     """The official folder, with ``list_eval_partition.txt`` in it or in ``Eval`` or ``Anno``.
 
-    Test images are either queries or the gallery (columns ``is_query`` and ``is_gallery``), of the same
-    items.
+    Each test image is either a query or in the gallery (columns ``is_query`` and ``is_gallery``).
 
     Args:
         path: The folder of the benchmark; by default ``inshop`` in the data folder.

@@ -16,7 +16,7 @@ _PEOPLE = {"peopleDevTrain.txt": "train", "peopleDevTest.txt": "test"}
 class LfwSource(Source):
     """A folder for each person; ``peopleDevTrain.txt`` and ``peopleDevTest.txt`` (view 1) give the split.
 
-    Both lists lie in the folder or beside it; without them the classes are split as any others.
+    Both lists lie in the folder or beside it; without them the classes are split like any others.
 
     Args:
         path: The folder of people, or the one that holds it; by default ``lfw`` in the data folder.

@@ -28,7 +28,7 @@ class ListingSource(Source):
     """A CSV or Parquet file with the columns ``path`` and ``label``.
 
     Optional columns are ``split`` (train, val, test or empty), ``is_query`` and ``is_gallery`` (true or
-    false); any other is metadata. How a CSV may look says :func:`data.csv_file.read_csv`.
+    false); others are metadata. For the format of CSV files see :func:`data.csv_file.read_csv`.
 
     Args:
         path: The file.
@@ -72,7 +72,7 @@ def _read(file: Path, images: Path) -> ImageTable:
 def _csv(file: Path) -> dict[str, pa.Array]:
     listed = read_csv(file, _NEEDED, _KNOWN)
     columns = {name: listed.column(name) for name in listed.column_names}
-    # A few gigabytes of paths are more than one array of Arrow's usual texts holds.
+    # One array of Arrow's ordinary strings is limited to 2 GB.
     columns["path"] = columns["path"].cast(pa.large_string())
     arrays = {name: column.combine_chunks() for name, column in columns.items()}
     return {
@@ -102,7 +102,7 @@ def _parquet(file: Path) -> dict[str, pa.Array]:
 
 
 def _texts(file: Path, name: str, values: pa.Array) -> pa.Array:
-    """A column of names as texts without spaces around them; numbers as they are written."""
+    """A column of names as strings without surrounding spaces; numbers become strings."""
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
@@ -130,7 +130,7 @@ def _check_given(file: Path, names: pa.Array, labels: pa.Array) -> None:
 
 
 def _paths(names: pa.Array, images: Path) -> pa.Array:
-    """Paths without empty and "." components; with "/" for Windows' backslash, unless such a file exists."""
+    """Paths without empty and "." components; backslashes become "/" unless such a file exists."""
     odd = pc.match_substring_regex(names, r"\\|//|(^|/)\.(/|$)|/$")
     tidy = []
     for name in names.filter(odd).to_pylist():
@@ -147,14 +147,14 @@ def _exists(path: Path) -> bool:
 
 
 def _first_of_each(file: Path, own: dict[str, pa.Array]) -> NDArray[np.int64]:
-    """The first row of each path.
+    """The first row of each path, int64.
 
     Raises:
         InputError: Rows of the same image contradict each other.
     """
     paths = own["path"].dictionary_encode()
     codes = np.asarray(paths.indices)
-    first = np.unique(codes, return_index=True)[1]  # codes count up as paths come first
+    first = np.unique(codes, return_index=True)[1]  # codes ascend in the order of first occurrence
     again = np.setdiff1d(np.arange(len(codes)), first, assume_unique=True)
     if not len(again):
         return first

@@ -1,6 +1,4 @@
-"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings each (Lake et al., Science 350:1332,
-2015).
-"""
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings each (Lake et al., Science, 2015)."""
 
 from pathlib import Path
 
@@ -23,9 +21,9 @@ class OmniglotSource(Source):
     testing (659).
 
     Args:
-        folder: Where the archives lie; by default ``omniglot`` in the data folder, else torchvision's
+        folder: Of the archives; by default ``omniglot`` in the data folder, else torchvision's
             ``omniglot-py`` there.
-        download: Whether torchvision may fetch missing archives into the data folder.
+        download: Whether torchvision may download missing archives into the data folder.
     """
 
     def __init__(self, folder: str | Path | None = None, download: bool = True) -> None:

@@ -13,7 +13,7 @@ from data.table import ImageTable
 class OnlineProductsSource(Source):
     """The official folder, with ``Ebay_train.txt`` (11,318 classes) and ``Ebay_test.txt`` (11,316 others).
 
-    Column ``super_class`` holds the twelve kinds of product.
+    Column ``super_class`` has the twelve kinds of product.
 
     Args:
         path: The folder ``Stanford_Online_Products``, or the one that holds it; by default in the data

@@ -1,4 +1,4 @@
-"""What every source of images is."""
+"""The base class of sources of images."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -9,16 +9,14 @@ from models.errors import InputError
 
 
 class Source(ABC):
-    """Something that images can be listed from. Its arguments say where; nothing is read before
-    :meth:`table`.
-    """
+    """A set of labelled images; nothing is read before :meth:`table`."""
 
     @abstractmethod
     def table(self) -> ImageTable:
         """The index of all images.
 
         Raises:
-            InputError: The source is missing or holds no usable images.
+            InputError: The source is missing or has no usable images.
         """
 
 
@@ -26,13 +24,13 @@ def located(path: str | Path | None, name: str, marker: str = "", *below: str) -
     """The folder of a data set.
 
     Args:
-        path: The folder, or one that holds it under ``name``; None means the data folder.
-        name: Its customary name.
-        marker: A file that must be in it, or in one of ``below`` in it.
-        *below: Folders in it where ``marker`` may lie.
+        path: The folder, or its parent; None means the data folder.
+        name: Its usual name.
+        marker: A file that must be in it, or in one of its subfolders ``below``.
+        *below: Subfolders that may hold ``marker``.
 
     Raises:
-        InputError: Not found.
+        InputError: It is not found.
     """
     given = data_root() / name if path is None else Path(path).expanduser()
     for folder in (given, given / name):

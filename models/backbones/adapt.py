@@ -1,4 +1,4 @@
-"""Changes to a built backbone: take the classifier off, take another number of input channels."""
+"""Changes to a built backbone: remove the classifier, change the number of input channels."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ def remove_classifier(backbone: nn.Module) -> int | None:
     """Replace the last nn.Linear of a torchvision classifier by the identity, in place.
 
     Returns:
-        The width of what the network now returns; None where there was no Linear.
+        The width of the network's new output; None where there is no Linear.
     """
     last = None
     for name, module in backbone.named_modules():
@@ -23,7 +23,7 @@ def remove_classifier(backbone: nn.Module) -> int | None:
 
 
 def first_convolution(backbone: nn.Module) -> tuple[str, nn.Conv2d | None]:
-    """The convolution that comes first, with its name; an empty name and None where there is none."""
+    """The first convolution with its name; an empty name and None where there is none."""
     found = ((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
     return next(found, ("", None))
 
@@ -31,7 +31,7 @@ def first_convolution(backbone: nn.Module) -> tuple[str, nn.Conv2d | None]:
 def set_input_channels(backbone: nn.Module, channels: int) -> None:
     """Make the first convolution take `channels` channels, in place.
 
-    Its weights become the mean over the old channels, scaled so that a grey image repeated over the channels
+    The new weights are the mean over the old channels, scaled so that a grey image repeated over the channels
     gives the same output as before.
     """
     name, module = first_convolution(backbone)

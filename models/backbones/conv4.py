@@ -12,14 +12,14 @@ from models.errors import InputError
 class ConvBlock(nn.Sequential):
     """3×3 convolution, batch normalization, 2×2 max-pooling, ReLU.
 
-    Pooling comes before the ReLU: the two commute, and the ReLU then touches a quarter of the elements.
+    Pooling comes before the ReLU: the two commute, and the ReLU then processes a quarter of the elements.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         pool: whether the block pools at all.
-        pool_before_norm: pool before normalizing, too. That is another network, whose statistics are those of
-            the maxima; its normalization costs a quarter.
+        pool_before_norm: also pool before normalizing. This changes the network, since the statistics are
+            those of the maxima; normalization then costs a quarter.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ConvBlock(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """x + ReLU(norm(3×3 convolution of x)): more depth at the size that a pooled block leaves.
+    """x + ReLU(norm(3×3 convolution of x)): adds depth after a pooled block.
 
     Args:
         channels: of the input and of the output.
@@ -51,21 +51,24 @@ class ResidualBlock(nn.Module):
 
 
 class Conv4(nn.Module):
-    """Four blocks of convolution, normalization, pooling and ReLU; each that pools halves the image.
+    """Four blocks of convolution, normalization, pooling and ReLU; each pooling halves the image.
 
     Args:
         in_channels: channels of the input.
         width: channels of every block, or one number for each block.
-        pooling: "average" takes the mean over what is left of the image, so that any size from 16 px fits;
-            "flatten" keeps every position and needs `image_size`; "multiscale_stats" takes mean and standard
-            deviation of the input and of every block's output, so that colour and texture, which tell
-            products apart, reach the embedding beside the shapes of the last block.
+        pooling: "average" takes the mean of the last map, so that any size from 16 px fits; "flatten" keeps
+            every position and needs `image_size`; "multiscale_stats" takes mean and standard deviation of the
+            input and of every block's output, so that the embedding sees colour and texture, which
+            distinguish products, as well as shape.
         image_size: of the input in pixels, a square's side or [height, width]; only "flatten" uses it.
-        num_pools: how many blocks pool, the first ones. With 3, "flatten" keeps four times as many positions,
-            which costs the head alone.
+        num_pools: the first so many blocks pool. With 3, "flatten" keeps four times as many positions, which
+            only the head pays for.
         pool_before_norm: blocks pool before they normalize.
-        residuals: how many residual convolutions follow each block, one number or four. As in ResNet-9 (Page
-            2018), depth costs little where the maps are already pooled.
+        residuals: number of residual convolutions after each block, one number or four. As in ResNet-9 (Page
+            2018), depth is cheap where the maps are already pooled.
+
+    Raises:
+        InputError: an argument is out of range, or "flatten" has no `image_size`.
 
     Shape: (B, in_channels, H, W) → (B, num_features).
     """
@@ -89,7 +92,7 @@ class Conv4(nn.Module):
             zip([in_channels, *widths], widths, depths, strict=False)
         ):
             block = ConvBlock(before, after, pool=number < num_pools, pool_before_norm=pool_before_norm)
-            # Without residuals the block stands by itself: names of weights saved before there were any hold.
+            # Without residuals the block is not wrapped, so that older weights keep their names.
             refined = nn.Sequential(block, *(ResidualBlock(after) for _ in range(depth)))
             blocks.append(refined if depth else block)
         self.blocks = nn.Sequential(*blocks)
@@ -107,7 +110,7 @@ class Conv4(nn.Module):
             self.num_features = widths[-1] * math.prod(side // 2**num_pools for side in sides)
         elif pooling == "multiscale_stats":
             self.num_features = 2 * sum([in_channels, *widths])
-            # Pixels and blocks differ in scale.
+            # The statistics of pixels and of blocks' outputs differ in scale.
             self.pool = nn.BatchNorm1d(self.num_features)
         else:
             raise InputError(f"conv4: pooling is average, flatten or multiscale_stats, not {pooling!r}")
@@ -121,7 +124,7 @@ class Conv4(nn.Module):
         outputs = [images]
         for block in self.blocks:
             outputs.append(block(outputs[-1]))
-        # Half precision has no room for a variance. ε keeps the root's gradient finite where a map is flat.
+        # Variances need more than half precision; 1e-6 keeps the root's gradient finite on constant maps.
         wide = torch.promote_types(images.dtype, torch.float32)
         flat = [output.to(wide).flatten(2) for output in outputs]
         means = [level.mean(2) for level in flat]

@@ -1,6 +1,6 @@
-"""Inception-ResNet-v1 (Szegedy et al. 2016), the network of the FaceNet community.
+"""Inception-ResNet-v1 (Szegedy et al. 2016), the network of public FaceNet implementations.
 
-Names of the parts are those of the facenet-pytorch project, so that weight files made for it load unchanged.
+Modules are named as in the facenet-pytorch project, so that its weight files load unchanged.
 """
 
 import torch
@@ -30,14 +30,14 @@ class BasicConv2d(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Branches, concatenated, brought back to the input's width by a 1×1 convolution and added at `scale`.
+    """Concatenated branches, mapped to the input's width by a 1×1 convolution, scaled and added to the input.
 
     Args:
         channels: of the input and the output.
         branches: each takes the input; their output channels sum to `mixed`.
         mixed: channels after concatenation.
-        scale: of the residual; small values keep so wide a network stable.
-        relu: whether a ReLU follows (the last block has none).
+        scale: of the residual; small values keep wide networks stable.
+        relu: whether a ReLU follows (not after the last block).
     """
 
     def __init__(
@@ -111,12 +111,13 @@ def block8(scale: float = 0.20, relu: bool = True) -> ResidualBlock:
 
 
 class InceptionResnetV1(nn.Module):
-    """Inception-ResNet-v1 with its 512-dimensional embedding layer; use it with `head: none`,
-    `embedding_dim: 512`.
+    """Inception-ResNet-v1 with its 512-dimensional embedding layer.
+
+    Use it with `head: none` and `embedding_dim: 512`.
 
     Args:
         in_channels: channels of the input.
-        dropout: probability before the embedding layer (0.6 is the FaceNet community's).
+        dropout: probability before the embedding layer; facenet-pytorch has 0.6.
 
     Shape: (B, in_channels, H, W), H and W at least 75 (160 is usual) → (B, 512).
     """
@@ -162,7 +163,7 @@ class InceptionResnetV1(nn.Module):
         self.last_bn = nn.BatchNorm1d(512, eps=0.001)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed images (B, C, H, W) as (B, 512), not yet normalised to length 1."""
+        """Embed images (B, C, H, W) as (B, 512), not normalized to length 1."""
         x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(images)))
         x = self.conv2d_4b(self.conv2d_4a(self.conv2d_3b(self.maxpool_3a(x))))
         x = self.mixed_6a(self.repeat_1(x))

@@ -1,4 +1,4 @@
-"""How pretrained weights want their images: size, normalization, interpolation."""
+"""Image settings of pretrained weights: size, normalization, interpolation."""
 
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -11,7 +11,7 @@ from models.preprocess import Interpolation
 
 @dataclass(frozen=True)
 class InputSettings:
-    """What the images looked like that weights were trained on.
+    """Preprocessing of the images that weights were trained on.
 
     Attributes:
         size: side of the square, in pixels.
@@ -26,22 +26,22 @@ class InputSettings:
     interpolation: Interpolation
 
     def for_channels(self, channels: int) -> "InputSettings":
-        """The same for images of so many channels: for grey ones the means over the colours."""
+        """The same for images of `channels` channels; for grey ones, means over the colours."""
         if channels == len(self.mean):
             return self
         return replace(self, mean=(fmean(self.mean),) * channels, std=(fmean(self.std),) * channels)
 
 
 def input_settings(backbone: str, weights: str | None) -> InputSettings | None:
-    """The images that a backbone's weights were trained on, without building it or reading the weights.
+    """The image settings of a backbone's weights, without building it or reading the weights.
 
     Args:
         backbone: its name, as :func:`build_backbone` takes it.
-        weights: as the embedding network takes them. Of a local file, and of the packaged weights, the
-            settings are those of the backbone's default weights.
+        weights: as the embedding network takes them. A local file, and the packaged weights, are taken to
+            have the settings of the backbone's default weights.
 
     Returns:
-        None without weights, and where they are not known.
+        The settings, or None without weights or where they are unknown.
 
     Raises:
         InputError: the backbone has no weights of that name.

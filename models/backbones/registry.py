@@ -1,4 +1,4 @@
-"""From a backbone's name to a network; which names may be built without trusting their code."""
+"""Building a backbone by name; which names need trust_code."""
 
 import importlib
 import inspect
@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from models.errors import InputError
+from models.eval_mode import eval_mode
 from models.renamed import renamed
 
 OWN = {
@@ -17,7 +18,7 @@ OWN = {
     "resnet10": "models.backbones.resnet10.ResNet10",
     "inception_resnet_v1": "models.backbones.inception_resnet_v1.InceptionResnetV1",
 }
-# Arguments that would make a builder fetch or unpickle a file: weights come through `weights` alone.
+# Arguments that would make a builder download or unpickle a file: only `weights` may load weights.
 LOADING_ARGUMENTS = ("weights", "pretrained", "checkpoint", "cache_dir", "progress", "hf_hub", "model_name")
 
 
@@ -33,10 +34,10 @@ def build_backbone(
         name: "conv4", "resnet10", "inception_resnet_v1"; a torchvision classification model ("resnet50", or
             "torchvision.models.resnet50"); "timm.<model name>" or "timm.models.resnet.resnet18"; or the class
             path of any nn.Module, or of a function that makes one, which needs `trust_code`.
-        args: keyword arguments of its constructor; of a class of timm's, texts that begin with "timm." stand
-            for what they name (`block: timm.models.resnet.BasicBlock`).
-        in_channels: asked of the constructor where it takes it.
-        trust_code: build classes outside models.backbones, torchvision.models and timm.
+        args: keyword arguments of its constructor. For timm's classes, with `trust_code`, strings that begin
+            with "timm." are imported (`block: timm.models.resnet.BasicBlock`).
+        in_channels: passed to the constructor where it has such a parameter.
+        trust_code: allow classes outside models.backbones, torchvision.models and timm.
 
     Returns:
         A module (B, C, H, W) → (B, features) or (B, features, H', W').
@@ -69,13 +70,13 @@ def build_backbone(
 
 
 def torchvision_name(name: str) -> str | None:
-    """The torchvision model that a backbone's name means, or None."""
+    """The torchvision model for a backbone's name, or None."""
     short = name.removeprefix("torchvision.models.")
     return short if short in torchvision.models.list_models(module=torchvision.models) else None
 
 
 def timm_name(name: str) -> str | None:
-    """The timm model that "timm.<model>" or "timm.models.<module>.<model>" means; None for other backbones.
+    """The timm model for "timm.<model>" or "timm.models.<module>.<model>"; None for other backbones.
 
     Raises:
         InputError: timm has no model of that name.
@@ -122,7 +123,7 @@ def _torchvision_builder(name: str) -> Callable[..., Any]:
 
     def build(**arguments: Any) -> nn.Module:
         if name in ("inception_v3", "googlenet"):
-            # No auxiliary classifier, and the initialization torch gives every layer (theirs takes seconds).
+            # No auxiliary classifier, and torch's default initialization (the models' own takes seconds).
             arguments = {"aux_logits": False, "init_weights": False, **arguments}
         model: nn.Module = builder(weights=None, **arguments)
         return model
@@ -153,29 +154,26 @@ def _import(path: str) -> Any:
 
 
 def feature_width(backbone: nn.Module, name: str, in_channels: int) -> int:
-    """Number of features a headless backbone gives.
+    """Number of features that a headless backbone returns.
 
-    Own and timm networks say it in `num_features`, or, where a layer follows the pooling, as in timm's
-    MobileNetV3, in `head_hidden_size`; others are asked with one blank image.
+    Our own and timm's networks have it in `num_features` or, where a layer follows the pooling (timm's
+    MobileNetV3), in `head_hidden_size`; other networks are run on one blank image.
 
     Raises:
-        InputError: the backbone says nothing and cannot take a 96-pixel image, or gives no (B, F) or (B, F,
-            H, W).
+        InputError: the backbone has no such attribute and cannot take a 96-pixel image, or it does not return
+            (B, F) or (B, F, H, W).
     """
     for attribute in ("head_hidden_size", "num_features"):
         said = getattr(backbone, attribute, None)
         if isinstance(said, int):
             return said
-    training = backbone.training
     try:
-        with torch.no_grad():
-            output = backbone.eval()(torch.zeros(1, in_channels, 96, 96))
+        with eval_mode(backbone), torch.no_grad():
+            output = backbone(torch.zeros(1, in_channels, 96, 96))
     except RuntimeError as error:
         raise InputError(
             f"backbone {name}: give it an attribute num_features (a trial run failed: {error})"
         ) from error
-    finally:
-        backbone.train(training)
     if not isinstance(output, torch.Tensor) or output.ndim not in (2, 4):
         raise InputError(f"backbone {name} must return a tensor (B, F) or (B, F, H, W)")
     return int(output.shape[1])

@@ -1,6 +1,6 @@
-"""Weights that others trained: where they are found, how they are read, and how they get into a backbone.
+"""Pretrained weights: finding, reading and loading them into a backbone.
 
-A file may be what its owners publish or what a training left behind. Reading runs no code of it.
+A file may be a published state dict or a training checkpoint. Reading it runs no code from it.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.backbones.adapt import first_convolution, set_input_channels
 from models.backbones.registry import timm_name, torchvision_name
-from models.errors import InputError
+from models.errors import InputError, first_line
 
 PACKAGED = "packaged"
 PACKAGED_MODEL = "tf_efficientnet_lite0"
@@ -27,37 +27,37 @@ _ENTRIES = (
     "state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model", "student", "network", "net",
     "encoder", "backbone", "module",
 )  # fmt: skip
-# What wrappers and trainings put before a backbone's names; of the entries with another beginning, such as a
-# momentum encoder's, nothing is taken.
+# Prefixes that wrappers and training code put before a backbone's names. Where the entries have one, those
+# without it, such as a momentum encoder's, are ignored.
 _PREFIXES = (
     "module.", "_orig_mod.", "model.", "network.", "teacher.", "student.", "encoder_q.", "base_encoder.",
     "backbone.", "encoder.",
 )  # fmt: skip
-# Classifiers, projection heads, decoders, queues, losses: parts of a training that are no backbone's.
+# Classifiers, projection heads, decoders, queues, losses: parts of a checkpoint besides the backbone.
 _OTHER_PARTS = re.compile(
     r"(_?fc|classifier|heads?|head_dist|last_linear|logits|AuxLogits|aux1|aux2|aux_classifier"
     r"|projection|projection_head|projector|prediction_head|predictor|prototypes|dino_head|ibot_head|decoder\w*"
     r"|queue|queue_ptr|mask_token|masked_embed|criterion|loss|n_averaged)(\.|$)"
 )
-# "bn1.norm.weight" of our networks is "bn1.weight" of timm's.
+# Our networks name "bn1.norm.weight" what timm names "bn1.weight".
 _DEEPER = re.compile(r"\.norm(?=\.\w+$)")
 
 
 def load_weights(
     backbone: nn.Module, name: str, weights: str, args: Mapping[str, Any], in_channels: int
 ) -> nn.Module:
-    """Give a backbone weights that others trained.
+    """Load pretrained weights into a backbone.
 
     Args:
-        backbone: built by that name and without a classifier.
+        backbone: built under that name, without a classifier.
         name: of the backbone, as :func:`build_backbone` takes it.
-        weights: "packaged", a local file, or the name of weights that timm or torchvision fetch.
-        args: its constructor's keyword arguments.
-        in_channels: channels that it was asked to take.
+        weights: "packaged", a local file, or the name of weights that timm or torchvision downloads.
+        args: keyword arguments of its constructor.
+        in_channels: requested number of input channels.
 
     Returns:
-        The given backbone, or one of timm's in its place. Its first convolution may take another number of
-        channels than was asked for: that of the weights.
+        The given backbone, or a new one built by timm. Its first convolution may take the number of channels
+        of the weights instead of the requested one.
 
     Raises:
         InputError: there are no such weights, they cannot be fetched or read, or they do not fit; the message
@@ -78,7 +78,7 @@ def load_weights(
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a file: .safetensors, or anything that torch.save wrote.
 
-    Of a training checkpoint these are the averaged weights where it has them, or else the teacher's.
+    From a training checkpoint, averaged weights come first, then a teacher's, then the others.
 
     Raises:
         InputError: the file cannot be read without running its code, or holds no state dict.
@@ -86,7 +86,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        # timm's, MoCo's and DINO's trainings keep their options, plain values, in one.
+        # The training scripts of timm, MoCo and DINO keep their options in a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -94,18 +94,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors and plain values; "
             "save the network's state_dict() alone"
         ) from error
-    except Exception as error:  # torch raises many kinds; to the user all mean the same
-        raise InputError(f"{path} cannot be read as weights: {error}".splitlines()[0]) from error
+    except Exception as error:  # torch raises many types; to the user they all mean the same
+        raise InputError(f"{path} cannot be read as weights: {first_line(error)}") from error
     if state := _state_in(content):
         return state
     raise InputError(f"{path} holds no state dict; save the network's state_dict()")
 
 
 def weights_file(name: str, weights: str) -> Path | None:
-    """The file of packaged or local weights of a backbone; None where they are the name of others.
+    """The file of packaged or local weights; None where the name is that of weights to download.
 
     Raises:
-        InputError: the packaged weights are another backbone's.
+        InputError: the packaged weights belong to another backbone.
     """
     if weights == PACKAGED:
         if (timm_name(name) or "").partition(".")[0] != PACKAGED_MODEL:
@@ -120,7 +120,7 @@ def weights_file(name: str, weights: str) -> Path | None:
 
 
 def timm_weights(model: str, weights: str) -> str:
-    """The name in timm, "<model>.<tag>", of a model with the weights that are asked for.
+    """Timm's name, "<model>.<tag>", of a model with the requested weights.
 
     Args:
         model: of timm, with or without a tag.
@@ -163,22 +163,22 @@ def _state_in(content: Any) -> dict[str, Tensor]:
 
 
 def _backbones_part(state: dict[str, Tensor], own: Sequence[str], *, of_timm: bool) -> dict[str, Tensor]:
-    """What of a state dict is a backbone's, by the backbone's own names as far as they can be told here."""
+    """The part of a state dict that belongs to a backbone, under the backbone's own names where possible."""
     while (prefix := _prefix(state, own)) is not None:
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     # timm recognizes DINOv2's layout by its mask token.
     needed = {*own, "mask_token"} if of_timm and "cls_token" in state else set(own)
     state = {key: value for key, value in state.items() if key in needed or not _OTHER_PARTS.match(key)}
     if "_conv_stem.weight" in state and len(state) == len(own):
-        # EfficientNet-PyTorch's names: timm's and torchvision's networks have the same layers in that order.
+        # EfficientNet-PyTorch's names: timm and torchvision have the same layers in the same order.
         return dict(zip(own, state.values(), strict=True))
-    # Networks of ours have timm's normalization one level deeper, beside its activation.
+    # Our networks keep timm's normalization one level deeper, beside its activation.
     shorter = {key: _DEEPER.sub("", key) for key in state}
     return {shorter[key] if shorter[key] in needed else key: value for key, value in state.items()}
 
 
 def _prefix(state: Mapping[str, Tensor], own: Sequence[str]) -> str | None:
-    """One that names of a state dict begin with and names of the backbone do not."""
+    """The first prefix that occurs in a state dict's names and not in the backbone's."""
 
     def begins(names: Iterable[str], prefix: str) -> bool:
         return any(name.startswith(prefix) for name in names)
@@ -202,27 +202,26 @@ def _timm_published(model: str, weights: str, args: Mapping[str, Any]) -> nn.Mod
     named = timm_weights(model, weights)
     try:
         return _timm_build(named, args)
-    except Exception as error:  # whatever the hub's client, the connection or the file's format raise
+    except Exception as error:  # anything that the hub's client, the connection or the format may raise
         raise _not_fetched(f"timm.{model}", weights, error) from error
 
 
 def _not_fetched(name: str, weights: str, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
-        f"weights {weights} of {name} cannot be fetched ({reason}): name a local file of them instead"
+        f"weights {weights} of {name} cannot be fetched ({first_line(error)}): name a local file instead"
     )
 
 
 def _timm_with(model: str, state: dict[str, Tensor], weights: str, args: Mapping[str, Any]) -> nn.Module:
-    """Through timm's own loading, which knows the layouts of its models' authors.
+    """Build a timm model with a state dict through timm's own loading, which knows the authors' layouts.
 
-    The state dict has no classifier any more; `classifier: None` keeps timm from taking that for a reason to
-    overlook what else is missing.
+    `classifier: None` is set because timm would otherwise load non-strictly, for want of a classifier, and
+    ignore other missing names too.
     """
     try:
         overlay = {"state_dict": state, "classifier": None}
         loaded = _timm_build(model, {**args, "pretrained_cfg_overlay": overlay})
-    except Exception as error:  # timm's filters raise many kinds on a layout that is not their model's
+    except Exception as error:  # timm's filters raise many types when the layout is another model's
         reason = " ".join(str(error).split())
         raise InputError(f"weights {weights} do not fit the backbone: {reason[:400]}") from error
     del loaded.pretrained_cfg["state_dict"]  # type: ignore[union-attr, operator]
@@ -237,7 +236,7 @@ def _timm_build(model: str, args: Mapping[str, Any]) -> nn.Module:
 
 
 def _load(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict whose every name must be the backbone's; the first convolution takes its channels."""
+    """Load a state dict strictly; the first convolution is adapted to its number of channels."""
     name, _ = first_convolution(backbone)
     if (weight := state.get(f"{name}.weight")) is not None and weight.ndim == 4:
         set_input_channels(backbone, weight.shape[1])

@@ -1,4 +1,4 @@
-"""A moving average of all weights and statistics, used for validation, checkpoints and the final model."""
+"""A moving average of weights and statistics, used for validation, checkpoints and the final model."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -12,16 +12,17 @@ from models.renorm import averaging_deviations
 
 
 class MovingAverage(WeightAveraging):
-    """Lightning's WeightAveraging as the Batch Renormalization paper uses it: exponential, statistics
-    included.
+    """Lightning's WeightAveraging as in the Batch Renormalization paper: exponential, with the statistics.
 
-    The average follows after every optimizer step: average ← decay · average + (1 − decay) · current. Early
-    on the decay is smaller, (1 + n) / (10 + n) after n updates, so that the first weights are soon
-    forgotten. Of Batch Renormalization's layers the standard deviation is averaged, not the variance, as
-    the layer itself does.
+    After every optimizer step, average ← decay · average + (1 − decay) · current. After n updates the decay
+    is at most (1 + n) / (10 + n), so that the initial weights are soon forgotten. As in the layers
+    themselves, Batch Renormalization's standard deviations are averaged instead of the variances.
 
     Args:
-        decay: how slowly the average follows; 0.999 remembers about a thousand steps.
+        decay: 0.999 averages over about a thousand steps.
+
+    Raises:
+        ValueError: decay is outside [0, 1).
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -32,7 +33,7 @@ class MovingAverage(WeightAveraging):
         self._swapped = False
 
     def rate(self, updates: int) -> float:
-        """The decay at the given number of updates so far."""
+        """The decay after a number of updates."""
         return min(self.decay, (1 + updates) / (10 + updates))
 
     def _average(self, average: Tensor, current: Tensor, updates: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class MovingAverage(WeightAveraging):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the average where a step was taken; of Batch Renormalization it averages deviations."""
+        """Update the average after an optimizer step; Batch Renormalization's deviations are averaged."""
         if self._average_model is None:
             raise RuntimeError("on_train_batch_end before setup")
         stepped = trainer.global_step > self._latest_update_step
@@ -55,9 +56,7 @@ class MovingAverage(WeightAveraging):
         self._swapped = not self._swapped
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the current weights back when validation is interrupted, so that what is saved can go on
-        training.
-        """
+        """Restore the current weights when validation is interrupted, so that a checkpoint can resume."""
         del trainer, exception
         if self._swapped:
             self._swap_models(pl_module)

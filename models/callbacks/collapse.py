@@ -1,4 +1,4 @@
-"""Notice when the network maps everything to one point, and say so."""
+"""Detection of collapse: the network maps every image to one point."""
 
 import math
 from typing import Any
@@ -14,23 +14,24 @@ class TrainingCollapsedError(InputError):
 
 
 class CollapseMonitor(Callback):
-    """Watch the training embeddings for collapse, explain it once, and stop the run where asked to.
+    """Watch the training embeddings for collapse; warn once, or stop the run.
 
-    Two signs, each of which has to hold at `patience` checks in a row: the embeddings of a batch hardly
-        differ (their
-    total variance 1 − |mean|² is below `min_variance`), or the negatives are no farther than the positives
-    (mean distances within `min_gap` of each other) although the warm-up is over. A loss that is not a number
-    is a third, and counts at once. The figures are those that MetricLearner logs, so nothing is computed
-    twice.
+    Two signs must hold at `patience` consecutive checks: the embeddings of a batch hardly differ (their total
+    variance 1 − |mean|² is below `min_variance`), or the negatives are no farther than the positives (the
+    mean distances differ by less than `min_gap`). A loss that is not finite counts at once. The callback
+    reads what MetricLearner logs and computes nothing itself.
 
     Args:
-        stop: end the run with an error; otherwise warn and go on.
-        grace: optimizer steps before the first check: an untrained network's embeddings lie close together,
-            too.
+        stop: end the run with an error instead of a warning.
+        grace: optimizer steps before the first check, since an untrained network's embeddings also lie close
+            together.
         every: steps between checks.
-        patience: checks in a row.
-        min_variance: below it a batch counts as one point; healthy batches lie above 0.3.
-        min_gap: least difference of mean distance to negatives and to positives, relative to the latter.
+        patience: number of consecutive checks.
+        min_variance: variance below which a batch counts as one point; healthy batches are above 0.3.
+        min_gap: least difference of the mean distances to negatives and to positives, relative to the latter.
+
+    Raises:
+        TrainingCollapsedError: during training, with `stop`.
     """
 
     def __init__(
@@ -101,10 +102,10 @@ class CollapseMonitor(Callback):
         rank_zero_warn(text)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with."""
+        """The number of bad checks in a row, and whether the warning was given."""
         return {"bad_checks": self.bad_checks, "fired": self.fired}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore what :meth:`state_dict` returned."""
         self.bad_checks = state_dict["bad_checks"]
         self.fired = state_dict["fired"]

@@ -1,4 +1,4 @@
-"""How far a batch's training-mode embeddings are from its inference-mode ones."""
+"""The distance between a batch's embeddings in training mode and in evaluation mode."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from models.eval_mode import eval_mode
-from models.module import MetricLearner
+from models.network import EmbeddingNetwork
 
 
 class EmbeddingGap(Callback):
-    """Log `train/embedding_gap`, the mean of 1 − cosine between an image's embedding in training and in
-    inference.
+    """Log `train/embedding_gap`: the mean of 1 − cosine between an image's training and inference embedding.
 
-    Under batch normalization with class-grouped batches the two differ, since in training the network sees
-    its batch's own statistics; Batch Renormalization is there to close this gap. One more forward pass,
-    every few steps.
+    With batch normalization and class-grouped batches the two differ, because in training the network uses
+    the batch's own statistics; Batch Renormalization closes this gap. Each measurement costs a forward pass.
+    It needs a module like MetricLearner, with a ``network`` and a ``last_batch``, and logs nothing for
+    others.
 
     Args:
         every: optimizer steps between measurements.
@@ -28,11 +28,13 @@ class EmbeddingGap(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Measure between the forward pass and the optimizer's step, with the same weights."""
         del loss
-        if not isinstance(pl_module, MetricLearner) or pl_module.last_batch is None:
-            return
-        if trainer.global_step % self.every == 0:
-            images, embeddings = pl_module.last_batch
-            network = pl_module.network
+        network, last = getattr(pl_module, "network", None), getattr(pl_module, "last_batch", None)
+        if (
+            isinstance(network, EmbeddingNetwork)
+            and last is not None
+            and trainer.global_step % self.every == 0
+        ):
+            images, embeddings = last
             gap = embedding_gap(network, images, embeddings, embed=network.without_tta)
             pl_module.log("train/embedding_gap", gap)
 
@@ -47,10 +49,10 @@ def embedding_gap(
     """Mean of 1 − cosine between given embeddings and the network's in evaluation mode.
 
     Args:
-        network: left in the mode it was in.
+        network: keeps the mode that it is in.
         images: (B, C, H, W).
         embeddings: (B, D), of length 1, of the same images in training mode.
-        embed: what gives the network's embeddings; by default its call.
+        embed: computes the network's embeddings; by default the network itself.
 
     Returns:
         A scalar from 0 (the same) to 2.

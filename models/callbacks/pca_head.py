@@ -1,4 +1,4 @@
-"""Embed by principal components of the backbone's features and of the trained head's outputs."""
+"""A head for evaluation: principal components of the backbone's features and the trained head's outputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,32 +10,30 @@ from torch import Tensor, nn
 from models.errors import InputError
 from models.eval_mode import eval_mode
 from models.gathering import gather_rows
-from models.module import MetricLearner
 from models.network import EmbeddingNetwork
 
 _STATE_KEY = "PrincipalHead"
 
 
 class PCAHead(Callback):
-    """Before each validation, and where there is none after each epoch, fit the head that evaluation uses.
+    """Fit the head that evaluation uses: before each validation, or after each epoch without one.
 
-    A loss on training classes makes its last layer forget what only other classes need; the features before
-    it still hold that (Chen et al., SimCLR, ICML 2020, section 4.2, of a head that is thrown away after
-    training). The features of a sample of training images, and beside them what the trained head makes of
-    them, are projected on their first ``embedding_dim`` principal directions (not centred, not whitened:
-    cosines stay close to those before). Training goes on with its own head. Validation, checkpoints and
-    bundles have the fitted one.
+    A loss on training classes makes the last layer discard information that other classes need and that the
+    features before it still have (Chen et al., SimCLR, ICML 2020, section 4.2). This callback concatenates
+    the features of a sample of training images with the trained head's outputs for them, and projects on the
+    first ``embedding_dim`` principal directions (neither centred nor whitened, so that cosines change
+    little). Training continues with its own head; validation, checkpoints and bundles use the fitted one.
 
-    Needs a data module with ``training_images``, as ImageDataModule has, and a linear head.
+    It needs a data module with ``training_images``, as ImageDataModule has, and a linear head.
 
     Args:
         images: size of the sample, over all processes.
-        head_weight: fraction of the trained head, without its bias, in the mean square of what is projected:
-            0 leaves the features alone, 1 the trained head.
+        head_weight: share of the trained head's outputs, without its bias, in the mean square: 0 uses the
+            features alone, 1 the trained head alone.
 
     Raises:
-        InputError: the head is not linear, the features are fewer than the embedding is long,
-            ``head_weight`` is no fraction, or the data module is another.
+        InputError: the head is not linear, there are fewer features than embedding dimensions,
+            ``head_weight`` is outside [0, 1], or the data module has no ``training_images``.
     """
 
     def __init__(self, images: int = 4096, head_weight: float = 0.25) -> None:
@@ -47,7 +45,7 @@ class PCAHead(Callback):
         self._fitted_at: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a network that it cannot serve; take up a resumed run's directions."""
+        """Check the network and the data module; restore a resumed run's directions."""
         if not hasattr(getattr(trainer, "datamodule", None), "training_images"):
             raise InputError("PCAHead needs a data module with training_images, such as ImageDataModule")
         network, head = _network_and_head(pl_module)
@@ -62,7 +60,7 @@ class PCAHead(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Fit with the weights that will be validated: a moving average has taken its place by now."""
+        """Fit with the weights that will be validated: a moving average is in place by now."""
         del batch
         if not trainer.sanity_checking and batch_idx == dataloader_idx == 0:
             self._fit(trainer, pl_module)
@@ -71,13 +69,13 @@ class PCAHead(Callback):
     on_predict_batch_start = on_validation_batch_start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit where this epoch had no validation."""
+        """Fit after an epoch without validation."""
         if self._fitted_at != trainer.global_step:
             self._fit(trainer, pl_module)
 
     @property
     def state_key(self) -> str:
-        """Under which a checkpoint has its state: its name in earlier versions, whose runs can be resumed."""
+        """Key of the state in a checkpoint: the class's former name, so that older runs can be resumed."""
         return _STATE_KEY
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,14 +83,14 @@ class PCAHead(Callback):
         return {"directions": self.directions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with those of a checkpoint."""
+        """Restore the projection of a checkpoint."""
         self.directions = state_dict["directions"]
 
     def _fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network, head = _network_and_head(pl_module)
         if self._loader is None:
             self._loader = trainer.datamodule.training_images(self.images)  # type: ignore[attr-defined]
-        # Lightning evaluates in inference mode, whose tensors could not be used outside of it.
+        # Lightning evaluates in inference mode, whose tensors cannot be used for training.
         with eval_mode(network), torch.inference_mode(False), torch.no_grad():
             with trainer.precision_plugin.val_step_context():
                 found = [
@@ -109,11 +107,11 @@ def principal_directions(features: Tensor, count: int) -> Tensor:
 
     Args:
         features: float (N, D).
-        count: how many, at most D.
+        count: number of directions, at most D.
 
     Returns:
-        (count, D), orthonormal rows, zeros beyond the N that so few images can have; by randomized
-        iteration (Halko et al. 2011), the same for the same features.
+        (count, D), orthonormal rows, zero beyond the N that N images can have. Computed by randomized SVD
+        (Halko et al. 2011) with a fixed seed.
     """
     images, width = features.shape
     devices = [features.device] if features.is_cuda else []
@@ -125,16 +123,16 @@ def principal_directions(features: Tensor, count: int) -> Tensor:
 
 
 def fitted_projection(features: Tensor, head: Tensor, head_weight: float) -> Tensor:
-    """Principal components of features and of what a trained head makes of them, as one projection.
+    """Principal components of features and a trained head's outputs, as one projection of the features.
 
     Args:
         features: float (N, D).
         head: the head's weight, (count, D).
-        head_weight: the head's fraction of the mean square, in [0, 1].
+        head_weight: the head's share of the mean square, in [0, 1].
 
     Returns:
-        (count, D); applied to ``features`` it gives the first ``count`` principal components of (N, D +
-        count), features and head outputs side by side.
+        (count, D); applied to ``features`` it gives the first ``count`` principal components of the
+        concatenation, (N, D + count), of features and head outputs.
     """
     found = features @ head.T
     of_head = (head_weight / _mean_square(found)) ** 0.5
@@ -150,15 +148,15 @@ def _mean_square(vectors: Tensor) -> float:
 
 
 def directions_in(checkpoint: Mapping[str, Any]) -> Tensor | None:
-    """What a PCAHead left in a Lightning checkpoint, if there was one."""
+    """The projection that a PCAHead saved in a Lightning checkpoint, or None."""
     state = checkpoint.get("callbacks", {}).get(_STATE_KEY, {})
     directions: Tensor | None = state.get("directions")
     return directions
 
 
 def _network_and_head(module: LightningModule) -> tuple[EmbeddingNetwork, nn.Linear]:
-    network = module.network if isinstance(module, MetricLearner) else None
-    if network is None or not isinstance(network.head, nn.Linear):
+    network = getattr(module, "network", None)
+    if not isinstance(network, EmbeddingNetwork) or not isinstance(network.head, nn.Linear):
         raise InputError("PCAHead needs a MetricLearner with head: linear")
     count, width = network.head.weight.shape
     if count > width:

@@ -1,4 +1,4 @@
-"""Random states in checkpoints: dropout and sampling miners go on where an interrupted run stopped."""
+"""Random states in checkpoints, so that dropout and random miners resume exactly."""
 
 import random
 from typing import Any
@@ -13,15 +13,15 @@ from models.errors import InputError
 class RandomState(Callback):
     """Keeps the states of Python's, numpy's and torch's generators (CPU and CUDA) in checkpoints.
 
-    They are put back just before the first training batch after resuming, when everything that draws numbers
-    on the way there has done so.
+    They are restored just before the first training batch, after everything that draws numbers during the
+    start of a resumed run.
     """
 
     def __init__(self) -> None:
         self._found: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and tensors, which load without running code."""
+        """The states as plain numbers and tensors, which load without running code."""
         name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global generator is the subject
         return {
             "python": random.getstate(),
@@ -31,11 +31,11 @@ class RandomState(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember what to put back."""
+        """Keep the states until the first training batch."""
         self._found = state_dict
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Put the states back, once.
+        """Restore the states, once.
 
         Raises:
             InputError: they are damaged.

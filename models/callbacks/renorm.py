@@ -1,4 +1,4 @@
-"""Lightning callback of Batch Renormalization: its schedule and what it logs."""
+"""Lightning callback of Batch Renormalization: its schedule and its logs."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -20,25 +20,25 @@ from models.renorm.schedule import Unit
 
 
 class RenormScheduleCallback(Callback):
-    """Drives rmax, dmax and the momentum of Batch Renormalization layers, and logs what is clipped.
+    """Sets rmax, dmax and momentum of Batch Renormalization layers, and logs the share of clipped channels.
 
-    Logged at the trainer's logging steps: ``renorm/rmax``, ``renorm/dmax``, the shares of channels whose r
-    and d were clipped over all layers (``renorm/clipped_r``, ``renorm/clipped_d``) and each layer's
-    (``renorm/<layer>/clipped_r``, ...). Nothing is read back from the device during a step. Under several
-    processes the running statistics of plain layers are averaged over them after each step.
+    At the trainer's logging steps it logs ``renorm/rmax``, ``renorm/dmax``, the shares of channels whose r
+    and d were clipped over all layers (``renorm/clipped_r``, ``renorm/clipped_d``) and in each layer
+    (``renorm/<layer>/clipped_r``, ...). A step never waits for values from the device. With several processes
+    the running statistics of layers that are not synchronized are averaged after each step.
 
     Args:
-        rmax: largest r over the run; "narrowed" for the ramp of ``narrowed_rmax``.
+        rmax: largest r over the run; "narrowed" is ``narrowed_rmax``.
         dmax: largest absolute d over the run; the paper's by default.
-        momentum: weight of a batch in the running statistics; "falling" for the ramp of ``falling_momentum``,
-            None leaves the layers' own.
+        momentum: weight of a batch in the running statistics; "falling" is ``falling_momentum``, None keeps
+            the layers' own.
         unit: of the ramps' begin and finish: "fraction" of the run's optimizer steps, or "steps".
-        log_layers: also log each layer.
-        average_across_ranks: average the plain layers' statistics over the processes.
+        log_layers: whether to log each layer too.
+        average_across_ranks: whether to average the statistics of unsynchronized layers over the processes.
 
     Raises:
-        InputError: at the start of training, on fractions of a run whose length is unknown, limits out of
-            range, and layers with a warm-up of their own.
+        InputError: at the start of training, where fractions are given and the run's length is unknown, a
+            limit is out of range, or a layer has a warm-up of its own.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RenormScheduleCallback(Callback):
         self._monitoring = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the layers and set their limits for the start of the run, or for the resumed step."""
+        """Find the layers and set them for the current step of the run."""
         total = trainer.estimated_stepping_batches
         if self.unit == "fraction" and total == float("inf"):
             raise InputError(
@@ -87,7 +87,7 @@ class RenormScheduleCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Before a step that will be logged, let the layers record what they clip."""
+        """Let the layers record their clipping in steps that will be logged."""
         del pl_module, batch, batch_idx
         every = getattr(trainer, "log_every_n_steps", 0)
         wanted = bool(trainer.loggers) and every > 0 and (trainer.global_step + 1) % every == 0
@@ -97,7 +97,7 @@ class RenormScheduleCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log, average over processes, and follow the optimizer's steps."""
+        """Log, average over processes, and advance the schedule."""
         del outputs, batch, batch_idx
         schedule = self._running_schedule()
         if self._monitoring and schedule.layers:
@@ -107,18 +107,18 @@ class RenormScheduleCallback(Callback):
         schedule.go_to(trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the layers unmonitored."""
+        """Stop monitoring the layers."""
         del trainer, pl_module
         self._monitor(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule's, with the layers' moving gradient statistics."""
+        """The schedule's state, with the layers' moving gradient statistics."""
         if self.schedule is None:
             return dict(self._resumed or {})
         return self.schedule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until training starts and the layers are known."""
+        """Keep the state until training starts, when the layers are known."""
         self._resumed = state_dict or None
 
     def _running_schedule(self) -> RenormSchedule:

@@ -1,6 +1,4 @@
-"""Pictures in TensorBoard: example retrievals after each validation, the embedding's projection at the
-end.
-"""
+"""TensorBoard images: example retrievals after each validation, an embedding projection at the end."""
 
 from typing import Any
 
@@ -9,21 +7,19 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from models.module import MetricLearner
-
 
 class RetrievalImages(Callback):
-    """Show, for a few validation images, their nearest neighbours; and all of them in TensorBoard's
-    projector.
+    """Show the nearest neighbours of a few validation images, and validation images in the projector.
 
-    Needs a TensorBoardLogger and a data module with `table` and `preprocess`; without them it does nothing.
+    Needs a TensorBoardLogger, a data module with `table` and `preprocess`, and a module with `validated`, as
+    MetricLearner has; without them it does nothing.
     The queries stay the same from epoch to epoch.
 
     Args:
         queries: rows of the picture, spread evenly over the validation images.
         neighbours: images beside each query, nearest first. A green edge marks the query's own class, red
             another.
-        projected: images in the projector, at most.
+        projected: maximum number of images in the projector.
     """
 
     def __init__(self, queries: int = 8, neighbours: int = 8, projected: int = 1000) -> None:
@@ -33,10 +29,10 @@ class RetrievalImages(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the retrievals."""
-        writer = _writer(trainer)
-        if writer is None or not isinstance(pl_module, MetricLearner) or pl_module.validated is None:
+        writer, validated = _writer(trainer), getattr(pl_module, "validated", None)
+        if writer is None or validated is None:
             return
-        embeddings, labels, indices = (tensor.cpu() for tensor in pl_module.validated)
+        embeddings, labels, indices = (tensor.cpu() for tensor in validated)
         rows = torch.linspace(0, len(labels) - 1, min(self.queries, len(labels))).long()
         similarity = embeddings[rows] @ embeddings.T
         similarity[torch.arange(len(rows)), rows] = -torch.inf
@@ -53,10 +49,10 @@ class RetrievalImages(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the projector's files."""
-        writer = _writer(trainer)
-        if writer is None or not isinstance(pl_module, MetricLearner) or pl_module.validated is None:
+        writer, validated = _writer(trainer), getattr(pl_module, "validated", None)
+        if writer is None or validated is None:
             return
-        embeddings, labels, indices = (tensor.cpu() for tensor in pl_module.validated)
+        embeddings, labels, indices = (tensor.cpu() for tensor in validated)
         rows = torch.linspace(0, len(labels) - 1, min(self.projected, len(labels))).long()
         pictures = np.stack([_picture(trainer, int(indices[row])) for row in rows.tolist()])
         thumbnails = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255

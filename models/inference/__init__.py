@@ -1,4 +1,4 @@
-"""Running a trained network fast: folded, compiled or by ONNX Runtime, whichever is fastest here."""
+"""Fast inference: the folded network in torch, compiled, or in ONNX Runtime, whichever is fastest here."""
 
 from models.inference.choice import BACKENDS, TOLERANCE, Choice, Model, optimize
 from models.inference.fold import folded

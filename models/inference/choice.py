@@ -1,4 +1,4 @@
-"""Picks the backend: by measurement on this machine, once, then from the cache."""
+"""Chooses the backend: by a measurement on this machine, which is cached."""
 
 import hashlib
 import json
@@ -29,19 +29,19 @@ log = logging.getLogger("kindred.inference")
 Backend = Literal["auto", "eager", "compiled", "onnx"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 TOLERANCE = 1e-4  # largest difference from the plain network in any coordinate of a unit vector
-BATCHES = (1, 8, 32)  # what a server's micro-batches are: alone, under load, at the limit
+BATCHES = (1, 8, 32)  # a server's micro-batches: a single image, under load, at the limit
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided for a network on a machine.
+    """The backend chosen for a network on a machine.
 
     Attributes:
-        backend: the name.
-        images_per_second: of each backend that was measured, by batch size; empty where nothing was.
+        backend: its name.
+        images_per_second: of each measured backend, by batch size; empty without a measurement.
         max_difference: of each backend from the plain network, on sample images.
-        skipped: why the others are out.
+        skipped: for each other backend, why it cannot be used.
     """
 
     backend: str
@@ -56,7 +56,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Model:
-    """What is to be run: a network in evaluation mode on its device, its preprocessing, its fingerprint."""
+    """A network in evaluation mode on its device, with its preprocessing and fingerprint."""
 
     network: nn.Module
     preprocess: Preprocess
@@ -64,7 +64,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the network runs."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     def samples(self, count: int) -> Tensor:
@@ -74,23 +74,26 @@ class Model:
 
 
 def optimize(model: Model, backend: str, cache: Path, workers: int = 1) -> tuple[Runner, Choice]:
-    """A runner for a network, by the named backend or the fastest one.
+    """Make a runner for a network, with the named backend or the fastest one.
 
     Args:
         model: what to run.
         backend: one of `BACKENDS`.
-        cache: folder that keeps choices, graphs and compiled code. Compiled code in it is run: it must be
-            writable for this user alone.
-        workers: batches that may run at the same time.
+        cache: folder for choices, graphs and compiled code. Compiled code in it is executed, so it must be
+            writable by this user alone.
+        workers: number of batches that may run at the same time.
+
+    Returns:
+        The runner, and how it was chosen.
 
     Raises:
-        InputError: the backend is unknown, cannot run here, or is further than `TOLERANCE` from the plain
-            network.
+        InputError: the backend is unknown, cannot run here, or differs from the plain network by more than
+            `TOLERANCE`.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
     with tempfile.TemporaryDirectory() as scratch:
-        # The folded network is made anew in a moment: nothing to keep.
+        # Folding is fast: there is nothing to cache.
         folder = Path(scratch) if backend == "eager" else _folder(model, cache, Path(scratch))
         if backend != "auto":
             runners, choice = _build_all([backend], model, folder, workers)
@@ -167,7 +170,7 @@ def _difference(runner: Runner, model: Model) -> float:
 
 
 def _folder(model: Model, cache: Path, scratch: Path) -> Path:
-    """Where choices and files for this model, machine and these versions lie."""
+    """The cache folder for this model, this machine and the installed versions."""
     conditions = {"format": _FORMAT, "versions": versions(), **machine(model.device), "batches": BATCHES}
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / f"{model.fingerprint}-{digest}"

@@ -1,7 +1,7 @@
-"""The compiled backend: torch.compile's Inductor, ahead of time.
+"""The compiled backend: torch's Inductor, ahead of time.
 
-``torch.compile`` itself compiles in the process that runs; its ahead-of-time form (AOTInductor) leaves a file
-that the next process loads in a moment, which is what a server's start needs.
+``torch.compile`` compiles in the running process. Its ahead-of-time form (AOTInductor) writes a file that the
+next process loads quickly, so that a server starts fast.
 """
 
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.errors import first_line
 from models.inference.fold import folded
 from models.inference.runner import Unavailable
 
@@ -22,11 +23,11 @@ MAX_BATCH = 4096
 class CompiledRunner:
     """Runs a package that :func:`compile_network` wrote.
 
-    The package is machine code and runs in this process: load only what this user's own process compiled.
+    The package is machine code that runs in this process: load only packages that the same user compiled.
 
     Args:
         package: the file.
-        runners: batches that may run at the same time.
+        runners: number of batches that may run at the same time.
     """
 
     name = "compiled"
@@ -36,7 +37,7 @@ class CompiledRunner:
         try:
             self._run = torch._inductor.aoti_load_package(str(package), num_runners=runners)
         except (RuntimeError, OSError) as error:
-            raise Unavailable(f"the compiled network cannot be loaded ({_first_line(error)})") from error
+            raise Unavailable(f"the compiled network cannot be loaded ({first_line(error)})") from error
 
     @torch.inference_mode()
     def __call__(self, batch: Tensor) -> Tensor:
@@ -46,11 +47,11 @@ class CompiledRunner:
 
 
 def compile_network(network: nn.Module, example: Tensor, package: Path) -> None:
-    """Compile for this processor and for torch's present number of threads; takes up to minutes.
+    """Compile for this processor and torch's current number of threads; this may take minutes.
 
     Args:
-        network: in evaluation mode, on the device where it shall run.
-        example: input of the network, (2 or more, C, H, W), on that device.
+        network: in evaluation mode, on the device where it is to run.
+        example: input of the network, float32 (2 or more, C, H, W), on that device.
         package: file to write.
 
     Raises:
@@ -75,8 +76,4 @@ def compile_network(network: nn.Module, example: Tensor, package: Path) -> None:
             )
             Path(fresh).replace(package)
         except Exception as error:
-            raise Unavailable(f"the network cannot be compiled ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Unavailable(f"the network cannot be compiled ({first_line(error)})") from error

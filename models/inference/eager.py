@@ -1,4 +1,4 @@
-"""The eager backend: the folded network, run by torch operation by operation."""
+"""The eager backend: the folded network in plain torch."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from models.inference.fold import folded
 
 
 class EagerRunner:
-    """Runs the folded network as it is.
+    """Runs the folded network in torch.
 
     Args:
-        network: in evaluation mode, on the device where it shall run.
+        network: in evaluation mode, on the device where it is to run.
     """
 
     name = "eager"

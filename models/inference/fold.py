@@ -1,4 +1,4 @@
-"""The network as inference wants it: no normalization layers left where a convolution can take them up."""
+"""Folding of normalization layers into convolutions, for inference."""
 
 import copy
 
@@ -10,16 +10,16 @@ from models.renorm import convert_to_batch_renorm, fold_batch_renorm
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A copy whose convolutions and linear layers have taken up the (re)normalization after them.
+    """A copy in which (re)normalization is folded into the convolution or linear layer before it.
 
-    Batch normalization is folded as Batch Renormalization, whose evaluation is the same. A backbone that
-    cannot be traced, or whose normalization is of another kind, is copied as it is.
+    Batch normalization is folded as Batch Renormalization, which is equal in evaluation. A backbone that
+    cannot be traced, or that has another normalization, is copied unchanged.
 
     Args:
-        network: in evaluation mode; left as it is.
+        network: in evaluation mode; not changed.
 
     Returns:
-        The network's function, to rounding, in the channels_last memory format, without gradients.
+        A network with the same output, up to rounding, in the channels_last memory format, without gradients.
     """
     twin = copy.deepcopy(network).eval().requires_grad_(False)
     if isinstance(twin, EmbeddingNetwork):

@@ -1,4 +1,4 @@
-"""What a measurement of speed holds for: this processor, these versions, this number of threads."""
+"""The conditions of a speed measurement: processor, versions, number of threads."""
 
 import platform
 from importlib import metadata
@@ -11,7 +11,7 @@ _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu")
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python and of packages, where they are installed; by default of those that run networks."""
+    """Versions of Python and of installed packages; by default of those that run networks."""
     found = {"python": platform.python_version()}
     for name in packages or _PACKAGES:
         try:
@@ -28,7 +28,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Model and instruction sets: compiled code for the one may not run on the other."""
+    """Processor model and instruction set, since compiled code may not run on another."""
     details: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""From a network to ONNX."""
+"""Export of a network to ONNX."""
 
 import importlib.util
 import warnings
@@ -6,11 +6,12 @@ import warnings
 import torch
 from torch import nn
 
+from models.errors import first_line
 from models.inference.runner import Unavailable
 from models.preprocess import Preprocess
 
 INPUT, OUTPUT = "images", "embeddings"
-# A protobuf file cannot be larger; beyond it ONNX wants its weights in further files.
+# A protobuf file is limited to 2 GiB; larger models would need external weight files.
 _LARGEST = 2**31 - 2**24
 
 
@@ -21,20 +22,20 @@ def to_onnx(
     pixels: bool = False,
     metadata: dict[str, str] | None = None,
 ) -> bytes:
-    """The network as one ONNX file.
+    """The bytes of an ONNX file of the network.
 
     Args:
-        network: in evaluation mode, on a CPU: float32 (B, C, H, W) → (B, dim), or uint8 pixels.
-        preprocess: of the network; gives the shape of its input.
+        network: in evaluation mode, on a CPU: float32, or uint8 where `pixels`, (B, C, H, W) → (B, dim).
+        preprocess: the network's; it gives the shape of the input.
         pixels: whether the network takes uint8 pixels instead of normalized float32.
-        metadata: kept in the file.
+        metadata: texts to store in the file.
 
     Returns:
-        A model with the input "images", (batch, C, H, W), and the output "embeddings", float32 (batch, dim);
-        any batch size fits.
+        A model with the input "images", (batch, C, H, W), and the output "embeddings", float32 (batch, dim),
+        for any batch size.
 
     Raises:
-        Unavailable: a package is missing, or the network has an operation that ONNX lacks.
+        Unavailable: a package is missing, the network is over 2 GiB, or ONNX lacks one of its operations.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
@@ -56,8 +57,7 @@ def to_onnx(
                 verbose=False,
             )
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Unavailable(f"the network cannot be written as ONNX ({reason})") from error
+            raise Unavailable(f"the network cannot be written as ONNX ({first_line(error)})") from error
     if program is None:
         raise Unavailable("torch's exporter gave nothing")
     model = program.model_proto

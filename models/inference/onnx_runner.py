@@ -7,16 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.errors import first_line
 from models.inference.runner import Unavailable
 
 
 class OnnxRunner:
-    """Runs a graph on a CPU, or on CUDA where the installed ONNX Runtime can.
+    """Runs a graph on a CPU, or on CUDA where the installed ONNX Runtime supports it.
 
     Args:
         model: the file, or its bytes.
-        device: "cpu", or a CUDA device.
-        threads: of one call; None takes torch's number.
+        device: a CPU or CUDA device; None is the CPU.
+        threads: for each call; None takes torch's number.
 
     Raises:
         Unavailable: ONNX Runtime is missing, cannot read the graph, or has no support for the device.
@@ -34,7 +35,7 @@ class OnnxRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.inter_op_num_threads = 1
-        # Idle threads that spin would take the cores from those that decode images.
+        # Spinning idle threads would take cores away from the threads that decode images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
@@ -42,8 +43,7 @@ class OnnxRunner:
                 model if isinstance(model, bytes) else str(model), options, _providers(device)
             )
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise Unavailable(f"ONNX Runtime cannot run the graph ({reason})") from error
+            raise Unavailable(f"ONNX Runtime cannot run the graph ({first_line(error)})") from error
         (graph_input,) = self._session.get_inputs()
         self._input: str = graph_input.name
         self.takes_pixels: bool = graph_input.type == "tensor(uint8)"

@@ -1,4 +1,4 @@
-"""The network with the normalization of pixels in front, for exported graphs that take uint8 images."""
+"""A network that normalizes pixels itself, for exported graphs that take uint8 images."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ from models.preprocess import Preprocess
 class PixelNetwork(nn.Module):
     """Normalizes pixels, then embeds.
 
-    Decoding, turning upright, converting and resizing stay outside: the input is what
-    ``Preprocess.tensor(Preprocess.open(image))`` gives.
+    Decoding, rotation, conversion and resizing stay outside: the input is
+    ``Preprocess.tensor(Preprocess.open(image))``.
 
     Args:
         network: float32 (B, C, H, W) → (B, dim).
-        preprocess: whose mean and deviation are built in.
+        preprocess: its mean and standard deviation are built in.
 
     Shape: uint8 (B, C, H, W) → (B, dim).
     """
@@ -30,6 +30,6 @@ class PixelNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess.std).mul_(255.0).view(shape))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Embed pixels in 0…255."""
+        """Embed uint8 pixels (B, C, H, W) in 0…255 as (B, dim)."""
         vectors: Tensor = self.network((pixels.float() - self.mean) / self.std)
         return vectors

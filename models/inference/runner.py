@@ -1,21 +1,20 @@
-"""What a backend looks like to the bundle that uses it."""
+"""The interface of a backend."""
 
 from typing import Protocol
 
 from torch import Tensor
 
 
-class Unavailable(Exception):  # noqa: N818  (a reason to take another backend rather than an error)
+class Unavailable(Exception):  # noqa: N818  (a reason to use another backend rather than an error)
     """A backend cannot run this network here; the message says why and what would help."""
 
 
 class Runner(Protocol):
-    """A network made ready by a backend; may be called from several threads.
+    """A network prepared by a backend; may be called from several threads.
 
     Attributes:
         name: of the backend: "eager", "compiled" or "onnx".
-        takes_pixels: whether it takes uint8 pixels and normalizes them itself, instead of the network's float
-            input.
+        takes_pixels: whether it takes uint8 pixels and normalizes them itself, instead of float32 input.
     """
 
     @property

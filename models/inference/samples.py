@@ -1,4 +1,4 @@
-"""Images made of random numbers, for checks that must not wait for data."""
+"""Random images, for checks without data."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch.nn import functional
 
 
 def sample_pixels(shape: tuple[int, int, int], count: int, seed: int = 0) -> Tensor:
-    """Images with coarse shapes under fine noise: plain noise would leave most of a network's range unused.
+    """Images of coarse shapes with fine noise, which exercise more of a network's range than noise alone.
 
     Args:
         shape: of each image: (channels, height, width).
-        count: how many.
+        count: number of images.
         seed: of the random numbers.
 
     Returns:

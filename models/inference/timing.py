@@ -1,4 +1,4 @@
-"""Which of several runners is fastest: interleaved, so that other work on the machine slows all alike."""
+"""Speed measurements of several runners, interleaved so that other load slows all of them alike."""
 
 import math
 import time
@@ -23,14 +23,17 @@ def measure(
     seconds: float = 0.3,
     clock: Clock = time.perf_counter,
 ) -> Speeds:
-    """Images a second of each runner at each batch size, by the fastest of several calls.
+    """Images per second of each runner at each batch size, by the fastest of several calls.
 
     Args:
         runners: by name.
-        example: the largest batch; smaller ones are its beginning.
+        example: a batch of the largest size; smaller ones are its first rows.
         batches: sizes to measure.
-        seconds: time for each runner and batch size; slow ones take at least five calls.
-        clock: gives seconds.
+        seconds: time for each runner and batch size; slow runners make at least five calls.
+        clock: returns seconds.
+
+    Returns:
+        Images per second by runner and batch size.
     """
     speeds: Speeds = {name: {} for name in runners}
     for size in batches:
@@ -54,7 +57,7 @@ def measure(
 
 
 def fastest(speeds: Speeds) -> str:
-    """The name with the highest geometric mean over the batch sizes: each size counts alike."""
+    """The name with the highest geometric mean over the batch sizes, so that each size counts equally."""
     return max(speeds, key=lambda name: math.prod(speeds[name].values()))
 
 

@@ -1,4 +1,4 @@
-"""Draws of whole classes: bootstrap intervals of a metric, and samples where a set has too many pairs."""
+"""Bootstrap over classes: intervals of metrics, and samples of classes where a set has too many pairs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,10 +11,10 @@ RESAMPLES = 1000
 
 
 def class_draws(classes: int, resamples: int, seed: int) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
-    """Draws classes with replacement.
+    """Draw classes with replacement.
 
     Yields:
-        For each resample how often each class was drawn: int64 (classes,), whose sum is `classes`.
+        For each resample, how often each class was drawn: int64 (classes,) with the sum `classes`.
     """
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
@@ -29,15 +29,15 @@ def intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of means.
+    """Percentile bootstrap intervals of means.
 
-    Queries of one class are alike, so whole classes are drawn, not queries; an interval over queries would be
-    too narrow. With a single class the queries are drawn.
+    Queries of one class are correlated, so whole classes are resampled; resampling queries would make the
+    intervals too narrow. With a single class the queries are resampled.
 
     Args:
         values: metric name to float64 (Q,), one value for each query.
-        classes: int64 (Q,) class of each query.
-        level: probability that an interval is meant to cover.
+        classes: int64 (Q,), the class of each query.
+        level: nominal coverage of an interval.
         resamples: number of draws.
         seed: of the draws; the same seed gives the same draws for every metric and model.
 
@@ -57,11 +57,11 @@ def intervals(
 
 
 def sample_of_classes(codes: Tensor, limit: int, seed: int) -> Tensor:
-    """Draws whole classes while their items are at most `limit`, two classes at least.
+    """Draw whole classes, at least two, as long as their items are at most `limit`.
 
     Args:
-        codes: int64 (N,) class of each item.
-        limit: number of items wanted at most.
+        codes: int64 (N,), the class of each item.
+        limit: maximum number of items.
         seed: of the draw.
 
     Returns:

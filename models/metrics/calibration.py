@@ -1,4 +1,4 @@
-"""Thresholds for chosen false accept rates, with their uncertainty from having seen only some classes."""
+"""Thresholds for given false accept rates, with bootstrap intervals over classes."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from models.metrics.bootstrap import class_draws, sample_of_classes
 from models.metrics.inputs import Labels, as_codes, as_unit_vectors, full_precision, same_codes
 from models.metrics.verification import FARS, HIGHEST, LOWEST, PairHistogram, pair_histogram
 
-FALSE_ACCEPTS_NEEDED = 10  # a rate seen fewer times than this says nothing
+FALSE_ACCEPTS_NEEDED = 10  # with fewer, a rate cannot be estimated
 TAIL_PAIRS = 1_000_000  # the most similar different pairs kept for the bootstrap; larger sets are sampled
 SAME_PAIRS = 500_000
-EQUAL = 1e-6  # similarities in fp32 that differ by less are accepted or refused together
-LARGE_CLASS = 2000  # items; such a class's pairs are sampled
-DEEPER = 2.0  # the kept tail reaches to this many times the rate, so that resamples can move outwards
+EQUAL = 1e-6  # fp32 similarities that differ by less count as equal
+LARGE_CLASS = 2000  # items; the pairs of larger classes are sampled
+DEEPER = 2.0  # the kept tail covers this multiple of the rate, so that resampled thresholds lie within it
 ROWS_AT_ONCE = 256
 
 Array = np.ndarray[Any, Any]
@@ -30,14 +30,14 @@ class Threshold:
     """A calibrated operating point: accept a pair when its cosine similarity reaches `threshold`.
 
     Attributes:
-        far: the false accept rate aimed at.
+        far: the target false accept rate.
         threshold: cosine similarity.
         low: lower end of its 95% interval over classes.
         high: upper end.
         tar: fraction of same pairs accepted at `threshold`.
-        tar_low: lower end of its interval, thresholds moving along.
+        tar_low: lower end of its interval, with the threshold of each resample.
         tar_high: upper end.
-        different_pairs: number of different pairs that it rests on.
+        different_pairs: number of different pairs that it is calibrated on.
     """
 
     far: float
@@ -56,7 +56,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Similarities, descending, and the classes of both items."""
+    """Similarities, descending for different pairs, and the classes of both items."""
 
     similarity: Array
     first: Array
@@ -66,20 +66,20 @@ class _Pairs:
 def calibrate(
     embeddings: Any, labels: Labels, fars: Sequence[float] = FARS, *, resamples: int = 200, seed: int = 0
 ) -> list[Threshold]:
-    """Finds the lowest threshold that keeps each false accept rate over all different pairs of a set.
+    """Find the lowest threshold that keeps each false accept rate over all different pairs of a set.
 
     The interval is a bootstrap over classes: pairs share items and classes, so an interval over pairs would
     be far too narrow. Calibrate on classes that the model was not trained on.
 
     Args:
-        embeddings: (N, dim).
+        embeddings: (N, dim) array or tensor.
         labels: (N,) integers or strings.
         fars: rates in (0, 1).
-        resamples: bootstrap draws.
-        seed: of the draws, and of the sample of classes where the set is too large to keep the pairs.
+        resamples: number of bootstrap draws.
+        seed: of the draws, and of the sample of classes where the set has too many pairs.
 
     Returns:
-        One entry for each rate that the set is large enough to show (at least 10 false accepts), in order.
+        One entry for each rate that the set is large enough to estimate (10 false accepts or more), in order.
 
     Raises:
         InputError: unusable vectors or labels, fewer than two classes, or no two items of one class.
@@ -115,7 +115,7 @@ def _calibrate_one(
     threshold = _lowest_threshold(tail.similarity, np.arange(1, len(tail.similarity) + 1), allowed)
     thresholds, tars = [], []
     for weights in class_draws(len(sizes), resamples, seed):
-        # Two copies of one class are no different pair, hence the subtracted squares.
+        # Two copies of one class are not a different pair, hence the subtracted squares.
         weighted = ((weights @ sizes) ** 2 - ((weights * sizes) ** 2).sum()) / 2
         times = weights.astype(np.int32)
         accepted = np.cumsum(times[tail.first] * times[tail.second])
@@ -138,7 +138,7 @@ def _calibrate_one(
 
 
 def _lowest_threshold(similarity: Array, accepted: Array, allowed: float) -> float:
-    """Lowest of the descending similarities at which at most `allowed` are accepted, all equals included."""
+    """Lowest threshold on the descending similarities that accepts at most `allowed`, counting all equals."""
     if not len(similarity):
         return 1.0
     within = int(np.searchsorted(accepted, allowed, side="right"))
@@ -176,7 +176,7 @@ def _different_tail(vectors: Tensor, codes: Tensor, start: float) -> _Pairs:
 
 
 def _same_pairs(vectors: Tensor, codes: Tensor, seed: int) -> _Pairs:
-    """All pairs of one class, or a random sample of them where there are very many."""
+    """All pairs of items of one class, or a random sample where there are very many."""
     random = torch.Generator().manual_seed(seed)
     firsts, seconds = [], []
     for members in torch.split(torch.argsort(codes, stable=True), torch.bincount(codes).tolist()):

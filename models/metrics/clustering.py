@@ -1,4 +1,4 @@
-"""NMI and AMI: how well k-means clusters of the embeddings agree with the classes. On request: it is slow."""
+"""NMI and AMI: agreement of k-means clusters of the embeddings with the classes."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from models.metrics.inputs import Labels, as_codes, as_unit_vectors, same_codes
 
 
 def clustering_metrics(embeddings: Any, labels: Labels, *, seed: int = 0) -> dict[str, float]:
-    """Clusters unit vectors into as many clusters as there are classes.
+    """Cluster unit vectors by k-means, into as many clusters as there are classes. This is slow.
 
     Args:
         embeddings: (N, dim).
@@ -15,13 +15,13 @@ def clustering_metrics(embeddings: Any, labels: Labels, *, seed: int = 0) -> dic
         seed: of k-means.
 
     Returns:
-        `nmi` (arithmetic normalization) and `ami`, which is corrected for chance and so comparable between
+        `nmi` (arithmetic normalization) and `ami`, which is corrected for chance and so comparable across
         numbers of classes.
 
     Raises:
         InputError: unusable vectors or labels.
     """
-    # Heavy, and needed for this alone.
+    # Slow to import, and only needed here.
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 

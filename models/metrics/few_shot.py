@@ -1,4 +1,4 @@
-"""N-way K-shot accuracy: episodes in which items are recognised among N classes with K examples each."""
+"""N-way K-shot accuracy: items are classified among N classes with K examples each."""
 
 from dataclasses import dataclass
 
@@ -16,15 +16,15 @@ TIE = 1e-6
 
 @dataclass(frozen=True)
 class FewShot:
-    """A protocol.
+    """A few-shot protocol.
 
     Attributes:
-        n_way: classes in an episode.
-        shots: examples of each class.
-        episodes: how many are drawn.
-        queries: items of each class that are recognised in an episode.
-        within: name of the groups that an episode's classes are drawn from (one group an episode); None
-            where they are drawn from all classes.
+        n_way: number of classes in an episode.
+        shots: number of examples of each class.
+        episodes: number of episodes.
+        queries: number of items of each class to classify in an episode.
+        within: name of the groups, where all classes of an episode come from one group; None draws from all
+            classes.
     """
 
     n_way: int = 20
@@ -35,7 +35,7 @@ class FewShot:
 
     @property
     def name(self) -> str:
-        """What tables and conditions call the accuracy, such as `accuracy@20-way-1-shot/alphabet`."""
+        """Name of the accuracy in tables and conditions, such as `accuracy@20-way-1-shot/alphabet`."""
         return f"accuracy@{self.n_way}-way-{self.shots}-shot" + (f"/{self.within}" if self.within else "")
 
 
@@ -55,7 +55,7 @@ class Episodes:
 def draw_episodes(
     labels: Labels, protocol: FewShot, groups: NDArray[np.generic] | None = None, seed: int = 0
 ) -> Episodes:
-    """Draws episodes: a group (each equally likely), N of its classes, and their items, without replacement.
+    """Draw episodes: a group (uniformly), N of its classes, and items of each, without replacement.
 
     Classes with fewer items than shots and queries are left out, and so are groups with fewer than N
     classes.
@@ -67,7 +67,7 @@ def draw_episodes(
         seed: of the draws.
 
     Raises:
-        InputError: numbers below one, a class in two groups, or no N classes of sufficient size.
+        InputError: numbers below one, a class in two groups, or fewer than N classes of sufficient size.
     """
     for name in ("shots", "episodes", "queries"):
         if getattr(protocol, name) < 1:
@@ -96,7 +96,7 @@ def draw_episodes(
 
 
 def _groups(members: list[NDArray[np.int64]], groups: NDArray[np.generic] | None) -> list[NDArray[np.bool_]]:
-    """For each group, bool (classes,): which classes it has."""
+    """For each group, bool (classes,): which classes are in it."""
     if groups is None:
         return [np.ones(len(members), dtype=bool)]
     codes = np.unique(groups, return_inverse=True)[1]
@@ -112,12 +112,12 @@ def _groups(members: list[NDArray[np.int64]], groups: NDArray[np.generic] | None
 def episode_accuracies(embeddings: Tensor, episodes: Episodes) -> Tensor:
     """Accuracy of each episode: the fraction of queries whose own class has the most similar examples.
 
-    A class is represented by the mean of its examples' unit vectors, scaled to length one (one example: by
-    itself), and compared by cosine similarity. A query tied with another class
-    (within 10⁻⁶, what float32 vectors can tell) counts as wrong, so that a collapsed network has accuracy 0.
+    A class is represented by the normalized mean of its examples' unit vectors, and compared by cosine
+    similarity. A tie with another class (within 10⁻⁶, the resolution of float32 vectors) counts as wrong, so
+    that a collapsed network has accuracy 0.
 
     Args:
-        embeddings: float (N, dim), scaled to length one here.
+        embeddings: float (N, dim), normalized here.
         episodes: rows of it.
 
     Returns:
@@ -148,13 +148,13 @@ def few_shot_accuracy(
 ) -> tuple[float, tuple[float, float]]:
     """Mean accuracy over seeded episodes, and its 95% interval.
 
-    The interval, mean ± 1.96 standard errors over episodes, is the one usual in publications: it says how
-    well the mean over all possible episodes *of these classes* is known, not how other classes would do.
+    The interval, mean ± 1.96 standard errors over episodes, is the usual one in publications: it covers the
+    choice of episodes *of these classes*, not the choice of classes.
 
     Args:
         embeddings: float (N, dim).
         labels: (N,) integers or strings.
-        protocol: see `FewShot`.
+        protocol: the protocol.
         groups: (N,) group of each item, for `protocol.within`.
         seed: the same seed draws the same episodes for every model.
 

@@ -1,4 +1,4 @@
-"""Vectors, labels and relevance: what callers hand over (arrays, tensors, lists), checked."""
+"""Checks of vectors and labels (arrays, tensors, lists), and the relevance that labels imply."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,15 +19,15 @@ Labels = Sequence[Any] | np.ndarray[Any, Any] | Tensor
 
 
 def as_unit_vectors(vectors: Any, name: str = "embeddings") -> Tensor:
-    """Checks embeddings and scales every row to length one.
+    """Check embeddings and normalize every row to length one.
 
     Args:
-        vectors: array or tensor (N, dim) of any real type; kept on its device.
-        name: what error messages call it.
+        vectors: array or tensor (N, dim) of any real type; a tensor stays on its device.
+        name: of the vectors in error messages.
 
     Returns:
-        float32 (N, dim), contiguous. Vectors whose length is one already are not copied. A zero vector has no
-        direction; it stays zero, so its similarity to everything is 0.
+        float32 (N, dim), contiguous; not a copy where all lengths are one already. Zero vectors stay zero, so
+        that their similarity to everything is 0.
 
     Raises:
         InputError: not a non-empty matrix of numbers, or a NaN or infinite value (the row is named).
@@ -39,7 +39,7 @@ def as_unit_vectors(vectors: Any, name: str = "embeddings") -> Tensor:
         return matrix
     unit = torch.empty_like(matrix)
     for part, out in zip(torch.split(matrix, ROWS_AT_ONCE), torch.split(unit, ROWS_AT_ONCE), strict=True):
-        exact = part.double()  # its range holds the squares of every fp32 number, and rounding happens once
+        exact = part.double()  # squares of fp32 numbers do not overflow, and rounding happens once
         out.copy_(exact / exact.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny))
     return unit
 
@@ -75,15 +75,15 @@ def _refuse_non_finite(matrix: Tensor, name: str) -> None:
 
 
 def as_codes(labels: Labels, size: int, name: str = "labels") -> np.ndarray[Any, Any]:
-    """Checks labels and returns them as a numpy array of integers or strings, exact at any magnitude.
+    """Check labels and return them as a numpy array of integers or strings, exact at any magnitude.
 
     Args:
         labels: (N,) integers (Python, numpy, tensor) or strings.
-        size: N that is expected.
-        name: what error messages call it.
+        size: the expected N.
+        name: of the labels in error messages.
 
     Raises:
-        InputError: wrong length, or labels that cannot be told apart reliably (floats, None).
+        InputError: wrong length, or labels that are not reliably distinct (fractional or large floats, None).
     """
     array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if array.shape != (size,):
@@ -107,7 +107,7 @@ def as_codes(labels: Labels, size: int, name: str = "labels") -> np.ndarray[Any,
 
 
 def same_codes(*labels: np.ndarray[Any, Any]) -> list[Tensor]:
-    """Numbers the labels of several sets 0, 1, 2, … in one common list.
+    """Number the labels of several sets 0, 1, 2, … with common numbers.
 
     Returns:
         One int64 tensor for each set, of its shape.
@@ -123,10 +123,10 @@ def same_codes(*labels: np.ndarray[Any, Any]) -> list[Tensor]:
 
 
 class Relevance(Protocol):
-    """What the neighbour engine asks about matches."""
+    """Which gallery items match which queries."""
 
     counts: Tensor
-    """int64 (queries,): relevant gallery items of each query, the query itself not counted."""
+    """int64 (queries,): number of relevant gallery items of each query, without the query itself."""
 
     def match(self, rows: Tensor, index: Tensor) -> Tensor:
         """Bool (B, k): whether gallery item `index[b, j]` is relevant to query `rows[b]`."""
@@ -136,10 +136,10 @@ class Relevance(Protocol):
 
 
 class SameLabel:
-    """An item is relevant when its label equals the query's."""
+    """Relevance by equal labels."""
 
     def __init__(self, queries: Tensor, gallery: Tensor, *, self_index: Tensor | None) -> None:
-        """Takes int64 codes (queries,) and (gallery,), and each query's own place in the gallery, if any."""
+        """Take int64 codes (queries,) and (gallery,), and each query's position in the gallery, if any."""
         size = int(max(queries.max(), gallery.max())) + 1
         self.queries, self.gallery = queries, gallery
         self.counts = torch.bincount(gallery, minlength=size)[queries]
@@ -156,10 +156,10 @@ class SameLabel:
 
 
 class SharedLabel:
-    """An item is relevant when its label set and the query's have an element in common."""
+    """Relevance by a common element of label sets."""
 
     def __init__(self, queries: Tensor, gallery: Tensor, *, self_index: Tensor | None) -> None:
-        """Takes label sets as bit masks, int64 (queries, words) and (gallery, words)."""
+        """Take label sets as bit masks, int64 (queries, words) and (gallery, words)."""
         self.queries, self.gallery = queries, gallery
         rows = torch.arange(len(queries), device=queries.device)
         self.counts = torch.cat([self.against_all(part).sum(dim=1) for part in torch.split(rows, 256)])
@@ -182,7 +182,7 @@ class SharedLabel:
 
 
 def is_label_sets(labels: Any) -> bool:
-    """Whether every item carries a collection of labels instead of one label."""
+    """Whether each item has a collection of labels instead of one label."""
     return (
         isinstance(labels, Sequence)
         and not isinstance(labels, str)
@@ -200,14 +200,14 @@ def relevance_of(
     self_index: Tensor | None,
     device: torch.device,
 ) -> Relevance:
-    """Builds the rule from labels as callers give them.
+    """Build the relevance from callers' labels.
 
     Args:
         labels: one label, or one collection of labels, for each query.
         gallery_labels: the same for the gallery; None where the queries are the gallery.
-        sizes: numbers of queries and gallery items that are expected.
-        self_index: int64 (queries,) place of each query in the gallery, None where they are apart.
-        device: where the codes shall lie.
+        sizes: expected numbers of queries and gallery items.
+        self_index: int64 (queries,), the position of each query in the gallery; None where they are separate.
+        device: of the codes.
 
     Raises:
         InputError: see `as_codes`.
@@ -244,7 +244,7 @@ def _bit_masks(queries: Any, gallery: Any, sizes: tuple[int, int]) -> tuple[Tens
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Plain fp32 products inside: no autocast, no TF32 or bfloat16 in place of float32."""
+    """Full fp32 matrix products inside the block: no autocast, no TF32 or bfloat16."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,21 +1,20 @@
-"""The exact neighbour engine: ranks a gallery for every query, block by block, under a byte budget.
+"""The exact neighbour engine: ranks a gallery for every query, block by block, within a memory budget.
 
-Similarity is cosine. The ranking is the one that double-precision similarities of the fp32 vectors give,
-whatever the block size, the thread count or the device; fp32 matrix products only preselect:
+Similarity is cosine. The ranking is that of double-precision similarities of the fp32 vectors, whatever the
+block size, the thread count or the device; fp32 matrix products only preselect candidates:
 
 1. One fp32 product gives the similarities of a block of queries to the whole gallery. Its error is at most
    `d * 2**-24` for unit vectors of dimension d (in any order of summation), so two similarities further apart
    than twice that are in their true order.
 2. The `k` best of a row are found through the maxima of short chunks of the row, which reads memory once
    where a general top-k would sort. A few more than k are taken (`SPARE`).
-3. Rows in which a match and a non-match lie closer than that bound are scored again in double precision, over
-   the candidates alone; rows whose spare candidates all lie within the bound of the k-th are ranked in double
-   precision over the whole gallery.
+3. Rows in which a match and a non-match lie closer than that bound are rescored in double precision over the
+   candidates; rows whose spare candidates all lie within the bound of the k-th are ranked in double precision
+   over the whole gallery.
 
-Ties: two similarities within `TIE` (double precision's rounding, so identical vectors always tie) are tied,
-and a non-match that is tied with a match ranks before it. Recall that depends on the order in which a file
-lists its duplicates is luck; this is its lower bound. A query is left out of its own ranking by its index,
-never by its rank.
+Ties: similarities within `TIE` (the rounding of double precision, so identical vectors always tie) are equal,
+and a non-match ranks before a match that it is tied with. Recall is thus a lower bound that does not depend
+on the order of duplicates. A query is excluded from its own ranking by its index, not by its rank.
 """
 
 import math
@@ -31,8 +30,8 @@ from models.metrics.inputs import Relevance, full_precision
 TIE = 1e-12
 SPARE = 8
 CHUNK = 64
-DENSE_FROM = 1 / 64  # of the gallery wanted per query: from there on double precision throughout is cheaper
-MOST_ROWS = 1024  # larger blocks make the product no faster
+DENSE_FROM = 1 / 64  # share of the gallery per query above which double precision throughout is cheaper
+MOST_ROWS = 1024  # larger blocks do not make the product faster
 COLUMNS_AT_ONCE = 8192
 RESCORE_BYTES = 16 * 2**20
 
@@ -42,12 +41,12 @@ class Ranking:
     """The best gallery items of a block of queries.
 
     Attributes:
-        rows: int64 (B,) numbers of the queries.
-        index: int64 (B, k) gallery items, best first; items of equal relevance closer than fp32's error are
-            in no particular order.
-        similarity: float64 (B, k) cosine similarities, accurate to fp32 at least.
-        hits: bool (B, k) whether each is relevant.
-        tied: bool (B,) whether the order of `hits` depends on how ties are resolved.
+        rows: int64 (B,), numbers of the queries.
+        index: int64 (B, k), gallery items, best first; the order of items of equal relevance within the error
+            of fp32 is arbitrary.
+        similarity: float64 (B, k), cosine similarities, at least as accurate as fp32.
+        hits: bool (B, k), whether each is relevant.
+        tied: bool (B,), whether the order of `hits` depends on how ties are resolved.
     """
 
     rows: Tensor
@@ -60,7 +59,7 @@ class Ranking:
 class NeighbourEngine:
     """Exact rankings of one gallery for many queries."""
 
-    preselects = True  # whether fp32 inner products bound what `_double_similarity` returns
+    preselects = True  # whether fp32 inner products approximate `_double_similarity`
 
     def __init__(
         self,
@@ -71,18 +70,18 @@ class NeighbourEngine:
         self_index: Tensor | None,
         memory_budget: int,
     ) -> None:
-        """Prepares a search.
+        """Prepare a search.
 
         Args:
             queries: float32 (Q, d) unit vectors.
             gallery: float32 (N, d) unit vectors on the same device.
             relevance: which gallery items match which queries.
-            self_index: int64 (Q,) each query's own place in the gallery, left out of its ranking; None where
-                queries and gallery are apart.
-            memory_budget: bytes of working memory beside the vectors.
+            self_index: int64 (Q,), each query's position in the gallery, excluded from its ranking; None
+                where queries and gallery are separate.
+            memory_budget: bytes of working memory besides the vectors.
 
         Raises:
-            InputError: the gallery has nothing to rank, or the budget does not hold one row.
+            InputError: dimensions differ, the gallery has nothing to rank, or the budget is below one row.
         """
         if queries.shape[1] != gallery.shape[1]:
             raise InputError(
@@ -104,11 +103,11 @@ class NeighbourEngine:
         self._buffer: Tensor | None = None
 
     def rank(self, rows: Tensor, depths: Tensor) -> Iterator[Ranking]:
-        """Ranks the gallery for some queries, those that need the deepest rankings first.
+        """Rank the gallery for some queries, those with the deepest rankings first.
 
         Args:
-            rows: int64 (B,) numbers of the queries.
-            depths: int64 (B,) how many neighbours each needs at least; a block gets its deepest query's.
+            rows: int64 (B,), numbers of the queries.
+            depths: int64 (B,), minimum number of neighbours of each; a block has that of its deepest query.
 
         Yields:
             Rankings that together hold every row once.
@@ -125,7 +124,7 @@ class NeighbourEngine:
             start += len(block)
 
     def first_match_rank(self, rows: Tensor) -> Tensor:
-        """Rank (1 = best) of the first relevant item among the whole gallery, for queries that have one.
+        """Rank (1 = best) of the first relevant item in the whole gallery, for queries that have one.
 
         Args:
             rows: int64 (B,).
@@ -152,7 +151,7 @@ class NeighbourEngine:
         return 4 * self.size + 8 * (self.size // CHUNK + CHUNK) + candidates * (CHUNK * 12 * 2 + 96)
 
     def _dense(self, rows: Tensor, depth: int) -> Ranking:
-        """Ranks in double precision over the whole gallery."""
+        """Rank in double precision over the whole gallery."""
         similarity = self._double_similarity(rows)
         match = self.relevance.against_all(rows)
         key = similarity - self.tie * match
@@ -174,7 +173,7 @@ class NeighbourEngine:
         return similarity
 
     def _select(self, rows: Tensor, depth: int) -> Ranking:
-        """Ranks by fp32 preselection, in double precision where that is not certain."""
+        """Rank by fp32 preselection, and in double precision where the order is uncertain."""
         candidates = depth + 1 + SPARE
         values, index = self._best(self._single_similarity(rows), candidates)
         least = values[:, -1]  # nothing outside the candidates is above it
@@ -193,7 +192,7 @@ class NeighbourEngine:
         for part in torch.split(unsure.nonzero().flatten(), self._rescore_rows(candidates)):
             _put(result, part, self._rescore(rows[part], index[part], hits[part], depth))
         for part in torch.split(crowded.nonzero().flatten(), max(1, self._rows_within(self._dense_bytes()))):
-            self._buffer = None  # double precision rows take the budget of the single precision ones
+            self._buffer = None  # the double precision rows need its share of the budget
             _put(result, part, self._dense(rows[part], depth))
         return result
 
@@ -224,7 +223,7 @@ class NeighbourEngine:
         return max(1, RESCORE_BYTES // (candidates * self.queries.shape[1] * 12))
 
     def _rescore(self, rows: Tensor, index: Tensor, hits: Tensor, depth: int) -> Ranking:
-        """Ranks candidates (B, C) in double precision."""
+        """Rank candidates (B, C) in double precision."""
         vectors = self.gallery[index].double()
         similarity = (vectors @ self.queries[rows].double()[:, :, None]).squeeze(2)
         if self.self_index is not None:

@@ -1,8 +1,7 @@
 """k-reciprocal re-ranking (Zhong et al., 2017): items that share their mutual neighbours come first.
 
-It looks at all queries and the whole gallery, so its figures are not those of a search for one image; report
-them beside the plain ones, never in their place. Distances are (1 - cosine) / 2, without the scaling of
-each column by its maximum that the paper has.
+It uses all queries and the whole gallery, so its metrics are not those of a search for one image: report them
+beside the plain ones. Distances are (1 - cosine) / 2; the paper also divides each column by its maximum.
 """
 
 from typing import Any
@@ -15,14 +14,14 @@ from models.metrics.inputs import Relevance, full_precision
 from models.metrics.neighbours import NeighbourEngine
 
 NEIGHBOURS, EXPANSION, PLAIN_WEIGHT = 20, 6, 0.3  # the paper's k1, k2 and lambda
-AGREEMENT = 2 / 3  # fraction of a neighbour's neighbours that must be mutual for them to be taken in
+AGREEMENT = 2 / 3  # share of a neighbour's neighbours that must be shared for them to be added
 ROWS_AT_ONCE = 256
 
 Array = np.ndarray[Any, Any]
 
 
 class ReciprocalEngine(NeighbourEngine):
-    """Ranks by a mix of the Jaccard distance of mutual neighbourhoods and the plain distance."""
+    """Ranks by a weighted sum of the Jaccard distance of mutual neighbourhoods and the plain distance."""
 
     preselects = False
 
@@ -35,7 +34,7 @@ class ReciprocalEngine(NeighbourEngine):
         self_index: Tensor | None,
         memory_budget: int,
     ) -> None:
-        """See `NeighbourEngine`; the neighbourhoods take about a kilobyte an item beside the budget."""
+        """See `NeighbourEngine`; the neighbourhoods take about a kilobyte per item besides the budget."""
         super().__init__(queries, gallery, relevance, self_index=self_index, memory_budget=memory_budget)
         items = gallery if self_index is not None else torch.cat([gallery, queries])
         encoded = _mutual_neighbours(*_nearest(items))
@@ -57,7 +56,7 @@ class ReciprocalEngine(NeighbourEngine):
 
 
 def _nearest(items: Tensor) -> tuple[Array, Array]:
-    """Nearest items of each, the item itself among them: int64 (N, k1 + 1) and distances in [0, 1]."""
+    """Nearest items of each, with the item itself: int64 (N, k1 + 1), and their distances in [0, 1]."""
     count = min(NEIGHBOURS + 1, len(items))
     indices, distances = [], []
     for part in torch.split(items, ROWS_AT_ONCE):
@@ -69,8 +68,8 @@ def _nearest(items: Tensor) -> tuple[Array, Array]:
 
 
 def _mutual_neighbours(nearest: Array, distance: Array) -> Any:
-    """Sparse (N, N) matrix whose rows weigh an item's expanded mutual neighbourhood and sum to one."""
-    # Heavy, and needed for this alone.
+    """Sparse (N, N) matrix: each row has the weights of an item's expanded neighbourhood, with sum one."""
+    # Slow to import, and only needed here.
     from scipy import sparse
 
     size = len(nearest)
@@ -92,7 +91,7 @@ def _mutual_neighbours(nearest: Array, distance: Array) -> Any:
         shape=(size, size),
     )
     weight = np.asarray(known[row, column]).ravel()
-    # Items taken in through a neighbour may lie outside the list of nearest ones: they weigh as its last.
+    # Items added through a neighbour may not be among the nearest: they get the weight of the last of these.
     weight = np.where(weight > 0, weight, np.exp(-distance[row, -1]))
     encoded = sparse.csr_matrix((weight, (row, column)), shape=(size, size))
     encoded = sparse.diags(1 / np.asarray(encoded.sum(axis=1)).ravel()) @ encoded
@@ -108,7 +107,7 @@ def _mutual_neighbours(nearest: Array, distance: Array) -> Any:
 
 
 def _mutual(nearest: Array) -> list[Array]:
-    """For each item those of its nearest that have it among theirs, the item itself included."""
+    """For each item, those of its nearest that also have it among their nearest, with the item itself."""
     size, count = nearest.shape
     pairs = np.repeat(np.arange(size), count) * size + nearest.ravel()
     back = nearest.ravel() * size + np.repeat(np.arange(size), count)

@@ -1,7 +1,7 @@
-"""Retrieval metrics over a whole set: exact, under a byte budget, the same on any number of processes.
+"""Retrieval metrics over a whole set: exact, within a memory budget, the same on any number of processes.
 
-The metrics take `hits`, bool (queries, ranks), best neighbour first, and give float64 (queries,). `relevant`,
-int64 (queries,), is R of each query: how many items of the gallery match, at least 1.
+The metrics take `hits`, bool (queries, ranks), best neighbour first, and return float64 (queries,).
+`relevant`, int64 (queries,), is R of each query: the number of matching gallery items, at least 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,10 +31,10 @@ class RetrievalResult:
     """Metrics of every query.
 
     Attributes:
-        rows: int64 (Q,) which queries were evaluated, ascending.
+        rows: int64 (Q,), the evaluated queries, ascending.
         values: metric name (`recall@1`, `map@r`, …) to float64 (Q,).
-        tied: bool (Q,) queries whose neighbours depend on how ties are resolved.
-        excluded: number of queries without any match in the gallery, left out.
+        tied: bool (Q,), queries whose neighbours depend on how ties are resolved.
+        excluded: number of queries that were left out because nothing in the gallery matches.
     """
 
     rows: Tensor
@@ -78,7 +78,7 @@ def map_at_r(hits: Tensor, relevant: Tensor) -> Tensor:
 
     The sum over ranks i <= R of (precision@i where rank i matches), divided by R. With `hits` [[1, 0, 1, 1]],
     which must have at least R ranks, and R = 3 it is (1/1 + 2/3) / 3 = 5/9. Unlike R-precision it rewards
-    matches that come early; unlike recall@1 it looks at all of them.
+    early matches; unlike recall@1 it counts all of them.
     """
     counted = _first_r(hits, relevant).double()
     precision = counted.cumsum(dim=1) / (torch.arange(hits.shape[1], device=hits.device) + 1)
@@ -107,9 +107,9 @@ def retrieval_metrics(
     """Exact recall@k, MAP@R, R-precision and more, as plain floats.
 
     Args:
-        embeddings: (N, dim) array or tensor; scaled to unit length here.
+        embeddings: (N, dim) array or tensor; normalized to unit length here.
         labels: (N,) integers or strings, or one collection of labels for each item.
-        ks: depths of the metrics that have one.
+        ks: depths of recall, precision and nDCG.
         **options: see `evaluate_retrieval`.
 
     Returns:
@@ -140,27 +140,27 @@ def evaluate_retrieval(
 ) -> RetrievalResult:
     """Exact retrieval metrics of every query.
 
-    Every item is a query against all others; with a gallery, against the gallery. Similarity is cosine. Ties
-    are resolved against the model; queries without a match in the gallery are left out and counted.
+    Every item is a query against all others, or against the gallery where one is given. Similarity is cosine.
+    Ties are resolved against the model; queries without a match in the gallery are excluded and counted.
 
     Args:
         embeddings: (N, dim) array or tensor of queries; the computation runs on its device.
         labels: (N,) integers or strings, or one collection of labels for each item (then one label in common
             makes a match).
         ks: depths of recall, precision and nDCG.
-        gallery_embeddings: (M, dim) where the gallery is another set.
-        gallery_labels: (M,) its labels.
-        metrics: which to compute.
-        max_queries: evaluate a random sample of that many queries (of those with a match), against the full
-            gallery; the result is an estimate, so quote its interval (`models.metrics.bootstrap`).
+        gallery_embeddings: (M, dim), where the gallery is a separate set.
+        gallery_labels: (M,), its labels.
+        metrics: metrics to compute.
+        max_queries: evaluate a random sample of so many queries with a match, against the full gallery; the
+            result is an estimate, so report its interval (`models.metrics.bootstrap`).
         rerank: rank by k-reciprocal neighbours instead of the plain similarity (`models.metrics.reranking`).
         seed: of that sample.
-        memory_budget: bytes of working memory, besides the vectors as fp32 at unit length.
-        distributed: share the queries among the ranks of torch.distributed's default group; every rank passes
-            the same arguments and gets the same result.
+        memory_budget: bytes of working memory, besides the normalized fp32 vectors.
+        distributed: divide the queries among the ranks of torch.distributed's default group; every rank
+            passes the same arguments and gets the same result.
         progress: called with (queries done, queries in all) on this rank.
-        on_block: called with each block's ranking, at least max(ks) deep as far as the gallery goes, for
-            callers that want the neighbours themselves.
+        on_block: called with each block's ranking, at least max(ks) deep where the gallery is so large, for
+            callers that need the neighbours.
 
     Raises:
         InputError: unusable vectors, labels or options; the message says which.
@@ -217,7 +217,7 @@ def _slice_of_this_rank(depths: Tensor) -> Tensor:
         depths: int64 (Q,) cost of each query.
 
     Returns:
-        int64 positions, of different lengths on different ranks: nothing is padded, so nothing counts twice.
+        int64 positions; lengths differ between ranks, since nothing is padded and counted twice.
     """
     if not dist.is_initialized():
         return torch.arange(len(depths), device=depths.device)
@@ -252,7 +252,7 @@ def _block_values(
 
 
 def _first_match(block: Ranking, engine: NeighbourEngine) -> Tensor:
-    """Rank of the first match; beyond the block's depth the whole gallery is counted."""
+    """Rank of the first match; where it is beyond the block's depth, the whole gallery is ranked."""
     first = block.hits.int().argmax(dim=1) + 1
     missing = ~block.hits.any(dim=1)
     if bool(missing.any()):

@@ -1,4 +1,4 @@
-"""Verification: are two images of the same class? Rates over listed pairs, or over all pairs of a set."""
+"""Verification (do two images show the same class?): metrics over listed pairs, or all pairs of a set."""
 
 import math
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Roc:
 
 
 def roc_curve(similarity: Any, same: Any) -> Roc:
-    """The curve through every distinct similarity.
+    """The ROC curve with every distinct similarity as a threshold.
 
     Equals scikit-learn's `roc_curve(same, similarity, drop_intermediate=False)`.
 
@@ -50,7 +50,7 @@ def roc_curve(similarity: Any, same: Any) -> Roc:
         same: (pairs,) true where both images show the same class.
 
     Raises:
-        InputError: lengths differ, a NaN, or pairs of one kind only.
+        InputError: lengths differ, a similarity is NaN, or all pairs are of one kind.
     """
     scores, labels = np.asarray(similarity, dtype=np.float64), np.asarray(same).astype(bool)
     if scores.ndim != 1 or scores.shape != labels.shape:
@@ -64,7 +64,7 @@ def roc_curve(similarity: Any, same: Any) -> Roc:
 
 
 def _roc_from_counts(thresholds: Any, same: Any, different: Any) -> Roc:
-    """The curve from accepted counts.
+    """The ROC curve from counts of accepted pairs.
 
     Args:
         thresholds: float64 (T,) descending.
@@ -96,7 +96,7 @@ def auc(roc: Roc) -> float:
 
 
 def equal_error_rate(roc: Roc) -> float:
-    """Where false accepts and rejects are equally frequent, on the line between two thresholds."""
+    """The rate at which false accepts and false rejects are equal, interpolated between two thresholds."""
     gap = roc.far - (1 - roc.tar)  # ascends from -1 to 1
     after = int(np.argmax(gap >= 0))
     before = max(after - 1, 0)
@@ -109,7 +109,7 @@ def tar_at_far(roc: Roc, far: float) -> float:
     """The highest true accept rate whose false accept rate does not exceed `far`.
 
     Returns:
-        A rate, or NaN where there are fewer than 1/`far` different pairs, which cannot show such a rate.
+        A rate, or NaN with fewer than 1/`far` different pairs, too few to estimate it.
     """
     if roc.different * far < 1 - 1e-9:
         return math.nan
@@ -119,9 +119,9 @@ def tar_at_far(roc: Roc, far: float) -> float:
 def d_prime(
     mean_same: float, mean_different: float, variance_same: float, variance_different: float
 ) -> float:
-    """How far the similarities of same and different pairs lie apart, in standard deviations.
+    """Distance between the mean similarities of same and different pairs, in standard deviations.
 
-    (mean of same - mean of different) / sqrt of the mean of the two variances; infinite without spread.
+    That is (mean of same - mean of different) / sqrt(mean of the two variances); infinite without variance.
     """
     spread = math.sqrt((variance_same + variance_different) / 2)
     gap = mean_same - mean_different
@@ -131,12 +131,12 @@ def d_prime(
 
 
 def fold_accuracy(similarity: Any, same: Any, folds: Any) -> tuple[float, float]:
-    """Accuracy by LFW's protocol (Huang et al., 2007): of each fold at the threshold best on all others.
+    """Accuracy by LFW's protocol (Huang et al., 2007): each fold at the best threshold of all others.
 
     Args:
         similarity: (pairs,) numbers.
         same: (pairs,) true where both images show the same class.
-        folds: (pairs,) number of each pair's fold.
+        folds: (pairs,) each pair's fold number.
 
     Returns:
         Mean and standard error of the mean over the folds.
@@ -154,7 +154,7 @@ def fold_accuracy(similarity: Any, same: Any, folds: Any) -> tuple[float, float]
         curve = roc_curve(scores[~held_out], labels[~held_out])
         right = curve.tar * curve.same + (1 - curve.far) * curve.different
         best = int(np.argmax(right))
-        # Halfway to the next lower similarity: the largest margin on both sides.
+        # Halfway to the next lower similarity, for the largest margin on both sides.
         threshold = curve.thresholds[best : best + 2].mean()
         accuracies.append(float(((scores[held_out] >= threshold) == labels[held_out]).mean()))
     return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1) / math.sqrt(len(names)))
@@ -197,7 +197,7 @@ class PairHistogram:
 
 @torch.no_grad()
 def pair_histogram(embeddings: Any, labels: Labels) -> PairHistogram:
-    """Counts every unordered pair of different items once.
+    """Count every unordered pair of distinct items once.
 
     Args:
         embeddings: (N, dim); the computation runs on its device.
@@ -217,7 +217,7 @@ def pair_histogram(embeddings: Any, labels: Labels) -> PairHistogram:
 
 
 def _bins(vectors: Tensor, codes: Tensor, start: int, stop: int) -> Tensor:
-    """Bins of the pairs of rows [start, stop) and later rows; pairs seen twice go to a spare bin."""
+    """Bins of the pairs of rows [start, stop) with later rows; duplicate pairs go to a spare bin."""
     with full_precision(vectors.device):
         similarity = vectors[start:stop] @ vectors[start:].T
     bins = ((similarity - LOWEST) * (BINS / (HIGHEST - LOWEST))).long().clamp_(0, BINS - 1)
@@ -236,7 +236,7 @@ def pair_similarity(first: Any, second: Any) -> np.ndarray[Any, np.dtype[np.floa
 
 
 def verification_metrics(similarity: Any, same: Any, folds: Any = None) -> dict[str, float]:
-    """Every verification metric of a list of pairs.
+    """All verification metrics of a list of pairs.
 
     Args:
         similarity: (pairs,) numbers, higher is more alike.
@@ -244,8 +244,8 @@ def verification_metrics(similarity: Any, same: Any, folds: Any = None) -> dict[
         folds: (pairs,) fold numbers, for the accuracy by LFW's protocol.
 
     Returns:
-        `auc`, `eer`, `d_prime`, `tar@far=0.1` … as far as the pairs can show them, `same_pairs`,
-        `different_pairs`; with folds `accuracy` and `accuracy_standard_error`.
+        `auc`, `eer`, `d_prime`, `tar@far=0.1` … for rates that the pairs suffice for, `same_pairs`,
+        `different_pairs`; with folds also `accuracy` and `accuracy_standard_error`.
 
     Raises:
         InputError: see `roc_curve` and `fold_accuracy`.
@@ -270,7 +270,7 @@ def all_pairs_metrics(pairs: PairHistogram) -> dict[str, float]:
 
 
 def _rates(curve: Roc) -> dict[str, float]:
-    """AUC, EER, TAR at the false accept rates that the number of pairs can show, and the counts of pairs."""
+    """AUC, EER, TAR at the false accept rates that the pairs suffice for, and the numbers of pairs."""
     tars = {f"tar@far={far:g}": tar_at_far(curve, far) for far in FARS}
     return {
         "auc": auc(curve),

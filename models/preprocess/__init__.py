@@ -1,6 +1,6 @@
-"""From bytes to the network's input: the one place where inference decodes, resizes and normalizes images.
+"""Preprocessing for inference: decoding, resizing and normalizing images.
 
-The settings travel inside the bundle, so evaluation and the server see exactly what training saw.
+The settings are stored in the bundle, so that evaluation and the server see exactly what training saw.
 """
 
 from models.preprocess.decode import (

@@ -1,4 +1,4 @@
-"""The part of an image that shows something, for characters and products on a plain background."""
+"""Cropping to the content of an image, for characters and products on a plain background."""
 
 import math
 
@@ -7,27 +7,29 @@ from PIL import Image
 
 from models.preprocess.decode import DecodeLimits, ImageError
 
-# Longest side at which content is looked for, in pixels; larger images are shrunk to less than twice that.
+# Longest side, in pixels, at which content is searched for; larger images are shrunk to less than twice that.
 _SEARCHED = 1024
 
 
 def content_box(image: Image.Image, height: int = 1, width: int = 1) -> Image.Image:
-    """Cut out a box around an image's content, filled with the background where the box sticks out.
+    """Cut out a box around an image's content; outside the image it is filled with the background colour.
 
-    The background is the median colour of the image's outermost pixels; content is what differs from it, in
-    any channel, by more than half of the largest difference: it is found on white paper as on a black board.
-    The box is centred on it, so that position on the page no longer matters. The side of a square one is the
-    geometric mean of the content's and the image's longest sides, so that differences in size shrink to their
-    root: they come mostly from the hand or the camera, but tell some classes apart. An image of one colour
-    has no content and is kept whole.
+    The background is the median colour of the outermost pixels; content differs from it, in any channel, by
+    more than half of the largest difference, on light and dark backgrounds alike. The box is centred on the
+    content, so that its position does not matter. The side of a square box is the geometric mean of the
+    content's and the image's longest sides, so that differences in size shrink to their square root: most
+    come from the writer or the camera, but some distinguish classes. An image of one colour is kept whole.
 
     Args:
         image: of mode "L" or "RGB".
-        height: of the box; only its ratio to the width counts.
+        height: of the box; only its ratio to the width matters.
         width: likewise.
 
+    Returns:
+        The crop, in the mode of the image, not resized.
+
     Raises:
-        ImageError: the image is so elongated that the box would not fit the limits of an image.
+        ImageError: the image is so elongated that the box would exceed the limits on pixels.
     """
     shrunk = max(1, max(image.size) // _SEARCHED)
     pixels = np.asarray(image.reduce(shrunk))

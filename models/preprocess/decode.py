@@ -21,28 +21,28 @@ WHITE = 65535  # of 16-bit grey
 
 _log = logging.getLogger(__name__)
 
-# Pillow knows some fifty formats; each one is attack surface that no user of photographs needs.
-# Which of them this build of Pillow has depends on its libraries.
+# Pillow reads some fifty formats; those that photographs do not need would only add attack surface.
+# Some of these are missing from builds of Pillow without their libraries.
 Image.init()
 FORMATS = tuple(
     name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if name in Image.OPEN
 )
 
-# Odd EXIF and TIFF tags are no concern of the user's. (A filter around each call would not be thread-safe.)
+# Users need no warnings about odd EXIF and TIFF tags. (A filter around each call would not be thread-safe.)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-# What Pillow's decoders raise on broken files, besides its own UnidentifiedImageError (an OSError).
+# Exceptions of Pillow's decoders on broken files, besides its own UnidentifiedImageError (an OSError).
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError)
 
 
 class ImageError(InputError):
-    """An image that cannot be used: unreadable, not an image, truncated, or over a limit."""
+    """An unusable image: unreadable, not an image, truncated, or over a limit."""
 
 
 class EncodedImage(bytes):
-    """The encoded bytes of one image that several are to see: `decode_image` decodes them once for all.
+    """The encoded bytes of an image that several models embed: `decode_image` keeps what it decoded.
 
-    A JPEG is decoded once for each of its scales, and once for each colour mode, that is asked for.
+    A JPEG is decoded once for each scale and colour mode that is requested.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -52,11 +52,11 @@ class EncodedImage(bytes):
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What is refused before any decoding happens.
+    """Limits that are checked before decoding.
 
     Attributes:
         max_bytes: Largest encoded file, in bytes.
-        max_pixels: Largest width × height, read from the header.
+        max_pixels: Largest width × height in the header, in pixels.
     """
 
     max_bytes: int = 32 * 2**20
@@ -64,7 +64,7 @@ class DecodeLimits:
 
 
 def read_limited(path: Path, limits: DecodeLimits) -> bytes:
-    """Read a file, refusing one that is over the byte limit without reading it.
+    """Read a file that is within the limit on bytes.
 
     Raises:
         ImageError: The file is missing, unreadable or too large.
@@ -81,23 +81,23 @@ def read_limited(path: Path, limits: DecodeLimits) -> bytes:
 
 
 def upright(image: Image.Image, mode: ColorMode, white_level: int = WHITE) -> Image.Image:
-    """Turn an opened image upright and convert any Pillow mode to ``mode``.
+    """Apply the EXIF rotation and convert an image of any Pillow mode to ``mode``.
 
-    Transparency lies on white. Grey of more than 8 bits is scaled by what its mode says, never by the largest
-    value of the image, so that all images of one camera get the same scale; what lies outside is clipped.
+    Transparency is laid on white. Grey of more than 8 bits is scaled by its white level, never by the largest
+    value in the image, so that all images of a camera have the same scale; values above are clipped.
 
     Args:
         image: Of any mode.
         mode: Of the result.
-        white_level: Value that is white in grey images of integers with more than 8 bits. Where the file says
-            its own (the maximum in a PGM's header, a TIFF of fewer than 16 bits), that counts.
+        white_level: Value of white in integer grey images of more than 8 bits, unless the file states it (the
+            maximum in a PGM's header, a TIFF of 12 bits).
     """
     level = 1 if image.mode == "F" else _own_white(image) or white_level
     image = ImageOps.exif_transpose(image)
     if image.mode == mode:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion clips at 255, which turns 16-bit scans white, and float images black.
+        # Pillow's own conversion clips at 255, which turns 16-bit scans white and float images black.
         if image.mode == "F":
             _warn_of_floats()
         grey = np.clip(np.nan_to_num(np.asarray(image, dtype=np.float32)), 0, level) * 255 / level
@@ -110,9 +110,9 @@ def upright(image: Image.Image, mode: ColorMode, white_level: int = WHITE) -> Im
 
 
 def _own_white(image: Image.Image) -> int | None:
-    """The value of white that the file of a grey image states; None where it states none."""
+    """The value of white that the file of a grey image states, or None."""
     if image.format == "PPM":
-        return WHITE  # Pillow has scaled the maximum of the header to it
+        return WHITE  # Pillow has scaled the header's maximum to it
     if isinstance(image, TiffImageFile) and image.tag_v2.get(BITSPERSAMPLE) == (12,):
         return 4095
     return None
@@ -136,14 +136,14 @@ def decode_image(
     Args:
         source: Encoded bytes, or a file.
         mode: Colour mode of the result.
-        limits: What to refuse before decoding.
-        at_least: The short side that the caller will resize to. JPEG then decodes at the smallest of its
-            1/2, 1/4, 1/8 scales that is still at least that large (libjpeg's scaled decoding, 2–3 times
+        limits: Checked before decoding.
+        at_least: The short side that the caller will resize to. A JPEG is then decoded at the smallest of its
+            scales 1, 1/2, 1/4 and 1/8 that is at least that large (libjpeg's scaled decoding, 2–3 times
             faster on photographs).
         white_level: See :func:`upright`.
 
     Raises:
-        ImageError: The bytes are empty, no image of a known format, truncated, or over a limit.
+        ImageError: The bytes are empty, not an image of a known format, truncated, or over a limit.
     """
     name = str(source) if isinstance(source, Path) else "image"
     content = read_limited(source, limits) if isinstance(source, Path) else source

@@ -20,7 +20,7 @@ ResizeMode = Literal["crop", "pad", "stretch", "content_crop"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    # ImageNet's, so that pretrained backbones see what they were trained on.
+    # ImageNet's, as for most pretrained backbones.
     "RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "L": ((0.5,), (0.5,)),
 }
@@ -28,21 +28,23 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Decode, turn upright, convert, resize to one size and normalize.
+    """Decode, rotate by EXIF, convert, resize to one size and normalize.
 
     Attributes:
         size: Of the network's input, in pixels: the side of a square, or (height, width). Equal sides are
-            kept as one number.
+            stored as one number.
         mode: "RGB" (3 channels) or "L" (grey, 1 channel); transparency is laid on white.
-        resize_mode: How an image of another shape gets that of the input: "crop" the centre, "pad" with
-            white, "stretch", or "content_crop", which cuts out what stands on a plain background
-            (:func:`content_box`).
+        resize_mode: How images get the input's aspect ratio: "crop" the centre, "pad" with white, "stretch",
+            or "content_crop" to the content on a plain background (:func:`content_box`).
         mean: Per channel, subtracted from values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
-        std: Per channel, divided by.
-        limits: What is refused before decoding.
-        interpolation: Of the resize: "bilinear", "bicubic" or "lanczos"; pretrained networks want their own.
-        white_level: Value that is white in grey images of more than 8 bits, see :func:`upright`; cameras of
-            12 bits want 4095.
+        std: Per channel, divisor.
+        limits: Checked before decoding.
+        interpolation: Of the resize: "bilinear", "bicubic" or "lanczos"; take that of pretrained weights.
+        white_level: Value of white in grey images of more than 8 bits, see :func:`upright`; 4095 for 12-bit
+            cameras.
+
+    Raises:
+        InputError: A setting is unknown or out of range.
     """
 
     size: int | Sequence[int] = 64
@@ -107,7 +109,7 @@ class Preprocess:
         if isinstance(source, Image.Image):
             image = upright(source, self.mode, self.white_level)
         else:
-            # How much of the image its content fills is not known before it is decoded.
+            # The size of the content is unknown before decoding.
             at_least = None if self.resize_mode == "content_crop" else max(self.height, self.width)
             image = decode_image(
                 source, self.mode, self.limits, at_least=at_least, white_level=self.white_level
@@ -127,7 +129,7 @@ class Preprocess:
 
     def tensor(self, image: Image.Image) -> "Tensor":
         """Pixels as uint8 of shape (channels, height, width)."""
-        # Not at the top: whoever only decodes images need not wait for torch.
+        # Imported here, because decoding alone does not need torch.
         import torch
 
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
@@ -155,19 +157,19 @@ class Preprocess:
         return self.normalize(self.tensor(self.open(source)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, for the bundle."""
+        """Plain JSON values for the bundle."""
         values = asdict(self)
         values["size"] = self.size if isinstance(self.size, int) else list(self.size)
-        # Left out: the fingerprints of bundles made before there was a choice stay valid.
+        # Left out where they are the default, so that the fingerprints of older bundles stay valid.
         for key, usual in (("interpolation", "bilinear"), ("white_level", WHITE)):
             if values[key] == usual:
                 del values[key]
         return values
 
     def fingerprinted(self) -> dict[str, Any]:
-        """What decides how an image looks to the network, as the first bundles spelled it: theirs stay valid.
+        """The settings that determine the network's input, as the first bundles spelled them.
 
-        Limits decide what is refused, not what it embeds to, so they stay out.
+        So their fingerprints stay valid. The limits are left out: they do not change an embedding.
         """
         values = self.to_dict()
         del values["limits"]
@@ -178,7 +180,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Preprocess":
-        """The inverse of :meth:`to_dict` and of what it gave when ``resize_mode`` was called ``fit``.
+        """The inverse of :meth:`to_dict`; also reads ``resize_mode`` under its former name ``fit``.
 
         Raises:
             InputError: Unknown or unusable settings.

@@ -38,6 +38,13 @@ def test_every_normalization_trains_evaluates_and_is_rebuilt_from_json(kind: str
     assert torch.equal(again.eval()(images), out)
 
 
+@pytest.mark.parametrize("kind", ["instance", "virtual_batch", "weight"])
+def test_a_removed_normalization_says_what_to_take(kind: str) -> None:
+    stored = Architecture().to_dict() | {"normalization": kind}
+    with pytest.raises(InputError, match=f"{kind}' is no longer supported: train with one of renorm"):
+        EmbeddingNetwork(Architecture.from_dict(stored))
+
+
 @pytest.mark.parametrize(
     ("name", "args", "size"),
     [

@@ -90,6 +90,11 @@ def test_configs_of_an_earlier_version_mean_what_they_did(caplog: pytest.LogCapt
     assert not caplog.messages
 
 
+def test_views_in_a_config_are_tta(caplog: pytest.LogCaptureFixture) -> None:
+    assert renamed_config({"model": {"views": [{"mirror": True}]}}) == {"model": {"tta": [{"mirror": True}]}}
+    assert "is now tta" in caplog.text
+
+
 def test_classes_of_ones_own_keep_arguments_of_these_names(caplog: pytest.LogCaptureFixture) -> None:
     own = {
         "model": {"backbone": "own.Net", "backbone_args": {"pool": "levels"}},
@@ -116,6 +121,7 @@ def test_our_configs_use_the_names_of_now(caplog: pytest.LogCaptureFixture) -> N
             "--trainer.callbacks+=models.callbacks.gallery.RetrievalGallery",
             "--trainer.callbacks+=models.callbacks.retrieval_images.RetrievalImages",
         ),
+        ("--model.views=[{mirror: true}]", "--model.tta=[{mirror: true}]"),
         ("--data.source=content", "--data.source=content"),
         ("content", "content"),
     ],

@@ -1,5 +1,7 @@
 """The callback against the metrics computed directly, with items repeated as a padded sampler does."""
 
+from collections.abc import Iterator
+
 import lightning
 import pytest
 import torch
@@ -46,3 +48,21 @@ def test_figures_equal_those_computed_directly() -> None:
 def test_a_step_that_returns_too_little_is_named() -> None:
     with pytest.raises(InputError, match="embedding, label, index"):
         run(Identity(complete=False))
+
+
+class NothingReadable:
+    """A loader that, like ours, leaves out every image that cannot be read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        return iter([])
+
+
+def test_a_set_of_unreadable_images_is_named() -> None:
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[RetrievalEvaluation()]
+    )
+    with pytest.raises(InputError, match="none of the test images can be read"):
+        trainer.test(Identity(), NothingReadable(), verbose=False)
