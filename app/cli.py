@@ -11,8 +11,8 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from models.cache_folder import cache_root
 from models.errors import InputError
-from models.locations import cache_root
 from models.renamed import renamed_argument, renamed_config
 
 ROOT = Path(__file__).parents[1]  # of a checkout, or the folder of installed packages; configs lie there

@@ -13,7 +13,7 @@ from data.table import ImageTable
 from models.bundle import Bundle
 from models.errors import InputError
 from models.preprocess import ImageError, decode_image
-from serve.embedding.decode import jpeg_thumbnail
+from serve.embedding.decode_stage import jpeg_thumbnail
 from serve.store.types import Item
 
 # Items a transaction: large enough that waiting for the disk is rare, small enough that Ctrl-C loses little.

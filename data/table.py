@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.files import Member, read_member
+from data.image_files import Member, read_member
 from models.errors import InputError
 from models.preprocess import DecodeLimits, read_limited
 
@@ -30,9 +30,10 @@ class ImageTable:
         rows: Columns ``name`` (string: path below its root, "/" as separator), ``label`` (integer:
             position in ``class_names``), ``root`` (integer: position in ``roots``; may be absent where
             there is one root), for images in zip archives ``offset``, ``stored``, ``size``, ``method``,
-            ``crc`` (see :class:`data.files.Member`; negative offset: a plain file), optionally ``split``
-            (string: the set's own split, "train", "val" or "test", null where it has none), ``part`` (string:
-            the same as the folders say it, where a list overrules them), ``is_query`` and ``is_gallery``
+            ``crc`` (see :class:`data.image_files.Member`; negative offset: a plain file), optionally
+            ``split`` (string: the set's own split, "train", "val" or "test", null where it has none),
+            ``part`` (string: the same as the folders say it, where a list overrules them), ``is_query`` and
+            ``is_gallery``
             (bool).
         class_names: One for each label.
         roots: Folders and zip archives that the names are relative to.

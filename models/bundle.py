@@ -24,10 +24,10 @@ from models.bundle_files import (
     write_bundle,
     write_manifest,
 )
+from models.cache_folder import cache_root
 from models.errors import InputError
 from models.exports import open_export
 from models.inference import Choice, Model, Runner, optimize
-from models.locations import cache_root
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import ImageError, Preprocess
 
@@ -147,7 +147,7 @@ class Bundle:
                 Runtime. "auto" measures which of them this machine does fastest; that takes up to minutes,
                 once: later calls find the choice in the cache. Each is checked against the plain network.
             cache: Folder that keeps choices, graphs and compiled code, writable for this user alone; by
-                default `inference` in `models.locations.cache_root`.
+                default `inference` in `models.cache_folder.cache_root`.
             workers: Batches that may run at the same time.
 
         Raises:

@@ -10,7 +10,7 @@ from serve.canary import embeds_wrongly
 from serve.collections import Collections
 from serve.connections import Connections
 from serve.embedding import EmbeddingPipeline
-from serve.embedding.network import load_bundle
+from serve.embedding.network_stage import load_bundle
 from serve.observability import Metrics, RequestLog, log
 from serve.searching import StoreThreads
 from serve.settings import Settings

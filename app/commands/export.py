@@ -81,7 +81,7 @@ def export(
     if not (onnx or torch_export or quantize):
         return
     from app.export.comparison_images import pixels_of
-    from app.export.files import onnx_content, write_onnx, write_torch_export
+    from app.export.formats import onnx_content, write_onnx, write_torch_export
     from app.export.quantize import quantized
 
     pixels = pixels_of(bundle, data, split, images, seed)

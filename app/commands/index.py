@@ -56,7 +56,7 @@ def index(
     if embeddings is not None:
         if bundle is not None or data is not None or split is not None:
             raise InputError("--embeddings says it all; leave --bundle, --data and --split out")
-        from app.embed.importing import complete_plan, import_embeddings
+        from app.embed.store_import import complete_plan, import_embeddings
         from app.index_target import open_target
 
         plan = complete_plan(embeddings)

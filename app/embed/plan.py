@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data.table import ImageTable
 from models.errors import InputError
 from models.files import replacing
-from serve.store.files import disk_errors, sync_folder, write_synced
+from serve.store.store_folder import disk_errors, sync_folder, write_synced
 
 FORMAT = 1
 MANIFEST = "embeddings.json"

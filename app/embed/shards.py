@@ -20,7 +20,7 @@ from app.embed.plan import REJECTS, Plan, write_manifest
 from data.table import ImageTable
 from models.errors import InputError
 from models.files import replacing
-from serve.store.files import disk_errors, replace_file, sync_folder
+from serve.store.store_folder import disk_errors, replace_file, sync_folder
 
 ID, LABEL, VECTOR = "id", "label", "vector"
 # Metadata of these names gets a prefix, which reading takes away again.

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from app.embed.importing import complete_plan
 from app.embed.shards import ID, read_batches
+from app.embed.store_import import complete_plan
 from models.errors import InputError
 
 VECTOR_NAMES = ("embeddings", "embedding", "vectors", "vector", "features", "X")

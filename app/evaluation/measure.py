@@ -24,7 +24,7 @@ from models.metrics import (
     pair_histogram,
     sample_of_classes,
 )
-from models.metrics.retrieval import DEFAULT_BUDGET, EVERY_METRIC, Progress
+from models.metrics.exact_retrieval import DEFAULT_BUDGET, EVERY_METRIC, Progress
 
 CURVE_KS = (1, 2, 4, 8, 16, 32)
 PAIR_ITEMS = 20_000  # 200 million pairs; more change no figure that can be read off a curve

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from app.experiment.settings import Data
+from app.experiment.experiment_config import Data
 from data.dataset import ImageDataset
 from data.locations import data_root
 from data.pixel_cache import CacheKind, cache_key, open_cache

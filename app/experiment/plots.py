@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from app.experiment.settings import Experiment
+from app.experiment.experiment_config import Experiment
 
 _STYLES = ("-", "--", ":", "-.")
 _COLOURS = 10

@@ -8,9 +8,9 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.experiment.classification import run_classification
+from app.experiment.experiment_config import Experiment, load_experiment
 from app.experiment.plots import draw_curves
 from app.experiment.runs import Results, Run, planned
-from app.experiment.settings import Experiment, load_experiment
 from app.experiment.tables import by_variant, draw_table, holds, put_table
 from app.experiment.triplets import run_triplets
 from app.memory import keep_freed_memory

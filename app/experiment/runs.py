@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.experiment.settings import Experiment, Setting
+from app.experiment.experiment_config import Experiment, Setting
 from models.errors import InputError
 from models.files import replacing
 from models.renorm import native

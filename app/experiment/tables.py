@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from app.experiment.experiment_config import Comparison, Experiment
 from app.experiment.intervals import Interval, paired_difference, recovered_fraction
-from app.experiment.settings import Comparison, Experiment
 
 # The part of a page that a command writes.
 _BEGIN, _END = "<!-- written by kindred experiment -->", "<!-- end -->"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from app.experiment.batches import Batch, GradientBatches
+from app.experiment.experiment_config import Setting
 from app.experiment.grouped import GroupedNormalization, grouped_layers, wide_layers
-from app.experiment.settings import Setting
 from models.network import EmbeddingNetwork
 from models.renorm import (
     PAPER_DMAX,

@@ -10,8 +10,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from models.bundle import Bundle
 from serve import recall
-from serve.api import collections as collection_routes
-from serve.api import documents, embed, health, imports, items, page, search
+from serve.api import (
+    collection_routes,
+    documents,
+    embed_routes,
+    health,
+    imports,
+    item_routes,
+    page,
+    search_routes,
+)
 from serve.api.guard import Guard
 from serve.api.routing import include_routers
 from serve.collections import Collections
@@ -61,7 +69,7 @@ def create_app(settings: Settings, bundle: Bundle, collections: Collections) -> 
     )
     app.state.service = service
     # The most frequent ones first; paths of items end in anything, so those with a fixed ending come before.
-    routers = (search, health, embed, collection_routes, items, imports, page)
+    routers = (search_routes, health, embed_routes, collection_routes, item_routes, imports, page)
     declared = include_routers(app, (module.router for module in routers))
     documents.install(app, declared)
     # In place of FastAPI's own middlewares, which do for a request what the guard does, and more slowly.

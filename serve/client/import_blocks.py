@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from serve.client.errors import ServiceError
+from serve.client.service_error import ServiceError
 from serve.schemas import ImportProgress, NewItem
 
 # Large enough that a request's overhead is nothing, small enough to be sent again without regret.
