@@ -1,4 +1,4 @@
-"""An evaluation as JSON, CSV and tables of the terminal, under the same names as every log."""
+"""An evaluation as JSON, CSV and terminal tables."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ PACKAGES = ("kindred", "torch", "torchvision", "numpy", "faiss-cpu", "faiss-gpu"
 
 
 def as_json(evaluation: Evaluation, command: str) -> dict[str, Any]:
-    """Everything but the vectors, as plain JSON values."""
+    """All results except the vectors, as plain JSON values."""
     items = evaluation.items
     return {
         "command": command,
@@ -52,17 +52,17 @@ def _model(model: EvaluatedModel) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinities."""
+    """None instead of infinity and NaN, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Writes results as indented JSON."""
+    """Write results as indented JSON."""
     path.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_model_csv(path: Path, evaluation: Evaluation) -> None:
-    """One row for each model: every metric, and intervals in columns `<metric>_low` and `<metric>_high`."""
+    """Write a row for each model: every metric, and intervals as `<metric>_low` and `<metric>_high`."""
     names = list(dict.fromkeys(name for model in evaluation.models for name in model.metrics))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -74,7 +74,7 @@ def write_model_csv(path: Path, evaluation: Evaluation) -> None:
 
 
 def write_class_csv(path: Path, evaluation: Evaluation) -> None:
-    """One row for each class: its queries, and recall@1 and MAP@R of every model."""
+    """Write a row for each class: its number of queries, and recall@1 and MAP@R of every model."""
     items = evaluation.items
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -96,15 +96,15 @@ def write_class_csv(path: Path, evaluation: Evaluation) -> None:
 
 
 def metric_columns(evaluation: Evaluation) -> list[str]:
-    """The retrieval metrics worth a column."""
+    """Retrieval metrics that are columns of the table."""
     return [*(f"recall@{k}" for k in evaluation.options.ks), "map@r", "r_precision"]
 
 
 def as_table(evaluation: Evaluation) -> Table:
-    """Baselines first, trained models last; recall@1 with its 95% interval."""
+    """Retrieval metrics, baselines first; recall@1 with its 95% interval."""
     names = metric_columns(evaluation)
     queries = evaluation.models[0].metrics["queries"]
-    # No vertical lines: all figures then fit a terminal of 80 columns.
+    # Without vertical lines, all columns fit a terminal of 80 characters.
     table = Table(
         title=f"{queries:.0f} queries, exact search; intervals are 95% bootstrap over classes",
         box=box.SIMPLE_HEAD,

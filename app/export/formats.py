@@ -1,4 +1,4 @@
-"""Writes a bundle's network in other formats, checked before they are kept."""
+"""Write a bundle's network as ONNX or torch.export, checked against the original."""
 
 import hashlib
 import io
@@ -21,16 +21,16 @@ from models.inference import OnnxRunner, PixelNetwork, Unavailable, folded, to_o
 
 
 def exportable(bundle: Bundle, *, preprocessing: bool) -> nn.Module:
-    """The folded network on a CPU, with the normalization of pixels in front where that is asked for."""
+    """The folded network on the CPU, preceded by the normalization of pixels if ``preprocessing``."""
     network = folded(bundle.network).cpu()
     return PixelNetwork(network, bundle.preprocess).eval() if preprocessing else network
 
 
 def onnx_content(bundle: Bundle, *, preprocessing: bool) -> bytes:
-    """The network as ONNX; what a reader of the file must know is in its metadata.
+    """The network as ONNX, with fingerprint and preprocessing in its metadata.
 
     Raises:
-        InputError: a package is missing, or the network cannot be written as ONNX.
+        InputError: a package is missing, or the network cannot be converted.
     """
     metadata = {
         "kindred.fingerprint": bundle.fingerprint,
@@ -46,22 +46,22 @@ def onnx_content(bundle: Bundle, *, preprocessing: bool) -> bytes:
 def write_onnx(
     bundle: Bundle, folder: Path, name: str, content: bytes, precision: str, pixels: Pixels
 ) -> dict[str, Any]:
-    """Check a graph on images, write it into the bundle's folder and describe it there.
+    """Check a graph on images, write it into the bundle's folder and record it in bundle.json.
 
     Args:
         bundle: the original.
         folder: of the bundle.
         name: of the file.
         content: the graph.
-        precision: "float32", which must agree with the original, or another word, whose difference is only
-            noted and whose vectors get a fingerprint of their own.
-        pixels: what it is checked with.
+        precision: "float32", which must agree with the original; with any other, the difference is only
+            recorded, and the vectors get a fingerprint of their own.
+        pixels: the images to check with.
 
     Returns:
-        The record that the bundle keeps.
+        The record in bundle.json.
 
     Raises:
-        InputError: the graph cannot be run, or a float32 one does not agree.
+        InputError: the graph cannot be run, or a float32 graph does not agree.
     """
     try:
         runner = OnnxRunner(content)
@@ -79,7 +79,7 @@ def write_onnx(
 def write_torch_export(
     bundle: Bundle, folder: Path, name: str, pixels: Pixels, *, preprocessing: bool
 ) -> dict[str, Any]:
-    """The network as a ``torch.export`` program, checked on images as it comes back from the file.
+    """Write the network as a ``torch.export`` program, checked on images after it is read back.
 
     Raises:
         InputError: the network cannot be exported, or the program does not agree with the original.

@@ -1,4 +1,4 @@
-"""How far an export's vectors are from the original's."""
+"""The difference between an export's vectors and the original's."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,10 +13,10 @@ from models.inference import TOLERANCE, versions
 
 
 def measured_parity(original: Bundle, pixels: Pixels, export: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """Compares an export with the plain network, first one image, then seven at a time.
+    """Compare an export with the original network, in a batch of 1 image, then in batches of 7.
 
     Args:
-        original: the bundle, run by its plain network.
+        original: the bundle.
         pixels: the images.
         export: uint8 (B, C, H, W) → (B, dim).
 
@@ -38,7 +38,7 @@ def measured_parity(original: Bundle, pixels: Pixels, export: Callable[[Tensor],
 
 
 def require_parity(name: str, parity: dict[str, Any]) -> None:
-    """Refuses an export that computes something else.
+    """Refuse an export that differs from the original.
 
     Raises:
         InputError: a coordinate differs by more than the tolerance.

@@ -1,4 +1,4 @@
-"""Puts the report together."""
+"""Render the report as HTML."""
 
 import datetime
 from pathlib import Path
@@ -21,12 +21,12 @@ CLASS_BINS = 20
 
 
 def write_report(path: Path, evaluation: Evaluation, results: dict[str, Any]) -> None:
-    """Writes the evaluation as one HTML file without any reference to another file or host.
+    """Write the evaluation as one HTML file that refers to no other file or host.
 
     Args:
-        path: where to.
-        evaluation: what was measured.
-        results: what `as_json` makes of it, with `pairs` and `index` where they were asked for.
+        path: the HTML file.
+        evaluation: the results.
+        results: the same as `as_json` returns it, with `pairs` and `index` if they were measured.
     """
     path.write_text(render(evaluation, results), encoding="utf-8")
 
@@ -49,7 +49,7 @@ def render(evaluation: Evaluation, results: dict[str, Any]) -> str:
     return environment.get_template(
         "report.html"
     ).render(
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - a file of ours
         results=results,
         evaluation=evaluation,
         items=items,

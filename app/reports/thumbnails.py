@@ -1,4 +1,4 @@
-"""Small pictures as data URIs, so that the report needs no other file."""
+"""Thumbnails as data URIs, so that the report needs no other file."""
 
 import base64
 import io
@@ -13,14 +13,14 @@ SIDE = 64
 
 
 class Thumbnails:
-    """Pictures of the evaluated images by row; None where there are no images."""
+    """Thumbnails of the evaluated images by row."""
 
     def __init__(self, items: EvaluationSet) -> None:
         self._items = items
         self.get = lru_cache(maxsize=None)(self._make)
 
     def _make(self, row: int) -> str | None:
-        """A JPEG of at most 64 pixels a side as `data:` URI; None where it cannot be made."""
+        """A JPEG of at most 64 pixels a side as `data:` URI; None without a readable image."""
         table, white_level = self._items.table, self._items.white_level
         if table is None:
             return None

@@ -272,7 +272,7 @@ def test_pairs_of_images(images: Path, bundle: Path, tmp_path: Path) -> None:
     [
         (["--help"], "--fail-under"),
         ([], "nothing to evaluate"),
-        (["--data=x", "--memory=lots"], "is no size"),
+        (["--data=x", "--memory=lots"], "is not a size"),
     ],
 )
 def test_help_and_unusable_arguments_load_nothing(arguments: list[str], told: str, tmp_path: Path) -> None:
