@@ -49,14 +49,12 @@ class RunFolder:
         """The trained model for evaluation and serving."""
         return self.path / "bundle"
 
-    def resolve(self, checkpoint: str | None) -> str | None:
+    def resolve(self, checkpoint: str) -> str:
         """Turn "last" or "best" into a path.
 
         Raises:
             InputError: There is no such checkpoint.
         """
-        if checkpoint is None:
-            return None
         path = {"last": self.last, "best": self.best}.get(checkpoint, Path(checkpoint))
         if not path.is_file():
             raise InputError(f"{path}: no such checkpoint; leave --ckpt_path out to start afresh")

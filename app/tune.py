@@ -55,7 +55,7 @@ def tune_vectors(
         InputError: a limit is out of range, or there are too few vectors.
     """
     if not 0 < recall <= 1:
-        raise InputError(f"--recall {recall:g}: must be above 0 and at most 1")
+        raise InputError(f"--recall {recall:g}: must be between 0 and 1")
     truth = exact_neighbours(vectors, queries, seed)
     measured: list[IndexMetrics] = []
     every = list(candidates(*vectors.shape))

@@ -54,7 +54,7 @@ def index(
         raise InputError("index: give either --store FOLDER or --url ADDRESS of a running service")
     if embeddings is not None:
         if bundle is not None or data is not None or split is not None:
-            raise InputError("--embeddings replaces --bundle, --data and --split; leave these out")
+            raise InputError("with --embeddings, leave --bundle, --data and --split out")
         from app.embed.store_import import complete_plan, import_embeddings
         from app.index_target import open_target
 

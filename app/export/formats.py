@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from app.export.comparison_images import Pixels
-from app.export.parity import measured_parity, require_parity
 from models.bundle import Bundle
 from models.errors import InputError
 from models.exports import derived_fingerprint
 from models.files import replacing
-from models.inference import OnnxRunner, PixelNetwork, Unavailable, folded, to_onnx
+from models.inference import TOLERANCE, OnnxRunner, PixelNetwork, Unavailable, folded, to_onnx, versions
 
 
 def exportable(bundle: Bundle, *, preprocessing: bool) -> nn.Module:
@@ -67,10 +67,10 @@ def write_onnx(
         runner = OnnxRunner(content)
     except Unavailable as error:
         raise InputError(f"{name}: {error}") from error
-    parity = measured_parity(bundle, pixels, replace(bundle, runner=runner).embed_pixels)
+    parity = _parity(bundle, pixels, replace(bundle, runner=runner).embed_pixels)
     same = precision == "float32"
     if same:
-        require_parity(name, parity)
+        _require_parity(name, parity)
     record = _record("onnx", precision, content, parity, bundle, preprocessing=runner.takes_pixels)
     record["fingerprint"] = bundle.fingerprint if same else derived_fingerprint(bundle.fingerprint, content)
     return _keep(bundle, folder, name, content, record)
@@ -107,8 +107,8 @@ def write_torch_export(
         vectors: Tensor = loaded(images if preprocessing else given.normalize(images))
         return vectors
 
-    parity = measured_parity(bundle, pixels, run)
-    require_parity(name, parity)
+    parity = _parity(bundle, pixels, run)
+    _require_parity(name, parity)
     content = file.getvalue()
     record = _record("torch.export", "float32", content, parity, bundle, preprocessing=preprocessing)
     record["fingerprint"] = bundle.fingerprint
@@ -142,3 +142,45 @@ def _keep(bundle: Bundle, folder: Path, name: str, content: bytes, record: dict[
         raise InputError(f"{folder / name}: cannot be written ({error.strerror})") from error
     bundle.update(folder, exports={name: record})
     return record
+
+
+def _parity(original: Bundle, pixels: Pixels, export: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Compare an export with the original network, in a batch of 1 image, then in batches of 7.
+
+    Args:
+        original: the bundle.
+        pixels: the images.
+        export: uint8 (B, C, H, W) → (B, dim).
+
+    Returns:
+        Plain JSON: `max_difference` over all coordinates, `least_similarity` (cosine) over all images, the
+        number and source of the images, and versions.
+    """
+    batches = list(_batches(pixels.values))
+    expected = torch.cat([original.embed_pixels(batch).cpu() for batch in batches])
+    found = torch.cat([export(batch).float().cpu() for batch in batches])
+    difference = (found - expected).abs().nan_to_num(torch.inf)
+    return {
+        "max_difference": float(difference.max()),
+        "least_similarity": float((found * expected).sum(1).min()),
+        "images": len(expected),
+        "source": pixels.source,
+        "versions": versions(),
+    }
+
+
+def _require_parity(name: str, parity: dict[str, Any]) -> None:
+    """Refuse an export that differs from the original.
+
+    Raises:
+        InputError: a coordinate differs by more than the tolerance.
+    """
+    if not parity["max_difference"] <= TOLERANCE:
+        raise InputError(
+            f"{name}: differs from the original by {parity['max_difference']:.1e} in a coordinate, over "
+            f"{TOLERANCE:g}; it was not written"
+        )
+
+
+def _batches(values: Tensor) -> Iterator[Tensor]:
+    yield from (batch for batch in (values[:1], *torch.split(values[1:], 7)) if len(batch))
