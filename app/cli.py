@@ -96,7 +96,7 @@ def _file_trouble(error: OSError) -> InputError | None:
     return InputError(f"{name}: {error.strerror}; make it writable or make room, or name another place")
 
 
-def _told(error: InputError | OSError | ModuleNotFoundError) -> InputError | None:
+def _user_error(error: InputError | OSError | ModuleNotFoundError) -> InputError | None:
     """The one-line error to print; None if the error is a bug."""
     if isinstance(error, OSError):
         return _file_trouble(error)
@@ -131,10 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if arguments is None else list(arguments))
     except (InputError, OSError, ModuleNotFoundError) as error:
-        told = _told(error)
-        if told is None:
+        reported = _user_error(error)
+        if reported is None:
             raise
-        print(f"kindred: {' '.join(str(told).split())}", file=sys.stderr)  # noqa: T201
+        print(f"kindred: {' '.join(str(reported).split())}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("kindred: interrupted", file=sys.stderr)  # noqa: T201

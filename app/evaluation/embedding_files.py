@@ -96,7 +96,7 @@ def _named(path: Path, columns: dict[str, NDArray[Any]]) -> SavedEmbeddings:
 
 def _shard_columns(folder: Path) -> dict[str, NDArray[Any]]:
     batches = list(read_batches(folder, complete_plan(folder), SHARD_BATCH))
-    # Ids are unique, so they are no slices.
+    # Ids are unique, so they cannot be slices.
     return _columns(folder, pa.Table.from_batches(batches).drop_columns(ID))
 
 
