@@ -1,1 +1,1 @@
-"""What a person runs: the command line and everything behind it."""
+"""The ``kindred`` command line and what its commands do."""

@@ -1,4 +1,4 @@
-"""``python -m app`` is ``kindred``."""
+"""``python -m app`` runs the same command as ``kindred``."""
 
 import sys
 

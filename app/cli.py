@@ -1,4 +1,4 @@
-"""The ``kindred`` command: finds the command's function and turns bad input into one line and exit code 2."""
+"""The ``kindred`` command: dispatches to the commands and reports bad input in one line, exit code 2."""
 
 import errno
 import sys
@@ -11,13 +11,13 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from models.cache_folder import cache_root
 from models.errors import InputError
-from models.locations import cache_root
 from models.renamed import renamed_argument, renamed_config
 
-ROOT = Path(__file__).parents[1]  # of a checkout, or the folder of installed packages; configs lie there
+ROOT = Path(__file__).parents[1]  # the checkout or the folder of installed packages; it contains configs/
 
-# Training goes through LightningCLI, whose options are its own; this is only what the overview says of it.
+# LightningCLI parses the options of these commands; this is their help in the overview.
 TRAINING = {
     "fit": "Train from a YAML config; writes checkpoints, logs and a bundle",
     "validate": "Measure a checkpoint on the validation classes",
@@ -28,11 +28,11 @@ TRAINING = {
 app = App(
     name="kindred",
     version=lambda: version("kindred"),
-    suppress_keyboard_interrupt=False,  # `main` tells it in one line
+    suppress_keyboard_interrupt=False,  # `main` reports it in one line
     help="Turn labelled images into a visual search that keeps working on classes it never saw.",
 )
-# Every other command is a typed function whose signature and docstring are its options and their help. Its
-# module is imported only when the command is called, and what the command works with only when it runs.
+# Every other command is a typed function: its signature and docstring define the options and their help. Its
+# module is imported when the command is called, and heavy packages only when it runs, so that help is fast.
 app.command("app.commands.demo:demo", help="Draw data, train, evaluate and serve: all in one command")
 app.command(
     "app.commands.evaluate:evaluate", help="Measure exact recall@k of bundles, checkpoints or embeddings"
@@ -57,7 +57,7 @@ def _train(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> 
 
 @cache
 def _read_former_names() -> None:
-    """Have configs read under former names of settings too."""
+    """Accept former names of settings in configs."""
     from jsonargparse import get_loader, set_loader
 
     load = get_loader("yaml")
@@ -65,7 +65,7 @@ def _read_former_names() -> None:
 
 
 def _own_config(argument: str) -> str:
-    """The argument; where it names one of our configs and no such file is here, the one we came with."""
+    """Replace a path configs/... that does not exist here by the config that was installed with Kindred."""
     option, equals, path = argument.rpartition("=")
     if path.startswith("configs/") and not Path(path).exists() and (ROOT / path).is_file():
         return f"{option}{equals}{ROOT / path}"
@@ -76,7 +76,7 @@ for _name, _help in TRAINING.items():
     app.command(_train, name=_name, help=_help)
 
 
-# What a file system answers when its owner, not the program, has something to do; a full disk names no file.
+# File-system errors that the user can mend. Errors of a full disk may name no file.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSALS = (
     *_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST
@@ -84,7 +84,7 @@ _REFUSALS = (
 
 
 def _file_trouble(error: OSError) -> InputError | None:
-    """One line about a file or folder that cannot be written or read; None where a bug is as likely."""
+    """The one-line error for a file that cannot be read or written; None if it may be a bug."""
     if error.filename is None:
         known, name = error.errno in _FULL, "disk"
     else:
@@ -96,8 +96,8 @@ def _file_trouble(error: OSError) -> InputError | None:
     return InputError(f"{name}: {error.strerror}; make it writable or make room, or name another place")
 
 
-def _told(error: InputError | OSError | ModuleNotFoundError) -> InputError | None:
-    """What to say in one line; None where the error is a bug."""
+def _user_error(error: InputError | OSError | ModuleNotFoundError) -> InputError | None:
+    """The one-line error to print; None if the error is a bug."""
     if isinstance(error, OSError):
         return _file_trouble(error)
     if isinstance(error, ModuleNotFoundError) and find_spec("torch") is None:
@@ -108,11 +108,11 @@ def _told(error: InputError | OSError | ModuleNotFoundError) -> InputError | Non
 def _run(arguments: Sequence[str]) -> int:
     with_own_classes = bool(arguments) and (arguments[0] in TRAINING or "--trust-code" in arguments)
     if with_own_classes and (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # last, so that a folder named data there does not hide our package
+        sys.path.append(here)  # last, so that a folder "data" there does not hide our package
     if arguments and arguments[0] in TRAINING:
         return _train(*arguments)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in app:
-        # Cyclopts would import every command to say so.
+        # Cyclopts would import every command before it reports this.
         known = ", ".join(name for name in app if not name.startswith("-"))
         raise InputError(f'Unknown command "{arguments[0]}": choose one of {known}')
     try:
@@ -126,15 +126,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, or 2 after bad input, or 130 after Ctrl-C, or what the command itself decided.
+        0, 2 after bad input, 130 after Ctrl-C, or the command's own exit code.
     """
     try:
         return _run(sys.argv[1:] if arguments is None else list(arguments))
     except (InputError, OSError, ModuleNotFoundError) as error:
-        told = _told(error)
-        if told is None:
+        reported = _user_error(error)
+        if reported is None:
             raise
-        print(f"kindred: {' '.join(str(told).split())}", file=sys.stderr)  # noqa: T201
+        print(f"kindred: {' '.join(str(reported).split())}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("kindred: interrupted", file=sys.stderr)  # noqa: T201

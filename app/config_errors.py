@@ -1,12 +1,17 @@
-"""What matters in jsonargparse's messages, which list every type that a value could have had."""
+"""One-line errors from exceptions of jsonargparse and Lightning about a config."""
 
 import re
+import traceback
 
-# How a message begins about a value that fits none of several types.
-WRAPPED = "Does not validate against any of the Union subtypes"
+from jsonargparse import ArgumentError
+
+from models.errors import InputError
+
+# Start of the message about a value that fits none of several types.
+_WRAPPED = "Does not validate against any of the Union subtypes"
 
 _NOISE = re.compile(
-    f"{WRAPPED}|Subtypes:|Errors:|Given value type:|Not a valid subclass of|Subclass types expect one of:"
+    f"{_WRAPPED}|Subtypes:|Errors:|Given value type:|Not a valid subclass of|Subclass types expect one of:"
     "|a class path \\(|a dict with|Expected a path but .* either not accessible or invalid"
 )
 _KEY = re.compile(r'Parser key "(.+)":\s*(.*)')
@@ -17,7 +22,7 @@ _GIVEN = re.compile(r"Given value: (?:NestedArg\(key='.*', val=)?(.*?)\)?$")
 
 
 def decisive(message: str) -> str:
-    """The setting that a message of jsonargparse is about, and what is wrong with it, in one line."""
+    """Shorten a message of jsonargparse, which lists every type tried, to the setting and its fault."""
     keys: list[str] = []
     reasons: dict[str, None] = {}
     types: list[str] = []
@@ -43,3 +48,26 @@ def decisive(message: str) -> str:
         expected = " or ".join(dict.fromkeys(name for name in types if name))
         reasons[f"expected {expected}, found {given}"] = None
     return ": ".join([*([".".join(keys)] if keys else []), "; ".join(reasons)])
+
+
+def explained(error: Exception) -> Exception:
+    """The exception to raise in place of ``error``: an InputError if the user's input is at fault.
+
+    Returns:
+        The InputError (or OSError) that a library wrapped; an InputError with the message of jsonargparse or
+        Lightning; or ``error`` itself, which is then a bug.
+    """
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    # While parsing, jsonargparse tries to open values as files: those OSErrors do not matter.
+    kinds = InputError if isinstance(error, ArgumentError) else (InputError, OSError)
+    for cause in causes:
+        if isinstance(cause, kinds):
+            return cause
+    if isinstance(error, ArgumentError) or _WRAPPED in str(error):
+        return InputError(decisive(str(error)))
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals["__name__"].startswith("lightning."):
+        return InputError(str(error))  # Lightning raised it itself: a wrong argument or a missing package
+    return error

@@ -1,8 +1,7 @@
-"""``kindred fit | validate | test | predict``: LightningCLI with our run folder, checkpoints and bundle."""
+"""``kindred fit | validate | test | predict``: LightningCLI with a run folder, checkpoints and a bundle."""
 
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +12,15 @@ from jsonargparse import ArgumentError
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
 from rich.console import Console
-from rich.table import Table
 
-from app.config_errors import WRAPPED, decisive
+from app.config_errors import explained
+from app.lightning_output import ProgressBar, Summary, quieten
 from app.memory import keep_freed_memory
-from app.precision import FULL, begun_with, fastest
-from app.quiet import quieten
+from app.precision import resolve
 from app.run import CheckMonitors, RunFolder
 from data.datamodule import ImageDataModule
 from data.timing import InputTiming
@@ -32,10 +30,10 @@ from models.module import MetricLearner
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the full config into the run folder, where a resumed run finds the one it started with."""
+    """Writes the full config into the run folder when training starts."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Nothing yet: a checkpoint may refuse to be resumed under this config."""
+        """Write nothing yet: resuming from the checkpoint may still fail under this config."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002, D102
         if trainer.is_global_zero:
@@ -44,59 +42,29 @@ class SaveConfig(SaveConfigCallback):
             self.parser.save(self.config, file, skip_none=False, overwrite=True)
 
 
-class _Summary(RichModelSummary):
-    """Lightning's table of a model's parts, without what is always the same: modes, and FLOPs of 0."""
-
-    @staticmethod
-    def summarize(
-        summary_data: list[tuple[str, list[str]]],
-        total_parameters: int,
-        trainable_parameters: int,
-        *_: Any,
-        **__: Any,
-    ) -> None:
-        columns = [column for column in summary_data if column[0] in ("Name", "Type", "Params")]
-        table = Table(*(name for name, _ in columns))
-        for row in zip(*(cells for _, cells in columns), strict=True):
-            table.add_row(*row)
-        Console().print(table)
-        Console().print(f"{total_parameters:,} parameters, of which {trainable_parameters:,} train")
-
-
-class _Progress(RichProgressBar):
-    """Lightning's progress bar without the logger's version number, and without an end of endless epochs."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return super()._get_train_description(current_epoch).replace("/-2", "   ")
-
-    def get_metrics(self, *args: Any, **kwargs: Any) -> Any:
-        return {
-            name: value for name, value in super().get_metrics(*args, **kwargs).items() if name != "v_num"
-        }
-
-
 class _Trainer(Trainer):
-    """Lightning's Trainer, whose precision may be left to the machine.
+    """Lightning's Trainer with precision "auto".
 
     Args:
-        precision: "auto" is bf16-mixed where the processor or GPU has fast bfloat16, else 32-true; a resumed
-            run keeps the one it began with, and validate, test and predict take 32-true. Or one of 32-true,
-            bf16-mixed, 16-mixed, 64-true and Lightning's others. fit validates in it, too.
+        precision: "auto" (bf16-mixed if the processor or GPU has fast bfloat16, else 32-true) or any of
+            Lightning's, such as 32-true, bf16-mixed, 16-mixed or 64-true. With "auto", a resumed run keeps
+            the precision that it began with, and validate, test and predict use 32-true. Validation during
+            fit uses the precision of training.
     """
 
     def __init__(self, precision: _PRECISION_INPUT | Literal["auto"] | None = "auto", **kwargs: Any) -> None:
         super().__init__(precision=None if precision == "auto" else precision, **kwargs)
 
 
-# What a config means by model and data where it names no class.
+# The classes of model and data in a config that names none.
 _CLASSES = {"model": "models.module.MetricLearner", "data": "data.datamodule.ImageDataModule"}
 
 
 class _Parser(LightningArgumentParser):
-    """Writes configs as people do: model and data name a class only where it is the user's own."""
+    """Writes configs without the class names of model and data, unless they are the user's own classes."""
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """The settings as YAML."""
+        """Return the settings as YAML."""
         settings = yaml.safe_load(super().dump(*args, **kwargs)) or {}
         for part, usual in _CLASSES.items():
             given = settings.get(part)
@@ -106,7 +74,12 @@ class _Parser(LightningArgumentParser):
 
 
 class TrainingCLI(LightningCLI):
-    """Everything in YAML, everything overridable on the command line."""
+    """LightningCLI for MetricLearner and ImageDataModule; options on the command line override the YAML.
+
+    Args:
+        arguments: The command and its options.
+        callbacks: Callbacks to add to those of the config.
+    """
 
     def __init__(self, arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> None:
         self.extra_callbacks = list(callbacks)
@@ -125,7 +98,7 @@ class TrainingCLI(LightningCLI):
                 args=list(arguments),
             )
         except SystemExit:
-            # Lightning ends the process after Ctrl-C; the callbacks have saved, the bundle is still due.
+            # Lightning exits after Ctrl-C, when the callbacks have saved a checkpoint; write the bundle, too.
             trainer = getattr(self, "trainer", None)
             if trainer is None or trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
@@ -134,13 +107,13 @@ class TrainingCLI(LightningCLI):
             raise KeyboardInterrupt from None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TrainingCLI":
-        """Itself: the models that it builds refer to it, and a moving average begins with a model's copy."""
+        """Return itself: models refer to the CLI that built them, and a moving average copies the model."""
         return self
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; LightningCLI warns of arguments that are given here and in sys.argv, so hide the latter.
+        """Parse with sys.argv hidden: LightningCLI warns if it has arguments besides ``args``.
 
-        Only here: the processes of a distributed run are started by it.
+        sys.argv is restored afterwards, because a distributed run starts its processes from it.
         """
         argv, sys.argv = sys.argv, sys.argv[:1]
         try:
@@ -149,22 +122,22 @@ class TrainingCLI(LightningCLI):
             sys.argv = argv
 
     def _parse_ckpt_path(self) -> None:
-        """Take no settings from a checkpoint: the config decides, as it does with ``--ckpt_path last``."""
+        """Take no settings from the checkpoint: only the config counts."""
 
     def after_fit(self) -> None:
-        """Write the bundle, say where it is, and what training was good for."""
+        """Write the bundle, print where it is, and compare it with the baselines."""
         if not self.trainer.is_global_zero or (bundle := self.run.write_bundle()) is None:
             return
         console = Console()
         console.print(f"bundle written to {self.run.bundle}; checkpoints and logs are beside it")
         if self.trainer.state.status == TrainerStatus.FINISHED and self.options.compare:
-            from app.outcome import show_outcome  # and with it all of the evaluation
+            from app.outcome import show_outcome  # imports the whole evaluation
 
             device = str(self.trainer.strategy.root_device)
             show_outcome(self.run, bundle, self.datamodule, console, device)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run folder, and what the model takes from the data."""
+        """Add our options, and link the model's settings that follow from the data."""
         parser.add_argument(
             "--run",
             type=Path,
@@ -176,21 +149,21 @@ class TrainingCLI(LightningCLI):
             "--monitor",
             type=str | None,
             default="val/map@r",
-            help="Validation figure whose highest value marks the best checkpoint; MAP@R still tells "
-            "checkpoints apart where few classes hold recall@1 near 1.",
+            help="Validation metric whose highest value marks the best checkpoint. MAP@R still tells "
+            "checkpoints apart when recall@1 is near 1.",
         )
         parser.add_argument(
             "--save_seconds",
             type=float,
             default=60.0,
-            help="Time between two writes of checkpoints/last.ckpt.",
+            help="Seconds between two writes of checkpoints/last.ckpt.",
         )
         parser.add_argument(
             "--compare",
             type=bool,
             default=True,
-            help="End with a table on the validation classes: raw pixels, colour histogram, before training, "
-            "best.",
+            help="After training, compare the best weights on the validation classes with raw pixels, colour "
+            "histograms and the weights before training.",
         )
         parser.link_arguments("run", "trainer.default_root_dir", compute_fn=str)
         for target, source in (("in_channels", _channels), ("num_classes", _num_classes)):
@@ -200,16 +173,16 @@ class TrainingCLI(LightningCLI):
 
     @property
     def options(self) -> Any:
-        """The parsed options of the command that runs."""
+        """Parsed options of the running subcommand."""
         return self.config[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint to resume from before anything slow happens; complete the data's settings."""
+        """Check the options, find the checkpoint, and fill in what depends on weights and machine."""
         self.run = RunFolder(Path(self.options.run))
-        self._prepare_images_as_weights_want()
+        self._set_preprocessing_of_weights()
         if self.options.monitor and self.options.monitor.startswith("test"):
             raise InputError(
-                f"monitor {self.options.monitor!r}: choosing a checkpoint by test figures is a leak"
+                f"monitor {self.options.monitor!r}: choosing a checkpoint by a test metric is a leak"
             )
         if self.options.ckpt_path is not None:
             self.options.ckpt_path = self.run.resolve(str(self.options.ckpt_path))
@@ -222,24 +195,14 @@ class TrainingCLI(LightningCLI):
         elif self.run.best.is_file():
             self.options.ckpt_path = str(self.run.best)
         self.precision_reason: str | None = None
-        if self.options.trainer.precision == "auto":
-            self.options.trainer.precision, self.precision_reason = self._precision()
-
-    def _precision(self) -> tuple[str | None, str | None]:
-        """What "auto" means here, and why, where it is for training."""
         trainer = self.options.trainer
-        if "precision" in str(trainer.plugins).lower():
-            return None, None  # the plugin decides
-        if self.subcommand != "fit":
-            return FULL, None
-        chosen, reason = fastest(trainer.accelerator)
-        if self.options.ckpt_path and (begun := begun_with(self.options.ckpt_path)) is not None:
-            reason = "as the run began" if begun == chosen else f"as the run began, although {reason}"
-            chosen = begun
-        return chosen, reason
+        if trainer.precision == "auto":
+            trainer.precision, self.precision_reason = resolve(
+                trainer, self.options.ckpt_path, training=self.subcommand == "fit"
+            )
 
-    def _prepare_images_as_weights_want(self) -> None:
-        """Size, normalization and interpolation of pretrained weights, where the config leaves them open."""
+    def _set_preprocessing_of_weights(self) -> None:
+        """Set image size, normalization and interpolation to those of the weights, unless configured."""
         model, data = (self.options[part].get("init_args", {}) for part in ("model", "data"))
         settings = input_settings(model.get("backbone", ""), model.get("weights"))
         if settings is None or data.get("mode") is None:
@@ -255,12 +218,12 @@ class TrainingCLI(LightningCLI):
                 data[key] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Add loggers, progress bar and checkpoints to what the config asks for."""
+        """Add loggers, progress bar, checkpoints and summary to those of the config."""
         trainer = self.config_init[self.subcommand]["trainer"]
         given = [trainer.callbacks] if isinstance(trainer.callbacks, Callback) else trainer.callbacks or []
         extra = list(self.extra_callbacks)
         if trainer.enable_progress_bar is not False:
-            extra.append(_Progress())
+            extra.append(ProgressBar())
         if self.subcommand == "fit":
             if trainer.logger is None or trainer.logger is True:
                 trainer.logger = self.run.loggers()
@@ -269,12 +232,13 @@ class TrainingCLI(LightningCLI):
             if trainer.enable_checkpointing is not False:
                 extra += self.run.callbacks(self.options.monitor, self.options.save_seconds)
             if trainer.enable_model_summary is not False:
-                extra.append(_Summary(max_depth=1))
+                extra.append(Summary(max_depth=1))
         else:
             trainer.logger = False
         trainer.callbacks = [CheckMonitors(), *given, *extra]
         made = super().instantiate_trainer(**kwargs)
-        if self.precision_reason is not None and made.is_global_zero:
+        summarized = trainer.enable_model_summary is not False
+        if summarized and self.precision_reason is not None and made.is_global_zero:
             Console().print(f"precision {trainer.precision}: {self.precision_reason}", soft_wrap=True)
         return made
 
@@ -292,14 +256,14 @@ def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -
 
     Args:
         arguments: The command and its options, for example ``["fit", "--config", "configs/omniglot.yaml"]``.
-        callbacks: Callbacks beside those of the config.
+        callbacks: Callbacks to add to those of the config.
 
     Returns:
-        The finished command, with its ``trainer``, ``model`` and ``datamodule``.
+        The finished CLI object, with its ``trainer``, ``model`` and ``datamodule``.
 
     Raises:
         InputError: The config or the data is unusable.
-        KeyboardInterrupt: Ctrl-C; a checkpoint and a bundle of what was learnt so far are on the disk.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint and a bundle of the weights so far were written.
     """
     quieten()
     if not torch.cuda.is_available():
@@ -313,25 +277,7 @@ def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -
         RuntimeError,
         ValueError,
     ) as error:
-        told = _told(error)
+        told = explained(error)
         if told is error:
             raise
         raise told from error
-
-
-def _told(error: Exception) -> Exception:
-    """The error itself, or what to say in its place where a library wrapped it or complains of a setting."""
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    # While it parses, jsonargparse tries to open values as files; what goes wrong there says nothing.
-    kinds = InputError if isinstance(error, ArgumentError) else (InputError, OSError)
-    for cause in causes:
-        if isinstance(cause, kinds):
-            return cause
-    if isinstance(error, ArgumentError) or WRAPPED in str(error):
-        return InputError(decisive(str(error)))
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    if frame.f_globals["__name__"].startswith("lightning."):
-        return InputError(str(error))  # of its own accord: an argument is wrong, or a package missing
-    return error

@@ -1,13 +1,13 @@
-"""``kindred index copy``: move a collection from one store to another, with a check at the end."""
+"""``kindred index copy``: copy a collection to another store and check the copy."""
 
 import random
 from dataclasses import dataclass, field
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from app.progress import counting_progress
 from models.errors import InputError
 from serve.store.types import Item, Store, Unsupported
 
@@ -20,15 +20,15 @@ _SAME = 1e-6
 
 @dataclass
 class Outcome:
-    """What a copy did and what the check found.
+    """Results of a copy and of its check.
 
     Attributes:
         copied: Items written.
-        present: Items that the target had already, just the same.
+        present: Items that the target already had, identical.
         source: Items in the source at the end.
         target: Items in the target at the end.
         sampled: Items compared in full, thumbnails included.
-        different: Ids of those that differ.
+        different: Ids of the sampled items that differ.
         recall: Recall@10 of the target's search against an exact one, over the sampled vectors.
     """
 
@@ -53,23 +53,23 @@ def copy(
 ) -> None:
     """Copy a collection to another store: from FAISS to Milvus, back, or to another index type.
 
-    What the target has already is compared and left alone, so an interrupted copy goes on where it stopped,
-    and a repeated one brings over only what changed. At the end the counts are compared, a random sample of
-    items in full, and the target's search with an exact one.
+    Items that the target already has are compared and skipped, so an interrupted copy continues where it
+    stopped, and a repeated one copies only what changed. At the end the numbers of items, a random sample of
+    items, and the target's search with an exact search are compared.
 
     Args:
         source: A store's folder (it may be in use by a service), file:PATH of an embedded Milvus, or
             milvus://HOST:PORT (its token from KINDRED_MILVUS_TOKEN).
-        target: The same; made when missing.
+        target: Likewise; created if missing.
         collection: Collection of the source.
-        into: Collection of the target; named like the source's by default.
-        index_type: Index of a new target. By default the source's if both are of one kind, else an exact one.
-        sample: Items to compare in full.
+        into: Collection of the target; by default it has the source's name.
+        index_type: Index type of a new target; by default the source's if both are of one kind, else Flat.
+        sample: Number of items to compare completely, thumbnails included.
     """
     into = into or collection
     if (source, collection) == (target, into):
-        raise InputError(f"{source} is both source and target; name another store or another collection")
-    from serve.store.catalogue import open_store  # and with it FAISS
+        raise InputError(f"{source} is both source and target; name another store or collection")
+    from serve.store.catalogue import open_store  # imports FAISS
 
     console = Console()
     with open_store(source, collection=collection, read_only=True) as old:
@@ -82,13 +82,12 @@ def copy(
 
 
 def copy_items(old: Store, new: Store, console: Console, *, sample: int = 256, seed: int = 0) -> Outcome:
-    """Copy what ``new`` lacks or has differently, then compare the two; see :func:`copy`."""
+    """Copy the items that ``new`` lacks or that differ, then compare the stores; see :func:`copy`."""
     outcome = Outcome()
     draw = random.Random(seed)  # noqa: S311
     drawn: list[Item] = []
     seen = 0
-    columns = (TextColumn("copying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with counting_progress(console=console) as progress:
         task = progress.add_task("copying", total=old.count())
         after: int | None = None
         while True:
@@ -131,7 +130,7 @@ def _same(item: Item, found: Item | None) -> bool:
 
 
 def _draw(drawn: list[Item], item: Item, most: int, seen: int, draw: random.Random) -> None:
-    """Keep a uniform sample of the items seen so far, this one included (reservoir sampling)."""
+    """Keep a uniform sample of the ``seen`` items so far, including this one (reservoir sampling)."""
     if len(drawn) < most:
         drawn.append(item)
     elif draw.random() < most / seen:
@@ -139,7 +138,7 @@ def _draw(drawn: list[Item], item: Item, most: int, seen: int, draw: random.Rand
 
 
 def _check(old: Store, new: Store, drawn: list[Item], outcome: Outcome) -> None:
-    """Counts, the sample in full, and recall: what :class:`Outcome` tells."""
+    """Fill in the counts, the comparison of the sample, and the recall of ``outcome``."""
     outcome.source, outcome.target = old.count(), new.count()
     outcome.sampled = len(drawn)
     if not drawn:
@@ -152,7 +151,7 @@ def _check(old: Store, new: Store, drawn: list[Item], outcome: Outcome) -> None:
     found_hits = new.search(queries, NEIGHBOURS, with_metadata=False).hits
     shares = []
     for right, hits in zip(exact, found_hits, strict=True):
-        # Equally similar items may stand for each other.
+        # An equally similar item counts as found.
         floor = right[-1].similarity - 1e-5
         shares.append(min(1.0, sum(hit.similarity >= floor for hit in hits) / len(right)))
     outcome.recall = float(np.mean(shares))
@@ -177,10 +176,10 @@ def _refuse_differences(outcome: Outcome, into: str) -> None:
     if outcome.different:
         raise InputError(
             f"{len(outcome.different)} of {outcome.sampled} sampled items differ in {into} (the first: "
-            f"{outcome.different[0]}); is somebody writing to either side? Copy once more"
+            f"{outcome.different[0]}); stop other writers and copy once more"
         )
     if outcome.source != outcome.target:
         raise InputError(
             f"the source has {outcome.source:,} items and {into} {outcome.target:,}: it held others before, "
-            "or items were written meanwhile; copy once more, or into a new collection"
+            "or items were written during the copy; copy once more, or into a new collection"
         )

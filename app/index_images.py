@@ -1,4 +1,4 @@
-"""Embeds the images that a store lacks and puts them into it."""
+"""Embed the images that a store lacks, and store them."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,17 +6,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.index_target import Target
+from app.progress import counting_progress
 from data.table import ImageTable
 from models.bundle import Bundle
 from models.errors import InputError
 from models.preprocess import ImageError, decode_image
-from serve.embedding.decode import jpeg_thumbnail
+from serve.embedding.decode_stage import jpeg_thumbnail
 from serve.store.types import Item
 
-# Items a transaction: large enough that waiting for the disk is rare, small enough that Ctrl-C loses little.
+# Items in a transaction: enough to wait for the disk rarely, few enough to lose little after Ctrl-C.
 CHUNK = 1024
 
 Rows = NDArray[np.int64]
@@ -38,8 +38,7 @@ def fill_store(
         console.print(f"{len(table) - len(rows)} of {len(table)} images are in the store already")
     broken: list[str] = []
     stored = 0
-    columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with counting_progress(console=console) as progress:
         task = progress.add_task("indexing", total=len(rows))
         try:
             for start in range(0, len(rows), CHUNK):
@@ -48,7 +47,7 @@ def fill_store(
                 stored += store.upsert(items, fingerprint=model.fingerprint)
                 progress.update(task, completed=start + len(chunk))
         finally:
-            # After Ctrl-C as well: what was embedded stays, and the next start finds it quickly.
+            # After Ctrl-C, too: what was embedded stays, and the next start is fast.
             store.flush()
             console.print(
                 f"{stored} images indexed, {len(broken)} broken ones skipped, {store.count()} in the store"
@@ -81,7 +80,7 @@ def _items(
 ) -> Iterator[Item]:
     """The items of one chunk; what cannot be read or decoded is appended to ``broken``."""
     readable: list[int] = []
-    # Made while the image is at hand: a chunk of large photographs does not fit into memory.
+    # Thumbnails are made while an image is in memory: a chunk of large photographs does not fit.
     small: list[Future[bytes | None]] = []
 
     def thumbnail(content: bytes) -> bytes | None:

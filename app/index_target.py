@@ -1,4 +1,4 @@
-"""Where ``kindred index`` puts things: a store's folder, a Milvus, or a running service."""
+"""The destination of ``kindred index``: a store's folder, a Milvus server, or a running service."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,19 +16,19 @@ from serve.store.types import Item, ItemId
 
 
 class Target(Protocol):
-    """What can be filled: a store, or a collection of a running service."""
+    """A store, or a collection of a running service, that can be filled."""
 
     def get(self, ids: Sequence[ItemId], /) -> Sequence[object | None]:
-        """Items in the order of ``ids``, None where there is none."""
+        """Items in the order of ``ids``; None for each that is missing."""
 
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
-        """Store items; returns how many."""
+        """Store items and return their number."""
 
     def count(self) -> int:
         """Number of items."""
 
     def flush(self) -> None:
-        """Write what is in memory alone to the index on disk, so that the next start is quick."""
+        """Write the index in memory to the disk, so that the next start is fast."""
 
 
 @contextmanager
@@ -41,20 +41,20 @@ def open_target(
     index: str | None,
     device: str,
 ) -> Iterator[Target]:
-    """One collection, made where it is missing.
+    """Open one collection; create it if it is missing.
 
     Args:
-        store: Folder, or address of a Milvus; or else
-        url: address of a running service.
+        store: Folder, or address of a Milvus server; exclusive with ``url``.
+        url: Address of a running service.
         collection: Its name or alias.
         dim: Length of a vector.
-        fingerprint: The model that makes the vectors.
+        fingerprint: Of the model that makes the vectors.
         index: Index type of a new collection.
-        device: Of a folder's exact segments.
+        device: Where exact segments of a folder are searched.
 
     Raises:
-        InputError: The collection is another model's, or out of reach; or the
-            device cannot be used.
+        InputError: The collection belongs to another model or cannot be reached, or the device cannot be
+            used.
     """
     if url is not None:
         with Client(url, key=os.environ.get("KINDRED_WRITE_KEY")) as client:
@@ -63,7 +63,7 @@ def open_target(
             except ServiceError as error:
                 raise InputError(f"{url}: {error}") from error
     elif is_address(store):
-        from serve.store.milvus.store import MilvusStore  # which imports pymilvus
+        from serve.store.milvus.store import MilvusStore  # imports pymilvus
 
         token = os.environ.get(TOKEN, "")
         with MilvusStore.open(

@@ -1,4 +1,4 @@
-"""Amounts of memory, and what the C library does with memory that a step of training or embedding frees."""
+"""Sizes of memory, and a setting of glibc's allocator."""
 
 import ctypes
 import os
@@ -15,15 +15,14 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def keep_freed_memory() -> bool:
-    """Keep what a training step frees for the next one, instead of giving it back to the system.
+    """Let glibc keep the memory that a training step frees for the next step.
 
-    glibc maps blocks above 32 MiB (as far as its threshold grows by itself) anew each time and unmaps them
-    when they are freed, so that the kernel clears the pages of every large activation in every step. The
-    price is that the process stays as large as its largest step. `tests/benchmarks/bench_memory.py` measures
-    both.
+    By default glibc maps blocks above 32 MiB anew and unmaps them when they are freed, so that the kernel
+    clears the pages of every large activation in every step. With this setting the process stays as large as
+    its largest step. `tests/benchmarks/bench_memory.py` measures both.
 
     Returns:
-        Whether it was set: not with other C libraries, and not where the environment chooses an allocator or
+        Whether it was set. It is not with other C libraries, or if the environment chooses an allocator or
         its settings (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES or LD_PRELOAD).
     """
     if not sys.platform.startswith("linux") or any(os.environ.get(name) for name in _CHOSEN_BY):
@@ -35,7 +34,7 @@ def keep_freed_memory() -> bool:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as people write them: 512MB, 2GB, 1.5GiB; units are powers of 1024.
+    """Bytes of a size such as 512MB, 2GB or 1.5GiB; units are powers of 1024.
 
     Raises:
         InputError: not a positive number with an optional unit.
@@ -46,5 +45,5 @@ def parse_size(text: str) -> int:
     except ValueError:
         size = 0
     if size <= 0:
-        raise InputError(f"{text!r} is no size; write 512MB or 2GB")
+        raise InputError(f"{text!r} is not a size; write 512MB or 2GB")
     return size

@@ -1,4 +1,4 @@
-"""What a training run ends with: its figures beside those that need no training, and what they mean."""
+"""The end of a training run: its metrics beside those of baselines, and whether training helped."""
 
 from rich import box
 from rich.console import Console
@@ -26,19 +26,19 @@ docs/training.md says more."""
 def show_outcome(
     run: RunFolder, bundle: Bundle, data: ImageDataModule, console: Console, device: str = "cpu"
 ) -> None:
-    """Measure the bundle and all that needs no training on the validation classes, and say which is ahead.
+    """Compare the bundle with the baselines on the validation classes, and print which is better.
 
     Args:
-        run: whose first checkpoint, if there is one, is measured too.
-        bundle: made of the run's best weights.
-        data: whose validation images are embedded; without any, nothing is shown.
-        console: to print on.
-        device: where it is measured.
+        run: its first checkpoint, if there is one, is measured, too.
+        bundle: the run's best weights.
+        data: the source of the validation images; without any, nothing is measured.
+        console: where the table is printed.
+        device: where images are embedded.
     """
     rows = data.validation_rows
     if not len(rows):
         console.print(
-            "no validation classes of two images or more: nothing says whether training helped; "
+            "no validation classes of two images or more, so whether training helped is unknown; "
             "see val_fraction"
         )
         return
@@ -52,7 +52,7 @@ def show_outcome(
     options = Options(ks=(1,), device=device)
     evaluation = run_evaluation(models, items, options=options, calibrated=False, console=console)
     trained = models[0]
-    # An untrained network is what a run from random weights began with.
+    # A run from random weights began with the untrained network: the row "before training" shows it.
     others = [
         model for model in evaluation.models if model is not trained and not model.name.startswith(UNTRAINED)
     ]
@@ -62,7 +62,7 @@ def show_outcome(
 
 
 def _verdict(trained: EvaluatedModel, others: list[EvaluatedModel], bundle: Bundle) -> str:
-    """What the table says, and what usually helps where that is not good."""
+    """Whether training helped; if not, what usually helps."""
     figure = trained.metrics["map@r"]
     best = max(others, key=lambda model: model.metrics["map@r"])
     ahead = f"MAP@R {best.metrics['map@r']:.3f} of {best.name} beside {figure:.3f} of the trained network"

@@ -1,4 +1,4 @@
-"""The precision of a training run whose config leaves it to the machine."""
+"""The meaning of ``trainer.precision: auto``."""
 
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,36 @@ from models.errors import InputError
 HALF, FULL = "bf16-mixed", "32-true"
 
 
-def fastest(accelerator: Any) -> tuple[str, str]:
-    """The precision that trains fastest here without losing accuracy, and why.
+def resolve(trainer: Any, checkpoint: str | None, *, training: bool) -> tuple[str | None, str | None]:
+    """The precision that "auto" stands for.
 
     Args:
-        accelerator: Lightning's word for the device; "auto" is a GPU where there is one.
+        trainer: Settings of Lightning's Trainer.
+        checkpoint: What the run resumes from; its precision is kept.
+        training: Whether the command is fit; the others use 32-true.
 
     Returns:
-        bf16-mixed where the device multiplies bfloat16 by instructions of its own, else 32-true; and a
-        reason to print.
+        The precision, None if a plugin of the trainer decides; and for training the reason, for printing.
+    """
+    if "precision" in str(trainer.plugins).lower():
+        return None, None
+    if not training:
+        return FULL, None
+    chosen, reason = fastest(trainer.accelerator)
+    if checkpoint and (begun := begun_with(checkpoint)) is not None:
+        reason = "as the run began" if begun == chosen else f"as the run began, although {reason}"
+        chosen = begun
+    return chosen, reason
+
+
+def fastest(accelerator: Any) -> tuple[str, str]:
+    """The precision that trains fastest here without loss of accuracy, and the reason.
+
+    Args:
+        accelerator: Lightning's name of the device; "auto" is a GPU if there is one.
+
+    Returns:
+        bf16-mixed if the device has instructions for bfloat16, else 32-true; and the reason, for printing.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
@@ -30,21 +51,21 @@ def fastest(accelerator: Any) -> tuple[str, str]:
         if _processor_has_bfloat16():
             return HALF, "this processor has fast bfloat16"
         return FULL, "this processor has no fast bfloat16"
-    return FULL, f"nothing is known of {accelerator} and bfloat16"
+    return FULL, f"whether {accelerator} has fast bfloat16 is unknown"
 
 
 def _processor_has_bfloat16() -> bool:
-    """Whether by native instructions: oneDNN also emulates it, several times slower than float32."""
+    """Whether there are native instructions: oneDNN emulates bfloat16 several times slower than float32."""
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
     return bool(native and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def begun_with(checkpoint: str) -> str | None:
-    """The precision of the run that a checkpoint is of, by the config beside it; None where there is none.
+    """The precision that a checkpoint's run began with, read from its config.yaml; None if there is none.
 
     Raises:
-        InputError: that config is broken.
+        InputError: the config is broken.
     """
     file = Path(checkpoint).parent.parent / "config.yaml"
     try:

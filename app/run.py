@@ -1,4 +1,4 @@
-"""The folder of a training run: what lies where, and the callbacks that keep it up to date."""
+"""The folder of a training run: its paths, and the callbacks that write its checkpoints."""
 
 import shutil
 import tempfile
@@ -20,11 +20,11 @@ from models.errors import InputError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps its things.
+    """Paths of a run.
 
-    ``checkpoints/last.ckpt`` to resume from, ``checkpoints/best.ckpt`` by the monitored validation figure,
-    ``checkpoints/first.ckpt`` of the weights before the first step,
-    ``bundle/`` made of the best one (the last one where nothing was monitored), ``config.yaml``, ``logs/``.
+    ``checkpoints/last.ckpt`` to resume from, ``checkpoints/best.ckpt`` by the monitored validation metric,
+    ``checkpoints/first.ckpt`` with the weights before the first step, ``bundle/`` of the best weights (of the
+    last ones if nothing was monitored), ``config.yaml`` and ``logs/``.
     """
 
     path: Path
@@ -36,12 +36,12 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the best validation figure."""
+        """The checkpoint with the best validation metric."""
         return self.path / "checkpoints" / "best.ckpt"
 
     @property
     def first(self) -> Path:
-        """The checkpoint of the weights before the first step."""
+        """The checkpoint with the weights before the first step."""
         return self.path / "checkpoints" / "first.ckpt"
 
     @property
@@ -49,21 +49,19 @@ class RunFolder:
         """The trained model for evaluation and serving."""
         return self.path / "bundle"
 
-    def resolve(self, checkpoint: str | None) -> str | None:
-        """Turn "last" and "best" into files.
+    def resolve(self, checkpoint: str) -> str:
+        """Turn "last" or "best" into a path.
 
         Raises:
             InputError: There is no such checkpoint.
         """
-        if checkpoint is None:
-            return None
         path = {"last": self.last, "best": self.best}.get(checkpoint, Path(checkpoint))
         if not path.is_file():
-            raise InputError(f"{path}: no such checkpoint; leave --ckpt_path out to start anew")
+            raise InputError(f"{path}: no such checkpoint; leave --ckpt_path out to start afresh")
         return str(path)
 
     def refuse_to_mix(self) -> None:
-        """A fresh run must not write into the folder of another one.
+        """Refuse to start a fresh run in the folder of another run.
 
         Raises:
             InputError: The folder holds checkpoints already.
@@ -78,7 +76,7 @@ class RunFolder:
         """Make the folder.
 
         Raises:
-            InputError: It cannot be made, or nothing can be written in it.
+            InputError: It cannot be made or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -90,23 +88,23 @@ class RunFolder:
             ) from error
 
     def discard_checkpoints(self) -> None:
-        """Forget an earlier run, so that its best checkpoint is not taken for one of this run's."""
+        """Delete the checkpoints of an earlier run, so that none is taken for one of this run."""
         for checkpoint in (self.last, self.best, self.first):
             checkpoint.unlink(missing_ok=True)
 
     def loggers(self) -> list[Logger]:
-        """TensorBoard and CSV; a resumed run continues the one and starts a new file of the other."""
+        """TensorBoard, whose log a resumed run continues, and CSV, of which it starts a new file."""
         return [
             TensorBoardLogger(self.path, name="logs", version="tensorboard"),
             CSVLogger(self.path / "logs", name="csv"),
         ]
 
     def callbacks(self, monitor: str | None, save_seconds: float) -> list[lightning.Callback]:
-        """What keeps the checkpoints up to date.
+        """The callbacks that write checkpoints.
 
         Args:
-            monitor: Validation figure whose highest value marks the best checkpoint, if there is to be one.
-            save_seconds: Time between two writes of the last checkpoint inside an epoch.
+            monitor: Validation metric whose highest value marks the best checkpoint; None keeps no best one.
+            save_seconds: Seconds between two writes of the last checkpoint within an epoch.
         """
         callbacks: list[lightning.Callback] = [LastCheckpoint(self.last, save_seconds)]
         if monitor is not None:
@@ -114,7 +112,7 @@ class RunFolder:
         return callbacks
 
     def write_bundle(self) -> Bundle | None:
-        """Make the bundle from the best checkpoint, or from the last one; None where there is neither."""
+        """Write the bundle of the best checkpoint, else of the last one; None if there is neither."""
         for checkpoint in (self.best, self.last):
             if checkpoint.is_file():
                 bundle = bundle_from_checkpoint(checkpoint, trust_code=True)
@@ -124,9 +122,9 @@ class RunFolder:
 
 
 class CheckMonitors(lightning.Callback):
-    """Refuses callbacks and schedulers that follow a validation figure which there is none of.
+    """Refuses callbacks and schedulers whose monitor is not among the validation metrics.
 
-    It must come first among the callbacks: each of them has an error of its own.
+    It must be the first callback, because the others raise errors of their own.
     """
 
     def on_load_checkpoint(  # noqa: D102
@@ -148,17 +146,17 @@ class CheckMonitors(lightning.Callback):
             followed = isinstance(follower, BestCheckpoint) or str(monitor).startswith("val/")
             if known and monitor is not None and followed and monitor not in known:
                 raise InputError(
-                    f"monitor {monitor!r}: no such validation figure; there are {', '.join(known)}"
+                    f"monitor {monitor!r}: no such validation metric; choose one of {', '.join(known)}"
                 )
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the checkpoint with the best validation figure, the weights before the first step among them.
+    """Keeps the checkpoint with the best validation metric; the weights before the first step count, too.
 
     Args:
         path: The file.
-        first: Another file, which keeps the weights before the first step.
-        monitor: The figure; higher is better.
+        first: The file for the weights before the first step.
+        monitor: The metric; higher is better.
     """
 
     def __init__(self, path: Path, first: Path, monitor: str) -> None:
@@ -168,12 +166,12 @@ class BestCheckpoint(ModelCheckpoint):
             filename=path.stem,
             monitor=monitor,
             mode="max",
-            save_on_train_epoch_end=False,  # after each validation, the one before the first step too
+            save_on_train_epoch_end=False,  # after each validation instead
             enable_version_counter=False,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best figure so far if its file is in this folder, which may have been moved."""
+        """Restore the best metric if its checkpoint is in this folder, which may have been moved."""
         file = f"{self.dirpath}/{self.filename}{self.FILE_EXTENSION}"
         if not Path(file).is_file():
             return
@@ -187,38 +185,38 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if trainer.global_step:
             return
-        self._last_global_step_saved = -1  # else it would not save before the first step
+        self._last_global_step_saved = -1  # otherwise nothing is saved before the first step
         _validate(trainer)
         if trainer.is_global_zero and self.best_model_path:
             shutil.copyfile(self.best_model_path, self.first)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save if it is the best so far."""
+        """Save if this is the best so far."""
         super().on_validation_end(trainer, pl_module)
         self._validated_at = trainer.global_step
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Validate the last weights where the run has ended between two validations."""
+        """Validate the last weights if the run ended between two validations."""
         super().on_train_end(trainer, pl_module)
         if trainer.state.status == TrainerStatus.RUNNING and self._validated_at != trainer.global_step:
             _validate(trainer)
 
 
 def _validate(trainer: lightning.Trainer) -> None:
-    """As Lightning does between two steps."""
+    """Validate as Lightning does between two steps."""
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.run()
     trainer.training = True
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps one checkpoint to resume from, written after each epoch, every so often inside it, and on Ctrl-C.
+    """Writes the checkpoint to resume from: after each epoch, at intervals within it, and on Ctrl-C.
 
-    Lightning's ModelCheckpoint takes only one of these triggers. The write is atomic.
+    Lightning's ModelCheckpoint takes only one of these triggers. Writes are atomic.
 
     Args:
         path: The file.
-        seconds: Time between two writes inside an epoch.
+        seconds: Least time between two writes within an epoch.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
@@ -241,8 +239,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: D102
         due = time.monotonic() - self._saved_at > self.seconds
-        # After an epoch's last batch comes its validation, which a run resumed from here would leave out, and
-        # then a checkpoint anyway. Every rank takes part in writing one, so rank 0's clock decides for all.
+        # Not after an epoch's last batch: a run resumed from there would skip the epoch's validation, and a
+        # checkpoint follows anyway. All ranks take part in a write, so rank 0's clock decides for all.
         if trainer.strategy.broadcast(due) and not trainer.is_last_batch:
             self._save(trainer)
 

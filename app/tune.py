@@ -1,4 +1,4 @@
-"""Measures index types on vectors and picks the fastest within limits of recall and memory."""
+"""Measure index types on vectors, and choose the fastest within limits of recall and memory."""
 
 import math
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ from app.evaluation.index_recall import (
 )
 from models.errors import InputError
 
-RESCORED = 10  # candidates a neighbour that RFlat scores again by full vectors
-TRAINING_POINTS = 39  # vectors a cell that faiss wants for k-means
+RESCORED = 10  # candidates for each neighbour that RFlat scores again with full vectors
+TRAINING_POINTS = 39  # vectors for each cell that FAISS needs for k-means
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 EFFORTS = (16, 32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An index type and the values of its one search parameter to try, cheapest first."""
+    """An index type, its search parameter, and the values to try, fastest first."""
 
     factory: str
     parameter: str = ""
@@ -39,23 +39,23 @@ class Candidate:
 def tune_vectors(
     vectors: Vectors, recall: float, memory: int, *, queries: int = 1000, seed: int = 0
 ) -> tuple[list[IndexMetrics], IndexMetrics | None]:
-    """Measures candidates and picks one.
+    """Measure candidates and choose one.
 
     Args:
         vectors: float32 (N, dim) unit vectors.
-        recall: least recall@10.
-        memory: largest index in bytes.
+        recall: lower limit of recall@10.
+        memory: upper limit of the index in bytes.
         queries: number of rows to search for.
-        seed: of their choice.
+        seed: of the random choice of queries.
 
     Returns:
-        All figures, and the fastest (single queries) within both limits, or None.
+        All measurements, and the fastest for single queries within both limits, or None.
 
     Raises:
-        InputError: limits that mean nothing, or too few vectors.
+        InputError: a limit is out of range, or there are too few vectors.
     """
     if not 0 < recall <= 1:
-        raise InputError(f"recall lies between 0 and 1, not {recall:g}")
+        raise InputError(f"--recall {recall:g}: must be between 0 and 1")
     truth = exact_neighbours(vectors, queries, seed)
     measured: list[IndexMetrics] = []
     every = list(candidates(*vectors.shape))
@@ -83,7 +83,7 @@ def candidates(size: int, dim: int) -> Iterator[Candidate]:
 
 
 def _measure(candidate: Candidate, truth: Truth, recall: float, memory: int) -> Iterator[IndexMetrics]:
-    """Raises the search's effort until the recall is reached: more would only be slower."""
+    """Raise the search parameter until the recall is reached; higher values would only be slower."""
     if _least_bytes(candidate.factory, truth.vectors) > memory:
         return
     index, seconds = build(candidate.factory, truth.vectors)
@@ -109,12 +109,12 @@ def _measure(candidate: Candidate, truth: Truth, recall: float, memory: int) -> 
 
 
 def _least_bytes(factory: str, vectors: Vectors) -> int:
-    """Lower bound of an index's size, so that one far over the limit is not built."""
+    """Lower bound of an index's bytes, so that one far over the limit is not built."""
     return int(vectors.size) * (1 if "SQ8" in factory else 4)
 
 
 def as_table(measured: list[IndexMetrics], chosen: IndexMetrics | None, recall: float, memory: int) -> Table:
-    """The figures, the chosen index in bold."""
+    """The measurements as a table, the chosen index in bold."""
     table = Table(title=f"recall@10 ≥ {recall:g} within {memory / 2**20:.0f} MiB; one thread")
     columns = ("index", "parameters", "recall@1", "recall@10", "QPS single", "QPS batch 64", "MiB", "build s")
     for column in columns:

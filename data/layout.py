@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.csv_file import read_csv, with_type
-from data.files import Member, some
+from data.image_files import Member, some
 from data.table import ImageTable, factorize
 from models.errors import InputError
 

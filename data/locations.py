@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from models.locations import cache_root
+from models.cache_folder import cache_root
 
 __all__ = ["cache_root", "data_root"]
 

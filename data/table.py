@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.files import Member, read_member
+from data.image_files import Member, read_member
 from models.errors import InputError
 from models.preprocess import DecodeLimits, read_limited
 
@@ -30,7 +30,7 @@ class ImageTable:
         rows: Columns ``name`` (string: path below its root, with "/" as separator), ``label`` (integer:
             position in ``class_names``), ``root`` (integer: position in ``roots``; optional with one root);
             for images in zip archives ``offset``, ``stored``, ``size``, ``method``, ``crc`` (see
-            :class:`data.files.Member`; a negative offset is a plain file); optionally ``split`` (string: the
+            :class:`data.image_files.Member`; a negative offset is a plain file); optionally ``split`` (string: the
             set's own split, "train", "val", "test" or null), ``part`` (string: the split of the folders,
             which a list may override), ``is_query`` and ``is_gallery`` (bool).
         class_names: One for each label.

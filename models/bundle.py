@@ -24,10 +24,10 @@ from models.bundle_files import (
     write_bundle,
     write_manifest,
 )
+from models.cache_folder import cache_root
 from models.errors import InputError, first_line
 from models.exports import open_export
 from models.inference import Choice, Model, Runner, optimize
-from models.locations import cache_root
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import ImageError, Preprocess
 
@@ -150,7 +150,7 @@ class Bundle:
                 Runtime. "auto" measures which is fastest on this machine; this takes up to minutes once, and
                 later calls read the choice from the cache. Each is checked against the plain network.
             cache: Folder for choices, graphs and compiled code, writable by this user alone; by default
-                `inference` in `models.locations.cache_root`.
+                `inference` in `models.cache_folder.cache_root`.
             workers: Number of batches that may run at the same time.
 
         Raises:

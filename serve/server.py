@@ -13,7 +13,7 @@ from models.bundle import Bundle
 from models.errors import InputError
 from serve.api.app import create_app
 from serve.connections import most_connections
-from serve.embedding.network import load_bundle
+from serve.embedding.network_stage import load_bundle
 from serve.observability import configure_logging, log
 from serve.service import AnyCatalogue, Service
 from serve.settings import Settings

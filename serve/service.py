@@ -8,7 +8,7 @@ from serve.admission import Admission
 from serve.auth import Keys
 from serve.connections import Connections
 from serve.embedding import EmbeddingPipeline
-from serve.embedding.network import load_bundle
+from serve.embedding.network_stage import load_bundle
 from serve.observability import Metrics, RequestLog, log
 from serve.precheck import precheck_model
 from serve.searching import StoreThreads

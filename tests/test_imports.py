@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # data and serve see only these modules of models.
 PUBLIC_OF_MODELS = {
-    "data": {"models.errors", "models.eval_mode", "models.files", "models.locations", "models.preprocess"},
+    "data": {"models.errors", "models.eval_mode", "models.files", "models.cache_folder", "models.preprocess"},
     "serve": {"models.errors", "models.preprocess", "models.bundle"},
 }
 

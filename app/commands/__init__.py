@@ -1,1 +1,1 @@
-"""The commands' options and help, one file each; what a command works with is imported only when it runs."""
+"""One module for each command: its options and help. Heavy packages are imported only when it runs."""

@@ -1,4 +1,4 @@
-"""``kindred demo``: the main job from nothing to a running visual search."""
+"""``kindred demo``: from images to a running visual search."""
 
 import shutil
 import time
@@ -12,11 +12,11 @@ from models.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
-# Steps that measure this machine's speed before the length of the run is decided; the first ones, in which
-# memory is allocated and kernels are chosen, do not count.
+# Steps that measure this machine's speed before the number of steps is chosen. The first ones are not timed,
+# because memory is allocated and kernels are chosen in them.
 WARM_STEPS, TIMED_STEPS = 4, 12
 
-# How often training stops to measure itself on the validation classes.
+# Number of validations during training.
 VALIDATIONS = 6
 
 
@@ -32,14 +32,14 @@ def demo(
 
     Args:
         data: Your own images instead of the drawn characters: a folder with a folder for each class, or a ZIP
-            file of one. They are trained on as configs/folder.yaml says.
-        minutes: How long to train.
-        out: Folder for everything that is made: checkpoints, logs, bundle, evaluation, store.
-        port: Where the search page listens; 0 takes a free port.
+            file of one. Training then uses configs/folder.yaml.
+        minutes: Duration of training.
+        out: Folder for all results: checkpoints, logs, bundle, evaluation, store.
+        port: Port of the search page; 0 chooses a free one.
         serve: Start the service at the end.
     """
     if minutes <= 0:
-        raise InputError(f"--minutes {minutes}: training needs more than no time")
+        raise InputError(f"--minutes {minutes}: must be more than 0")
     from app.commands.evaluate import evaluate
     from app.index_images import fill_store
     from app.run import RunFolder
@@ -52,7 +52,7 @@ def demo(
 
     console = Console()
     if serve:
-        # A busy port is said now, not after the training.
+        # Report a busy port now, not after training.
         bind("127.0.0.1", port).close()
     console.rule("1 · images")
     table = open_source(data).table()
@@ -72,9 +72,9 @@ def demo(
 
     console.rule("4 · index")
     bundle = Bundle.load(folder.bundle)
-    # The drawn characters are searched among the unseen ones; of your own images you want to find every one.
+    # Of the drawn characters only unseen ones are indexed, of your own images all.
     shown = table.take(parts.rows("test")) if data == "glyphs" else table
-    # The store of an earlier demo holds another model's vectors.
+    # An earlier demo's store holds vectors of another model.
     shutil.rmtree(out / "store", ignore_errors=True)
     with FaissStore.open(out / "store", dim=bundle.dim, fingerprint=bundle.fingerprint) as store:
         fill_store(store, bundle, shown)
@@ -84,12 +84,12 @@ def demo(
 
     console.rule("5 · service")
     settings = Settings.read(bundle=folder.bundle, store=out / "store", port=port)
-    # Not the fastest backend: finding out would take as long as the rest.
+    # Finding the fastest backend would take as long as the rest.
     run(settings, bundle=bundle.optimize("eager"), on_start=announce)
 
 
 def train(data: str, out: Path, minutes: float) -> None:
-    """Train for about ``minutes``: the learning-rate schedule needs the number of steps, so measure first."""
+    """Train for about ``minutes``; a few timed steps give the number of steps, which the schedule needs."""
     from lightning.pytorch.callbacks import LambdaCallback
 
     from app.fit import run_training

@@ -20,23 +20,22 @@ def embed(
 ) -> None:
     """Turn images into sharded Parquet files of vectors, on any number of devices.
 
-    Run the same command again after an interruption of any kind, with as many devices as you like: finished
-    shards are kept, every image is embedded exactly once. Broken images are listed in rejects.csv and left
-    out. kindred index --embeddings reads the folder into a store.
+    To continue after an interruption, run the same command again, with any number of devices: finished shards
+    are kept, and every image is embedded exactly once. Broken images are skipped and listed in rejects.csv.
+    kindred index --embeddings reads the folder into a store.
 
     Args:
         bundle: Folder of the model.
         data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
-        out: Folder of the shards; made when missing.
-        split: Only the train, val or test part of the source, split as for the model's training. All of it by
-            default.
-        devices: How many devices of each node: a number, or auto for all there are (of CPUs, one).
-        accelerator: auto, cpu, gpu or any other that Lightning knows.
-        nodes: How many machines take part; start the command on each with torchrun or SLURM.
-        batch_size: Images a forward pass.
-        workers: Processes that read images, for each device; by default the cores are divided among the
-            devices.
-        shard_rows: Images a file.
+        out: Folder of the shards; created if missing.
+        split: train, val or test: only this split of the source, made as for the model's training. By default
+            all images.
+        devices: Number of devices on each node, or auto: all GPUs, or one CPU process.
+        accelerator: auto, cpu, gpu or another one of Lightning.
+        nodes: Number of machines; start the command on each with torchrun or SLURM.
+        batch_size: Images in a forward pass.
+        workers: Processes for each device that read images; by default the cores are divided among devices.
+        shard_rows: Images in a file.
     """
     for name, value in (("nodes", nodes), ("batch-size", batch_size), ("shard-rows", shard_rows)):
         if value < 1:

@@ -1,7 +1,6 @@
-"""``kindred evaluate``: arguments in, tables, files and exit code out.
+"""``kindred evaluate``: measures models and writes tables and a report.
 
-What takes long to import is imported by the functions that need it, so that help and unusable arguments are
-answered at once.
+Heavy packages are imported inside functions, so that help and errors in the arguments come at once.
 """
 
 from __future__ import annotations
@@ -55,48 +54,46 @@ def evaluate(
     device: str = "auto",
     trust_code: bool = False,
 ) -> int:
-    """Measure exact recall@k of bundles, checkpoints or saved embeddings, beside untrained baselines.
+    """Measure exact recall@k of bundles, checkpoints or saved embeddings, and of baselines.
 
     Writes results.json, models.csv, classes.csv and report.html, which works offline. Every item of the split
-    is a query against all others, unless --query or an is_query column says otherwise.
+    is a query against all others, unless --query or a column is_query selects queries.
 
     Args:
         bundle: Folders of models; several are compared side by side.
         checkpoint: Checkpoints of kindred fit.
         embeddings: Saved embeddings of any origin: .npy, .npz, .parquet, or a folder of kindred embed.
-        labels: Labels of the saved embeddings, .npy or one a line, where their file has none.
+        labels: Labels of saved embeddings whose file has none: .npy, or text with one label in each line.
         data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
-        split: Part of the data: test, val, train, or all. The data are split as for the training of the first
-            model.
-        query: File names that are queries, for example "test_*".
-        gallery: File names of the gallery, several patterns separated by commas; by default all others.
-        relevance: Metadata column with several labels an item, separated by ";": one in common is a match.
+        split: test, val, train or all. The data are split as for the training of the first model.
+        query: Pattern of the file names of queries, for example "test_*".
+        gallery: Patterns of the file names of the gallery, separated by commas; by default all others.
+        relevance: Metadata column with labels separated by ";": items with one label in common match.
         pairs: Verification pairs: a CSV (image_a, image_b, same) or LFW's pairs.txt.
         out: Folder to write to.
-        ks: Depths of recall in the table.
+        ks: Values of k for recall@k in the table.
         max_queries: Evaluate a random sample of queries against the full gallery.
-        drop_duplicates: Count byte-identical images once: the query where some are queries and others the
-            gallery, else the first.
-        memory: Working memory, for example 512MB or 2GB.
-        rerank: Also rank by k-reciprocal neighbours; reported beside the plain figures.
+        drop_duplicates: Keep one of each set of byte-identical images: a query if there is one, else the
+            first.
+        memory: Limit of working memory, for example 512MB or 2GB.
+        rerank: Also report metrics after k-reciprocal re-ranking.
         clustering: Also compute NMI and AMI (slow).
-        n_way: Also measure few-shot accuracy: items are recognised among so many random classes.
-        shots: Examples of each class in an episode.
-        episodes: Random draws of classes and items.
-        episode_queries: Items of each class that are recognised in an episode.
-        within: Metadata column, such as alphabet or coarse: also draw each episode's classes within one of
-            its groups.
-        allow_seen_classes: Go on where classes to be tested were trained on.
-        calibrate: Find thresholds for false accept rates and write them into the first bundle.
+        n_way: Also measure few-shot accuracy with this number of random classes in an episode.
+        shots: Labelled examples of each class in an episode.
+        episodes: Number of random draws of classes and items.
+        episode_queries: Items of each class to classify in an episode.
+        within: Metadata column, such as alphabet: also draw episodes whose classes share one value of it.
+        allow_seen_classes: Also test on classes that a model was trained on.
+        calibrate: Compute thresholds for false accept rates and write them into the first bundle.
         index: FAISS factory strings, or folders of stores, to compare with exact search.
-        fail_under: Conditions such as recall@1=0.9 on the first model; exit code 1 where one is not met.
+        fail_under: Conditions on the first model, such as recall@1=0.9; exit code 1 if one is not met.
         report: Write the HTML report.
-        seed: Of samples, bootstrap and the untrained network.
-        device: Of networks and similarities: auto, cpu or cuda.
+        seed: Random seed of samples, bootstrap and the untrained network.
+        device: Where networks and similarities are computed: auto, cpu or cuda.
         trust_code: Allow a backbone class outside the known packages; importing it runs its code.
 
     Returns:
-        0, or 1 where a condition is not met.
+        0, or 1 if a condition is not met.
     """
     floors = parse_floors(fail_under)
     budget = parse_size(memory)
@@ -143,7 +140,7 @@ def evaluate(
         items = select_images(data, split, query, gallery, split_settings, relevance)
         notes = seen_notes(models, items, allow=allow_seen_classes)
     models += [saved_model(path, file) for path, file in zip(embeddings, saved, strict=True)]
-    out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the work
+    out.mkdir(parents=True, exist_ok=True)  # fails before the long work if it cannot be written
     evaluation = run_evaluation(
         models, items, options=options, calibrated=calibrate, notes=notes, console=console
     )
@@ -169,7 +166,7 @@ def evaluate(
 def _protocols(
     n_way: int | None, shots: int, episodes: int, queries: int, within: str | None
 ) -> tuple[FewShot, ...]:
-    """Among all classes, and within groups of them where a column names groups."""
+    """Few-shot protocols: among all classes, and within the values of a column if one is named."""
     from models.metrics import FewShot
 
     if n_way is None:
@@ -179,7 +176,7 @@ def _protocols(
 
 
 def _store_in_bundle(evaluation: Evaluation) -> None:
-    """Thresholds and metrics go into the first bundle, where the server finds them."""
+    """Write thresholds and metrics into the first bundle, from which the server reads them."""
     first, items = evaluation.models[0], evaluation.items
     if first.bundle is None or first.folder is None or not first.thresholds:
         return

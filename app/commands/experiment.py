@@ -1,4 +1,4 @@
-"""``kindred experiment``: runs the variants of an experiment, and draws its table and curves."""
+"""``kindred experiment``: runs the variants of an experiment and draws its table and curves."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,29 +28,29 @@ def experiment(
 ) -> int:
     """Run an experiment's variants over its seeds and draw the table and the curves.
 
-    A run that is there already, made with the same setting, is skipped: start the command again to continue.
+    Runs that were made with the same settings are skipped, so start the command again to continue.
 
     Args:
-        name: of a file in the folder of experiments, without its ending.
-        variants: run these alone; by default all with the first seed, and the primary ones with every seed.
-        seeds: with these seeds instead of the experiment's.
-        pilot: with the first seed alone.
-        out: folder for runs, table and curves; by default docs/results/NAME.
-        configs: folder of experiments.
-        threads: of torch; metrics may differ in their last digits between numbers of threads.
-        device: to train on, cpu or cuda; metrics differ between devices in more than their last digits.
-        draw: draw the table and the curves at the end; --no-draw where several processes share the work.
-        reduced: run only the part that shows whether the published conclusions hold.
-        check: say of each published conclusion whether it holds in these runs.
+        name: File name in the folder of experiments, without its extension.
+        variants: Run only these; by default all with the first seed, and the primary ones with every seed.
+        seeds: Use these seeds instead of the experiment's.
+        pilot: Use only the first seed.
+        out: Folder for runs, table and curves; by default docs/results/NAME.
+        configs: Folder of experiments.
+        threads: Threads of torch; metrics may differ in the last digits between numbers of threads.
+        device: cpu or cuda; metrics differ between devices by more than the last digits.
+        draw: Draw the table and the curves at the end; use --no-draw if several processes share the work.
+        reduced: Run only the part that shows whether the published conclusions hold.
+        check: Report for each published conclusion whether it holds in these runs.
 
     Returns:
-        The exit code: 1 where a conclusion that was checked does not hold, else 0.
+        The exit code: 1 if a checked conclusion does not hold, else 0.
 
     Raises:
-        InputError: there is no such experiment, or something in it is wrong.
+        InputError: The experiment does not exist or is invalid.
     """
     if threads < 1:
-        raise InputError(f"threads is {threads}; give at least 1")
+        raise InputError(f"--threads {threads}: must be at least 1")
     from app.experiment.run_experiment import run_experiment
 
     return run_experiment(

@@ -1,4 +1,4 @@
-"""``kindred export``: arguments in, files and a table out."""
+"""``kindred export``: makes bundles, and writes ONNX and torch.export files into them."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ def export(
 ) -> None:
     """Turn a checkpoint or a pretrained network into a bundle, and a bundle into ONNX or torch.export.
 
-    A bundle is a folder of safetensors and JSON with a model card. What is written beside them is compared
-    with the original on images, and the differences go into bundle.json.
+    A bundle is a folder with safetensors, JSON and a model card. Each exported file is compared with the
+    original network on images, and the differences are written into bundle.json.
 
     Args:
-        model: A file under RUN/checkpoints, or a bundle; left out where --backbone names a network.
-        backbone: A pretrained network as it is, without training: timm.<name>, or a name of torchvision's.
-        weights: Of the backbone: packaged (timm.tf_efficientnet_lite0 alone), a local file as its owners
-            publish it, DEFAULT, or a name that timm or torchvision know.
-        image_size: Side of the backbone's images, in pixels; by default that of its weights.
-        preprocess: How images become the network's input, for the checkpoint of a run on data of your own:
-            JSON of models.preprocess.Preprocess, such as '{"size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.5,
+        model: A file under RUN/checkpoints, or a bundle; leave it out with --backbone.
+        backbone: A pretrained network without further training: timm.<name>, or a name of torchvision.
+        weights: Weights of the backbone: packaged (only timm.tf_efficientnet_lite0), a local file as
+            published, DEFAULT, or a name of timm or torchvision.
+        image_size: Side of the input images in pixels; by default that of the weights.
+        preprocess: Preprocessing for the checkpoint of a run with a data module of your own: JSON of
+            models.preprocess.Preprocess, such as '{"size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.5,
             0.5, 0.5]}'.
-        out: Folder of the bundle; an existing bundle is replaced. A bundle is by default added to.
+        out: Folder of the new bundle, which is replaced if it exists; by default the given bundle.
         onnx: Write model.onnx, for any batch size.
-        with_preprocessing: Let the exported graphs take uint8 pixels and normalize them. Decoding and
-            resizing stay outside.
-        torch_export: Write model.pt2, a program of torch.export.
-        quantize: Write ONNX models with 8-bit integers: dynamic, static, or both by naming the option twice.
-        data: Images to compare on, as in kindred evaluate; without it, images made of random numbers.
-        split: Part of the data to compare on: test, val, train or all.
-        images: How many images to compare on.
-        calibration_images: How many training images fix the ranges of static quantization.
-        licence: Of the weights, as the Hugging Face hub spells it (apache-2.0, cc-by-4.0, ...), for the card.
-        seed: Of the samples of images.
+        with_preprocessing: Export graphs that take uint8 pixels and normalize them. Decoding and resizing
+            stay outside.
+        torch_export: Write model.pt2, a torch.export program.
+        quantize: Write int8 ONNX models: dynamic, static, or both by giving the option twice.
+        data: Images to compare on, as in kindred evaluate; by default images of random numbers.
+        split: Split of the data to compare on: test, val, train or all.
+        images: Number of images to compare on.
+        calibration_images: Number of training images that set the ranges of static quantization.
+        licence: Licence of the weights for the model card, as the Hugging Face hub spells it.
+        seed: Random seed of the samples of images.
         trust_code: Allow a backbone class outside the known packages; importing it runs its code.
     """
     if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", licence):
@@ -81,7 +81,7 @@ def export(
     if not (onnx or torch_export or quantize):
         return
     from app.export.comparison_images import pixels_of
-    from app.export.files import onnx_content, write_onnx, write_torch_export
+    from app.export.formats import onnx_content, write_onnx, write_torch_export
     from app.export.quantize import quantized
 
     pixels = pixels_of(bundle, data, split, images, seed)
@@ -111,15 +111,15 @@ def _model(
     out: Path | None,
     trust_code: bool,
 ) -> tuple[Bundle, Path]:
-    """What is named, trained or pretrained, and the folder where it lies now."""
+    """The trained or pretrained model that the options name, and its bundle's folder."""
     if model is not None and backbone is None:
         if weights is not None or image_size is not None:
             raise InputError("--weights and --image-size go with --backbone: leave them out")
         return _bundle(model, preprocess, out, trust_code)
     if preprocess is not None:
-        raise InputError("--preprocess goes with a checkpoint; --backbone's images follow its weights")
+        raise InputError("--preprocess goes with a checkpoint; leave it out with --backbone")
     if model is not None or backbone is None:
-        raise InputError("name a checkpoint or a bundle, or else a pretrained network with --backbone")
+        raise InputError("name either a checkpoint or bundle, or a pretrained network with --backbone")
     if weights is None or out is None:
         raise InputError(f"--backbone {backbone}: name its weights with --weights and the bundle with --out")
     from models.pretrained import pretrained_bundle
@@ -129,7 +129,7 @@ def _model(
 
 
 def _bundle(model: Path, preprocess: str | None, out: Path | None, trust_code: bool) -> tuple[Bundle, Path]:
-    """The model and the folder where it lies now."""
+    """The model of a checkpoint or bundle, and its bundle's folder."""
     from app.export import bundle_from_checkpoint
     from models.bundle import Bundle
 
@@ -140,9 +140,7 @@ def _bundle(model: Path, preprocess: str | None, out: Path | None, trust_code: b
             raise InputError(f"{model}: name the bundle's folder with --out")
         return bundle, bundle.save(out)
     if preprocess is not None:
-        raise InputError(
-            f"{model}: a bundle has its preprocessing already; --preprocess goes with a checkpoint"
-        )
+        raise InputError(f"{model}: a bundle has its preprocessing already; leave --preprocess out")
     bundle = Bundle.load(model, "cpu", trust_code=trust_code)
     if out is None or out.resolve() == model.resolve():
         return bundle, model

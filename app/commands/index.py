@@ -30,33 +30,32 @@ def index(
 ) -> None:
     """Put images, or embeddings of them, into a store that can be searched.
 
-    Ids are the images' paths inside the source. Images that the store already has are left alone, so an
-    interrupted run goes on where it stopped. Broken images are named, counted and skipped.
+    Ids are the images' paths inside the source. Images that the store already has are skipped, so an
+    interrupted run continues where it stopped. Broken images are named, counted and skipped.
 
     Args:
         bundle: Folder of the model.
         data: A folder, a ZIP file, a CSV or Parquet table, or the name of a known data set.
-        embeddings: Instead of bundle and data, a folder that kindred embed wrote; without thumbnails.
-        store: Folder of the store; made when missing. No service may have it open. Or the address of a
-            Milvus, such as milvus://host:19530.
+        embeddings: A folder that kindred embed wrote, instead of bundle and data; it has no thumbnails.
+        store: Folder of the store, created if missing, which no service may have open; or the address of a
+            Milvus server, such as milvus://host:19530.
         url: Address of a running service to fill instead, such as http://127.0.0.1:8000; a missing collection
-            is made there. The key, where the service wants one, is taken from KINDRED_WRITE_KEY.
-        split: Only the train, val or test part of the source, split as for the model's training. All of it by
-            default.
+            is created. If the service needs a key, set KINDRED_WRITE_KEY.
+        split: train, val or test: only this split of the source, made as for the model's training. By default
+            all images.
         collection: Collection inside the store or the service.
-        index_type: "Flat" (the default of a new collection) searches exactly; any other FAISS factory string
-            approximately.
-        thumbnails: Longer side of the stored thumbnails in pixels; 0 stores none.
-        batch_size: Images a forward pass.
-        refresh: Embed again what the store already has.
+        index_type: FAISS factory string of a new collection; "Flat" (the default) searches exactly.
+        thumbnails: Longer side of stored thumbnails in pixels; 0 stores none.
+        batch_size: Images in a forward pass.
+        refresh: Embed and store again images that the store already has.
         device: "auto", "cpu" or "cuda".
     """
     if (store is None) == (url is None):
         raise InputError("index: give either --store FOLDER or --url ADDRESS of a running service")
     if embeddings is not None:
         if bundle is not None or data is not None or split is not None:
-            raise InputError("--embeddings says it all; leave --bundle, --data and --split out")
-        from app.embed.importing import complete_plan, import_embeddings
+            raise InputError("with --embeddings, leave --bundle, --data and --split out")
+        from app.embed.store_import import complete_plan, import_embeddings
         from app.index_target import open_target
 
         plan = complete_plan(embeddings)
@@ -81,7 +80,7 @@ def index(
         fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
 
 
-@app.command(help="Pick the index type and its parameters on your own vectors")
+@app.command(help="Choose the index type and its parameters on your own vectors")
 def tune(
     *,
     embeddings: Path | None = None,
@@ -93,17 +92,17 @@ def tune(
     out: Path | None = None,
     seed: int = 0,
 ) -> None:
-    """Pick the fastest index that reaches a recall within a memory limit, measured on your own vectors.
+    """Find the fastest index that reaches a recall within a memory limit, measured on your own vectors.
 
     Args:
         embeddings: A file of vectors: .npy, .npz or .parquet.
-        store: Or the folder of a store, whose vectors are used.
-        collection: Collection of that store.
+        store: Folder of a store whose vectors are used instead.
+        collection: Collection of the store.
         recall: Share of the true 10 nearest neighbours that must be found, in (0, 1].
-        memory: Limit of the index, for example 512MB or 2GB.
+        memory: Size limit of the index, for example 512MB or 2GB.
         queries: Number of vectors to search for.
-        out: JSON file for all figures.
-        seed: Of the choice of queries.
+        out: JSON file for all measurements.
+        seed: Random seed of the choice of queries.
     """
     if (embeddings is None) == (store is None):
         raise InputError("give either --embeddings FILE or --store FOLDER")

@@ -1,4 +1,4 @@
-"""``kindred search``: ask a running service from the shell."""
+"""``kindred search``: search a running service from the shell."""
 
 import io
 import os
@@ -28,14 +28,14 @@ def search(
 ) -> None:
     """Find the nearest neighbours of an image in a running service.
 
-    The key, where the service wants one, is taken from KINDRED_READ_KEY.
+    If the service needs a key, set KINDRED_READ_KEY.
 
     Args:
-        image: The query.
-        k: Most neighbours.
+        image: The query image.
+        k: Number of neighbours.
         url: Address of the service.
-        label: Only items with this label.
-        collection: Collection to search; the service's default when absent.
+        label: Return only items with this label.
+        collection: Collection to search; by default the service's own.
         sheet: Also write a contact sheet of the query and its neighbours, as PNG or JPEG.
     """
     if not image.is_file():
@@ -70,7 +70,7 @@ def _thumbnail(client: Client, hit: Neighbour, collection: str | None) -> Image.
 
 
 def contact_sheet(images: list[Image.Image | None], captions: list[str], columns: int = 6) -> Image.Image:
-    """Images in a grid with a caption under each; a missing image leaves its tile empty."""
+    """Images in a grid with captions; a missing image leaves its tile empty."""
     rows = -(-len(images) // columns)
     height = TILE + 20
     page = Image.new("RGB", (min(columns, len(images)) * TILE, rows * height), "white")

@@ -1,4 +1,4 @@
-"""``kindred serve``: put a bundle and its store on the network."""
+"""``kindred serve``: serves a bundle and its store over HTTP."""
 
 from pathlib import Path
 
@@ -17,21 +17,21 @@ def serve(
     trust_code: bool | None = None,
     log_level: str | None = None,
 ) -> None:
-    """Serve a bundle and its store: REST under /v1, a search page at /, the API's description at /docs.
+    """Serve a bundle and its store: REST under /v1, a search page at /, API documentation at /docs.
 
-    Every setting of the service can also be an environment variable (KINDRED_PORT, KINDRED_WRITE_KEY, …) or
-    in the YAML file that KINDRED_SETTINGS names; what is given here wins.
+    Every setting can also be an environment variable (KINDRED_PORT, KINDRED_WRITE_KEY, …) or stand in the
+    YAML file that KINDRED_SETTINGS names; options given here override both.
 
     Args:
         bundle: Folder of the model.
-        store: Folder of the store, made when missing; or milvus://HOST:PORT (its token from
+        store: Folder of the store, created if missing; or milvus://HOST:PORT (token in
             KINDRED_MILVUS_TOKEN), or file:PATH for an embedded Milvus.
-        host: Address to listen on. Anything but loopback wants keys: KINDRED_READ_KEY and KINDRED_WRITE_KEY.
-        port: TCP port; 0 takes a free one.
-        device: Where the network runs and exact segments are scanned: auto, cpu or cuda.
-        backend: What runs the network: eager, compiled, onnx, or auto (the default): the fastest on this
-            machine, measured when a model is first served.
-        collection: Collection to use where a request names none.
+        host: Address to listen on. All but loopback addresses need KINDRED_READ_KEY and KINDRED_WRITE_KEY.
+        port: TCP port; 0 chooses a free one.
+        device: Where the network runs and exact segments are searched: auto, cpu or cuda.
+        backend: eager, compiled, onnx, or auto (the default): the fastest on this machine, measured when a
+            model is first served.
+        collection: Collection for requests that name none.
         trust_code: Allow a backbone class outside the known packages; importing it runs its code.
         log_level: DEBUG, INFO, WARNING or ERROR.
     """
@@ -53,5 +53,5 @@ def serve(
 
 
 def announce(address: str) -> None:
-    """Print where the service listens, alone on a line so that scripts find it."""
+    """Print the address of the service on a line of its own, which scripts can parse."""
     Console().print(f"search page and API: {address} (Ctrl-C stops)", soft_wrap=True, highlight=False)

@@ -1,1 +1,1 @@
-"""``kindred embed``: the embeddings of any source as sharded Parquet, on any number of devices."""
+"""``kindred embed``: embeds a source into sharded Parquet files on any number of devices."""

@@ -1,4 +1,4 @@
-"""Embeds a source of images on one device or several, and says how fast that went."""
+"""Embed a source of images on one or more devices, and print the speed."""
 
 import logging
 import time
@@ -19,15 +19,15 @@ from app.embed.plan import REJECTS, Plan, begin, content_of
 from app.embed.predict import Embedder
 from app.embed.shards import finish, missing_shards
 from app.embed.writing import EmbedProgress, ShardWriter
-from app.quiet import quieten
+from app.lightning_output import quieten
 from data.sources import open_source
 from data.splits import select
 from models.bundle import Bundle
 from models.errors import InputError
 from models.inference import versions
 
-# Processes wait for each other at the end only, and the last shard of one may take long.
-_PATIENCE = timedelta(days=7)
+# Processes wait for each other only at the end, and the last shard of one may take long.
+_TIMEOUT = timedelta(days=7)
 
 
 def embed_source(
@@ -43,7 +43,7 @@ def embed_source(
     workers: int | None,
     shard_rows: int,
 ) -> None:
-    """Write what ``out`` still lacks; the arguments are those of :func:`app.commands.embed.embed`."""
+    """Write the shards that ``out`` lacks; for the arguments see :func:`app.commands.embed.embed`."""
     model = Bundle.load(bundle, device="cpu")  # Lightning moves it
     table = open_source(data).table()
     rows, _ = select(table, split, model.info.get("split"))
@@ -68,7 +68,7 @@ def embed_source(
     writer = ShardWriter(embedder)
     trainer = _trainer(devices, accelerator, nodes, [writer, EmbedProgress(writer)])
     started = time.perf_counter()
-    with _named_in_one_file():
+    with _without_image_warnings():
         _predict(trainer, embedder)
     share = embedder.waiting_share
     trainer.strategy.barrier("shards written")
@@ -89,7 +89,7 @@ def _trainer(devices: str, accelerator: str, nodes: int, callbacks: list[Any]) -
     strategy: Any = "auto"
     several_gpus = devices == "auto" and accelerator != "cpu" and torch.cuda.device_count() > 1
     if nodes > 1 or several_gpus or (devices != "auto" and int(devices) > 1):
-        strategy = DDPStrategy(timeout=_PATIENCE)
+        strategy = DDPStrategy(timeout=_TIMEOUT)
     try:
         return Trainer(
             accelerator=accelerator,
@@ -110,15 +110,15 @@ def _trainer(devices: str, accelerator: str, nodes: int, callbacks: list[Any]) -
 def _predict(trainer: Trainer, embedder: Embedder) -> None:
     try:
         trainer.predict(embedder, return_predictions=False)
-    except SystemExit:  # which Lightning makes of Ctrl-C
+    except SystemExit:  # Lightning raises it after Ctrl-C
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         raise KeyboardInterrupt from None
 
 
 @contextmanager
-def _named_in_one_file() -> Iterator[None]:
-    """Keeps the loader from logging every broken image: rejects.csv names them all."""
+def _without_image_warnings() -> Iterator[None]:
+    """Stop the loader from logging broken images, because rejects.csv lists them."""
     log = logging.getLogger("data.loader")
     level = log.level
     log.setLevel(logging.ERROR)

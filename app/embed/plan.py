@@ -1,7 +1,7 @@
-"""Which images belong to which shard: decided once and kept beside the shards.
+"""The plan of an embedding run: which images belong to which shard, stored beside the shards.
 
-The plan does not depend on how many processes take part, so a run that was killed can go on with more or
-fewer of them, and no image is left out or comes twice.
+The plan does not depend on the number of processes, so a killed run can continue with more or fewer of them,
+and every image is embedded exactly once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from data.table import ImageTable
 from models.errors import InputError
 from models.files import replacing
-from serve.store.files import disk_errors, sync_folder, write_synced
+from serve.store.store_folder import disk_errors, sync_folder, write_synced
 
 FORMAT = 1
 MANIFEST = "embeddings.json"
 REJECTS = "rejects.csv"
 
-# What decides whether a folder can be gone on with, and how the command line names it.
-_DECISIVE = {
+# Fields of the plan that must be equal to continue a folder, and their command-line options.
+_OPTIONS = {
     "fingerprint": "bundle",
     "dim": "bundle",
     "source": "data",
@@ -39,14 +39,14 @@ class Plan:
     """The work of one folder of embeddings.
 
     Attributes:
-        fingerprint: Of the bundle that makes the vectors.
+        fingerprint: Of the bundle.
         dim: Length of a vector.
-        source: What was embedded, as it was named.
-        split: Which part of it; None for all.
-        content: SHA-256 over names and labels of the images in their order.
-        images: How many there are.
-        shard_rows: Images a shard; the last one has what is left.
-        versions: Of the libraries that the run began with.
+        source: Source of the images, as the user named it.
+        split: The split that is embedded; None for all images.
+        content: SHA-256 of names and labels of the images in order.
+        images: Number of images.
+        shard_rows: Images in a shard; the last one has the rest.
+        versions: Of the libraries when the run began.
     """
 
     fingerprint: str
@@ -64,7 +64,7 @@ class Plan:
         return -(-self.images // self.shard_rows)
 
     def places(self, shard: int) -> range:
-        """The images of a shard, as places in the order of the plan."""
+        """Indices, in the order of the plan, of a shard's images."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.images))
 
     def file(self, shard: int) -> str:
@@ -73,38 +73,38 @@ class Plan:
 
 
 def content_of(table: ImageTable, rows: NDArray[np.int64]) -> str:
-    """SHA-256 over which images ``rows`` (int64, ascending) of a table are."""
+    """SHA-256 that identifies the images at ``rows`` (int64, ascending) of a table."""
     digest = hashlib.sha256(table.fingerprint.encode())
     digest.update(np.ascontiguousarray(rows).tobytes())
     return digest.hexdigest()
 
 
 def begin(folder: Path, wanted: Plan) -> Plan:
-    """Write the plan into a new folder, or return the one that is there if it is the same work.
+    """Write the plan into a new folder, or return the folder's plan if it describes the same work.
 
-    Several processes may do this at once: they write the same bytes, each file whole.
+    Several processes may do this at once: they write the same bytes, atomically.
 
     Raises:
-        InputError: The folder holds other things, or embeddings of another bundle, source, split or state of
-            the source.
+        InputError: The folder holds other files, or embeddings of another bundle, source or split, or the
+            source has changed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+        raise InputError(f"{folder}: cannot be created ({error.strerror or error})") from error
     if (folder / MANIFEST).is_file():
         kept = read_plan(folder)
         _refuse_other_work(folder, kept, wanted)
         return kept
     if any(not entry.name.startswith(MANIFEST) for entry in folder.iterdir()):
-        raise InputError(f"{folder}: holds something else than embeddings; choose another folder")
+        raise InputError(f"{folder}: holds other files than embeddings; choose another folder")
     with disk_errors(folder / MANIFEST):
         write_manifest(folder, wanted, complete=None)
     return wanted
 
 
 def _refuse_other_work(folder: Path, kept: Plan, wanted: Plan) -> None:
-    for name, option in _DECISIVE.items():
+    for name, option in _OPTIONS.items():
         if (began := getattr(kept, name)) != (now := getattr(wanted, name)):
             raise InputError(
                 f"{folder}: was begun with {name} {began}, not {now}; give the same --{option}, "
@@ -121,14 +121,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder of embeddings.
 
     Raises:
-        InputError: There is none, or none that this program reads.
+        InputError: It is missing, damaged or of an unknown format.
     """
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
-            f"{folder}: no embeddings here ({MANIFEST} is missing); kindred embed makes them"
+            f"{folder}: no embeddings here ({MANIFEST} is missing); run kindred embed first"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); embed again into another folder") from error
@@ -147,7 +147,7 @@ def read_plan(folder: Path) -> Plan:
 
 
 def write_manifest(folder: Path, plan: Plan, complete: dict[str, int] | None) -> None:
-    """Write the manifest, whole or not at all; ``complete`` has the figures of a finished run."""
+    """Write the manifest atomically; ``complete`` has the counts of a finished run."""
     content = {"format": FORMAT, "plan": asdict(plan), "complete": complete}
     with replacing(folder / MANIFEST) as fresh:
         write_synced(fresh, [(json.dumps(content, indent=2) + "\n").encode()])

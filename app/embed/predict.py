@@ -1,4 +1,4 @@
-"""The network of ``kindred embed`` as Lightning predicts with it, and which images each process takes."""
+"""The LightningModule of ``kindred embed``, and the images that each process embeds."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from models.bundle import Bundle
 
 
 class ShardBatches(EvaluationBatches):
-    """The images of some shards in order, in batches of which none spans two shards.
+    """The images of some shards in order, in batches that never span two shards.
 
-    A shard's batches are then the same ones whoever makes it and whenever, and so are its vectors.
+    A shard's batches, and so its vectors, are then the same whichever process embeds it.
     """
 
     def __init__(self, plan: Plan, shards: Sequence[int], batch_size: int) -> None:
@@ -37,27 +37,27 @@ class ShardBatches(EvaluationBatches):
     def __len__(self) -> int:
         return len(self._spans)
 
-    def batch(self, epoch: int, number: int) -> NDArray[np.int64]:  # noqa: ARG002 - as the sampler's
-        """Places of the images of one batch."""
+    def batch(self, epoch: int, number: int) -> NDArray[np.int64]:  # noqa: ARG002 - the sampler's signature
+        """Indices of the images of one batch, int64."""
         return np.arange(*self._spans[number])
 
 
 class Embedder(LightningModule):
-    """Embeds the shards that a folder lacks, as its part of them falls to each process.
+    """Embeds the shards that a folder lacks; each process takes its share of them.
 
     Args:
         bundle: The model.
         table: All images.
-        rows: Those to embed, int64, ascending; the plan counts them.
+        rows: Rows of the table to embed, int64, ascending; the plan refers to positions in it.
         folder: Of the shards.
-        plan: Which image belongs to which shard.
-        batch_size: Images a forward pass.
-        workers: Processes that read and decode, for each device; None divides the cores among the devices.
+        plan: The division into shards.
+        batch_size: Images in a forward pass.
+        workers: Processes for each device that read and decode; None divides the cores among devices.
 
     Attributes:
-        missing: Shards that this run makes, by all processes together.
-        shards: Those of them that this process makes.
-        loader: Reads their images.
+        missing: Shards that all processes of this run write.
+        shards: Those that this process writes.
+        loader: Loads their images.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Embedder(LightningModule):
         self.loader: ImageLoader
 
     def predict_dataloader(self) -> ImageLoader:
-        """This process's share of the missing shards: with n processes, every n-th."""
-        # All go by what the first one sees: another process of an earlier run may still be writing.
+        """Load this process's share of the missing shards: with n processes, every n-th."""
+        # Rank 0 decides for all, because a process of an earlier run may still be writing.
         found = missing_shards(self.folder, self.plan) if self.trainer.is_global_zero else []
         self.missing = self.trainer.strategy.broadcast(found)
         self.shards = self.missing[self.trainer.global_rank :: self.trainer.world_size]
@@ -104,7 +104,7 @@ class Embedder(LightningModule):
 
     @property
     def waiting_share(self) -> float:
-        """Share of the time so far that the processes waited for data, all of them together; all must ask."""
+        """Fraction of the time that all processes waited for data; a collective operation."""
         spent = [self.loader.wait_seconds, self.loader.total_seconds]
         strategy = self.trainer.strategy
         sums = torch.tensor(spent, dtype=torch.float64, device=strategy.root_device)
@@ -113,6 +113,6 @@ class Embedder(LightningModule):
 
 
 def _cores() -> int:
-    """Cores that read images: all but one."""
+    """Number of cores for reading images: all but one."""
     cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
     return max(1, (cores or 1) - 1)

@@ -1,4 +1,4 @@
-"""Shards on the disk: whole or absent, and each knows which images it was to hold and which it could not."""
+"""Parquet shards, written atomically; each records its plan and the images that could not be read."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from app.embed.plan import REJECTS, Plan, write_manifest
 from data.table import ImageTable
 from models.errors import InputError
 from models.files import replacing
-from serve.store.files import disk_errors, replace_file, sync_folder
+from serve.store.store_folder import disk_errors, replace_file, sync_folder
 
 ID, LABEL, VECTOR = "id", "label", "vector"
-# Metadata of these names gets a prefix, which reading takes away again.
+# Prefix of metadata columns with these names; it is removed when they are read.
 PREFIX = "metadata."
 
 Reject = tuple[str, str]
-"""Name of an image, and why it has no vector."""
+"""Name of an image, and the reason why it has no vector."""
 
 
 def write_shard(
@@ -39,19 +39,19 @@ def write_shard(
     vectors: NDArray[np.float32],
     rejects: Sequence[Reject],
 ) -> None:
-    """Write one shard and wait until the disk has it; only then it gets its name.
+    """Write one shard atomically and durably.
 
     Args:
-        folder: Of the embeddings.
-        plan: What the shard is a part of.
+        folder: Folder of the embeddings.
+        plan: The plan of the run.
         shard: Its number.
         table: All images.
-        rows: The table's rows that have vectors, int64 of shape (N,).
+        rows: Rows of the table that have vectors, int64 (N,).
         vectors: float32 (N, dim).
-        rejects: The images that could not be read; with the rows they are all images of the shard.
+        rejects: The other images of the shard, which could not be read.
 
     Raises:
-        DiskFull: The disk took no more; nothing is left of the shard.
+        DiskFull: The disk is full; nothing of the shard is kept.
     """
     content = pa.table(_columns(plan, table, rows, vectors))
     about = {"shard": shard, "plan": asdict(plan), "rejects": list(rejects)}
@@ -59,7 +59,7 @@ def write_shard(
     path = folder / plan.file(shard)
     with disk_errors(path):
         with replacing(path) as fresh, fresh.open("wb") as file:
-            # Vectors are noise to a compressor and to a dictionary.
+            # Vectors do not compress.
             texts = [name for name in content.column_names if name != VECTOR]
             compression = dict.fromkeys(texts, "zstd") | {f"{VECTOR}.list.element": "none"}
             pq.write_table(content, file, compression=compression, use_dictionary=texts)
@@ -88,7 +88,7 @@ def _columns(
 
 
 def rejects_of(folder: Path, plan: Plan, shard: int) -> list[Reject] | None:
-    """The rejected images of a finished shard; None where the shard is absent or is not what it should be."""
+    """The rejected images of a finished shard; None if the shard is missing, damaged or of another plan."""
     try:
         footer = pq.read_metadata(folder / plan.file(shard))
         about = json.loads(footer.metadata[b"kindred"])
@@ -101,7 +101,7 @@ def rejects_of(folder: Path, plan: Plan, shard: int) -> list[Reject] | None:
 
 
 def missing_shards(folder: Path, plan: Plan) -> list[int]:
-    """Numbers of the shards that are still to be made."""
+    """Numbers of the shards that are missing, damaged or of another plan."""
     present = {entry.name for entry in os.scandir(folder)}
     return [
         shard
@@ -111,13 +111,13 @@ def missing_shards(folder: Path, plan: Plan) -> list[int]:
 
 
 def finish(folder: Path, plan: Plan) -> dict[str, int]:
-    """Check that every image is accounted for, list the rejected ones, and mark the folder as complete.
+    """Check that all shards are present, write rejects.csv, and mark the folder as complete.
 
     Returns:
-        How many ``images`` there are, how many were ``embedded``, how many ``rejected``.
+        The numbers of ``images``, of ``embedded`` and of ``rejected`` ones.
 
     Raises:
-        InputError: Shards are missing.
+        InputError: A shard is missing or damaged.
     """
     table = io.StringIO()
     writer = csv.writer(table)
@@ -142,7 +142,7 @@ def finish(folder: Path, plan: Plan) -> dict[str, int]:
 
 
 def read_batches(folder: Path, plan: Plan, rows: int) -> Iterator[pa.RecordBatch]:
-    """The content of all shards in order, up to ``rows`` at a time; no more than that is in memory.
+    """Read all shards in order, in batches of up to ``rows`` rows.
 
     Raises:
         InputError: A shard is missing or damaged.
@@ -150,10 +150,12 @@ def read_batches(folder: Path, plan: Plan, rows: int) -> Iterator[pa.RecordBatch
     for shard in range(plan.shards):
         path = folder / plan.file(shard)
         if rejects_of(folder, plan, shard) is None:
-            raise InputError(f"{path}: is missing, damaged or of another run; embed again")
+            raise InputError(f"{path}: is missing, damaged or of another run; run kindred embed again")
         try:
             with pq.ParquetFile(path) as file:
                 yield from file.iter_batches(rows)
         except (OSError, pa.ArrowInvalid) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{path}: cannot be read ({reason}); remove it and embed again") from error
+            raise InputError(
+                f"{path}: cannot be read ({reason}); remove it and run kindred embed again"
+            ) from error

@@ -1,4 +1,4 @@
-"""What happens to the vectors of ``kindred embed``: callbacks that write shards and show how far they are."""
+"""Callbacks of ``kindred embed`` that write shards and show progress."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.embed.predict import Embedder
 from app.embed.shards import write_shard
+from app.progress import counting_progress
 from data.dataset import Batch
 
-# Seconds between two looks at the shards of all processes.
-_LOOK = 1.0
+# Seconds between two counts of the shards of all processes.
+_INTERVAL = 1.0
 
 
 class ShardWriter(Callback):
-    """Gathers the vectors of a shard and writes it once all its images have come by.
+    """Collects the vectors of a shard and writes it when it is complete.
 
     Args:
-        embedder: Whose vectors they are.
+        embedder: The module that embeds.
     """
 
     def __init__(self, embedder: Embedder) -> None:
@@ -34,7 +34,7 @@ class ShardWriter(Callback):
 
     @property
     def waiting(self) -> int:
-        """Images whose vectors are in memory."""
+        """Number of vectors in memory."""
         return sum(map(len, self._indices))
 
     def on_predict_batch_end(
@@ -45,11 +45,11 @@ class ShardWriter(Callback):
         batch: Batch,
         *_: Any,
     ) -> None:
-        """Take in one batch; batches come in the order of this process's shards."""
+        """Collect one batch; batches come in the order of this process's shards."""
         indices = batch["index"].cpu().numpy()
         plan = self.embedder.plan
         shard = int(np.searchsorted(self.embedder.dataset.rows, indices[0])) // plan.shard_rows
-        # Batches in which nothing could be read never come, so an earlier shard may be over unnoticed.
+        # A batch without readable images is skipped, so earlier shards may have ended without notice.
         while self.embedder.shards[self._written] != shard:
             self._write()
         self._indices.append(indices)
@@ -58,7 +58,7 @@ class ShardWriter(Callback):
             self._write()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Write what is left: shards of which not all images could be read."""
+        """Write the remaining shards, of which not all images could be read."""
         while self._written < len(self.embedder.shards):
             self._write()
 
@@ -77,16 +77,15 @@ class ShardWriter(Callback):
 
 
 class EmbedProgress(Callback):
-    """A progress bar over the images of all processes, whose shards it sees in the folder.
+    """A progress bar over the images of all processes, by the shards in the folder.
 
     Args:
-        writer: Of this process.
+        writer: The writer of this process.
     """
 
     def __init__(self, writer: ShardWriter) -> None:
         self.writer, self.embedder = writer, writer.embedder
-        columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._bar = counting_progress(console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task("embedding", total=self.embedder.plan.images)
         self._looked = 0.0
 
@@ -96,9 +95,9 @@ class EmbedProgress(Callback):
             self._bar.start()
 
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Move the bar, now and then."""
+        """Update the bar at intervals."""
         now = time.perf_counter()
-        if not trainer.is_global_zero or now - self._looked < _LOOK:
+        if not trainer.is_global_zero or now - self._looked < _INTERVAL:
             return
         self._looked, plan = now, self.embedder.plan
         present = {path.name for path in self.embedder.folder.glob("*.parquet")}
@@ -106,9 +105,9 @@ class EmbedProgress(Callback):
         self._bar.update(self._task, completed=min(done + self.writer.waiting, plan.images))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Take the bar away, so that the message stands alone."""
+        """Remove the bar before the error message is printed."""
         self._bar.stop()

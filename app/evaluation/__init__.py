@@ -1,4 +1,4 @@
-"""Exact evaluation: items and models in, metrics of every model beside baselines out.
+"""Exact evaluation of models and baselines on one set of items.
 
-`app.commands.evaluate` is the command above it; `app.reports` draws what it finds. It imports neither.
+`app.commands.evaluate` is its command and `app.reports` draws its results; it imports neither.
 """

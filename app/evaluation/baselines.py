@@ -1,4 +1,4 @@
-"""What a model must beat: embeddings that need no training. A recall means little without them."""
+"""Baselines that need no training: pixels, colours, untrained and pretrained networks."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
 from models.pretrained import pretrained_bundle
 
-# Rows of every evaluation beside the models.
+# Names of baselines in results.
 UNTRAINED, PRETRAINED = "untrained", "pretrained, not trained"
 
 PIXELS = 28
@@ -25,14 +25,15 @@ Vectors = NDArray[np.float32]
 
 
 def raw_pixels(image: Image.Image) -> Vectors:
-    """Colour values of a 28×28 copy, float32 (2352,) in [0, 1]; centre them over the set before comparing."""
+    """RGB values of a 28×28 copy, float32 (2352,) in [0, 1]; subtract the set's mean before comparing."""
     small = image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32).ravel() / np.float32(255)
 
 
 def colour_histogram(image: Image.Image) -> Vectors:
-    """Joint histogram of hue, saturation and value, float32 (256,); square roots, so that cosine compares
-    distributions (Bhattacharyya).
+    """Square roots of a joint histogram of hue, saturation and value, float32 (256,) of unit length.
+
+    The cosine of two is the Bhattacharyya coefficient of the histograms.
     """
     small = image.convert("RGB")
     small.thumbnail((HISTOGRAM_SIZE, HISTOGRAM_SIZE))
@@ -46,23 +47,23 @@ def colour_histogram(image: Image.Image) -> Vectors:
 
 
 def centred(pixels: Vectors) -> Vectors:
-    """Rows of (N, dim) less the mean of all rows, without which every pair of photos looks alike."""
+    """Subtract the mean row of (N, dim); otherwise all pairs of photos have a cosine near 1."""
     mean: Vectors = pixels.mean(axis=0, dtype=np.float64).astype(np.float32)
     return pixels - mean
 
 
 def untrained(architecture: Architecture, preprocess: Preprocess, seed: int = 0) -> Bundle:
-    """A network of the same architecture with random weights; the caller's random state is left alone."""
-    # The weights are drawn on the CPU: the generators of other devices are not asked.
+    """A network of the same architecture with random weights; the global random state is not changed."""
+    # Weights are drawn on the CPU, so the generators of other devices need no saving.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return Bundle(EmbeddingNetwork(architecture, trust_code=True), architecture, preprocess)
 
 
 def untrained_twins(bundles: Sequence[Bundle], seed: int, device: str = "auto") -> list[EvaluatedModel]:
-    """A network with random weights for each architecture among the bundles, beside it on its device.
+    """One network with random weights for each architecture of the bundles, on the bundle's device.
 
-    Without bundles it is one of the default architecture, on the given device.
+    Without bundles: one of the default architecture on ``device``.
     """
     if not bundles:
         plain = untrained(Architecture(), Preprocess(), seed)
@@ -82,10 +83,10 @@ def untrained_twins(bundles: Sequence[Bundle], seed: int, device: str = "auto") 
 
 
 def pretrained_twins(bundles: Sequence[Bundle]) -> tuple[list[EvaluatedModel], list[str]]:
-    """The networks that the bundles began from, as they are; none of a bundle that is one itself.
+    """The pretrained networks that the bundles were fine-tuned from, without those among the bundles.
 
     Returns:
-        The networks, and a note for each whose weights cannot be had any more.
+        The networks, and a note for each whose weights cannot be loaded any more.
     """
     twins: list[EvaluatedModel] = []
     notes: dict[str, None] = {}
@@ -100,7 +101,7 @@ def pretrained_twins(bundles: Sequence[Bundle]) -> tuple[list[EvaluatedModel], l
                 weights,
                 backbone_args=architecture.backbone_args,
                 preprocess=bundle.preprocess,
-                trust_code=True,  # the bundle's own backbone, which has been built already
+                trust_code=True,  # the bundle's own backbone, which was built already
             )
         except InputError as error:
             notes[f"No baseline of the pretrained network: {error}."] = None

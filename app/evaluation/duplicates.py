@@ -1,4 +1,4 @@
-"""Images whose files are the same byte for byte: any model finds one by the other, trained or not."""
+"""Byte-identical images, which any model retrieves for each other."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -12,19 +12,19 @@ from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import ImageError
 
-READ_AHEAD = 64  # images at a time
+READ_AHEAD = 64  # images
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How many images of an evaluation are byte-identical.
+    """Counts of byte-identical images in an evaluation.
 
     Attributes:
-        groups: of two or more identical images.
-        labels_differ: groups whose images carry more than one label.
+        groups: sets of two or more identical images.
+        labels_differ: sets whose images have more than one label.
         queries: queries with an identical image in the gallery.
-        of_queries: queries in all.
-        dropped: images that were left out, so that one of each is counted.
+        of_queries: all queries.
+        dropped: copies that were left out.
     """
 
     groups: int
@@ -35,24 +35,24 @@ class Duplicates:
 
     @property
     def note(self) -> str | None:
-        """What a reader of the metrics must know; None where nothing is identical."""
-        told = []
+        """A sentence for readers of the metrics; None if no images are identical."""
+        sentences = []
         if self.dropped:
-            told.append(f"{self.dropped:,} byte-identical copies of other images were left out.")
+            sentences.append(f"{self.dropped:,} byte-identical copies of other images were left out.")
         elif self.queries:
-            told.append(
+            sentences.append(
                 f"{self.queries:,} of {self.of_queries:,} queries have a byte-identical image in the "
                 "gallery; recall@k counts them as found: --drop-duplicates leaves one of each."
             )
         if self.labels_differ:
-            told.append(f"{self.labels_differ:,} groups of byte-identical images carry different labels.")
-        return " ".join(told) or None
+            sentences.append(f"{self.labels_differ:,} groups of byte-identical images have different labels.")
+        return " ".join(sentences) or None
 
 
 def first_copies(items: EvaluationSet) -> Rows:
-    """For each image the first row whose file has the same bytes, int64 (N,); mostly its own.
+    """The first row whose file has the same bytes, for each image, int64 (N,).
 
-    Only files of equal size are read.
+    Only files whose size occurs more than once are read.
     """
     first = np.arange(len(items.labels))
     sizes = _sizes(items.images)
@@ -79,7 +79,7 @@ def count_duplicates(items: EvaluationSet, first: Rows) -> Duplicates:
     rows = np.arange(len(first))
     queries, gallery = (rows if side is None else side for side in (items.queries, items.gallery))
     in_gallery = np.bincount(first[gallery], minlength=len(first))[first[queries]]
-    # Where every image is a query against all others, the first that is counted is the query itself.
+    # If every image is a query against all others, the count includes the query itself.
     identical = in_gallery > (items.queries is None)
     labels = np.unique(np.stack([first, items.labels]), axis=1)[0]
     return Duplicates(
@@ -91,10 +91,10 @@ def count_duplicates(items: EvaluationSet, first: Rows) -> Duplicates:
 
 
 def without_duplicates(items: EvaluationSet, first: Rows) -> tuple[EvaluationSet, NDArray[np.bool_]]:
-    """One image of each group: the first, or where some are queries and others the gallery, the first query.
+    """Keep one of each set of identical images: the first query if there are queries, else the first.
 
     Returns:
-        The images that stay, and bool (N,) which of the given rows they are.
+        The remaining images, and bool (N,), true for the rows that remain.
 
     Raises:
         InputError: every image of the gallery is a copy of a query.
@@ -122,7 +122,7 @@ def _one_of_each(rows: Rows, first: Rows) -> Rows:
 
 
 def _sizes(table: ImageTable) -> NDArray[np.int64]:
-    """Bytes of each image's encoded file, int64 (N,); 0 where it cannot be found."""
+    """Size in bytes of each image's file, int64 (N,); 0 if the file is missing."""
     names = table.rows.column_names
     roots, offset, size = (
         table.rows.column(name).to_numpy() if name in names else np.full(len(table), default)

@@ -1,4 +1,4 @@
-"""One pass over the images for all models: each file is read and decoded once, whoever wants to see it."""
+"""Embed images with all models in one pass; each file is read and decoded once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,24 +20,25 @@ DECODERS = 2  # threads
 LIMITS = DecodeLimits()
 
 Vectors = NDArray[np.float32]
-# Of one image: its raw pixels, its colour histogram, and what each preprocessing makes of it.
+# One image: its raw pixels, its colour histogram, and one network input for each preprocessing.
 Decoded = tuple[Vectors, Vectors, list[Tensor]]
 
 
 def embed_images(
     items: EvaluationSet, models: Sequence[EvaluatedModel], advance: Callable[[], None]
 ) -> tuple[list[EvaluatedModel], NDArray[np.bool_], list[str]]:
-    """Embeds every readable image with every network, and without one: raw pixels and colour histograms.
+    """Embed every readable image with every network, as raw pixels and as colour histogram.
 
-    No more than a few batches of images are in memory. The models with a bundle get their `vectors`.
+    Only a few batches of images are in memory. Sets `vectors` of the models that have a bundle.
 
     Args:
         items: the images.
-        models: those without a bundle are left alone.
-        advance: called once an image.
+        models: those without a bundle are skipped.
+        advance: called once for each image.
 
     Returns:
-        The two baselines over the readable images, bool (N,) of readable images, and a line for each other.
+        The two baselines over the readable images; bool (N,), true for readable images; and an error message
+        for each other image.
 
     Raises:
         InputError: no image can be read.
@@ -83,7 +84,7 @@ def embed_images(
 
 
 def _decoded(items: EvaluationSet, preprocesses: Sequence[Preprocess]) -> Iterator[Decoded | ImageError]:
-    """What is made of each image, in order, or why it cannot be used; threads work a batch ahead."""
+    """Each image decoded, in order, or its error; threads work one batch ahead."""
 
     def decode(row: int) -> Decoded | ImageError:
         try:

@@ -1,4 +1,4 @@
-"""Saved embeddings: .npy, .npz, Parquet, folders of ``kindred embed``. Nothing in them is run."""
+"""Read saved embeddings: .npy, .npz, Parquet, folders of ``kindred embed``; never pickles."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +9,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from app.embed.importing import complete_plan
 from app.embed.shards import ID, read_batches
+from app.embed.store_import import complete_plan
 from models.errors import InputError
 
 VECTOR_NAMES = ("embeddings", "embedding", "vectors", "vector", "features", "X")
 LABEL_NAMES = ("labels", "label", "targets", "target", "class", "y")
-SHARD_BATCH = 65_536  # rows read at a time
+SHARD_BATCH = 65_536  # rows in a batch
 
 
 @dataclass(frozen=True)
 class SavedEmbeddings:
-    """What a file holds.
+    """Content of a file.
 
     Attributes:
         vectors: float (N, dim).
-        labels: (N,) integers or strings, None where the file has none.
-        columns: further columns of N values, for slices of the report.
+        labels: (N,) integers or strings; None if the file has none.
+        columns: further columns (N,), by which the report slices.
     """
 
     vectors: NDArray[Any]
@@ -34,14 +34,14 @@ class SavedEmbeddings:
 
 
 def load_embeddings(path: Path) -> SavedEmbeddings:
-    """Reads a file of embeddings, or the folder of shards that ``kindred embed`` wrote.
+    """Read a file of embeddings, or the folder of shards that ``kindred embed`` wrote.
 
-    `.npy` holds the matrix alone. `.npz` holds it under one of `embeddings`, `vectors`, `features`, `X` and
-    the labels under `labels`, `targets`, `y`. Parquet has a column of lists and one of labels by the same
-    names; its other plain columns become slices.
+    `.npy` holds only the matrix. `.npz` holds it under `embeddings`, `vectors`, `features` or `X`, and labels
+    under `labels`, `targets` or `y`. Parquet has a column of lists and a column of labels with these names;
+    its other plain columns become slices.
 
     Raises:
-        InputError: missing, unreadable, without a matrix of embeddings, or an incomplete folder.
+        InputError: the file is missing, unreadable or without embeddings, or the folder is incomplete.
     """
     if path.is_dir():
         return _named(path, _shard_columns(path))
@@ -55,7 +55,7 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
                 columns = {name: archive[name] for name in archive.files}
             return _named(path, columns)
         if path.suffix in (".parquet", ".pq"):
-            return _named(path, _parquet_columns(path))
+            return _named(path, _columns(path, pq.read_table(path)))
     except (ValueError, OSError, pa.ArrowException) as error:
         if isinstance(error, InputError):
             raise
@@ -65,10 +65,10 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
 
 
 def load_labels(path: Path) -> NDArray[Any]:
-    """Labels (N,) from `.npy`, or from a text file with one label a line.
+    """Labels (N,) from `.npy`, or from a text file with one label in each line.
 
     Raises:
-        InputError: missing or unreadable.
+        InputError: the file is missing or unreadable.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file of labels")
@@ -94,13 +94,9 @@ def _named(path: Path, columns: dict[str, NDArray[Any]]) -> SavedEmbeddings:
     return SavedEmbeddings(columns[vectors], None if labels is None else columns[labels], rest)
 
 
-def _parquet_columns(path: Path) -> dict[str, NDArray[Any]]:
-    return _columns(path, pq.read_table(path))
-
-
 def _shard_columns(folder: Path) -> dict[str, NDArray[Any]]:
     batches = list(read_batches(folder, complete_plan(folder), SHARD_BATCH))
-    # An id is no slice: every image has its own.
+    # Ids are unique, so they cannot be slices.
     return _columns(folder, pa.Table.from_batches(batches).drop_columns(ID))
 
 

@@ -1,4 +1,4 @@
-"""The models under evaluation: where they come from, and what is found out about each."""
+"""The models under evaluation, and the results of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,23 +17,23 @@ from models.metrics import PairHistogram, RetrievalResult, Threshold
 
 @dataclass(eq=False)
 class EvaluatedModel:
-    """One row of an evaluation: what makes its embeddings, the embeddings, and from `measure` on the metrics.
+    """A model or baseline, its embeddings, and its metrics, which `measure` fills in.
 
     Attributes:
-        name: what tables call it.
+        name: its name in tables.
         bundle: the network that embeds; None for saved embeddings and for baselines without a network.
-        folder: where the bundle lies, None where it lies in none.
-        baseline: whether it only serves for comparison.
-        about: plain JSON on its origin (fingerprint, file, dimension).
-        vectors: float (N, dim), aligned with the rows under evaluation; empty before they are embedded.
-        retrieval: metrics of each query.
+        folder: of the bundle; None for checkpoints and ONNX files.
+        baseline: whether it is only for comparison.
+        about: its origin as plain JSON (fingerprint, file, dimension).
+        vectors: float (N, dim), a row for each item; empty before embedding.
+        retrieval: retrieval metrics of each query.
         query_rows: int64 (Q,) rows of the evaluated queries among the N.
         neighbours: int64 (Q, k) rows of their nearest neighbours.
-        similarity: float32 (Q, k) cosine similarities.
-        hits: bool (Q, k) whether they match.
+        similarity: float32 (Q, k), their cosine similarities.
+        hits: bool (Q, k), whether they match.
         metrics: means, verification, clustering and few-shot metrics, by name.
-        intervals: 95% intervals by name: bootstrap over classes; of few-shot accuracies over episodes.
-        pairs: histogram of pair similarities, None where pairs of one kind are missing.
+        intervals: 95% intervals by name: bootstrap over classes, or for few-shot accuracies over episodes.
+        pairs: histogram of pair similarities; None without pairs of both kinds.
         thresholds: calibrated operating points; empty unless asked for.
         reranked: retrieval metrics after k-reciprocal re-ranking, empty unless asked for.
     """
@@ -63,7 +63,7 @@ class EvaluatedModel:
 def load_models(
     bundles: Sequence[Path], checkpoints: Sequence[Path], device: str, trust_code: bool = False
 ) -> list[EvaluatedModel]:
-    """Loads every model onto a device; names are those of the run's folders, numbered where they repeat.
+    """Load models onto a device; each is named after its run's folder, repeated names are numbered.
 
     Raises:
         InputError: a bundle or checkpoint is missing or damaged, or the device cannot be used.
@@ -71,7 +71,7 @@ def load_models(
     found = []
     for path in bundles:
         bundle = Bundle.load(path, device, trust_code=trust_code)
-        # Of an ONNX file in a bundle: metrics of the file are not the bundle's own.
+        # No folder for an ONNX file in a bundle: its metrics must not be written into the bundle.
         found.append(EvaluatedModel(_run_name(path), bundle, path if path.is_dir() else None))
     for path in checkpoints:
         bundle = bundle_from_checkpoint(path, trust_code=trust_code)
@@ -86,10 +86,10 @@ def load_models(
 
 
 def saved_model(path: Path, saved: SavedEmbeddings) -> EvaluatedModel:
-    """Embeddings from a file, as a model that has embedded already.
+    """A model whose embeddings come from a file.
 
     Raises:
-        InputError: they are no matrix.
+        InputError: the embeddings are not a matrix.
     """
     if saved.vectors.ndim != 2:
         raise InputError(f"{path}: embeddings must have shape (items, dimensions), not {saved.vectors.shape}")

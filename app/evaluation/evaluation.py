@@ -1,4 +1,4 @@
-"""Runs an evaluation: embeds with every model and baseline, measures each, keeps what a report shows."""
+"""Run an evaluation: embed with every model and baseline, and measure each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.evaluation.baselines import pretrained_twins, untrained_twins
 from app.evaluation.duplicates import Duplicates, count_duplicates, first_copies, without_duplicates
@@ -17,20 +16,21 @@ from app.evaluation.embedding_files import SavedEmbeddings, load_labels
 from app.evaluation.evaluated_models import EvaluatedModel
 from app.evaluation.evaluation_set import EvaluationSet
 from app.evaluation.measure import Options, measure
+from app.progress import counting_progress
 from models.errors import InputError
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome.
+    """Results of an evaluation.
 
     Attributes:
         models: trained models first, baselines after them.
-        items: what they were measured on.
+        items: the items that they were measured on.
         options: how it was measured.
-        broken: a line for each image that was skipped.
-        notes: what the reader must know, one sentence each.
-        duplicates: byte-identical images, None where only embeddings were given.
+        broken: an error message for each skipped image.
+        notes: sentences for the reader.
+        duplicates: byte-identical images; None if only embeddings were given.
     """
 
     models: list[EvaluatedModel]
@@ -50,18 +50,18 @@ def run_evaluation(
     notes: Sequence[str] = (),
     console: Console | None = None,
 ) -> Evaluation:
-    """Evaluates models side by side, on the same items and, where these are images, beside the baselines.
+    """Evaluate models on the same items and, if these are images, the baselines, too.
 
     Args:
-        models: trained models and saved embeddings; none where the baselines alone are wanted.
-        items: what they are measured on; saved embeddings correspond to its rows.
+        models: trained models and saved embeddings; empty for the baselines alone.
+        items: what they are measured on; saved embeddings have a row for each item.
         options: how to measure.
-        calibrated: find thresholds for the first model.
-        notes: what the reader must know besides what is found out here.
+        calibrated: compute thresholds for the first model.
+        notes: sentences for the reader; others are added.
         console: where progress is shown.
 
     Raises:
-        InputError: inputs that do not fit together.
+        InputError: the inputs do not fit together.
     """
     options = options or Options()
     baselines: list[EvaluatedModel] = []
@@ -74,8 +74,7 @@ def run_evaluation(
                 f"{model.about.get('file', model.name)}: {len(model.vectors)} embeddings for "
                 f"{len(items.labels)} {'labels' if items.table is None else 'images'}; rows must correspond"
             )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console or Console(stderr=True)) as progress:
+    with counting_progress(console=console or Console(stderr=True)) as progress:
         if items.table is not None:
             bundles = [model.bundle for model in models if model.bundle is not None]
             if bundles:
@@ -113,12 +112,12 @@ def items_of_embeddings(
 
     Args:
         path: where the embeddings come from.
-        saved: what it holds.
-        labels: file of labels for embeddings that carry none.
+        saved: content of that file.
+        labels: file of labels, for embeddings without labels.
         relevance: see `EvaluationSet`.
 
     Raises:
-        InputError: no labels, or not one for each embedding, or there is no such column.
+        InputError: labels are missing, there is not one for each embedding, or the column does not exist.
     """
     found = load_labels(labels) if labels is not None else saved.labels
     if found is None:
@@ -132,7 +131,7 @@ def items_of_embeddings(
 
 
 def _identical(items: EvaluationSet, *, drop: bool) -> tuple[EvaluationSet, NDArray[np.bool_], Duplicates]:
-    """The images to evaluate, bool (N,) which of the given ones these are, and what was found."""
+    """The images to evaluate; bool (N,), true for the given ones that remain; and the duplicates."""
     first = first_copies(items)
     found = count_duplicates(items, first)
     if not drop:

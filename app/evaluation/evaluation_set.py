@@ -1,4 +1,4 @@
-"""What an evaluation is about: labelled items, and which of them are queries."""
+"""The labelled items of an evaluation, and which of them are queries."""
 
 import fnmatch
 from collections.abc import Mapping
@@ -20,24 +20,24 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Labelled items and their part in the evaluation.
+    """Labelled items, and their roles in the evaluation.
 
     Attributes:
-        labels: int64 (N,), positions in `class_names`.
+        labels: int64 (N,), indices into `class_names`.
         class_names: of the labels.
-        queries: int64 rows that are queries; None where every item is a query against all others.
+        queries: int64 rows of the queries; None if every item is a query against all others.
         gallery: int64 rows of the gallery; None likewise.
-        columns: metadata, name to (N,) values, for slices.
-        relevance: column with several labels an item, separated by ";", where one in common is a match; None
-            where equal labels match.
-        table: the images, N rows; None where only embeddings were given.
-        source: what the user called the images.
-        split: the part of them that was taken, or "all".
-        split_hash: of the whole source's split; None where it was not split.
-        white_level: of their 16-bit grey, see :class:`models.preprocess.Preprocess`.
+        columns: metadata by name, (N,) values each, by which the report slices.
+        relevance: column of labels separated by ";", of which items that match share at least one; None if
+            items with equal `labels` match.
+        table: the images, N rows; None if only embeddings were given.
+        source: the images' source as the user named it.
+        split: the split that was taken, or "all".
+        split_hash: of the whole source's split; None if it was not split.
+        white_level: of 16-bit grey images, see :class:`models.preprocess.Preprocess`.
 
     Raises:
-        InputError: there is no such column of labels.
+        InputError: the column `relevance` does not exist.
     """
 
     labels: NDArray[np.int64]
@@ -68,7 +68,7 @@ class EvaluationSet:
         gallery: Rows | None = None,
         relevance: str | None = None,
     ) -> "EvaluationSet":
-        """The rows of a table, with its metadata."""
+        """All rows of a table, with its metadata."""
         return cls(
             table.labels,
             table.class_names,
@@ -84,7 +84,7 @@ class EvaluationSet:
 
     @cached_property
     def label_sets(self) -> list[frozenset[str]] | None:
-        """The labels of each item in the column `relevance`; None without one."""
+        """Labels of each item in the column `relevance`; None without such a column."""
         if self.relevance is None:
             return None
         return [
@@ -104,7 +104,7 @@ class EvaluationSet:
         return self.table
 
     def keep(self, good: NDArray[np.bool_]) -> "EvaluationSet":
-        """Without the images that `good`, bool (N,), marks false."""
+        """The images for which `good`, bool (N,), is true."""
         new = np.cumsum(good) - 1
         queries, gallery = (
             None if rows is None else new[rows[good[rows]]] for rows in (self.queries, self.gallery)
@@ -124,18 +124,18 @@ def select_images(
     settings: Mapping[str, Any] | None = None,
     relevance: str | None = None,
 ) -> EvaluationSet:
-    """Opens a source and takes the part that is to be evaluated.
+    """Open a source and select the images to evaluate.
 
     Args:
         source: see `data.sources.open_source`.
         split: "test", "val" or "train" of the split, or "all".
-        query: pattern of file names (`test_*`); None takes the source's own `is_query` column, if any.
-        gallery: pattern of file names, several separated by commas; None takes all that are no queries.
+        query: pattern of file names (`test_*`); None uses the source's `is_query` column, if it has one.
+        gallery: patterns of file names, separated by commas; None takes all images but the queries.
         settings: how the source is split, see `data.splits.select`.
         relevance: see `EvaluationSet`.
 
     Raises:
-        InputError: nothing is left, a pattern matches nothing, or there is no such column.
+        InputError: no images are left, a pattern matches none, or the column does not exist.
     """
     table = open_source(source).table()
     rows, split_hash = select(table, split, settings)
@@ -163,7 +163,7 @@ def _columns(table: ImageTable) -> dict[str, NDArray[Any]]:
 
 
 def _column(values: list[Any]) -> NDArray[Any]:
-    """Values of one metadata column, (N,); numpy would make a matrix of lists, or refuse them."""
+    """Values of one metadata column, (N,); lists stay objects, of which numpy would make a matrix."""
     if not any(isinstance(value, (list, dict)) for value in values):
         return np.array(values)
     column = np.empty(len(values), dtype=object)
@@ -172,7 +172,7 @@ def _column(values: list[Any]) -> NDArray[Any]:
 
 
 def _matching(table: ImageTable, patterns: str) -> NDArray[np.bool_]:
-    """Bool (N,): whether the file name (without folders) or the whole name matches one of the patterns."""
+    """Bool (N,): whether the file name, with or without its folders, matches one of the patterns."""
     globs = patterns.split(",")
     names = [table.name(row) for row in range(len(table))]
     return np.array(

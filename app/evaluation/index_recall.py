@@ -1,4 +1,4 @@
-"""What an approximate index, or a store as it stands, loses and gains against exact search on its vectors."""
+"""Recall and speed of an approximate index, or of a store, against exact search on the same vectors."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +22,8 @@ QUERIES = 1000
 DEPTH = 10
 SINGLE_QUERIES = 200
 BATCH = 64
-BLAS_FROM = 20  # faiss keeps batches of up to 128,000 / dim queries off BLAS, at a fifth of the speed
-SAME = 1e-6  # found neighbours this close to the true k-th are as good as it
+BLAS_FROM = 20  # FAISS uses BLAS, 5 times as fast, only for batches over 128,000 / dim queries
+SAME = 1e-6  # neighbours whose similarity is this close to the true k-th count as found
 
 Vectors = NDArray[np.float32]
 Search = Callable[[Vectors, int], NDArray[np.int64]]
@@ -31,17 +31,17 @@ Search = Callable[[Vectors, int], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class IndexMetrics:
-    """Measured on one thread.
+    """Measurements on one thread.
 
     Attributes:
         index: factory string, or folder of a store.
-        parameters: of the search, in faiss's notation (`nprobe=16`); empty for the defaults.
+        parameters: of the search, in FAISS's notation (`nprobe=16`); empty for the defaults.
         recall_at_1: fraction of queries whose true nearest neighbour is found first.
-        recall_at_10: mean fraction of the true 10 nearest that are among the first 10 found.
-        single_qps: queries a second, asked one by one.
-        batch_qps: queries a second in batches of 64.
-        bytes: size of the index; 0 where it cannot be told.
-        build_seconds: time to train and fill it.
+        recall_at_10: mean fraction of the true 10 nearest neighbours that are among the first 10 found.
+        single_qps: queries per second, one at a time.
+        batch_qps: queries per second in batches of 64.
+        bytes: size of the index; 0 if unknown.
+        build_seconds: time to train and fill the index.
     """
 
     index: str
@@ -54,7 +54,7 @@ class IndexMetrics:
     build_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, recalls under their usual names."""
+        """Plain JSON; recalls are named recall@1 and recall@10."""
         values = asdict(self)
         return {
             "recall@1": values.pop("recall_at_1"),
@@ -65,11 +65,11 @@ class IndexMetrics:
 
 @dataclass(frozen=True)
 class Truth:
-    """Queries and what an exact search finds.
+    """Queries, and the result of an exact search.
 
     Attributes:
         vectors: float32 (N, dim) unit vectors, the gallery.
-        rows: int64 (Q,) rows that are queries; each is left out of its own neighbours.
+        rows: int64 (Q,), rows of the queries; a query is not its own neighbour.
         similarity: float32 (Q, k) exact similarities of the k nearest, descending.
     """
 
@@ -84,7 +84,7 @@ class Truth:
 
 
 def exact_neighbours(vectors: Vectors, queries: int, seed: int) -> Truth:
-    """Draws queries among the vectors and finds their nearest neighbours exactly.
+    """Draw queries among the vectors and find their nearest neighbours exactly.
 
     Raises:
         InputError: fewer than two vectors.
@@ -94,17 +94,17 @@ def exact_neighbours(vectors: Vectors, queries: int, seed: int) -> Truth:
     rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:queries])
     gallery = torch.from_numpy(vectors)
     depth = min(DEPTH, len(vectors) - 1)
-    parts = []
-    for part in torch.split(torch.from_numpy(rows), 256):
-        similarity = gallery[part] @ gallery.T
-        similarity.scatter_(1, part[:, None], -torch.inf)
-        parts.append(similarity.topk(depth, dim=1).values)
-    return Truth(vectors, rows, torch.cat(parts).numpy())
+    nearest = []
+    for chunk in torch.split(torch.from_numpy(rows), 256):
+        similarity = gallery[chunk] @ gallery.T
+        similarity.scatter_(1, chunk[:, None], -torch.inf)
+        nearest.append(similarity.topk(depth, dim=1).values)
+    return Truth(vectors, rows, torch.cat(nearest).numpy())
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Searches on one thread, batches through BLAS; faiss's settings are global, so they are put back."""
+    """Search on one thread, batches with BLAS; FAISS's global settings are restored afterwards."""
     threads, blas = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
     faiss.omp_set_num_threads(1)
     faiss.cvar.distance_compute_blas_threshold = BLAS_FROM
@@ -116,13 +116,13 @@ def one_thread() -> Iterator[None]:
 
 
 def build(factory: str, vectors: Vectors) -> tuple[Any, float]:
-    """Trains and fills an index by inner product.
+    """Train and fill an index for inner products.
 
     Returns:
-        The index and the seconds it took.
+        The index, and the time in seconds.
 
     Raises:
-        InputError: faiss knows no such index, or has too few vectors to train it.
+        InputError: FAISS knows no such index, or there are too few vectors to train it.
     """
     start = time.perf_counter()
     try:
@@ -137,24 +137,24 @@ def build(factory: str, vectors: Vectors) -> tuple[Any, float]:
 
 
 def index_bytes(index: Any) -> int:
-    """Size of an index, as it is written to a file."""
+    """Size of an index when it is written to a file."""
     return int(faiss.serialize_index(index).nbytes)
 
 
 def measure_search(search: Search, truth: Truth, **about: Any) -> IndexMetrics:
-    """Measures recall and speed of a search.
+    """Measure recall and speed of a search.
 
     Args:
-        search: (queries float32 (n, dim), k) to int64 (n, k) rows of the gallery, -1 for none.
-        truth: what it should find.
+        search: from queries, float32 (n, dim), and k to rows of the gallery, int64 (n, k), -1 for none.
+        truth: queries and their true neighbours.
         about: the other fields of `IndexMetrics`.
     """
     queries = truth.queries
     depth = truth.similarity.shape[1]
     with one_thread():
         found = _without_self(search(queries, depth + 1), truth.rows)
-        batch_qps = _rate(lambda part: search(part, depth), queries, BATCH)
-        single_qps = _rate(lambda part: search(part, depth), queries[:SINGLE_QUERIES], 1)
+        batch_qps = _rate(lambda batch: search(batch, depth), queries, BATCH)
+        single_qps = _rate(lambda batch: search(batch, depth), queries[:SINGLE_QUERIES], 1)
     similarity = np.einsum("qd,qkd->qk", queries, truth.vectors[np.maximum(found, 0)])
     similarity[found < 0] = -np.inf
     right = similarity >= truth.similarity[:, -1:] - SAME
@@ -168,7 +168,7 @@ def measure_search(search: Search, truth: Truth, **about: Any) -> IndexMetrics:
 
 
 def _without_self(found: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Drops each query's own row, or the last neighbour where it was not found."""
+    """Drop each query's own row, or the last neighbour if it was not found."""
     own = found == rows[:, None]
     own[~own.any(axis=1), -1] = True
     others: NDArray[np.int64] = found[~own].reshape(len(found), -1)
@@ -184,14 +184,14 @@ def _rate(search: Callable[[Vectors], Any], queries: Vectors, batch: int) -> flo
 
 
 def measure_index(index: str, evaluation: Evaluation) -> dict[str, Any]:
-    """Metrics of one index on the first model's embeddings, or of a store on its own.
+    """Metrics of one index on the first model's embeddings, or of a store on its own vectors.
 
     Args:
         index: a FAISS factory string such as `IVF256,SQ8`, or the folder of a store.
         evaluation: where the embeddings come from.
 
     Raises:
-        InputError: neither a store nor a factory string that fits.
+        InputError: `index` is neither a store nor a usable factory string.
     """
     if Path(index).is_dir():
         return measure_store(Path(index), evaluation.options.seed, evaluation.options.device)
@@ -209,7 +209,7 @@ def measure_index(index: str, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def measure_store(folder: Path, seed: int, device: str = "auto") -> dict[str, Any]:
-    """Metrics of a store's own search, all its layers included, against exact search of its vectors."""
+    """Metrics of a store's own search against exact search of its vectors."""
     tuning = Tuning(device=device)
     with FaissStore.open(folder, create=False, read_only=True, tuning=tuning) as store:
         ids, vectors = store_vectors(store)

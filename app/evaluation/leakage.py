@@ -1,4 +1,4 @@
-"""Keeps an evaluation honest: a model is not tested on classes that it was trained on."""
+"""Refuse to test a model on classes that it was trained on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,20 +13,20 @@ from models.errors import InputError
 
 
 def split_of(bundles: Sequence[Bundle]) -> Mapping[str, Any] | None:
-    """How the first model's data were split for its training, see `data.splits.select`."""
+    """The first recorded split settings among the models, see `data.splits.select`."""
     return next((split for bundle in bundles if (split := bundle.info.get("split"))), None)
 
 
 def seen_notes(models: Sequence[EvaluatedModel], items: EvaluationSet, *, allow: bool) -> list[str]:
-    """What the reader must know of classes that a model may have been trained on.
+    """Notes about test classes that a model was, or may have been, trained on.
 
     Args:
-        models: those without a bundle say nothing of their training.
-        items: what they are tested on.
-        allow: whether to go on where test classes were seen in training.
+        models: those without a bundle are skipped, because their training is unknown.
+        items: the items to test on.
+        allow: whether test classes may have been seen in training.
 
     Raises:
-        InputError: they were, and that is not allowed.
+        InputError: test classes were seen in training, and `allow` is false.
     """
     names = [items.class_names[label] for label in np.unique(items.labels)]
     notes = []
@@ -47,9 +47,9 @@ def seen_notes(models: Sequence[EvaluatedModel], items: EvaluationSet, *, allow:
             continue
         told = f"{model.name} was trained on {len(seen)} of the {len(names)} classes to be tested"
         if same_split and items.split != "train" and (info.get("split") or {}).get("kind") == "per_image":
-            notes.append(f"{told}, on other images of them: the figures do not hold for new classes.")
+            notes.append(f"{told}, on other images of them: the metrics do not hold for new classes.")
         elif allow:
-            notes.append(f"{told}: the figures say nothing of new classes.")
+            notes.append(f"{told}: the metrics do not hold for new classes.")
         else:
             raise InputError(
                 f"{told} (or on classes of the same names, {seen[0]!r} first): test on others "

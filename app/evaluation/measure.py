@@ -1,4 +1,4 @@
-"""Measures one set of embeddings: retrieval with intervals, verification, neighbours, thresholds."""
+"""Measure one set of embeddings: retrieval with intervals, verification, neighbours, thresholds."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -24,18 +24,15 @@ from models.metrics import (
     pair_histogram,
     sample_of_classes,
 )
-from models.metrics.retrieval import DEFAULT_BUDGET, EVERY_METRIC, Progress
+from models.metrics.exact_retrieval import DEFAULT_BUDGET, EVERY_METRIC, Progress
 
 CURVE_KS = (1, 2, 4, 8, 16, 32)
-PAIR_ITEMS = 20_000  # 200 million pairs; more change no figure that can be read off a curve
+PAIR_ITEMS = 20_000  # 200 million pairs; more do not change the curves visibly
 
 
 @dataclass(frozen=True)
 class Options:
-    """How it is evaluated; see `kindred evaluate`.
-
-    `device` is where similarities are computed: the name of a torch device, or auto.
-    """
+    """Options of an evaluation, as in `kindred evaluate`; `memory_budget` is in bytes."""
 
     ks: tuple[int, ...] = (1, 2, 4, 8)
     max_queries: int | None = None
@@ -56,10 +53,10 @@ def measure(
     calibrated: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Measures a model's embeddings; what is found goes into the model.
+    """Measure a model's embeddings; the results are stored in the model.
 
     Raises:
-        InputError: unusable vectors, or no query with a match.
+        InputError: the vectors are unusable, or no query has a match.
     """
     vectors = torch.from_numpy(np.require(model.vectors, np.float32, ["C", "W"]))
     vectors = vectors.to(usable_device(options.device))
@@ -78,7 +75,7 @@ def measure(
     model.retrieval = retrieval(ks=ks, progress=progress, on_block=lists.add)
     chosen = model.retrieval.rows.numpy()
     model.query_rows = query_rows[chosen]
-    model.neighbours = gallery_rows[lists.index[chosen]]
+    model.neighbours = gallery_rows[lists.neighbours[chosen]]
     model.similarity, model.hits = lists.similarity[chosen], lists.hits[chosen]
     model.metrics = model.retrieval.means()
     classes = torch.from_numpy(items.labels[model.query_rows])
@@ -101,19 +98,19 @@ class _NeighbourLists:
     """Collects the first neighbours of every query, block by block."""
 
     def __init__(self, queries: int, depth: int) -> None:
-        self.index = np.zeros((queries, depth), dtype=np.int64)
+        self.neighbours = np.zeros((queries, depth), dtype=np.int64)
         self.similarity = np.zeros((queries, depth), dtype=np.float32)
         self.hits = np.zeros((queries, depth), dtype=bool)
 
     def add(self, block: Any) -> None:
-        rows, depth = block.rows.cpu().numpy(), self.index.shape[1]
-        self.index[rows] = block.index[:, :depth].cpu().numpy()
+        rows, depth = block.rows.cpu().numpy(), self.neighbours.shape[1]
+        self.neighbours[rows] = block.index[:, :depth].cpu().numpy()
         self.similarity[rows] = block.similarity[:, :depth].cpu().numpy()
         self.hits[rows] = block.hits[:, :depth].cpu().numpy()
 
 
 def _sides(vectors: torch.Tensor, items: EvaluationSet) -> dict[str, Any]:
-    """Queries and gallery as `evaluate_retrieval` takes them."""
+    """The arguments of `evaluate_retrieval` for queries and gallery."""
 
     def labels(rows: NDArray[np.int64] | None) -> Any:
         if items.label_sets is not None:

@@ -1,4 +1,4 @@
-"""Conditions that an evaluation must meet, for use in CI: `recall@1=0.9`."""
+"""Lower limits of metrics, such as `recall@1=0.9`, that an evaluation must reach (for CI)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from models.errors import InputError
 
 @dataclass(frozen=True)
 class MetricFloor:
-    """A metric and the least value that passes."""
+    """A metric and its lower limit."""
 
     metric: str
     least: float
 
     def failure(self, metrics: Mapping[str, float]) -> str | None:
-        """What to tell when the condition is not met, None when it is.
+        """The message if the metric is below the limit, else None.
 
         Raises:
             InputError: the metric was not measured.
@@ -26,10 +26,10 @@ class MetricFloor:
 
 
 def parse_floors(texts: Sequence[str]) -> list[MetricFloor]:
-    """Reads conditions such as `recall@1=0.9`.
+    """Parse conditions such as `recall@1=0.9`.
 
     Raises:
-        InputError: no number after the last "=".
+        InputError: there is no number after the last "=".
     """
     floors = []
     for text in texts:

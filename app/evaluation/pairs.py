@@ -1,4 +1,4 @@
-"""Verification on a list of pairs: a CSV of one's own, or the official layout of LFW's pairs.txt."""
+"""Verification on a list of pairs: a CSV, or a file in the format of LFW's pairs.txt."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from data.csv_file import as_flags, read_csv
 from models.errors import InputError
 from models.metrics import pair_similarity, verification_metrics
 
-FOLDS = 10  # a CSV without folds is dealt into as many, kinds in turn
+FOLDS = 10  # for a CSV without folds
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class PairList:
     """Pairs of image names.
 
     Attributes:
-        first: names, without file endings.
-        second: likewise.
-        same: bool (P,).
-        folds: int64 (P,).
+        first: names without file extensions.
+        second: the same, of the other image.
+        same: bool (P,), whether both images are of one class.
+        folds: int64 (P,), the fold of each pair.
     """
 
     first: list[str]
@@ -33,14 +33,14 @@ class PairList:
 
 
 def read_pairs(path: Path) -> PairList:
-    """Reads pairs.
+    """Read a list of pairs.
 
     A CSV has columns image_a, image_b, same (1 or 0) and optionally fold. LFW's pairs.txt starts with the
     number of folds and of pairs of each kind in a fold; a line is `name n m` (same) or `name n other m`
     (different), and image n of a name is `name/name_000n`.
 
     Raises:
-        InputError: missing or malformed; the line is named.
+        InputError: the file is missing, or malformed; the message names the line.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file of pairs")
@@ -88,7 +88,7 @@ def _lfw_name(person: str, number: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """Without the ending, since one list is used with several encodings of the images."""
+    """The name without its extension, because a list may be used with images in another format."""
     name = name.strip().replace("\\", "/")
     return name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name
 
@@ -97,10 +97,10 @@ def measure_pairs(path: Path, evaluation: Evaluation) -> dict[str, Any]:
     """Verification metrics of every model over the pairs whose images were evaluated.
 
     Returns:
-        Model name to metrics; `missing_pairs` counts pairs with an image outside the evaluated split.
+        Metrics by model name, and the number of `missing_pairs`, with an image outside the evaluated split.
 
     Raises:
-        InputError: no images, or none of the pairs is among them.
+        InputError: there are no images, or they contain none of the pairs.
     """
     if evaluation.items.table is None:
         raise InputError("--pairs names images: give --data")
@@ -110,7 +110,7 @@ def measure_pairs(path: Path, evaluation: Evaluation) -> dict[str, Any]:
     for row in range(len(table)):
         name = _stem(table.name(row))
         place[name] = row
-        place.setdefault("/".join(name.split("/")[-2:]), row)  # the list may omit folders above the class
+        place.setdefault("/".join(name.split("/")[-2:]), row)  # a list may omit the folders above the class
     rows = [(place.get(a, -1), place.get(b, -1)) for a, b in zip(pairs.first, pairs.second, strict=True)]
     left, right = np.array(rows, dtype=np.int64).reshape(-1, 2).T
     known = (left >= 0) & (right >= 0)

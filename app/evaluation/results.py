@@ -1,8 +1,9 @@
-"""An evaluation as JSON, CSV and tables of the terminal, under the same names as every log."""
+"""An evaluation as JSON, CSV and terminal tables."""
 
 import csv
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ PACKAGES = ("kindred", "torch", "torchvision", "numpy", "faiss-cpu", "faiss-gpu"
 
 
 def as_json(evaluation: Evaluation, command: str) -> dict[str, Any]:
-    """Everything but the vectors, as plain JSON values."""
+    """All results except the vectors, as plain JSON values."""
     items = evaluation.items
     return {
         "command": command,
@@ -52,17 +53,17 @@ def _model(model: EvaluatedModel) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinities."""
+    """None instead of infinity and NaN, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Writes results as indented JSON."""
+    """Write results as indented JSON."""
     path.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_model_csv(path: Path, evaluation: Evaluation) -> None:
-    """One row for each model: every metric, and intervals in columns `<metric>_low` and `<metric>_high`."""
+    """Write a row for each model: every metric, and intervals as `<metric>_low` and `<metric>_high`."""
     names = list(dict.fromkeys(name for model in evaluation.models for name in model.metrics))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -74,7 +75,7 @@ def write_model_csv(path: Path, evaluation: Evaluation) -> None:
 
 
 def write_class_csv(path: Path, evaluation: Evaluation) -> None:
-    """One row for each class: its queries, and recall@1 and MAP@R of every model."""
+    """Write a row for each class: its number of queries, and recall@1 and MAP@R of every model."""
     items = evaluation.items
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -95,31 +96,18 @@ def write_class_csv(path: Path, evaluation: Evaluation) -> None:
             writer.writerow([items.class_names[label], counts[label], *means])
 
 
-def metric_columns(evaluation: Evaluation) -> list[str]:
-    """The retrieval metrics worth a column."""
-    return [*(f"recall@{k}" for k in evaluation.options.ks), "map@r", "r_precision"]
-
-
 def as_table(evaluation: Evaluation) -> Table:
-    """Baselines first, trained models last; recall@1 with its 95% interval."""
-    names = metric_columns(evaluation)
+    """Retrieval metrics, baselines first; recall@1 with its 95% interval."""
+    names = [*(f"recall@{k}" for k in evaluation.options.ks), "map@r", "r_precision"]
     queries = evaluation.models[0].metrics["queries"]
-    # No vertical lines: all figures then fit a terminal of 80 columns.
-    table = Table(
-        title=f"{queries:.0f} queries, exact search; intervals are 95% bootstrap over classes",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    table = _empty_table(
+        f"{queries:.0f} queries, exact search; intervals are 95% bootstrap over classes", names
     )
-    table.add_column("model")
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
     for model in sorted(evaluation.models, key=lambda m: not m.baseline):
-        cells = []
-        for name in names:
-            low, high = model.intervals[name]
-            spread = f"\n[dim]{low:.3f}–{high:.3f}[/dim]" if name == names[0] else ""
-            cells.append(f"{model.metrics[name]:.3f}{spread}")
-        table.add_row(model.name, *cells, style=None if model.baseline else "bold")
+        first, *rest = (f"{model.metrics[name]:.3f}" for name in names)
+        low, high = model.intervals[names[0]]
+        interval = f"\n[dim]{low:.3f}–{high:.3f}[/dim]"
+        table.add_row(model.name, first + interval, *rest, style=None if model.baseline else "bold")
         if model.reranked:
             table.add_row("  re-ranked", *(f"{model.reranked[name]:.3f}" for name in names), style="dim")
     return table
@@ -128,18 +116,20 @@ def as_table(evaluation: Evaluation) -> Table:
 def as_few_shot_table(evaluation: Evaluation) -> Table:
     """Few-shot accuracies, baselines first, with their 95% intervals over episodes."""
     protocols = evaluation.options.few_shot
-    table = Table(
-        title=f"{protocols[0].episodes} episodes; intervals are 95% over episodes of these classes",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("model")
-    for protocol in protocols:
-        table.add_column(protocol.name, justify="right")
+    title = f"{protocols[0].episodes} episodes; intervals are 95% over episodes of these classes"
+    table = _empty_table(title, [protocol.name for protocol in protocols])
     for model in sorted(evaluation.models, key=lambda m: not m.baseline):
         cells = []
         for protocol in protocols:
             low, high = model.intervals[protocol.name]
             cells.append(f"{model.metrics[protocol.name]:.4f}\n[dim]{low:.4f}–{high:.4f}[/dim]")
         table.add_row(model.name, *cells, style=None if model.baseline else "bold")
+    return table
+
+
+def _empty_table(title: str, names: Sequence[str]) -> Table:
+    """Without vertical lines, so that all columns fit a terminal of 80 characters."""
+    table = Table("model", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
     return table

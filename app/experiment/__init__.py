@@ -1,1 +1,1 @@
-"""Experiments that the documentation's claims rest on: variants × seeds, described in YAML."""
+"""The experiments behind the documentation's claims: variants × seeds, described in YAML."""

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.experiment.experiment_config import Setting
 from app.experiment.loading import Images
-from app.experiment.settings import Setting
 from data.augment.geometry import Geometry
 from data.counter_rng import derive, uniform
 from data.sampling import PKBatchSampler

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.experiment.batches import Batch, GradientBatches, partition_of
+from app.experiment.experiment_config import Setting
 from app.experiment.grouped import group_normalization
 from app.experiment.loading import Images, load_images
-from app.experiment.settings import Setting
 from app.experiment.testing import accuracy, calibrate, predictions, test_metrics
 from app.experiment.training import Progress, rounded, train
 from models.backbones import build_backbone

@@ -12,13 +12,13 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and where it lies with 95% confidence; infinite where the data do not bound it.
+    """An estimate with its 95% confidence interval, whose ends are infinite if the data do not bound it.
 
     Attributes:
         value: the estimate.
         low: lower end.
         high: upper end.
-        seeds: how many pairs it comes from; with one there is no interval, and its ends are infinite.
+        seeds: number of pairs; with one pair the ends are infinite.
     """
 
     value: float
@@ -45,9 +45,9 @@ def paired_difference(one: Sequence[float], other: Sequence[float]) -> Interval:
 def recovered_fraction(better: Sequence[float], worse: Sequence[float], of: Sequence[float]) -> Interval:
     """(of − worse) / (better − worse) as a ratio of means over seeds, with Fieller's interval.
 
-    The interval holds every fraction s for which of − worse − s (better − worse) does not differ from zero by
-    the t test. Where the loss itself does not differ from zero, nothing bounds the fraction. Source: Fieller,
-    J. R. Stat. Soc. B 16 (1954) 175.
+    The interval contains every fraction s for which of − worse − s (better − worse) does not differ from zero
+    by the t test. It is unbounded if the loss itself does not differ from zero. Source: Fieller, J. R. Stat.
+    Soc. B 16 (1954) 175.
 
     Args:
         better: a value for each seed, of the variant without the loss.

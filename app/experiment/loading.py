@@ -1,4 +1,4 @@
-"""A data set as tensors in memory, decoded once by the product's own sources and preprocessing."""
+"""Load a data set as tensors, with the sources and preprocessing that ``kindred fit`` uses."""
 
 import logging
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from app.experiment.settings import Data
+from app.experiment.experiment_config import Data
 from data.dataset import ImageDataset
 from data.locations import data_root
 from data.pixel_cache import CacheKind, cache_key, open_cache
@@ -28,18 +28,18 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Images:
-    """One part of a data set.
+    """The images of one split of a data set.
 
     Attributes:
         labels: int64 (N,).
-        take: gives the pixels of some items, uint8 (items, C, H, W).
+        take: returns the pixels of items, uint8 (items, C, H, W), given their int64 indices.
     """
 
     labels: NDArray[np.int64]
     take: Callable[[NDArray[np.int64]], Tensor]
 
     def subset(self, chosen: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> "Images":
-        """Some items, with other labels if these are given."""
+        """The items at ``chosen``, with other labels if these are given."""
         kept = self.labels[chosen] if labels is None else labels
         return Images(kept, lambda items: self.take(chosen[items]))
 
@@ -49,12 +49,12 @@ class Loaded:
     """A data set.
 
     Attributes:
-        train: to learn from, labels 0 … classes − 1.
-        val: further images of the same classes, or images of others, labelled from 0 likewise.
-        classes: how many there are in training.
-        pretrain: images of classes set apart, or none.
-        split_hash: SHA-256 of what is in which part.
-        preprocess: turns pixels into what the network takes.
+        train: training images, labels 0 … classes − 1.
+        val: other images of the same classes, or images of other classes, labelled from 0, too.
+        classes: number of training classes.
+        pretrain: images of the classes for pretraining, or None.
+        split_hash: SHA-256 of the split.
+        preprocess: turns pixels into network input.
     """
 
     train: Images
@@ -66,7 +66,7 @@ class Loaded:
 
 
 def load_images(data: Data) -> Loaded:
-    """Decode a data set, or take it from the cache of an earlier run.
+    """Decode a data set, or read it from the cache of an earlier run.
 
     Raises:
         InputError: the data are missing, or cannot be split as asked.
@@ -96,9 +96,7 @@ def _split(table: ImageTable, data: Data) -> Split:
 
 
 def _quiet_split(table: ImageTable) -> Split:
-    """The split per image without the warning that test classes are seen in training: here they are meant
-    to be.
-    """
+    """Split per image, without the warning that test classes are seen in training, which is intended here."""
     log = logging.getLogger("data.splits")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -126,7 +124,7 @@ def _table(data: Data) -> ImageTable:
 
 
 def _keep(table: ImageTable, rows: NDArray[np.int64]) -> ImageTable:
-    """Some rows, with the classes that are left numbered anew."""
+    """Keep some rows, and renumber the remaining classes."""
     present, labels = np.unique(table.labels[rows], return_inverse=True)
     kept = table.take(rows).rows
     kept = kept.drop_columns(["label"]).append_column("label", [labels.astype(np.int32)])

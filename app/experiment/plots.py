@@ -1,4 +1,4 @@
-"""An experiment's curves as a picture."""
+"""Plot the curves of an experiment."""
 
 import textwrap
 from collections.abc import Iterable
@@ -9,21 +9,21 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from app.experiment.settings import Experiment
+from app.experiment.experiment_config import Experiment
 
 _STYLES = ("-", "--", ":", "-.")
 _COLOURS = 10
 
 
 def draw_curves(experiment: Experiment, records: Iterable[dict[str, Any]], path: Path) -> None:
-    """The curve of each primary variant over the steps, mean of its seeds, their range shaded.
+    """Plot the mean curve over seeds of each primary variant, with the range of seeds shaded.
 
-    Without primary variants all are drawn. Curves of fewer than three points are not.
+    Without primary variants, all are drawn. Nothing is drawn if no curve has three points.
 
     Args:
         experiment: title and order of variants.
-        records: of its runs, each with a ``curve``: points with ``step`` and a measure that the curve's
-            first other key names.
+        records: of its runs, each with a ``curve``: points with ``step`` and metrics, of which the first is
+            drawn.
         path: the PNG file.
     """
     curves: dict[str, list[list[dict[str, float]]]] = {}
@@ -34,7 +34,7 @@ def draw_curves(experiment: Experiment, records: Iterable[dict[str, Any]], path:
         return
     measure = next((key for runs in curves.values() for key in runs[0][0] if key != "step"), "accuracy")
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        # High enough for the legend, a line for each variant.
+        # High enough for a legend with one line for each variant.
         figure = Figure(figsize=(9, max(4.6, 0.2 * len(curves))), layout="constrained")
         axes = figure.subplots()
         for number, variant in enumerate(v for v in experiment.variants if v in curves):

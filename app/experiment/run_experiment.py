@@ -1,4 +1,4 @@
-"""Runs what is missing of an experiment, and draws its table and curves."""
+"""Run the missing runs of an experiment, and draw its table and curves."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.experiment.classification import run_classification
+from app.experiment.experiment_config import Experiment, load_experiment
 from app.experiment.plots import draw_curves
 from app.experiment.runs import Results, Run, planned
-from app.experiment.settings import Experiment, load_experiment
 from app.experiment.tables import by_variant, draw_table, holds, put_table
 from app.experiment.triplets import run_triplets
 from app.memory import keep_freed_memory
@@ -31,7 +31,7 @@ def run_experiment(
     reduced: bool,
     check: bool,
 ) -> int:
-    """Do what :func:`app.commands.experiment.experiment` says."""
+    """Run an experiment; for the arguments see :func:`app.commands.experiment.experiment`."""
     described = load_experiment(configs / f"{name}.yaml")
     results = Results(out or Path("docs") / "results" / name, name)
     if reduced:
@@ -74,7 +74,7 @@ def _run_all(runs: list[Run], results: Results, device: str, console: Console) -
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         for run in runs:
-            if results.is_done(run):  # by a process beside this one
+            if results.is_done(run):  # by another process
                 continue
             task = progress.add_task(f"{run.variant}, seed {run.seed}")
 

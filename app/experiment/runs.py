@@ -1,4 +1,4 @@
-"""The runs of an experiment in a file, a line of JSON each; a second start does only what is missing."""
+"""The runs of an experiment, one line of JSON each; a second start does only the missing ones."""
 
 import fcntl
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.experiment.settings import Experiment, Setting
+from app.experiment.experiment_config import Experiment, Setting
 from models.errors import InputError
 from models.files import replacing
 from models.renorm import native
@@ -70,7 +70,7 @@ class Results:
         return runs
 
     def missing(self, runs: list[Run]) -> list[Run]:
-        """Those without a record that was made with the very same setting."""
+        """Runs without a record that was made with the same settings."""
         records = self.read()
         return [
             run
@@ -79,13 +79,13 @@ class Results:
         ]
 
     def is_done(self, run: Run) -> bool:
-        """Whether the run's record is there and was made with the very same setting."""
+        """Whether a record of the run exists that was made with the same settings."""
         return not self.missing([run])
 
     def write(self, run: Run, outcome: Record) -> None:
-        """Keep what a run gave, with all that is needed to repeat it.
+        """Store the results of a run, with all that is needed to repeat it.
 
-        The file is replaced as a whole, and other processes wait meanwhile.
+        The file is replaced atomically, under a lock.
         """
         kernels = "" if native.enabled() else "KINDRED_RENORM_NATIVE=0 "
         record = {
@@ -114,7 +114,7 @@ class Results:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, which the end of the process releases, too."""
+    """Hold a lock on a folder; the end of the process also releases it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -124,7 +124,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _made_with(setting: Setting, record: Record) -> bool:
-    """Whether a record is of this setting; what has been added to settings since had its default then."""
+    """Whether a record has this setting; keys that it lacks had their defaults."""
     try:
         recorded = Setting.model_validate(record["setting"])
     except ValidationError:
@@ -135,13 +135,13 @@ def _made_with(setting: Setting, record: Record) -> bool:
 def planned(
     experiment: Experiment, variants: list[str] | None, seeds: list[int] | None, *, pilot: bool
 ) -> list[Run]:
-    """What to run, seed by seed, so that pairs are complete early.
+    """The runs to do, seed by seed, so that paired variants are complete early.
 
     Args:
         experiment: variants, seeds and which variants are primary.
-        variants: these alone.
-        seeds: these for every variant, instead of the experiment's.
-        pilot: the first seed alone.
+        variants: only these.
+        seeds: for every variant, instead of the experiment's seeds.
+        pilot: only the first seed.
     """
     chosen = list(experiment.variants) if variants is None else variants
     every = experiment.seeds if seeds is None else seeds

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from app.experiment.experiment_config import Comparison, Experiment
 from app.experiment.intervals import Interval, paired_difference, recovered_fraction
-from app.experiment.settings import Comparison, Experiment
 
-# The part of a page that a command writes.
+# They enclose the part of a page that the command writes.
 _BEGIN, _END = "<!-- written by kindred experiment -->", "<!-- end -->"
 Metrics = dict[str, dict[int, dict[str, float]]]
 
@@ -51,7 +51,7 @@ def draw_table(experiment: Experiment, metrics: Metrics) -> str:
 
 
 def put_table(page: str | None, table: str, experiment: Experiment, name: str) -> str:
-    """A page with its table replaced, the text around it kept; without a page, a new one."""
+    """The page with its table replaced and all other text kept; a new page if ``page`` is None."""
     block = f"{_BEGIN}\n{table}{_END}"
     if page is None or _BEGIN not in page or _END not in page:
         title = f"# {name}\n\n{experiment.title}\n" if page is None else page
@@ -74,9 +74,9 @@ def compare(comparison: Comparison, metric: str, metrics: Metrics) -> tuple[Inte
 
 
 def holds(comparison: Comparison, metric: str, metrics: Metrics) -> bool | None:
-    """Whether what the documentation says of a comparison is true of these metrics.
+    """Whether the published conclusion of a comparison holds for these metrics.
 
-    None where it says nothing, or the runs are missing.
+    None if nothing is published, or runs are missing.
     """
     found = compare(comparison, metric, metrics)
     said = (comparison.at_least, comparison.at_most, comparison.fraction_at_least)

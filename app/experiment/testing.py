@@ -1,4 +1,4 @@
-"""Testing a trained classifier under several statistics, which tells the leak from lagging averages."""
+"""Test a trained classifier with several statistics, to tell the leak from lagging averages."""
 
 from copy import deepcopy
 
@@ -20,7 +20,7 @@ _CALIBRATION = 20
 
 @torch.no_grad()
 def predictions(network: nn.Module, images: Images, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
-    """What the network gives in evaluation mode, (N, ...), and labels (N,), both on the CPU."""
+    """Outputs in evaluation mode, (N, ...), and labels (N,), both on the CPU."""
     network.eval()
     device = next(network.parameters()).device
     items = np.arange(len(images.labels))
@@ -30,17 +30,17 @@ def predictions(network: nn.Module, images: Images, preprocess: Preprocess) -> t
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Fraction of images whose class comes first."""
+    """Fraction of images whose class has the highest logit."""
     return float((logits.argmax(1) == labels).float().mean())
 
 
 def test_metrics(network: nn.Module, images: Images, batches: GradientBatches) -> dict[str, float]:
-    """Accuracy and loss under the statistics that evaluation may use.
+    """Accuracy and loss with each kind of statistics that evaluation may use.
 
     Args:
-        network: with grouped normalization, or with layers that do not look at the batch.
+        network: with grouped normalization, or with layers that do not depend on the batch.
         images: to test on.
-        batches: of training, for recalibration and for the size and the make-up of groups.
+        batches: of training, for recalibration and for the size and classes of groups.
 
     Returns:
         accuracy/running and loss/running: as the network is used. For batch-normalizing networks also
@@ -71,9 +71,7 @@ def test_metrics(network: nn.Module, images: Images, batches: GradientBatches) -
 def class_groups(
     labels: NDArray[np.int64], classes: int, each: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Items in groups of ``classes`` classes × ``each`` images, group after group; what is left over is
-    dropped.
-    """
+    """Items in groups of ``classes`` classes × ``each`` images, group after group, without a remainder."""
     order = rng.permutation(len(labels))
     chunks = []
     for label in rng.permutation(int(labels.max()) + 1):
@@ -88,8 +86,9 @@ def class_groups(
 def by_batch(
     network: nn.Module, images: Images, batches: GradientBatches, items: NDArray[np.int64], size: int
 ) -> float:
-    """Accuracy when each ``size`` consecutive items are normalized by their own statistics; a rest is
-    dropped.
+    """Accuracy when each ``size`` consecutive items are normalized by their own statistics.
+
+    A remainder is dropped.
     """
     tested = group_normalization(ungroup_normalization(deepcopy(network)), 1).eval()
     layers = list(grouped_layers(tested))
@@ -107,13 +106,14 @@ def by_batch(
 
 @torch.no_grad()
 def calibrate(network: nn.Module, batches: GradientBatches, count: int) -> None:
-    """Set BatchNorm's running statistics to the mean over some batches, each pass taken as a whole; groups
-    that are consecutive, and small therefore, in one pass.
+    """Set BatchNorm's running statistics to the mean over some batches.
+
+    Each pass is normalized as a whole; consecutive groups, which are small, are joined to one pass.
 
     Args:
         network: with plain BatchNorm layers; left in evaluation mode.
-        batches: where to take them from, from the first step on.
-        count: how many.
+        batches: their source, from the first step on.
+        count: number of batches.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]

@@ -1,7 +1,7 @@
-"""The loop of every run.
+"""The training loop of every run.
 
-A plain one rather than Lightning's: a step takes 50 ms, of which the Trainer's hooks and the data module's
-workers would be a good part, and it must hand the layers one batch in interleaved groups.
+It is not Lightning's: a step takes 50 ms, of which the Trainer's hooks and the data module's workers would be
+a good part, and the layers need a batch in interleaved groups.
 """
 
 import time
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from app.experiment.batches import Batch, GradientBatches
+from app.experiment.experiment_config import Setting
 from app.experiment.grouped import GroupedNormalization, grouped_layers, wide_layers
-from app.experiment.settings import Setting
 from models.network import EmbeddingNetwork
 from models.renorm import (
     PAPER_DMAX,
@@ -29,21 +29,21 @@ from models.renorm import (
 from models.schedules import WarmupCosine
 
 Progress = Callable[[int, int], None]
-# The loss of a batch, and what else to watch of it.
+# The loss of a batch, and other metrics of it.
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, float]]]
-# A metric or more on validation images, the first of them drawn as a curve.
+# Metrics on validation images; the first is drawn as a curve.
 Measure = Callable[[nn.Module], Mapping[str, float]]
 
 
 @dataclass
 class Trained:
-    """What training gave besides the weights.
+    """Results of training.
 
     Attributes:
-        network: to test: the one that was trained, or the moving average of it.
-        curve: points with step, the measured metrics, those of training, and how much of r and d is clipped.
-        watched: means of what was watched over the latest twentieth of the run.
-        seconds: of processor time, measuring left out.
+        network: the network to test: the trained one, or its moving average.
+        curve: points with step, measured and training metrics, and the clipped fractions of r and d.
+        watched: means of the training metrics over the latest twentieth of the run.
+        seconds: processor time without measuring.
     """
 
     network: nn.Module
@@ -68,9 +68,9 @@ def train(
         network: with grouped normalization.
         batches: its input.
         objective: what to minimize.
-        measure: called a few times on the way; it may change the network's mode.
-        progress: told (steps done, steps in all).
-        proxies: parameters of the loss, trained along.
+        measure: called a few times during training; it may change the network's mode.
+        progress: called with (steps done, all steps).
+        proxies: parameters of the loss, which are trained, too.
     """
     native.try_build()
     average = averaged(network, setting.average)
@@ -139,7 +139,7 @@ def averaged(network: nn.Module, decay: float | None) -> RenormAveragedModel | N
 def make_optimizer(
     setting: Setting, network: nn.Module, proxies: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """Over all parameters that train, a loss's proxies included."""
+    """An optimizer of all trainable parameters, including a loss's proxies."""
     parameters: list[Any] = [p for p in network.parameters() if p.requires_grad]
     if isinstance(network, EmbeddingNetwork):
         head: dict[str, Any] = {"params": [*network.head.parameters(), *proxies]}
@@ -174,7 +174,7 @@ def schedule_of(setting: Setting, network: nn.Module) -> RenormSchedule:
 
 
 def rounded(values: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics as they are kept: five places after the point."""
+    """Metrics rounded to five decimal places, as they are stored."""
     return {name: round(float(value), 5) for name, value in values.items()}
 
 

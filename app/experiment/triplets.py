@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from app.experiment.batches import Batch, GradientBatches, Partition, partition_of
 from app.experiment.classification import build_classifier, classify
+from app.experiment.experiment_config import Setting
 from app.experiment.grouped import group_normalization, ungroup_normalization
 from app.experiment.loading import Images, Loaded, load_images
-from app.experiment.settings import Setting
 from app.experiment.testing import predictions
 from app.experiment.training import Objective, Progress, rounded, train
 from data.locations import cache_root

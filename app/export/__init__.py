@@ -1,4 +1,4 @@
-"""From checkpoints to bundles, and from bundles to ONNX and torch.export."""
+"""Make bundles from checkpoints, and ONNX and torch.export files from bundles."""
 
 from app.export.checkpoint import bundle_from_checkpoint, bundle_from_module
 

@@ -1,4 +1,4 @@
-"""From a checkpoint, or a module trained in this process, to a bundle."""
+"""Make a bundle from a checkpoint or from a module in memory."""
 
 import copy
 import pickle
@@ -12,7 +12,7 @@ from models.errors import InputError
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
 
-if TYPE_CHECKING:  # Lightning takes seconds to import, and most commands do without
+if TYPE_CHECKING:  # Lightning takes seconds to import, and most commands do not need it
     from data.datamodule import ImageDataModule
     from models.module import MetricLearner
 
@@ -22,19 +22,19 @@ NETWORK = "network."
 def bundle_from_checkpoint(
     path: str | Path, preprocess: Preprocess | None = None, *, trust_code: bool = False
 ) -> Bundle:
-    """Rebuild the trained network from a Lightning checkpoint, without running anything in it.
+    """Load the trained network from a Lightning checkpoint, without executing pickled code.
 
-    Where the run kept a moving average of the weights, the checkpoint's weights are the averaged ones; where
-    it had a :class:`~models.callbacks.pca_head.PCAHead`, the head is the one fitted last.
+    If the run kept a moving average of the weights, the checkpoint has the averaged ones. If it had a
+    :class:`~models.callbacks.pca_head.PCAHead`, the bundle has the latest fitted head.
 
     Args:
         path: A ``.ckpt`` file that ``kindred fit`` or a Trainer with a MetricLearner wrote.
-        preprocess: How images become the network's input; by default as the run's data module said.
+        preprocess: Preprocessing of images; by default that of the run's data module.
         trust_code: See :meth:`models.bundle.Bundle.load`.
 
     Raises:
-        InputError: The file is missing, damaged, or no checkpoint of ours; or the run had data of your own,
-            and ``preprocess`` is not given or does not fit.
+        InputError: The file is missing, damaged or not a checkpoint of kindred fit; or neither it nor
+            ``preprocess`` gives a preprocessing that fits the network.
     """
     from models.callbacks.pca_head import directions_in
 
@@ -64,15 +64,15 @@ def bundle_from_checkpoint(
 
 
 def bundle_from_module(model: "MetricLearner", data: "ImageDataModule | Preprocess | None") -> Bundle:
-    """The bundle of a network trained in this process, for users of a plain Trainer.
+    """Make a bundle of a network in memory, for users of a plain Trainer.
 
     Args:
         model: The trained module.
-        data: What it was trained on or, where that were loaders of your own, how an image becomes what they
-            gave.
+        data: The data module that it was trained with or, for loaders of your own, the preprocessing that
+            makes their images.
 
     Raises:
-        InputError: Nothing says how an image becomes the network's input, or it does not fit the network.
+        InputError: The preprocessing is unknown or does not fit the network.
     """
     given = data if isinstance(data, Preprocess) else getattr(data, "preprocess", None)
     preprocess = _fitting(given, model.architecture, "bundle_from_module")
@@ -86,17 +86,17 @@ def bundle_from_module(model: "MetricLearner", data: "ImageDataModule | Preproce
     seen = getattr(data, "training_classes", None)
     network = model.network
     if (projection := network.projection) is not None:
-        network = copy.deepcopy(network)  # the one in training keeps its own head
+        network = copy.deepcopy(network)  # the module in training keeps its own head
         network.adopt(projection)
     return Bundle(network, model.architecture, preprocess, info=info, training_classes=seen)
 
 
 def _fitting(preprocess: Preprocess | None, architecture: Architecture, what: str) -> Preprocess:
-    """The preprocessing, if there is one and it gives as many channels as the network takes."""
+    """The preprocessing; an InputError if it is None or its channels do not fit the network."""
     mode = "RGB" if architecture.in_channels == 3 else "L"
     if preprocess is None:
         raise InputError(
-            f"{what}: the run's data do not say how an image becomes the network's input: give a Preprocess, "
+            f"{what}: the run's data module has no preprocessing: give a Preprocess, "
             f'on the command line --preprocess \'{{"size": 224, "mode": "{mode}"}}\''
         )
     if preprocess.channels != architecture.in_channels:

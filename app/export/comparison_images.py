@@ -1,4 +1,4 @@
-"""The images that an export is checked with, and those that an int8 model is calibrated on."""
+"""Images for checking exports and for calibrating int8 models."""
 
 from dataclasses import dataclass
 
@@ -20,32 +20,32 @@ class Pixels:
 
     Attributes:
         values: uint8 (N, C, H, W).
-        source: what they are, for the bundle's description.
+        source: what they are, for bundle.json.
     """
 
     values: Tensor
     source: str
 
 
-def pixels_of(bundle: Bundle, data: str | None, part: str, count: int, seed: int) -> Pixels:
-    """A random sample of the images of a part of the data, split as for the model's training.
+def pixels_of(bundle: Bundle, data: str | None, split: str, count: int, seed: int) -> Pixels:
+    """A random sample of a split of the data, which is made as for the model's training.
 
     Args:
-        bundle: whose preprocessing they go through.
+        bundle: its preprocessing is applied.
         data: see `data.sources.open_source`; None makes images of random numbers.
-        part: "train", "val", "test" or "all".
-        count: how many at most.
+        split: "train", "val", "test" or "all".
+        count: largest number of images.
         seed: of the sample.
 
     Raises:
-        InputError: the data have no such part, or none of the images can be read.
+        InputError: the data have no such split, or none of its images can be read.
     """
     preprocess = bundle.preprocess
     if data is None:
         values = sample_pixels(preprocess.shape, count, seed)
         return Pixels(values, "random numbers")
     table = open_source(data).table()
-    chosen, _ = select(table, part, bundle.info.get("split"))
+    chosen, _ = select(table, split, bundle.info.get("split"))
     rows = np.random.default_rng(seed).permutation(chosen)
     found: list[Tensor] = []
     for row in rows.tolist():
@@ -56,10 +56,6 @@ def pixels_of(bundle: Bundle, data: str | None, part: str, count: int, seed: int
         except ImageError:
             continue
     if not found:
-        raise InputError(f"{data}: has no readable {part} images")
-    return Pixels(torch.stack(found), f"{table_name(data)}, {part}")
-
-
-def table_name(data: str) -> str:
-    """What the data are called without the folders above them."""
-    return data.rstrip("/").rsplit("/", 1)[-1]
+        raise InputError(f"{data}: has no readable {split} images")
+    name = data.rstrip("/").rsplit("/", 1)[-1]
+    return Pixels(torch.stack(found), f"{name}, {split}")

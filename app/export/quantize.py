@@ -1,4 +1,4 @@
-"""ONNX models with 8-bit integers: a quarter of the size, at some loss that `kindred evaluate` measures."""
+"""Int8 ONNX models: a quarter of the size; `kindred evaluate` measures the loss."""
 
 import logging
 import tempfile
@@ -17,7 +17,7 @@ from models.preprocess import Preprocess
 
 Method = Literal["dynamic", "static"]
 
-# What has weights, and what lies between: the final scaling to unit length stays in float32.
+# Operators to quantize: not the final scaling to unit length, which stays in float32.
 _STATIC = ["Conv", "Gemm", "MatMul", "Add", "MaxPool", "GlobalAveragePool", "AveragePool", "Concat"]
 _DYNAMIC = ["Conv", "Gemm", "MatMul"]
 _CALIBRATION_BATCH = 16
@@ -26,14 +26,14 @@ _CALIBRATION_BATCH = 16
 def quantized(
     content: bytes, method: Method, preprocess: Preprocess, calibration: Pixels | None = None
 ) -> bytes:
-    """A float32 graph with int8 weights.
+    """Quantize a float32 graph to int8.
 
     Args:
         content: the graph.
-        method: "dynamic" finds the range of each activation while it runs; "static" fixes them beforehand, on
-            images, and runs faster.
+        method: "dynamic" finds the range of each activation at run time; "static" fixes the ranges on images
+            beforehand, and runs faster.
         preprocess: of the network.
-        calibration: images for "static", none of which the model will be tested on.
+        calibration: images for "static", which must not be test images.
 
     Raises:
         InputError: ONNX Runtime is missing or cannot quantize this graph.
@@ -46,13 +46,13 @@ def quantized(
     loud = logging.getLogger().level
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger().setLevel(logging.ERROR)  # it logs advice through the root logger
+        logging.getLogger().setLevel(logging.ERROR)  # ONNX Runtime logs advice through the root logger
         source, prepared, target = (Path(scratch) / name for name in ("a.onnx", "b.onnx", "c.onnx"))
         source.write_bytes(content)
         try:
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             if method == "dynamic":
-                # CPUs have integer convolutions for unsigned weights alone.
+                # ONNX Runtime on CPUs has integer convolutions only for unsigned weights.
                 quantization.quantize_dynamic(
                     prepared,
                     target,

@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML file that works offline, in light and dark, on a phone."""
+"""The evaluation report: one HTML file that works offline."""
 
 from app.reports.render import write_report
 

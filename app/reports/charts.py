@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by the page's CSS variables so that they follow light and dark."""
+"""Charts as inline SVG; the page's CSS colours them for its light and dark themes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ class Series:
     """One line.
 
     Attributes:
-        name: for the legend.
-        x: positions.
-        y: positions, as many.
-        dashed: how baselines are drawn.
+        name: in the legend.
+        x: values on the x axis.
+        y: values on the y axis, as many.
+        dashed: whether the line is dashed, as for baselines.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Axis:
     """One axis.
 
     Attributes:
-        label: what it shows.
+        label: its text.
         low: its start.
         high: its end.
-        ticks: where it has numbers.
-        scale: how values become lengths; "deviate" is the normal quantile of a DET plot.
+        ticks: values with a grid line and a number.
+        scale: of the axis; "deviate" is the normal quantile, as in DET plots.
     """
 
     label: str
@@ -80,7 +80,7 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Markup
 def histogram_chart(
     title: str, edges: Sequence[float], areas: Sequence[tuple[str, Sequence[float]]], x_label: str
 ) -> Markup:
-    """Overlaid histograms, each scaled to its own highest bar (numbers of pairs differ by orders)."""
+    """Overlaid histograms, each scaled to its highest bar, because numbers of pairs differ by orders."""
     x = Axis(x_label, edges[0], edges[-1], _round_ticks(edges[0], edges[-1]))
     y = Axis("relative frequency", 0, 1, [])
     shapes = []
@@ -100,7 +100,7 @@ def histogram_chart(
 
 
 def bar_chart(title: str, heights: Sequence[int], x_label: str, y_label: str) -> Markup:
-    """Bars over equal parts of [0, 1]."""
+    """Bars over equal intervals of [0, 1]."""
     x = Axis(x_label, 0, 1, [0, 0.25, 0.5, 0.75, 1])
     y = Axis(y_label, 0, max(1, *heights), _round_ticks(0, max(1, *heights)))
     bars = []

@@ -1,4 +1,4 @@
-"""The curves of the report, from what was measured."""
+"""The curves of the report."""
 
 import math
 

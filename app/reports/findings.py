@@ -1,4 +1,4 @@
-"""What the means hide: failures, successes, confusions, wrong labels, duplicates, weak classes and slices."""
+"""Examples and subsets: failures, successes, confusions, wrong labels, duplicates, classes and slices."""
 
 import itertools
 from collections import Counter
@@ -13,15 +13,15 @@ from app.evaluation.evaluation_set import EvaluationSet
 
 SHOWN = 7  # neighbours beside a query
 SUSPECT_NEIGHBOURS = 8
-SUSPECT_FROM = 0.75  # of its neighbours
-LIKE_PIXELS = 0.97  # centred pixels this similar are one picture saved twice, or two of one burst
+SUSPECT_FROM = 0.75  # fraction of its neighbours
+LIKE_PIXELS = 0.97  # cosine of centred pixels of one picture saved twice, or of two from one burst
 LIKE_EMBEDDING = 0.9995
 SLICES_AT_MOST = 20
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Two classes whose items are each other's nearest neighbours.
+    """Two classes whose items are often each other's nearest neighbours.
 
     Attributes:
         first: label.
@@ -38,14 +38,14 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Suspect:
-    """An item whose neighbours agree on another label.
+    """An item whose neighbours mostly have one other label, so that its own may be wrong.
 
     Attributes:
         row: the item.
         label: its own label.
-        neighbours: label that its neighbours have.
-        fraction: of its neighbours that have it.
-        example: nearest row of that label.
+        neighbours: label of its neighbours.
+        fraction: fraction of its neighbours with that label.
+        example: row of the nearest item with that label.
     """
 
     row: int
@@ -57,7 +57,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Two items that look like one image.
+    """Two items that look like the same image.
 
     Attributes:
         first: row.
@@ -113,7 +113,7 @@ def successes(model: EvaluatedModel, items: EvaluationSet, limit: int = 8, seed:
 
 
 def failures(model: EvaluatedModel, items: EvaluationSet, limit: int = 12) -> list[Retrieval]:
-    """Queries whose first match comes last; among equals those most sure of the wrong neighbour."""
+    """Queries with the worst rank of the first match; among equal ranks the most similar wrong neighbour."""
     wrong = np.flatnonzero(~model.hits[:, 0])
     reciprocal = model.retrieval.values["mrr"].numpy()[wrong]
     order = wrong[np.lexsort((-model.similarity[wrong, 0], reciprocal))]
@@ -148,7 +148,7 @@ def _retrieval(model: EvaluatedModel, position: int) -> Retrieval:
 
 
 def confusions(model: EvaluatedModel, items: EvaluationSet, limit: int = 12) -> list[Confusion]:
-    """Pairs of classes most often taken for each other at rank 1, most frequent first."""
+    """Pairs of classes most often confused at rank 1, most frequent first."""
     counts: Counter[tuple[int, int]] = Counter()
     examples: dict[tuple[int, int], tuple[int, int]] = {}
     for row, neighbour, hit in zip(model.query_rows, model.neighbours[:, 0], model.hits[:, 0], strict=True):
@@ -161,7 +161,7 @@ def confusions(model: EvaluatedModel, items: EvaluationSet, limit: int = 12) -> 
 
 
 def suspects(model: EvaluatedModel, items: EvaluationSet, limit: int = 12) -> list[Suspect]:
-    """Items whose nearest neighbours mostly share one other label and hardly ever their own."""
+    """Items whose nearest neighbours mostly share one other label, and of which none has their own."""
     depth = min(SUSPECT_NEIGHBOURS, model.neighbours.shape[1])
     found = []
     for position in np.flatnonzero(~model.hits[:, :depth].any(axis=1)):
@@ -178,10 +178,10 @@ def suspects(model: EvaluatedModel, items: EvaluationSet, limit: int = 12) -> li
 def near_duplicates(
     models: list[EvaluatedModel], items: EvaluationSet, limit: int = 12
 ) -> tuple[int, list[Duplicate]]:
-    """Pairs that are each other's likeness, by pixels where there are any, else by the first model.
+    """Pairs that look like the same image, by pixels if there are images, else by the first model.
 
     Returns:
-        How many there are, and the first of them: those with different labels before the rest.
+        Their number, and the first ``limit`` of them: those with different labels before the others.
     """
     pixels = [model for model in models if model.name == "raw pixels"]
     model, least = (pixels[0], LIKE_PIXELS) if pixels else (models[0], LIKE_EMBEDDING)
@@ -197,7 +197,7 @@ def near_duplicates(
 def class_recalls(
     model: EvaluatedModel, items: EvaluationSet
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """Labels with queries, their recall@1, and their numbers of queries; worst first."""
+    """Labels that have queries, their recall@1, and their numbers of queries; worst first."""
     labels = items.labels[model.query_rows]
     counts = np.bincount(labels)
     sums = np.bincount(labels, weights=model.retrieval.values["recall@1"].numpy())
@@ -208,11 +208,10 @@ def class_recalls(
 
 
 def slices(model: EvaluatedModel, items: EvaluationSet) -> list[Slice]:
-    """Recall by every metadata column with few values; columns of many numbers are cut at their quartiles."""
+    """Recall by values of metadata columns; columns of many numbers are divided at their quartiles."""
     found = []
     for name, values in items.columns.items():
-        groups = _groups(values[model.query_rows])
-        for value, members in groups.items():
+        for value, members in _members(values[model.query_rows]).items():
             found.append(
                 Slice(
                     name,
@@ -225,20 +224,20 @@ def slices(model: EvaluatedModel, items: EvaluationSet) -> list[Slice]:
     return found
 
 
-def _groups(values: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
-    """Value or range to bool (Q,); empty where a column does not divide the queries usefully."""
+def _members(values: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
+    """Map each value or range to bool (Q,); empty if a column does not divide the queries usefully."""
     if values.ndim != 1:
         return {}
-    texts = np.array([str(value) for value in values.tolist()])  # numpy's own takes no lists
+    texts = np.array([str(value) for value in values.tolist()])  # astype(str) does not work for lists
     distinct = np.unique(texts)
     if 2 <= len(distinct) <= SLICES_AT_MOST:
         return {str(value): texts == value for value in distinct}
     if values.dtype.kind not in "iuf" or len(distinct) < 2:
         return {}
     cuts = np.unique(np.nanquantile(values, [0, 0.25, 0.5, 0.75, 1]))
-    groups = {}
+    ranges = {}
     for low, high in itertools.pairwise(cuts):
         members = (values >= low) & ((values < high) | (high == cuts[-1]) & (values == high))
         if members.any():
-            groups[f"{low:g} to {high:g}"] = members
-    return groups
+            ranges[f"{low:g} to {high:g}"] = members
+    return ranges

@@ -1,4 +1,4 @@
-"""A map of the embeddings in two dimensions, as inline SVG with thumbnails."""
+"""A two-dimensional map of the embeddings as inline SVG with thumbnails."""
 
 import importlib.util
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Thumbnail = Callable[[int], str | None]
 
 
 def project(vectors: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float64], str]:
-    """Two coordinates for each vector: by UMAP where it is installed, else by principal components.
+    """Two coordinates for each vector, by UMAP if it is installed, else by principal components.
 
     Args:
         vectors: (N, dim).

@@ -1,32 +1,38 @@
-"""Puts the report together."""
+"""Render the report as HTML."""
 
+import base64
 import datetime
+import io
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 import app.reports.findings as findings
 from app.evaluation.evaluation import Evaluation
+from app.evaluation.evaluation_set import EvaluationSet
 from app.reports.charts import bar_chart
 from app.reports.curves import depth_curves, similarity_histogram, verification_curves
 from app.reports.projection import projection_map
-from app.reports.thumbnails import Thumbnails
+from models.preprocess import ImageError, decode_image
 
 HERE = Path(__file__).parent
 WORST_CLASSES = 20
 CLASS_BINS = 20
+THUMBNAIL = 64  # pixels
 
 
 def write_report(path: Path, evaluation: Evaluation, results: dict[str, Any]) -> None:
-    """Writes the evaluation as one HTML file without any reference to another file or host.
+    """Write the evaluation as one HTML file that refers to no other file or host.
 
     Args:
-        path: where to.
-        evaluation: what was measured.
-        results: what `as_json` makes of it, with `pairs` and `index` where they were asked for.
+        path: the HTML file.
+        evaluation: the results.
+        results: the same as `as_json` returns it, with `pairs` and `index` if they were measured.
     """
     path.write_text(render(evaluation, results), encoding="utf-8")
 
@@ -41,21 +47,21 @@ def render(evaluation: Evaluation, results: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     items, first = evaluation.items, evaluation.models[0]
-    thumbnails = Thumbnails(items)
+    thumbnail = cache(partial(_thumbnail, items))
     seed = evaluation.options.seed
-    embedding_map, method = projection_map(first, items, thumbnails.get, seed)
+    embedding_map, method = projection_map(first, items, thumbnail, seed)
     labels, recalls, counts = findings.class_recalls(first, items)
     duplicate_count, duplicates = findings.near_duplicates(evaluation.models, items)
     return environment.get_template(
         "report.html"
     ).render(
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - a file of ours
         results=results,
         evaluation=evaluation,
         items=items,
         first=first,
         made=datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        picture=thumbnails.get,
+        picture=thumbnail,
         class_name=lambda row: items.class_names[int(items.labels[row])],
         names=[*(f"recall@{k}" for k in evaluation.options.ks), "map@r", "r_precision", "mrr"],
         pair_names=_pair_names(evaluation),
@@ -90,3 +96,20 @@ def _pair_names(evaluation: Evaluation) -> list[str]:
         n for n in evaluation.models[0].metrics if n in ("auc", "eer", "d_prime") or n.startswith("tar@far=")
     ]
     return [name for name in wanted if all(name in model.metrics for model in evaluation.models)]
+
+
+def _thumbnail(items: EvaluationSet, row: int) -> str | None:
+    """A JPEG of at most 64 pixels a side as `data:` URI; None without a readable image."""
+    table, white_level = items.table, items.white_level
+    if table is None:
+        return None
+    try:
+        image = decode_image(
+            table.read(row), "RGB", table.limits, at_least=THUMBNAIL, white_level=white_level
+        )
+    except ImageError:
+        return None
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data.files import Sieve, zip_members
-from data.index import cached_table, with_progress
+from data.file_index import cached_table, with_progress
+from data.image_files import Sieve, zip_members
 from data.layout import table_from_folders
 from data.sources.source import Source
 from data.table import ImageTable

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data.index import cached_table
+from data.file_index import cached_table
 from data.layout import table_from_columns
 from data.sources.source import Source, located
 from data.table import ImageTable

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data.index import cached_table
+from data.file_index import cached_table
 from data.layout import read_lines, table_from_columns
 from data.sources.source import Source, located
 from data.table import ImageTable

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data.files import TOOL_FOLDERS, Sieve, is_utf8, some
-from data.index import cached_table, with_progress
+from data.file_index import cached_table, with_progress
+from data.image_files import TOOL_FOLDERS, Sieve, is_utf8, some
 from data.layout import table_from_folders
 from data.sources.source import Source
 from data.table import ImageTable

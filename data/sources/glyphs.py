@@ -47,7 +47,7 @@ class GlyphSource(Source):
     def table(self) -> ImageTable:
         """See :meth:`Source.table`."""
         if not self.archive.is_file():
-            from data.glyphs.archive import draw_archive  # imports matplotlib and SciPy
+            from data.glyphs.draw_archive import draw_archive  # imports matplotlib and SciPy
 
             draw_archive(
                 self.archive,

@@ -10,8 +10,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from data.csv_file import as_flags, column_names, read_csv, with_type
-from data.files import some, zip_members
-from data.index import cached_table
+from data.file_index import cached_table
+from data.image_files import some, zip_members
 from data.layout import member_columns, split_parts, table_from_columns
 from data.plain import plain_values
 from data.sources.source import Source

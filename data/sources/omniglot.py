@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.index import cached_table
+from data.file_index import cached_table
 from data.locations import data_root
 from data.sources.archive import zip_table
 from data.sources.source import Source

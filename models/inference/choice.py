@@ -21,7 +21,7 @@ from models.inference.onnx_graph import to_onnx
 from models.inference.onnx_runner import OnnxRunner
 from models.inference.runner import Runner, Unavailable
 from models.inference.samples import sample_pixels
-from models.inference.timing import fastest, measure
+from models.inference.speed import fastest, measure
 from models.preprocess import Preprocess
 
 log = logging.getLogger("kindred.inference")

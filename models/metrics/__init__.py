@@ -4,8 +4,8 @@ from models.gathering import gather_by_index
 from models.metrics.bootstrap import intervals, sample_of_classes
 from models.metrics.calibration import Threshold, calibrate
 from models.metrics.clustering import clustering_metrics
+from models.metrics.exact_retrieval import RetrievalResult, evaluate_retrieval, retrieval_metrics
 from models.metrics.few_shot import FewShot, few_shot_accuracy
-from models.metrics.retrieval import RetrievalResult, evaluate_retrieval, retrieval_metrics
 from models.metrics.verification import (
     PairHistogram,
     all_pairs_metrics,

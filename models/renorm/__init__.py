@@ -1,6 +1,6 @@
 """Batch Renormalization for PyTorch: exact, complete, at no more than batch normalization's cost."""
 
-from .averaging import RenormAveragedModel, averaging_deviations
+from .averaged_model import RenormAveragedModel, averaging_deviations
 from .convert import convert_to_batch_renorm, revert_to_batch_norm
 from .functional import batch_renorm
 from .graphs import fold_batch_renorm, fuse_batch_renorm

@@ -10,8 +10,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from models.bundle import Bundle
 from serve import recall
-from serve.api import collections as collection_routes
-from serve.api import documents, embed, health, imports, items, page, search
+from serve.api import (
+    collection_routes,
+    documents,
+    embed_routes,
+    health,
+    imports,
+    item_routes,
+    page,
+    search_routes,
+)
 from serve.api.guard import Guard
 from serve.api.routing import include_routers
 from serve.service import AnyCatalogue, Service
@@ -60,7 +68,7 @@ def create_app(settings: Settings, bundle: Bundle, catalogue: AnyCatalogue) -> F
     )
     app.state.service = service
     # The most frequent first; fixed endings come before the path of an item, which may end in anything.
-    routers = (search, health, embed, collection_routes, items, imports, page)
+    routers = (search_routes, health, embed_routes, collection_routes, item_routes, imports, page)
     declared = include_routers(app, (module.router for module in routers))
     documents.install(app, declared)
     # In place of FastAPI's own middlewares: the guard does the same, and faster.

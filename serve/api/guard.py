@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.errors import problem_of, response_of
+from serve.api.error_responses import problem_of, response_of
 from serve.connections import current
 from serve.observability import incoming_id, log, new_request_id
 from serve.origin import Origins

@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 from serve.api.bodies import fields_as
 from serve.api.context import service_of
 from serve.api.documents import form_fields, problems, query_parameters
-from serve.api.errors import problem_of
-from serve.api.items import item_of
+from serve.api.error_responses import problem_of
+from serve.api.item_routes import item_of
 from serve.auth import write_key
 from serve.observability import log
 from serve.problems import Problem

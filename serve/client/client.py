@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
 
 import httpx
 
-from serve.client import importing, requests
+from serve.client import import_blocks, requests
 from serve.client.requests import Call
 from serve.client.retries import Retries
 from serve.schemas import ItemDocument, NewItem
@@ -152,7 +152,7 @@ class Client:
             ServiceError: An item was refused; its text says how many are stored and which one it was.
         """
         stored = sent = 0
-        for block in importing.blocks(items):
+        for block in import_blocks.blocks(items):
             progress = self._send(
                 requests.import_block(block, sent, collection=collection, fingerprint=fingerprint)
             )
@@ -258,7 +258,7 @@ class AsyncClient:
     ) -> int:
         """Store any number of items with their vectors; see :meth:`Client.import_items`."""
         stored = sent = 0
-        for block in importing.blocks(items):
+        for block in import_blocks.blocks(items):
             progress = await self._send(
                 requests.import_block(block, sent, collection=collection, fingerprint=fingerprint)
             )

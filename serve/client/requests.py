@@ -13,8 +13,8 @@ import httpx
 import msgspec
 
 from serve import schemas
-from serve.client.errors import ServiceError, refusal_of
-from serve.client.importing import progress_of
+from serve.client.import_blocks import progress_of
+from serve.client.service_error import ServiceError, refusal_of
 from serve.schemas import BatchAnswer, CollectionList, CollectionStats, ItemDocument, SearchAnswer, format_id
 from serve.store.types import DEFAULT_K, ItemId, SearchArguments
 

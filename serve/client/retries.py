@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from serve.client.errors import error_of
+from serve.client.service_error import error_of
 
 # Worth another try: overload, a restart, or a proxy's trouble. Every request of this API may be repeated:
 # writes are upserts and deletes.

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.preprocess import ImageError
 from serve.embedding.batcher import MicroBatcher
-from serve.embedding.decode import encode_pre
-from serve.embedding.network import encode_core
+from serve.embedding.decode_stage import encode_pre
+from serve.embedding.network_stage import encode_core
 from serve.threads import enter_worker
 
 

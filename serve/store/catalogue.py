@@ -12,10 +12,10 @@ from typing import Self
 
 from serve.store.collection import FaissStore
 from serve.store.database import Tuning
-from serve.store.files import StoreFolder
 from serve.store.milvus.engine import TOKEN, is_address
 from serve.store.milvus.milvus_catalogue import MilvusCatalogue
 from serve.store.milvus.store import Consistency, MilvusStore
+from serve.store.store_folder import StoreFolder
 from serve.store.types import StoreError
 
 _DEFAULT = Tuning()

@@ -13,11 +13,11 @@ from serve.store import filters, rows
 from serve.store.ann.approximate import parse
 from serve.store.compaction import Compactor
 from serve.store.database import Database, FaissDefinition, Tuning, WriteBatch, create_database, settled
-from serve.store.files import DATABASE, StoreFolder, bytes_below
 from serve.store.items import BaseStore, check_id, check_items, checked_in_chunks, unit_rows
 from serve.store.manifest import SegmentFolder
 from serve.store.query import QueryRunner
 from serve.store.rows import ItemReader
+from serve.store.store_folder import DATABASE, StoreFolder, bytes_below
 from serve.store.types import (
     DEFAULT_K,
     Filter,

@@ -30,8 +30,8 @@ from typing import Any, TypeAlias, TypeVar
 from models.errors import InputError
 from serve.store.ann import approximate
 from serve.store.ann.approximate import EXACT
-from serve.store.files import DATABASE, UNFINISHED, disk_errors, sync_folder
 from serve.store.items import Definition
+from serve.store.store_folder import DATABASE, UNFINISHED, disk_errors, sync_folder
 from serve.store.types import (
     DiskFull,
     ItemId,

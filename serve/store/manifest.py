@@ -37,9 +37,16 @@ from serve.store.ann import approximate
 from serve.store.ann.approximate import EXACT, FaissIndex
 from serve.store.ann.flat import copy_to_device
 from serve.store.database import Database, last_lsn
-from serve.store.files import checksum_of, disk_errors, replace_file, sync_file, sync_folder, write_synced
 from serve.store.items import MOST_NESTED, metadata_of
 from serve.store.segment import Segment
+from serve.store.store_folder import (
+    checksum_of,
+    disk_errors,
+    replace_file,
+    sync_file,
+    sync_folder,
+    write_synced,
+)
 from serve.store.types import Positions, RowIds, Vectors
 
 _log = logging.getLogger(__name__)

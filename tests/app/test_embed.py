@@ -183,7 +183,7 @@ def test_other_work_in_the_same_folder_is_refused(
         ("--devices=many", "--devices many"),
         ("--accelerator=abacus", "abacus"),
         ("--shard-rows=0", "--shard-rows 0"),
-        ("--out=images", "something else than embeddings"),
+        ("--out=images", "other files than embeddings"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -221,7 +221,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
         ({"embeddings": [Path("missing.npy")]}, "no such file"),
         ({"bundle": [Path("missing")]}, "no bundle here"),
         ({"embeddings": [Path("x.npy")], "fail_under": ["recall"]}, "write it as"),
-        ({"embeddings": [Path("x.npy")], "memory": "lots"}, "no size"),
+        ({"embeddings": [Path("x.npy")], "memory": "lots"}, "not a size"),
     ],
 )
 def test_unusable_arguments_are_named(arguments: dict, message: str, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_pairs_of_images(images: Path, bundle: Path, tmp_path: Path) -> None:
     [
         (["--help"], "--fail-under"),
         ([], "nothing to evaluate"),
-        (["--data=x", "--memory=lots"], "is no size"),
+        (["--data=x", "--memory=lots"], "is not a size"),
     ],
 )
 def test_help_and_unusable_arguments_load_nothing(arguments: list[str], told: str, tmp_path: Path) -> None:

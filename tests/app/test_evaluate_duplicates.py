@@ -73,7 +73,7 @@ def test_copies_of_queries_in_the_gallery_are_told(twice: Path, tmp_path: Path, 
     }  # fmt: skip
     (note,) = (note for note in found["notes"] if "byte-identical" in note)
     assert note.startswith("40 of 40 queries have a byte-identical image in the gallery")
-    assert note.endswith("1 groups of byte-identical images carry different labels.")
+    assert note.endswith("1 groups of byte-identical images have different labels.")
     assert "--drop-duplicates leaves one of each" in " ".join(capsys.readouterr().out.split())
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from app.cli import main
 from app.experiment.batches import GradientBatches, partition_of
+from app.experiment.experiment_config import Experiment, Setting, load_experiment, merge
 from app.experiment.loading import load_images
 from app.experiment.runs import Results, Run, planned
-from app.experiment.settings import Experiment, Setting, load_experiment, merge
 from app.experiment.tables import by_variant, compare, draw_table, holds, put_table
 from app.experiment.training import make_optimizer
 from models.errors import InputError

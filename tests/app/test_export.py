@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from app.cli import main
-from app.export import files
+from app.export import formats
 from models.bundle import Bundle
 from models.errors import InputError
 from models.inference import PixelNetwork
@@ -115,7 +115,7 @@ def test_an_export_that_disagrees_is_not_written(
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return super().forward(pixels) + 0.01
 
-    monkeypatch.setattr(files, "PixelNetwork", Wrong)
+    monkeypatch.setattr(formats, "PixelNetwork", Wrong)
     for option, name in (("--onnx", "model.onnx"), ("--torch-export", "model.pt2")):
         line = error_of(capsys, "export", folder, option, "--with-preprocessing")
         assert f"{name}: differs from the original by 1.0e-02" in line

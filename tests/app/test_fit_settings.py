@@ -84,7 +84,7 @@ def test_schedulers_from_a_config(
         (["--monitor=recall@1"], FIGURES),
         (
             ["--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: val/recall}}"],
-            "monitor 'val/recall': no such validation figure; there are val/embedding_variance, val/ex",
+            "monitor 'val/recall': no such validation metric; choose one of val/embedding_variance, val/ex",
         ),
         (
             [

@@ -102,3 +102,12 @@ def test_a_precision_plugin_decides(fit_options: list[str], processor) -> None:
     plugin = "--trainer.plugins=lightning.pytorch.plugins.precision.DoublePrecision"
     run = run_training([*fit_options, plugin, "--compare=false", "--trainer.max_steps=1"])
     assert run.trainer.precision == "64-true"
+
+
+def test_a_run_without_a_summary_does_not_print_its_precision(fit_options, processor, capsys) -> None:
+    """The demo times a few steps in such a run before the run that trains."""
+    processor(True)
+    run_training(
+        [*fit_options, "--compare=false", "--trainer.enable_model_summary=false", "--trainer.max_steps=1"]
+    )
+    assert "precision" not in capsys.readouterr().out

@@ -16,7 +16,7 @@ from models.bundle import Bundle
 from models.errors import InputError
 from models.inference import Model, versions
 from models.inference.machine import machine
-from models.inference.timing import measure
+from models.inference.speed import measure
 
 BATCHES = (1, 8, 32)
 

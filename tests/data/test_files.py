@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.files import Sieve, read_member, zip_members
+from data.image_files import Sieve, read_member, zip_members
 from models.errors import InputError
 from models.preprocess import DecodeLimits, ImageError
 

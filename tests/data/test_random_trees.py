@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.files import IMAGE_SUFFIXES, TOOL_FOLDERS
+from data.image_files import IMAGE_SUFFIXES, TOOL_FOLDERS
 from data.sources import FolderSource, ListingSource, Source, ZipSource
 from data.splits import split_classes
 from data.table import ImageTable

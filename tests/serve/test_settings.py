@@ -8,7 +8,7 @@ from models.bundle import Bundle
 from models.errors import InputError
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
-from serve.embedding.network import load_bundle
+from serve.embedding.network_stage import load_bundle
 from serve.server import bind, open_collections, run
 from serve.settings import Settings
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, Unpack
 
 from serve.store import filters
-from serve.store.files import bytes_below
 from serve.store.items import (
     BaseStore,
     check_id,
@@ -42,6 +41,7 @@ from serve.store.milvus.schema import (
     optional_text,
     thumbnail_of,
 )
+from serve.store.store_folder import bytes_below
 from serve.store.types import (
     DEFAULT_K,
     Filter,

@@ -7,7 +7,6 @@ import pytest
 from fontTools.ttLib import TTFont
 from PIL import Image
 
-from data.glyphs.archive import class_name
 from data.glyphs.characters import (
     CONFUSABLE,
     FACES,
@@ -17,6 +16,7 @@ from data.glyphs.characters import (
     glyph_bitmap,
     likeness,
 )
+from data.glyphs.draw_archive import class_name
 from data.glyphs.drawing import draw_glyph
 from data.sources import GlyphSource
 from models.errors import InputError
@@ -111,7 +111,9 @@ def test_the_set_is_drawn_once_and_class_disjoint(cache_folder: Path) -> None:
 
 
 def test_more_characters_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.glyphs.archive.character_classes", lambda *_: ([["A"]], {"A": ("DejaVuSans",)}))
+    monkeypatch.setattr(
+        "data.glyphs.draw_archive.character_classes", lambda *_: ([["A"]], {"A": ("DejaVuSans",)})
+    )
     with pytest.raises(InputError, match="the fonts hold 1 distinct characters, not 900"):
         GlyphSource(train_classes=700).table()
 

@@ -1,6 +1,6 @@
 import torch
 
-from models.inference.timing import fastest, measure
+from models.inference.speed import fastest, measure
 
 
 class Clock:

@@ -8,7 +8,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from models.metrics import evaluate_retrieval, gather_by_index
-from models.metrics.retrieval import EVERY_METRIC
+from models.metrics.exact_retrieval import EVERY_METRIC
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
 from models.metrics import clustering_metrics, evaluate_retrieval, retrieval_metrics
-from models.metrics.retrieval import EVERY_METRIC
+from models.metrics.exact_retrieval import EVERY_METRIC
 
 
 def embeddings(seed: int, size: int = 1500, classes: int = 120) -> tuple[torch.Tensor, torch.Tensor]:

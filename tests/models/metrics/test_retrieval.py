@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.errors import InputError
 from models.metrics import evaluate_retrieval, retrieval_metrics
-from models.metrics.retrieval import EVERY_METRIC
+from models.metrics.exact_retrieval import EVERY_METRIC
 
 MB = 2**20
 KS = (1, 2, 4, 8)

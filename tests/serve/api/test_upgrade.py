@@ -9,7 +9,7 @@ import torch
 
 from serve.client import ServiceError
 from serve.client.retries import Retries
-from serve.embedding.decode import jpeg_thumbnail
+from serve.embedding.decode_stage import jpeg_thumbnail
 from serve.schemas import NewItem
 from serve.store.catalogue import Catalogue
 

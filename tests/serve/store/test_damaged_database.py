@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.api.errors import problem_of
+from serve.api.error_responses import problem_of
 from serve.settings import Settings
 from serve.store.collection import FaissStore
 from serve.store.types import Item, StoreDamaged

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serve.store.collection import FaissStore
-from serve.store.files import replace_file, write_synced
+from serve.store.store_folder import replace_file, write_synced
 from serve.store.types import DiskFull, Item
 
 SIZE = 12 * 2**20

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from serve.api.bodies import fields_as, read_json
 from serve.api.context import service_of
 from serve.api.documents import answers, form_fields, json_body, query_parameters, reply
-from serve.api.items import InCollection
+from serve.api.item_routes import InCollection
 from serve.auth import read_key, write_key
 from serve.observability import log
 from serve.problems import Problem

@@ -1,4 +1,4 @@
-"""``kindred index --embeddings``: shards of embeddings go into a store, a transaction at a time."""
+"""``kindred index --embeddings``: import shards of embeddings into a store."""
 
 import time
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.embed.plan import Plan, read_manifest, read_plan
 from app.embed.shards import ID, LABEL, PREFIX, VECTOR, read_batches
 from app.index_target import Target
+from app.progress import counting_progress
 from models.errors import InputError
 from serve.store.types import Item
 
-# Items a transaction: stores take up to 20,000 as one, and no more than these are in memory.
+# Items in a transaction and in memory; stores accept up to 20,000.
 CHUNK = 16_384
 
 
@@ -23,22 +23,22 @@ def complete_plan(folder: Path) -> Plan:
     """The plan of a finished folder of embeddings.
 
     Raises:
-        InputError: The folder holds none, or a run that has not finished.
+        InputError: The folder has no embeddings, or the run has not finished.
     """
     plan = read_plan(folder)
     if read_manifest(folder)["complete"] is None:
-        raise InputError(f"{folder}: is not complete; run kindred embed with the same options to its end")
+        raise InputError(f"{folder}: is not complete; run kindred embed with the same options again")
     return plan
 
 
 def import_embeddings(store: Target, folder: Path, plan: Plan, *, refresh: bool = False) -> None:
-    """Store every row of the shards that ``store`` lacks, and print how fast that was.
+    """Store the items of all shards that ``store`` lacks, and print the speed.
 
     Args:
-        store: Of the same model.
+        store: The destination, of the same model.
         folder: What ``kindred embed`` wrote.
         plan: Its :func:`complete_plan`.
-        refresh: Write what the store has as well, in place of that.
+        refresh: Also overwrite items that the store already has.
 
     Raises:
         InputError: A shard is missing or damaged.
@@ -49,8 +49,7 @@ def import_embeddings(store: Target, folder: Path, plan: Plan, *, refresh: bool 
     skip_known = not refresh and store.count() > 0
     stored = seen = 0
     started = time.perf_counter()
-    columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with counting_progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("importing", total=total)
         try:
             for batch in read_batches(folder, plan, CHUNK):
@@ -60,7 +59,7 @@ def import_embeddings(store: Target, folder: Path, plan: Plan, *, refresh: bool 
                     stored += store.upsert(items, fingerprint=plan.fingerprint)
                 progress.update(task, completed=seen)
         finally:
-            # After Ctrl-C as well: what was stored stays, and the next start finds it quickly.
+            # After Ctrl-C, too: what was stored stays, and the next start is fast.
             seconds = time.perf_counter() - started
             store.flush()
             if stored < seen:
@@ -72,7 +71,7 @@ def import_embeddings(store: Target, folder: Path, plan: Plan, *, refresh: bool 
 
 
 def _unknown(store: Target, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows whose id the store lacks."""
+    """Rows whose id the store lacks."""
     known = store.get(batch.column(ID).to_pylist())
     return batch.filter(pa.array([item is None for item in known]))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from serve.client.errors import ServiceError
+from serve.client.service_error import ServiceError
 from serve.schemas import ImportProgress, NewItem
 
 # Large enough for a request's overhead not to matter, small enough to be sent again.

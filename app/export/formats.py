@@ -1,9 +1,10 @@
-"""Writes a bundle's network in other formats, checked before they are kept."""
+"""Write a bundle's network as ONNX or torch.export, checked against the original."""
 
 import hashlib
 import io
 import json
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from app.export.comparison_images import Pixels
-from app.export.parity import measured_parity, require_parity
 from models.bundle import Bundle
 from models.errors import InputError
 from models.exports import derived_fingerprint
 from models.files import replacing
-from models.inference import OnnxRunner, PixelNetwork, Unavailable, folded, to_onnx
+from models.inference import TOLERANCE, OnnxRunner, PixelNetwork, Unavailable, folded, to_onnx, versions
 
 
 def exportable(bundle: Bundle, *, preprocessing: bool) -> nn.Module:
-    """The folded network on a CPU, with the normalization of pixels in front where that is asked for."""
+    """The folded network on the CPU, preceded by the normalization of pixels if ``preprocessing``."""
     network = folded(bundle.network).cpu()
     return PixelNetwork(network, bundle.preprocess).eval() if preprocessing else network
 
 
 def onnx_content(bundle: Bundle, *, preprocessing: bool) -> bytes:
-    """The network as ONNX; what a reader of the file must know is in its metadata.
+    """The network as ONNX, with fingerprint and preprocessing in its metadata.
 
     Raises:
-        InputError: a package is missing, or the network cannot be written as ONNX.
+        InputError: a package is missing, or the network cannot be converted.
     """
     metadata = {
         "kindred.fingerprint": bundle.fingerprint,
@@ -46,31 +46,31 @@ def onnx_content(bundle: Bundle, *, preprocessing: bool) -> bytes:
 def write_onnx(
     bundle: Bundle, folder: Path, name: str, content: bytes, precision: str, pixels: Pixels
 ) -> dict[str, Any]:
-    """Check a graph on images, write it into the bundle's folder and describe it there.
+    """Check a graph on images, write it into the bundle's folder and record it in bundle.json.
 
     Args:
         bundle: the original.
         folder: of the bundle.
         name: of the file.
         content: the graph.
-        precision: "float32", which must agree with the original, or another word, whose difference is only
-            noted and whose vectors get a fingerprint of their own.
-        pixels: what it is checked with.
+        precision: "float32", which must agree with the original; with any other, the difference is only
+            recorded, and the vectors get a fingerprint of their own.
+        pixels: the images to check with.
 
     Returns:
-        The record that the bundle keeps.
+        The record in bundle.json.
 
     Raises:
-        InputError: the graph cannot be run, or a float32 one does not agree.
+        InputError: the graph cannot be run, or a float32 graph does not agree.
     """
     try:
         runner = OnnxRunner(content)
     except Unavailable as error:
         raise InputError(f"{name}: {error}") from error
-    parity = measured_parity(bundle, pixels, replace(bundle, runner=runner).embed_pixels)
+    parity = _parity(bundle, pixels, replace(bundle, runner=runner).embed_pixels)
     same = precision == "float32"
     if same:
-        require_parity(name, parity)
+        _require_parity(name, parity)
     record = _record("onnx", precision, content, parity, bundle, preprocessing=runner.takes_pixels)
     record["fingerprint"] = bundle.fingerprint if same else derived_fingerprint(bundle.fingerprint, content)
     return _keep(bundle, folder, name, content, record)
@@ -79,7 +79,7 @@ def write_onnx(
 def write_torch_export(
     bundle: Bundle, folder: Path, name: str, pixels: Pixels, *, preprocessing: bool
 ) -> dict[str, Any]:
-    """The network as a ``torch.export`` program, checked on images as it comes back from the file.
+    """Write the network as a ``torch.export`` program, checked on images after it is read back.
 
     Raises:
         InputError: the network cannot be exported, or the program does not agree with the original.
@@ -107,8 +107,8 @@ def write_torch_export(
         vectors: Tensor = loaded(images if preprocessing else given.normalize(images))
         return vectors
 
-    parity = measured_parity(bundle, pixels, run)
-    require_parity(name, parity)
+    parity = _parity(bundle, pixels, run)
+    _require_parity(name, parity)
     content = file.getvalue()
     record = _record("torch.export", "float32", content, parity, bundle, preprocessing=preprocessing)
     record["fingerprint"] = bundle.fingerprint
@@ -142,3 +142,45 @@ def _keep(bundle: Bundle, folder: Path, name: str, content: bytes, record: dict[
         raise InputError(f"{folder / name}: cannot be written ({error.strerror})") from error
     bundle.update(folder, exports={name: record})
     return record
+
+
+def _parity(original: Bundle, pixels: Pixels, export: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Compare an export with the original network, in a batch of 1 image, then in batches of 7.
+
+    Args:
+        original: the bundle.
+        pixels: the images.
+        export: uint8 (B, C, H, W) → (B, dim).
+
+    Returns:
+        Plain JSON: `max_difference` over all coordinates, `least_similarity` (cosine) over all images, the
+        number and source of the images, and versions.
+    """
+    batches = list(_batches(pixels.values))
+    expected = torch.cat([original.embed_pixels(batch).cpu() for batch in batches])
+    found = torch.cat([export(batch).float().cpu() for batch in batches])
+    difference = (found - expected).abs().nan_to_num(torch.inf)
+    return {
+        "max_difference": float(difference.max()),
+        "least_similarity": float((found * expected).sum(1).min()),
+        "images": len(expected),
+        "source": pixels.source,
+        "versions": versions(),
+    }
+
+
+def _require_parity(name: str, parity: dict[str, Any]) -> None:
+    """Refuse an export that differs from the original.
+
+    Raises:
+        InputError: a coordinate differs by more than the tolerance.
+    """
+    if not parity["max_difference"] <= TOLERANCE:
+        raise InputError(
+            f"{name}: differs from the original by {parity['max_difference']:.1e} in a coordinate, over "
+            f"{TOLERANCE:g}; it was not written"
+        )
+
+
+def _batches(values: Tensor) -> Iterator[Tensor]:
+    yield from (batch for batch in (values[:1], *torch.split(values[1:], 7)) if len(batch))

@@ -12,7 +12,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import track
 
-from data.files import is_utf8, printable
+from data.image_files import is_utf8, printable
 from data.locations import cache_root
 from data.table import ImageTable
 from models.errors import InputError
