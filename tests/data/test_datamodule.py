@@ -1,5 +1,6 @@
 """The data module under Lightning's own loop."""
 
+import multiprocessing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,15 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     )
     assert stopped.seen + resumed.seen == whole.seen
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_workers_end_with_the_run(module: Callable[..., ImageDataModule], tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(Probe(), data := module(num_workers=1))
+    assert set(multiprocessing.active_children()) == before
+    run.validate(Probe(), data, verbose=False)
+    assert set(multiprocessing.active_children()) == before
 
 
 def test_resuming_on_another_split_is_refused(module: Callable[..., ImageDataModule], tmp_path: Path) -> None:
