@@ -17,6 +17,18 @@ from tests.forked import Forked
 
 ROOT = Path(__file__).parents[1]
 
+# Lightning's remarks on a Trainer with plain loaders; what `kindred fit` prints is not among them.
+PLAIN_LOADERS = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*`weights_only` was not set"),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first: one that began last would keep the other workers waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 torch.set_num_threads(1)
 
 # A service that a test starts does not measure which backend is fastest.

@@ -76,7 +76,7 @@ def test_demo_serves_until_it_is_stopped(image_folder: Path, configs: Path, tmp_
             found[0] for line in process.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+", line))
         )
         with urllib.request.urlopen(address + "/", timeout=30) as page:
-            assert b"<html" in page.read()
+            assert b"<title>Kindred</title>" in page.read()
         with urllib.request.urlopen(address + "/readyz", timeout=30) as ready:
             assert ready.status == 200
     finally:

@@ -95,6 +95,7 @@ def test_the_bundle_has_the_fitted_head(
     assert main([*options[:-1], "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(fit_options: list[str], tmp_path: Path) -> None:
     """Lightning starts the second one, with the command line of the first."""
     several = [
@@ -123,6 +124,7 @@ def wait_for(path: Path, process: Forked) -> None:
     raise AssertionError(f"{path} did not appear")
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_where_it_was(
     fit_options: list[str], tmp_path: Path, start_kindred: Callable[..., Forked]
 ) -> None:
@@ -137,6 +139,7 @@ def test_killed_run_resumes_where_it_was(
     assert torch.load(last, weights_only=True)["global_step"] == 3 * (step // 3 + 2)
 
 
+@pytest.mark.slow
 def test_interrupted_run_leaves_a_checkpoint_and_a_bundle(
     fit_options: list[str], tmp_path: Path, start_kindred: Callable[..., Forked]
 ) -> None:

@@ -1,6 +1,7 @@
 """The data module under Lightning's own loop."""
 
 import multiprocessing
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -299,8 +300,13 @@ def test_training_needs_two_classes(
         module(source=str(write_folder({"only": 5}, "single"))).setup("fit")
 
 
-def test_default_workers_leave_a_core_to_training(module: Callable[..., ImageDataModule]) -> None:
-    assert 0 <= module(num_workers=None).num_workers <= 8
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 1), (6, 5), (64, 8)])
+def test_default_workers_leave_a_core_to_training(
+    module: Callable[..., ImageDataModule], monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
+) -> None:
+    for name in ("cpu_count", "process_cpu_count"):
+        monkeypatch.setattr(os, name, lambda: cores, raising=False)
+    assert module(num_workers=None).num_workers == workers
 
 
 def test_nothing_warns_in_worker_processes(module: Callable[..., ImageDataModule]) -> None:
