@@ -22,7 +22,7 @@ demo: $(READY) ## Draw glyphs, train on them, evaluate, and open a visual search
 	$(BIN)/kindred demo $(ARGS)
 
 test: $(READY) ## Run the tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # Over the server that KINDRED_MILVUS_URI names, or over one that is started for it, if there is milvus-server.
 contract: $(READY) ## Run the tests of what every store does, also over a Milvus server

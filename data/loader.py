@@ -113,6 +113,19 @@ class ImageLoader:
         """Its ``sampler`` has the ``set_epoch`` that Lightning calls; None keeps the same epoch."""
         return None if self.same_batches else self._specs
 
+    @property
+    def _iterator(self) -> Any:
+        """The running worker processes, by the name under which Lightning looks for them to end them.
+
+        Left to the garbage collector, each would be waited for in vain, for five seconds: the queue that tells
+        it to end may be collected first.
+        """
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self._loader._iterator = value
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
         self.batches.set_epoch(epoch)

@@ -4,13 +4,30 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+
+from tests.forked import Forked
+
+ROOT = Path(__file__).parents[1]
+
+# Lightning's remarks on a Trainer with plain loaders; what `kindred fit` prints is not among them.
+PLAIN_LOADERS = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*`weights_only` was not set"),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first: one that began last would keep the other workers waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
 
 torch.set_num_threads(1)
 
@@ -56,3 +73,19 @@ def shared_data() -> Path:
     if not os.environ.get("KINDRED_DATA") or not (folder / "omniglot").is_dir():
         pytest.skip("KINDRED_DATA names no folder with the real image sets")
     return folder
+
+
+@pytest.fixture
+def start_kindred(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Forked]]:
+    """Starts commands in processes of their own: start_kindred(arguments, folder=ROOT, ...); see Forked."""
+    started: list[Forked] = []
+
+    def start(arguments: Sequence[str], folder: Path = ROOT, **options: Any) -> Forked:
+        started.append(Forked(arguments, tmp_path_factory.mktemp("printed"), folder, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.running:
+            one.process.kill()
+        one.wait()

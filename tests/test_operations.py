@@ -5,12 +5,13 @@
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -19,11 +20,13 @@ import pytest
 import torch
 from PIL import Image
 
+from app.cli import main
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
 from serve.client import Client
 from serve.client.retries import Retries
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
@@ -32,52 +35,49 @@ PHOTOS = 12
 
 
 class Operator:
-    """Types the page's commands in a folder of their own."""
+    """Types the page's commands in a folder of their own; `kindred` runs in this process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start_kindred: Callable[..., Forked]) -> None:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{listener.getsockname()[1]}"
-        self.folder = folder
-        self.env = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-        }
-        self.command = ""
-        self.server: subprocess.Popen[bytes] | None = None
+        self.folder, self.start_kindred = folder, start_kindred
+        self.service: list[str] = []
+        self.server: Forked | None = None
 
     def type(self, line: str) -> None:
         line = line.replace("127.0.0.1:8000", self.address)
+        program, *arguments = shlex.split(line)
         if line.startswith("kindred serve"):
-            self.command = f"exec {line} --port {self.address.partition(':')[2]}"
+            self.service = [*arguments, "--port", self.address.partition(":")[2]]
             self.start()
-        elif line.startswith("systemctl"):
-            getattr(self, line.split()[1])()
+        elif program == "systemctl":
+            getattr(self, arguments[0])()
+        elif program == "kindred":
+            assert main(arguments) == 0, line
         else:
-            done = subprocess.run(
-                ["bash", "-euc", line], cwd=self.folder, env=self.env, capture_output=True, text=True
-            )
+            done = subprocess.run(["bash", "-euc", line], capture_output=True, text=True)
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
     def start(self) -> None:
-        self.server = subprocess.Popen(self.command, shell=True, cwd=self.folder, env=self.env)
+        self.server = self.start_kindred(self.service, self.folder)
         for _ in range(1200):
             try:
                 if httpx.get(f"http://{self.address}/readyz", timeout=20).status_code == 200:
                     return
             except httpx.TransportError:
-                assert self.server.poll() is None, "the service ended"
+                assert self.server.running, self.server.err
             time.sleep(0.05)
         pytest.fail("the service never was ready")
 
     def reload(self) -> None:
         assert self.server is not None
-        self.server.send_signal(signal.SIGHUP)
+        self.server.send(signal.SIGHUP)
 
     def stop(self) -> None:
-        if self.server is not None:
-            self.server.terminate()
-            self.server.wait(30)
+        assert self.server is not None
+        self.server.send(signal.SIGTERM)
+        assert self.server.wait(30) is not None
 
     def check(self, collection: str, dim: int) -> None:
         """Every photo is its own nearest neighbour, with its thumbnail."""
@@ -92,7 +92,9 @@ class Operator:
 
 
 @pytest.fixture
-def operator(tmp_path: Path) -> Iterator[Operator]:
+def operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_kindred: Callable[..., Forked]
+) -> Operator:
     for seed, (name, dim) in enumerate({"first": 16, "second": 24}.items()):
         torch.manual_seed(seed)
         architecture = Architecture(backbone="conv4", backbone_args={"width": 8}, embedding_dim=dim)
@@ -104,11 +106,12 @@ def operator(tmp_path: Path) -> Iterator[Operator]:
         photo.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((48, 48), Image.Resampling.NEAREST).save(photo)
-    one = Operator(tmp_path)
-    yield one
-    one.stop()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    return Operator(tmp_path, start_kindred)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_page_can_be_followed_to_the_letter(operator: Operator) -> None:
     assert len(BLOCKS) == 8

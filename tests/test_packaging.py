@@ -66,13 +66,31 @@ def test_an_installed_program_finds_its_configs(installed: Path, tmp_path: Path)
     assert "Usage: kindred demo" in run(installed, tmp_path, code)
 
 
+@pytest.mark.slow
 def test_training_takes_the_configs_of_an_installed_program_by_name(installed: Path, tmp_path: Path) -> None:
     """The documentation's commands work in any folder; a file of that name there comes first."""
-    code = "from app.cli import main\nmain(['fit', '--config', 'configs/folder.yaml', '--print_config'])"
-    assert "backbone: timm.tf_efficientnet_lite0" in run(installed, tmp_path, code)
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "folder.yaml").write_text("model: {backbone: resnet18}\ndata: {source: here}\n")
-    assert "backbone: resnet18" in run(installed, tmp_path, code.replace("'--config', '", "'--config="))
+    (tmp_path / "mine" / "configs").mkdir(parents=True)
+    (tmp_path / "mine" / "configs" / "folder.yaml").write_text(
+        "model: {backbone: resnet18}\ndata: {source: here}\n"
+    )
+    code = """
+import os
+from app.cli import main
+
+def shown(*config):
+    try:
+        main(["fit", *config, "--print_config"])
+    except SystemExit as end:
+        assert end.code == 0
+
+shown("--config", "configs/folder.yaml")
+os.chdir("mine")
+print("in a folder with such a file")
+shown("--config=configs/folder.yaml")
+"""
+    without, beside = run(installed, tmp_path, code).split("in a folder with such a file")
+    assert "backbone: timm.tf_efficientnet_lite0" in without
+    assert "backbone: resnet18" in beside
 
 
 def test_the_client_needs_none_of_the_large_packages(installed: Path, tmp_path: Path) -> None:

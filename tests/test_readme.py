@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,12 +14,15 @@ import sys
 import time
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from app.cli import main
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -127,56 +131,78 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@contextlib.contextmanager
-def _serving(command: str, port: int, workplace: Path, env: dict[str, str]) -> Iterator[None]:
-    with subprocess.Popen(f"exec {command} --port {port}", shell=True, cwd=workplace, env=env) as process:
-        try:
-            for _ in range(600):
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).read()
-                    break
-                assert process.poll() is None, f"{command} ended"
-                time.sleep(0.1)
-            yield
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(30)
+def _wait_until_ready(server: Forked, port: int) -> None:
+    for _ in range(1200):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).read()
+            return
+        assert server.running, server.err
+        time.sleep(0.1)
+    pytest.fail("the service never was ready")
 
 
-def _run(kind: str, source: str, workplace: Path, env: dict[str, str]) -> str:
+def _in_a_process(kind: str, source: str) -> str:
     arguments = [sys.executable, "-c", source] if kind == "python" else ["bash", "-euc", source]
-    done = subprocess.run(arguments, cwd=workplace, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{source}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
+def _here(kind: str, source: str) -> str:
+    """As a process of its own would, without its imports."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        if kind == "python":
+            exec(compile(source, "README.md", "exec"), {"__name__": "__main__"})
+        else:
+            assert main(shlex.split(source)[1:]) == 0, source
+    return printed.getvalue()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_blocks_run_in_order(workplace: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # processes of their own would print them
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+def test_blocks_run_in_order(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, start_kindred: Callable[..., Forked]
+) -> None:
+    """The first ``kindred`` command and the Python block that asks the service run in processes of their own,
+    as a user's do; so do other programs.
+    """
     port = _free_port()
-    env = os.environ | {
+    monkeypatch.chdir(workplace)
+    for name, value in {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "KINDRED_DATA": str(workplace / "data"),
         "KINDRED_CACHE": str(workplace / "cache"),
         "OMP_NUM_THREADS": "1",
-    }
+    }.items():
+        monkeypatch.setenv(name, value)
     outputs: dict[str, str] = {}
-    with contextlib.ExitStack() as running:
-        for kind, block in BLOCKS:
-            assert kind in ("bash", "python"), kind
-            pieces = [block] if kind == "python" else [line for line in block.splitlines() if line.strip()]
-            for piece in pieces:
-                command = piece.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
-                for pattern, replacement in REDUCED:
-                    command, changed = re.subn(pattern, replacement, command)
-                    if changed and kind == "bash":
-                        break
-                if command.startswith("make "):
-                    continue
-                if command.startswith("kindred serve"):
-                    running.close()
-                    running.enter_context(_serving(command, port, workplace, env))
-                else:
-                    outputs[piece] = _run(kind, command, workplace, env)
+    server: Forked | None = None
+    entry_point_seen = False
+    for kind, block in BLOCKS:
+        assert kind in ("bash", "python"), kind
+        pieces = [block] if kind == "python" else [line for line in block.splitlines() if line.strip()]
+        for piece in pieces:
+            command = piece.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+            for pattern, replacement in REDUCED:
+                command, changed = re.subn(pattern, replacement, command)
+                if changed and kind == "bash":
+                    break
+            if command.startswith("make "):
+                continue
+            if command.startswith("kindred serve"):
+                if server is not None:
+                    server.send(signal.SIGINT)
+                    server.wait()
+                server = start_kindred([*shlex.split(command)[1:], "--port", str(port)], workplace)
+                _wait_until_ready(server, port)
+            elif kind == "bash" and (not command.startswith("kindred ") or not entry_point_seen):
+                entry_point_seen |= command.startswith("kindred ")
+                outputs[piece] = _in_a_process(kind, command)
+            else:
+                run = _in_a_process if "serve.client" in command else _here
+                outputs[piece] = run(kind, command)
     by_curl = next(output for piece, output in outputs.items() if piece.startswith("curl"))
     assert '"similarity"' in by_curl
     assert (workplace / "runs/mine/evaluation/report.html").is_file()

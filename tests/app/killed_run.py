@@ -1,8 +1,7 @@
-"""A training run that ends itself with SIGKILL: python tests/app/killed_run.py STEP fit --config …"""
+"""A training run that ends itself with SIGKILL."""
 
 import os
 import signal
-import sys
 from typing import Any
 
 import lightning
@@ -21,5 +20,6 @@ class Kill(lightning.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    run_training(sys.argv[2:], [Kill(int(sys.argv[1]))])
+def run(arguments: list[str]) -> None:
+    """The number of the step, then the arguments of a run."""
+    run_training(arguments[1:], [Kill(int(arguments[0]))])

@@ -1,10 +1,11 @@
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from app.commands.search import contact_sheet
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,33 +127,34 @@ def test_contact_sheet_has_a_tile_for_every_image() -> None:
 
 
 def test_search_prints_neighbours_and_writes_a_contact_sheet(
-    image_folder: Path, bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path,
+    bundle_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    start_kindred: Callable[..., Forked],
 ) -> None:
     store = tmp_path / "store"
     assert (
         main(["index", "--bundle", str(bundle_folder), "--data", str(image_folder), "--store", str(store)])
         == 0
     )
-    with subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", "--bundle", bundle_folder, "--store", store, "--port", "0"],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    ) as process:  # fmt: skip
-        try:
-            assert process.stdout is not None
-            address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-            assert address is not None
-            sheet = tmp_path / "sheet.png"
-            query = image_folder / "star" / "01.jpg"
-            capsys.readouterr()
-            assert main(["search", str(query), "--url", address[0], "--k", "3", "--sheet", str(sheet)]) == 0
-            printed = capsys.readouterr().out
-            assert "star/01.jpg" in printed
-            assert "1.0000" in printed
-            with Image.open(sheet) as written:
-                assert written.size == (640, 180)
-            broken = tmp_path / "broken.jpg"
-            broken.write_bytes(b"text")
-            assert main(["search", str(broken), "--url", address[0]]) == 2
-            assert "not an image" in line_of(capsys)
-        finally:
-            process.send_signal(signal.SIGINT)
+    options = ["--bundle", str(bundle_folder), "--store", str(store), "--port", "0"]
+    process = start_kindred(["serve", *options])
+    while (address := re.search(r"http://127\.0\.0\.1:\d+", process.out)) is None:
+        assert process.running, process.err
+        time.sleep(0.05)
+    sheet = tmp_path / "sheet.png"
+    query = image_folder / "star" / "01.jpg"
+    capsys.readouterr()
+    assert main(["search", str(query), "--url", address[0], "--k", "3", "--sheet", str(sheet)]) == 0
+    printed = capsys.readouterr().out
+    assert "star/01.jpg" in printed
+    assert "1.0000" in printed
+    with Image.open(sheet) as written:
+        assert written.size == (640, 180)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"text")
+    assert main(["search", str(broken), "--url", address[0]]) == 2
+    assert "not an image" in line_of(capsys)
+    process.send(signal.SIGINT)
+    assert process.wait() in (0, 130)

@@ -8,16 +8,42 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app.cli import main
+from app.commands import demo
 from models.bundle import Bundle
 from serve.store.collection import FaissStore
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("demo", "--minutes=0.01")
+QUICK = ("demo", "--minutes=0.0001")
+# The command on the configs of another folder, with fewer steps that measure the speed.
+SHORT = (
+    "import sys; from pathlib import Path; from app.cli import main; from app.commands import demo; "
+    "demo.CONFIGS, demo.WARM_STEPS, demo.TIMED_STEPS = Path(sys.argv[1]), 1, 2; sys.exit(main(sys.argv[2:]))"
+)
 
 
-def test_demo_on_own_images(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    """A folder with configs/folder.yaml, for small images and small batches."""
+    config = yaml.safe_load((ROOT / "configs/folder.yaml").read_text())
+    config["data"] |= {"image_size": 32, "classes_per_batch": 4, "num_workers": 0}
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "folder.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "configs"
+
+
+@pytest.mark.slow
+def test_demo_on_own_images(
+    image_folder: Path,
+    configs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"CONFIGS": configs, "WARM_STEPS": 1, "TIMED_STEPS": 2}.items():
+        monkeypatch.setattr(demo, name, value)
     out = tmp_path / "demo"
     assert main([*QUICK, "--data", str(image_folder), "--out", str(out), "--no-serve"]) == 0
     printed = capsys.readouterr().out
@@ -33,11 +59,16 @@ def test_demo_on_own_images(image_folder: Path, tmp_path: Path, capsys: pytest.C
     assert not (out / "probe").exists()
 
 
-def test_demo_serves_until_it_is_stopped(image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_demo_serves_until_it_is_stopped(image_folder: Path, configs: Path, tmp_path: Path) -> None:
     options = [*QUICK, "--data", str(image_folder), "--out", str(tmp_path / "demo"), "--port", "0"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", *options], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SHORT, str(configs), *options],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     try:
@@ -45,7 +76,7 @@ def test_demo_serves_until_it_is_stopped(image_folder: Path, tmp_path: Path) -> 
             found[0] for line in process.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+", line))
         )
         with urllib.request.urlopen(address + "/", timeout=30) as page:
-            assert b"<html" in page.read()
+            assert b"<title>Kindred</title>" in page.read()
         with urllib.request.urlopen(address + "/readyz", timeout=30) as ready:
             assert ready.status == 200
     finally:

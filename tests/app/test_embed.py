@@ -199,6 +199,7 @@ def test_bad_input_is_one_line(
     assert message in error(capsys)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_rows_as_one(options: list[str], tmp_path: Path) -> None:
     assert main(options) == 0
     command = [sys.executable, "-m", "app", *changed(options, f"--out={tmp_path / 'two'}"), "--devices=2"]
@@ -213,6 +214,7 @@ def test_two_processes_make_the_same_rows_as_one(options: list[str], tmp_path: P
     ]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed(options: list[str], tmp_path: Path) -> None:
     """Bit for bit the rows of an undisturbed run, and nothing half-written left."""
     kills = Path(__file__).with_name("embed_kills.py")

@@ -54,6 +54,7 @@ def faces(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return shared_data / "lfw_faces"
 
 
+@pytest.mark.slow
 def test_pairs_equal_a_reference_with_scikit_learn(faces: Path, tmp_path: Path) -> None:
     with (faces / "pairs_test.csv").open() as file:
         rows = list(csv.DictReader(file))

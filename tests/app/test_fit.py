@@ -1,9 +1,9 @@
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from app.cli import main
 from app.export import bundle_from_checkpoint
 from models.bundle import Bundle
 from models.renorm import BatchRenorm2d
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +95,7 @@ def test_the_bundle_has_the_fitted_head(
     assert main([*options[:-1], "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(fit_options: list[str], tmp_path: Path) -> None:
     """Lightning starts the second one, with the command line of the first."""
     several = [
@@ -104,57 +106,51 @@ def test_two_processes_train_one_model(fit_options: list[str], tmp_path: Path) -
         "--data.classes_per_batch=2",
         "--trainer.callbacks+=models.callbacks.pca_head.PCAHead",
     ]
-    process = run_in_process([*fit_options, *several])
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    command = [sys.executable, "-m", "app", *fit_options, *several]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
     trained = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert trained["global_step"] == 6
     assert trained["kindred"]["metrics"]["val/queries"] == 16
     assert Bundle.load(tmp_path / "run" / "bundle", device="cpu").dim == 8
 
 
-def run_in_process(options: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "app", *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
-    for _ in range(1200):
+def wait_for(path: Path, process: Forked) -> None:
+    for _ in range(2400):
         if path.exists():
             return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+        assert process.running, process.err
+        time.sleep(0.05)
     raise AssertionError(f"{path} did not appear")
 
 
-def test_killed_run_resumes_where_it_was(fit_options: list[str], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_killed_run_resumes_where_it_was(
+    fit_options: list[str], tmp_path: Path, start_kindred: Callable[..., Forked]
+) -> None:
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     options = [*fit_options, "--save_seconds=0", "--trainer.max_epochs=100000"]
-    process = run_in_process(options)
+    process = start_kindred(options)
     wait_for(last, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     step = torch.load(last, weights_only=True)["global_step"]
     assert main([*fit_options, "--ckpt_path=last", f"--trainer.max_epochs={step // 3 + 2}"]) == 0
     assert torch.load(last, weights_only=True)["global_step"] == 3 * (step // 3 + 2)
 
 
-def test_interrupted_run_leaves_a_checkpoint_and_a_bundle(fit_options: list[str], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_interrupted_run_leaves_a_checkpoint_and_a_bundle(
+    fit_options: list[str], tmp_path: Path, start_kindred: Callable[..., Forked]
+) -> None:
     run = tmp_path / "run"
-    process = run_in_process([*fit_options, "--save_seconds=0", "--trainer.max_epochs=100000"])
+    process = start_kindred([*fit_options, "--save_seconds=0", "--trainer.max_epochs=100000"])
     wait_for(run / "checkpoints" / "last.ckpt", process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=180)
-    assert process.returncode == 130, err
-    assert err.strip().splitlines()[-1] == "kindred: interrupted"
-    assert "Traceback" not in err
-    assert "bundle written" in out
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.err
+    assert process.err.strip().splitlines()[-1] == "kindred: interrupted"
+    assert "Traceback" not in process.err
+    assert "bundle written" in process.out
     assert Bundle.load(run / "bundle", device="cpu").dim == 128
 
 

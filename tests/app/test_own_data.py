@@ -22,11 +22,9 @@ from models.errors import InputError
 from models.metrics import retrieval_metrics
 from models.module import MetricLearner
 from models.preprocess import Preprocess
+from tests.conftest import PLAIN_LOADERS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-]
+pytestmark = PLAIN_LOADERS
 TINY: dict[str, Any] = {"backbone_args": {"width": 4}, "embedding_dim": 8}
 HALVES = Preprocess(24, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 TRANSFORM = v2.Compose(

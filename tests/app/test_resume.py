@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import yaml
 from app.cli import main
 from models.bundle import Bundle
 from models.resuming import KEY
+from tests.forked import Forked
 
+from . import killed_run
 from .conftest import write_images
 
 ROOT = Path(__file__).parents[2]
@@ -84,20 +87,14 @@ def whole(images: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_for_bit_the_whole_run(
-    images: Path, whole: Path, tmp_path: Path, workers: int
+    images: Path, whole: Path, tmp_path: Path, workers: int, start_kindred: Callable[..., Forked]
 ) -> None:
     killed = tmp_path / "killed"
     options = options_of(images, killed, workers)
-    process = subprocess.run(
-        [sys.executable, "tests/app/killed_run.py", str(KILLED_AT), *options],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    process = start_kindred([str(KILLED_AT), *options], function=killed_run.run)
+    assert process.wait() == -signal.SIGKILL, process.err
     left = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)
     assert left["global_step"] == KILLED_AT
     assert KILLED_AT % BATCHES, "the kill must fall into the middle of an epoch"
@@ -226,6 +223,7 @@ def test_a_moved_run_keeps_its_best_figure(short: tuple[list[str], Path]) -> Non
     assert torch.load(best, weights_only=True)["global_step"] == kept["global_step"]
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_may_change(short: tuple[list[str], Path]) -> None:
     options, run = short
     two = [

@@ -1,5 +1,7 @@
 """The data module under Lightning's own loop."""
 
+import multiprocessing
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +179,15 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_workers_end_with_the_run(module: Callable[..., ImageDataModule], tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(Probe(), data := module(num_workers=1))
+    assert set(multiprocessing.active_children()) == before
+    run.validate(Probe(), data, verbose=False)
+    assert set(multiprocessing.active_children()) == before
+
+
 def test_resuming_on_another_split_is_refused(module: Callable[..., ImageDataModule], tmp_path: Path) -> None:
     first = trainer(tmp_path, max_epochs=1)
     first.fit(Probe(), module())
@@ -289,8 +300,13 @@ def test_training_needs_two_classes(
         module(source=str(write_folder({"only": 5}, "single"))).setup("fit")
 
 
-def test_default_workers_leave_a_core_to_training(module: Callable[..., ImageDataModule]) -> None:
-    assert 0 <= module(num_workers=None).num_workers <= 8
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 1), (6, 5), (64, 8)])
+def test_default_workers_leave_a_core_to_training(
+    module: Callable[..., ImageDataModule], monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
+) -> None:
+    for name in ("cpu_count", "process_cpu_count"):
+        monkeypatch.setattr(os, name, lambda: cores, raising=False)
+    assert module(num_workers=None).num_workers == workers
 
 
 def test_nothing_warns_in_worker_processes(module: Callable[..., ImageDataModule]) -> None:

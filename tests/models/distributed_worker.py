@@ -1,14 +1,15 @@
-"""One process of a distributed training run: python distributed_worker.py RANK WORLD_SIZE FOLDER.
+"""Distributed training runs of several processes: python distributed_worker.py FOLDER PROCESSES...
 
-Trains five float64 steps on fixed global batches, of which each process takes its part, and writes every
-step's loss, gradients and embeddings. `test_distributed.py` compares one process with two and with four.
+Each trains five float64 steps on fixed global batches, of which each process takes its part, and writes every
+step's loss, gradients and embeddings to FOLDER/PROCESSES/RANK.pt. `test_distributed.py` compares one
+process with two and with four.
 """
 
 import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.gathering import gather_rows
@@ -78,9 +79,17 @@ def train_all(rank: int, world_size: int) -> dict[str, list[dict[str, Tensor]]]:
     }
 
 
-if __name__ == "__main__":
-    number, count, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=count)
-    torch.save(train_all(number, count), folder / f"{number}.pt")
+def run(rank: int, count: int, folder: Path) -> None:
+    """One process of ``count``, which meet in ``folder`` and leave their records there."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    torch.save(train_all(rank, count), folder / f"{rank}.pt")
     distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for processes in map(int, sys.argv[2:]):
+        folder = Path(sys.argv[1]) / str(processes)
+        folder.mkdir()
+        # Forked: importing takes longer than training.
+        multiprocessing.start_processes(run, (processes, folder), processes, start_method="fork")

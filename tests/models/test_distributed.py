@@ -26,21 +26,22 @@ def one() -> Run:
     return runs
 
 
-def in_processes(count: int, folder: Path) -> list[Run]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(count), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=280)
-        assert process.returncode == 0, errors
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Run]]:
+    """What each of two, and each of four processes computed."""
+    folder = tmp_path_factory.mktemp("distributed")
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(folder), "2", "4"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return {
+        count: [torch.load(folder / str(count) / f"{rank}.pt", weights_only=True) for rank in range(count)]
+        for count in (2, 4)
+    }
 
 
 def differences(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -49,19 +50,22 @@ def differences(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_equal_one_over_five_steps(one: Run, count: int, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_several_processes_equal_one_over_five_steps(
+    one: Run, several: dict[int, list[Run]], count: int
+) -> None:
     """Triplets span the processes, normalization statistics too: within 1e-8 in float64.
 
     With its own statistics in each process the same comparison fails by far, so it can.
     """
-    for rank, several in enumerate(in_processes(count, tmp_path)):
+    for rank, records_of in enumerate(several[count]):
         for kind in ("batch", "memory"):
             records = one[kind]
             assert 0 < float(records[0]["loss"]) != float(records[4]["loss"])
-            for step, (expected, found) in enumerate(zip(records, several[kind], strict=True)):
+            for step, (expected, found) in enumerate(zip(records, records_of[kind], strict=True)):
                 for name, error in differences(expected, found).items():
                     assert error < 1e-8, f"{kind}, rank {rank}, step {step}, {name}: {error}"
-        apart = differences(one["own statistics"][0], several["own statistics"][0])
+        apart = differences(one["own statistics"][0], records_of["own statistics"][0])
         assert apart["labels"] == 0
         assert apart["embeddings"] > 0.01
         assert apart["loss"] > 1e-4

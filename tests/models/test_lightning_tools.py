@@ -14,12 +14,9 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.tuner import Tuner
 
 from models.module import MetricLearner
+from tests.conftest import PLAIN_LOADERS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*`weights_only` was not set"),
-]
+pytestmark = PLAIN_LOADERS
 TINY: dict[str, Any] = {"backbone_args": {"width": 4}, "in_channels": 1, "embedding_dim": 8}
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
 

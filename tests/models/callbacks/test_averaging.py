@@ -12,12 +12,9 @@ from torch import Tensor
 from models.callbacks.averaging import MovingAverage
 from models.module import MetricLearner
 from models.renorm import BatchRenorm
+from tests.conftest import PLAIN_LOADERS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*`weights_only` was not set"),
-]
+pytestmark = PLAIN_LOADERS
 TINY: dict[str, Any] = {"backbone_args": {"width": 4}, "in_channels": 1, "embedding_dim": 4}
 
 

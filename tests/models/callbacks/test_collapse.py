@@ -12,12 +12,9 @@ from torch.optim import SGD
 from models.callbacks.collapse import CollapseMonitor, TrainingCollapsedError
 from models.module import MetricLearner
 from models.schedules import WarmupCosine
+from tests.conftest import PLAIN_LOADERS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*`weights_only` was not set"),
-]
+pytestmark = PLAIN_LOADERS
 
 
 def run(folder: Path, data: Any, monitor: CollapseMonitor, rate: float) -> Trainer:

@@ -15,12 +15,9 @@ from models.callbacks.averaging import MovingAverage
 from models.callbacks.pca_head import PCAHead, fitted_projection, principal_directions
 from models.errors import InputError
 from models.module import MetricLearner
+from tests.conftest import PLAIN_LOADERS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*`weights_only` was not set"),
-]
+pytestmark = PLAIN_LOADERS
 TINY: dict[str, Any] = {"backbone_args": {"width": 6}, "in_channels": 1, "embedding_dim": 4}
 VIEWS = [{"degrees": 10}, {"mirror": True}]
 

@@ -14,12 +14,9 @@ from models.callbacks.embedding_gap import EmbeddingGap, embedding_gap
 from models.callbacks.retrieval_images import RetrievalImages
 from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
+from tests.conftest import PLAIN_LOADERS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*`weights_only` was not set"),
-]
+pytestmark = PLAIN_LOADERS
 
 
 class Table:

@@ -12,6 +12,7 @@ from models.renorm import BatchRenorm1d, BatchRenorm2d, Ramp, RenormSchedule
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("moving", ["batch", "moving"])
+@pytest.mark.slow
 def test_compiled_training_equals_eager(moving) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), BatchRenorm2d(4, gradient_statistics=moving), nn.ReLU())

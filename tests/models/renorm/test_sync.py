@@ -114,6 +114,7 @@ def averages(rank: int, xs: Tensor) -> None:
         torch.testing.assert_close((network[0].running_var + 1e-5).sqrt(), deviation, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     xs, dys = data()
     expected = []

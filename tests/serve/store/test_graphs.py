@@ -106,6 +106,7 @@ def test_the_effort_is_the_requests_before_the_collections(tmp_path: Path) -> No
         assert {path.name for path in (store.place / "segments").iterdir()} == files
 
 
+@pytest.mark.slow
 def test_an_inverted_index_takes_its_effort_too(tmp_path: Path) -> None:
     vectors = draw(4000, 3.0)
     queries = draw(80, 3.0, seed=5)
