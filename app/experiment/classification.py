@@ -68,7 +68,9 @@ def build_classifier(setting: Setting, batches: GradientBatches, classes: int, s
     if setting.normalization == "frozen_batch":
         calibrate(network, batches, 1)
     set_normalization(network, setting.normalization, setting.normalization_args)
-    return group_normalization(network, batches.groups, batches.consecutive, batches.shared_momentum)
+    return group_normalization(
+        network, batches.groups, batches.consecutive, batches.shared_momentum, batches.remainder
+    )
 
 
 def classify(network: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:

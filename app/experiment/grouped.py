@@ -31,6 +31,7 @@ class GroupedNormalization(nn.Module):
         groups: G.
         consecutive: each pass starts from what the one before has left, and a step ends with the last one's.
         shared_momentum: the gradient subtracts statistics of all groups; see ``settings.Groups``.
+        remainder: average what the subtraction leaves; likewise.
 
     Attributes:
         wide: the layer of G · C channels that does the work in training. Not a submodule: it has no
@@ -44,12 +45,14 @@ class GroupedNormalization(nn.Module):
         groups: int,
         consecutive: bool = False,
         shared_momentum: float | None = None,
+        remainder: bool = False,
     ) -> None:
         super().__init__()
         self.plain = plain
         self.groups = groups
         self.consecutive = consecutive
         self.shared_momentum = shared_momentum
+        self.remainder = remainder
         self._shared = torch.zeros(2, plain.num_features)
         self._shared_steps = 0
         self.by_batch = False
@@ -85,21 +88,31 @@ class GroupedNormalization(nn.Module):
             self.wide.weight = self.wide.bias = None  # type: ignore[assignment]
         return y.reshape(x.shape)
 
-    def shared_statistics(self, statistics: Tensor) -> Tensor:
+    def shared_statistics(self, statistics: Tensor, moments: Tensor) -> Tensor:
         """Moving averages of gradient statistics over all groups, this step's among them.
 
         As in the layer itself, the first steps all weigh the same.
 
         Args:
-            statistics: of each group, (2, G · C).
+            statistics: of each group, mean(dy) and mean(dy · x̂), (2, G · C).
+            moments: of each group, mean(x̂) and mean(x̂²), (2, G · C).
 
         Returns:
             The averages, repeated for each group.
         """
+        if not self.shared_momentum:
+            return torch.zeros_like(statistics)
         self._shared_steps += 1
-        weight = max(1 / self._shared_steps, self.shared_momentum or 0.0)
+        weight = max(1 / self._shared_steps, self.shared_momentum)
         now = statistics.view(2, self.groups, -1).mean(1)
-        self._shared = self._shared.to(now).lerp(now, weight)
+        mean, product = self._shared = self._shared.to(now)
+        if self.remainder:
+            first, second = moments.view(2, self.groups, -1).mean(1)
+            left = now - torch.stack([mean + product * first, mean * first + product * second])
+            # A large mean(x̂²) would carry the average past zero.
+            left[1] /= second.clamp(min=1)
+            now = self._shared + left
+        self._shared = self._shared.lerp(now, weight)
         return self._shared.repeat(1, self.groups)
 
     @torch.no_grad()
@@ -170,7 +183,8 @@ class _SharedGradient(torch.autograd.Function):
         normalized, weight, slope = ctx.saved_tensors
         dy, normalized = _full(gradients[0]), _full(normalized)
         sums = torch.stack([dy.sum((0, 2, 3)), (dy * normalized).sum((0, 2, 3))])
-        mean, product = ctx.layer.shared_statistics(sums * (dy.shape[1] / dy.numel()))
+        moments = torch.stack([normalized.mean((0, 2, 3)), normalized.square().mean((0, 2, 3))])
+        mean, product = ctx.layer.shared_statistics(sums * (dy.shape[1] / dy.numel()), moments)
         dx = (dy - _along(mean) - normalized * _along(product)) * _along(weight * slope)
         return dx.to(gradients[0].dtype), None, sums[1], sums[0], None
 
@@ -186,7 +200,11 @@ def _along(values: Tensor) -> Tensor:
 
 
 def group_normalization(
-    network: nn.Module, groups: int, consecutive: bool = False, shared_momentum: float | None = None
+    network: nn.Module,
+    groups: int,
+    consecutive: bool = False,
+    shared_momentum: float | None = None,
+    remainder: bool = False,
 ) -> nn.Module:
     """Let every batch-normalizing layer of a network see G groups; other layers stay as they are.
 
@@ -195,6 +213,7 @@ def group_normalization(
         groups: G; batches must be multiples of it, with the groups interleaved.
         consecutive: as in :class:`GroupedNormalization`.
         shared_momentum: likewise.
+        remainder: likewise.
 
     Raises:
         InputError: a layer that is no Batch Renormalization is to share gradient statistics.
@@ -203,10 +222,10 @@ def group_normalization(
         if isinstance(child, nn.BatchNorm2d | BatchRenorm) and type(child).__name__[:6] != "Frozen":
             if shared_momentum is not None and not isinstance(child, BatchRenorm):
                 raise InputError("only normalization: renorm shares gradient statistics between groups")
-            layer = GroupedNormalization(child, groups, consecutive, shared_momentum)
+            layer = GroupedNormalization(child, groups, consecutive, shared_momentum, remainder)
             setattr(network, name, layer)
         else:
-            group_normalization(child, groups, consecutive, shared_momentum)
+            group_normalization(child, groups, consecutive, shared_momentum, remainder)
     return network
 
 

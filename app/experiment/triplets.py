@@ -58,7 +58,9 @@ def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = 
     if batches.groups > 1:
         # Channels innermost, its own choice, would make every view in groups a copy.
         network.to(memory_format=torch.contiguous_format)
-    group_normalization(network, batches.groups, batches.consecutive, batches.shared_momentum)
+    group_normalization(
+        network, batches.groups, batches.consecutive, batches.shared_momentum, batches.remainder
+    )
 
     def measure(network: nn.Module) -> dict[str, float]:
         return {"recall@1": _retrieval(network, data.val, data.preprocess)["recall@1"]}

@@ -413,6 +413,7 @@ def test_the_keys_of_earlier_files_are_read_with_a_message(
         ({"groups": {"shared_gradient_momentum": 0.5}, "passes": 2}, "want passes: 1"),
         ({"groups": {"shared_gradient_momentum": 0.5, "consecutive": True}}, "leave out one of the two"),
         ({"groups": {"shared_gradient_momentum": 0.5}}, "only normalization: renorm"),
+        ({"groups": {"shared_gradient_remainder": True}}, "wants a shared_gradient_momentum"),
     ],
 )
 def test_groups_that_contradict_are_bad_input(
