@@ -133,9 +133,9 @@ class GradientBatches:
         groups = self.classes * self.each // partition.size
         self.consecutive = setting.groups is not None and setting.groups.consecutive
         self.shared_momentum = setting.groups.shared_gradient_momentum if setting.groups else None
-        if (self.consecutive or self.shared_momentum) and setting.passes > 1:
+        if (self.consecutive or self.shared_momentum is not None) and setting.passes > 1:
             raise InputError("groups that are consecutive or share gradient statistics want passes: 1")
-        if self.consecutive and self.shared_momentum:
+        if self.consecutive and self.shared_momentum is not None:
             raise InputError("consecutive groups cannot share gradient statistics; leave out one of the two")
         self.passes = groups if self.consecutive else setting.passes
         if groups % self.passes:

@@ -96,14 +96,14 @@ class Groups(_Strict):
             (and renorm's averages of gradient statistics) that the next one starts from. Otherwise all
             groups of a step start from the same ones, as separate processes do.
         shared_gradient_momentum: renorm's gradient subtracts statistics of all groups of the step together,
-            averaged over steps with this weight of a step; 1 takes the step's alone. None leaves each group
-            its own, by the layer's rule.
+            averaged over steps with this weight of a step; 1 takes the step's alone, and with 0 nothing is
+            subtracted. None leaves each group its own, by the layer's rule.
     """
 
     size: Positive
     classes: Positive | None = None
     consecutive: bool = False
-    shared_gradient_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+    shared_gradient_momentum: Fraction | None = None
 
 
 class Setting(_Strict):

@@ -95,8 +95,10 @@ class GroupedNormalization(nn.Module):
         Returns:
             The constant and the slope, (G · C,) each.
         """
+        if not self.shared_momentum:
+            return torch.zeros_like(moments[0]), torch.zeros_like(moments[0])
         self._shared_steps += 1
-        weight = max(1 / self._shared_steps, self.shared_momentum or 0.0)
+        weight = max(1 / self._shared_steps, self.shared_momentum)
         now = moments.view(4, self.groups, -1).mean(1)
         self._shared = self._shared.to(now).lerp(now, weight)
         dy, product, z, square = self._shared.repeat(1, self.groups)

@@ -168,6 +168,21 @@ def test_sharing_in_one_group_is_the_layers_own_moving_average() -> None:
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
+def test_with_weight_0_the_gradient_subtracts_nothing() -> None:
+    layer = GroupedNormalization(made("renorm"), GROUPS, shared_momentum=0.0).train()
+    x = torch.randn(GROUPS * SIZE, CHANNELS, 2, 2, dtype=torch.float64, requires_grad=True)
+    dy = torch.randn(x.shape, dtype=x.dtype)
+    layer.restart()
+    y = layer(x)
+    y.backward(dy)
+    # Each group's output is linear in its input; the slope is found from two of its values.
+    for group in range(GROUPS):
+        given, got = x.detach()[group::GROUPS].flatten(2), y.detach()[group::GROUPS].flatten(2)
+        slope = (got[0, :, 0] - got[1, :, 0]) / (given[0, :, 0] - given[1, :, 0])
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad[group::GROUPS], dy[group::GROUPS] * slope[:, None, None])
+
+
 @pytest.mark.parametrize("shared_momentum", [None, 0.4])
 def test_bfloat16_is_normalized_with_statistics_in_float32(shared_momentum: float | None) -> None:
     generator = torch.Generator().manual_seed(0)
