@@ -30,8 +30,8 @@ class ImageTable:
         rows: Columns ``name`` (string: path below its root, with "/" as separator), ``label`` (integer:
             position in ``class_names``), ``root`` (integer: position in ``roots``; optional with one root);
             for images in zip archives ``offset``, ``stored``, ``size``, ``method``, ``crc`` (see
-            :class:`data.image_files.Member`; a negative offset is a plain file); optionally ``split`` (string: the
-            set's own split, "train", "val", "test" or null), ``part`` (string: the split of the folders,
+            :class:`data.image_files.Member`; a negative offset is a plain file), optionally ``split``
+            (string: the set's own split, "train", "val", "test" or null), ``part`` (string: the split of the folders,
             which a list may override), ``is_query`` and ``is_gallery`` (bool).
         class_names: One for each label.
         roots: Folders and zip archives that the names are relative to.
