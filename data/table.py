@@ -31,8 +31,8 @@ class ImageTable:
             position in ``class_names``), ``root`` (integer: position in ``roots``; optional with one root);
             for images in zip archives ``offset``, ``stored``, ``size``, ``method``, ``crc`` (see
             :class:`data.image_files.Member`; a negative offset is a plain file), optionally ``split``
-            (string: the set's own split, "train", "val", "test" or null), ``part`` (string: the split of the folders,
-            which a list may override), ``is_query`` and ``is_gallery`` (bool).
+            (string: the set's own split, "train", "val", "test" or null), ``part`` (string: the split of the
+            folders, which a list may override), ``is_query`` and ``is_gallery`` (bool).
         class_names: One for each label.
         roots: Folders and zip archives that the names are relative to.
         index_file: The Arrow file that the rows are mapped from; workers open it instead of copying the rows.
