@@ -132,7 +132,7 @@ class GroupedNormalization(nn.Module):
 
     @property
     def _moving(self) -> bool:
-        return isinstance(self.plain, BatchRenorm) and self.plain.gradient_statistics == "moving"
+        return isinstance(self.plain, BatchRenorm) and self.plain.gradient_statistics != "batch"
 
     @staticmethod
     def _statistics(layer: Normalizer) -> list[Tensor]:

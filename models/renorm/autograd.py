@@ -32,11 +32,14 @@ class GradientAverages(NamedTuple):
     moments: Tensor  # of the means of dy, dy * z, z and z**2, (4, C)
     batches: Tensor  # backward passes so far, 0-dimensional
     momentum: Tensor  # weight of a batch; the first 1 / momentum batches all weigh the same
+    group: dist.ProcessGroup | None = None  # the processes whose batches count together; None for this one's
 
     def take_in(self, mean: Tensor, projection: Tensor, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """What replaces a batch's mean(dy) and mean(dy * x_hat): a constant and a factor of x_hat."""
         share = torch.maximum(self.batches.add_(1).reciprocal(), self.momentum)
         now = torch.stack([mean, torch.addcmul(d * mean, r, projection), d, torch.addcmul(d * d, r, r)])
+        if self.group is not None:
+            dist.all_reduce(now.div_(dist.get_world_size(self.group)), group=self.group)
         # Where the batch's is not finite the average stays.
         self.moments.addcmul_((now - self.moments).nan_to_num_(0.0, 0.0, 0.0), share)
         dy, product, z, square = self.moments
@@ -184,7 +187,7 @@ class KernelRenorm(Function):
             dx, projection, d_bias = _batch_norm_backward(dy, x, w, mean, invstd, needs[0])
             d_weight, d_residual = torch.addcmul(d * d_bias, r, projection), dy
         else:
-            averages = ctx.averages or (None, None, None)
+            averages = ctx.averages[:3] if ctx.averages else (None, None, None)
             dx, d_weight, d_bias, d_residual = torch.ops.batch_renorm_native.backward.default(
                 _like(dy, x), x, y, saved, ctx.relu, needs[0], *averages
             )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from math import inf, isfinite
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from .autograd import GradientAverages, KernelRenorm, TorchRenorm, dense, kernel
 from .recompute import CallMemory, may_be_recomputed, recomputing
 from .statistics import HALF, batch_statistics, correct
 
-GradientKind = Literal["batch", "moving"]
+GradientKind = Literal["batch", "moving", "shared"]
 WarmupShape = Literal["linear", "step"]
 
 _RANGES = {"rmax": (1, inf), "dmax": (0, inf), "momentum": (0, 1), "gradient_momentum": (0, 1)}
@@ -41,8 +41,9 @@ class BatchRenorm(nn.Module):
         dmax: largest absolute d, at least 0.
         scale: False keeps gamma at 1 and out of the optimizer, as the paper does where a ReLU follows.
         gradient_statistics: "batch" for the paper's gradient; "moving" takes the two statistics that it
-            subtracts from the recent batches together.
-        gradient_momentum: weight of a batch among those.
+            subtracts from the recent batches together, "shared" from those of all processes (one small
+            all-reduce in the backward pass; every batch weighs the same).
+        gradient_momentum: weight of a batch, or of the processes' batches of one step, among those.
         warmup_steps: training batches over which the limits widen from 1 and 0 to rmax and dmax; None for no
             warm-up. ``num_batches_tracked`` counts them, so a checkpoint resumes it. Not with a
             ``RenormSchedule``.
@@ -91,8 +92,9 @@ class BatchRenorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if gradient_statistics not in ("batch", "moving"):
-            raise ValueError(f'gradient_statistics is "batch" or "moving", not {gradient_statistics!r}')
+        if gradient_statistics not in get_args(GradientKind):
+            known = ", ".join(map(repr, get_args(GradientKind)))
+            raise ValueError(f"gradient_statistics is one of {known}, not {gradient_statistics!r}")
         if warmup_shape not in ("linear", "step"):
             raise ValueError(f'warmup_shape is "linear" or "step", not {warmup_shape!r}')
         if warmup_steps is not None and warmup_steps < 1:
@@ -114,7 +116,7 @@ class BatchRenorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=exact))
         self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=exact))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
-        if gradient_statistics == "moving":
+        if gradient_statistics != "batch":
             moments = self.running_mean.new_zeros(4, num_features)
             self.register_buffer("gradient_moments", moments, persistent=False)
             self.register_buffer("gradient_batches", self.running_mean.new_zeros(()), persistent=False)
@@ -208,6 +210,7 @@ class BatchRenorm(nn.Module):
 
         # The two passes of a checkpoint must take the same route.
         by_torch = again or remember or mask is not None or group is not None
+        by_torch = by_torch or (averages is not None and averages.group is not None)
         if not by_torch and kernels_take(input, residual, mean, weight):
             clipped = mean.new_empty(2, self.num_features) if self.monitor else None
             x = dense(input)
@@ -253,15 +256,16 @@ class BatchRenorm(nn.Module):
         """The moving gradient statistics, the layer's own tensors; None with the batch's."""
         if self.gradient_statistics == "batch":
             return None
-        return GradientAverages(self.gradient_moments, self.gradient_batches, self.gradient_momentum)
+        group = processes() if self.gradient_statistics == "shared" else None
+        return GradientAverages(self.gradient_moments, self.gradient_batches, self.gradient_momentum, group)
 
     def averaged_stats(self) -> list[Tensor]:
         """The statistics as they may be averaged over several layers: running mean and deviation, (C,).
 
-        With moving gradient statistics four more follow.
+        Four more follow unless gradient statistics are the batch's.
         """
         stats = [self.running_mean, (self.running_var + self.eps).sqrt_()]
-        if self.gradient_statistics == "moving":
+        if self.gradient_statistics != "batch":
             stats += self.gradient_moments.unbind()
         return stats
 
@@ -269,7 +273,7 @@ class BatchRenorm(nn.Module):
         """Set the statistics from what ``averaged_stats`` gives."""
         self.running_mean.copy_(stats[0])
         self.running_var.copy_(stats[1].square() - self.eps)
-        if self.gradient_statistics == "moving":
+        if self.gradient_statistics != "batch":
             self.gradient_moments.copy_(torch.stack(stats[2:]))
 
     def reset_running_stats(self) -> None:
@@ -277,7 +281,7 @@ class BatchRenorm(nn.Module):
         self.running_mean.zero_()
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
-        if self.gradient_statistics == "moving":
+        if self.gradient_statistics != "batch":
             self.gradient_moments.zero_()
             self.gradient_batches.zero_()
 
@@ -331,6 +335,14 @@ class BatchRenorm(nn.Module):
         }
         unusual = [name for name, value in usual.items() if getattr(self, name) != value]
         return text + "".join(f", {name}={getattr(self, name)!r}" for name in unusual)
+
+
+def processes(group: dist.ProcessGroup | None = None) -> dist.ProcessGroup | None:
+    """The group, by default of all processes; None where there is one process alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
 
 
 def _finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .layer import BatchRenorm
+from .layer import BatchRenorm, processes
 
 
 class SyncBatchRenorm(BatchRenorm):
@@ -26,10 +26,7 @@ class SyncBatchRenorm(BatchRenorm):
         self.process_group = process_group
 
     def _group(self) -> dist.ProcessGroup | None:
-        if not (dist.is_available() and dist.is_initialized()):
-            return None
-        group = self.process_group or dist.group.WORLD
-        return group if dist.get_world_size(group) > 1 else None
+        return processes(self.process_group)
 
 
 @torch.no_grad()

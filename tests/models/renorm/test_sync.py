@@ -90,6 +90,7 @@ def work(rank: int, folder: str, expected: list[Any]) -> None:
         for a, b in zip(layer.buffers(), buffers, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     averages(rank, xs)
+    shared(rank, xs, dys)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -112,6 +113,33 @@ def averages(rank: int, xs: Tensor) -> None:
         deviation = torch.stack([(layer.running_var + layer.eps).sqrt() for layer in alone]).mean(0)
         torch.testing.assert_close(network[0].running_mean, mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close((network[0].running_var + 1e-5).sqrt(), deviation, rtol=1e-4, atol=1e-5)
+
+
+def shared(rank: int, xs: Tensor, dys: Tensor) -> None:
+    """A layer of each process's own batch whose gradient subtracts a fit over the batches of both."""
+    settings = {"gradient_statistics": "shared", "gradient_momentum": 0.6, "momentum": 0.0, "affine": False}
+    layer = BatchRenorm2d(3, rmax=1.5, dmax=0.8, dtype=torch.float64, **settings)
+    running = (1 + layer.eps) ** 0.5
+    moments = torch.zeros(4, 3, dtype=torch.float64)
+    for weight, x, dy in zip((1, 0.6, 0.6), xs.double(), dys.double(), strict=True):
+        of_both = []
+        for scale, given in ((1, dy), (2, dy + 0.5)):
+            values = x * scale
+            std = (values.var((0, 2, 3), unbiased=False) + layer.eps).sqrt()
+            r = (std / running).clamp(1 / 1.5, 1.5)
+            d = (values.mean((0, 2, 3)) / running).clamp(-0.8, 0.8)
+            centred = values - values.mean((0, 2, 3), keepdim=True)
+            z = centred * (r / std)[:, None, None] + d[:, None, None]
+            means = [given.mean((0, 2, 3)), (given * z).mean((0, 2, 3)), d, r.square() + d.square()]
+            of_both.append((torch.stack(means), values, given, z, r / std))
+        now = (of_both[0][0] + of_both[1][0]) / 2
+        moments += weight * (now - moments)
+        _, values, given, z, slope = of_both[rank]
+        first, product, z_mean, square = moments[:, :, None, None]
+        fitted = first + (z - z_mean) * (product - first * z_mean) / (square - z_mean.square())
+        a = values.clone().requires_grad_()
+        layer(a).backward(given)
+        torch.testing.assert_close(a.grad, (given - fitted) * slope[:, None, None])
 
 
 @pytest.mark.slow
