@@ -427,6 +427,8 @@ def test_groups_that_contradict_are_bad_input(
 
 def test_consecutive_and_shared_groups_train(folder: Path, tmp_path: Path) -> None:
     content = described(folder)
+    quick = {"momentum": {"start": 0.3, "end": 0.3, "begin": 0, "finish": 1}}
+    content["base"] |= {"steps": 60, "curve_points": 1, "ramps": quick, "learning_rate": 0.05}
     content["variants"] = {
         "consecutive": {"normalization": "renorm", "groups": {"classes": 2, "consecutive": True}},
         "shared": {"normalization": "renorm", "groups": {"classes": 2, "shared_gradient_momentum": 0.5}},
@@ -437,7 +439,7 @@ def test_consecutive_and_shared_groups_train(folder: Path, tmp_path: Path) -> No
     for variant in ("consecutive", "shared", "batch"):
         metrics = record_of(tmp_path / "out", variant)["metrics"]
         assert np.isfinite(list(metrics.values())).all()
-        assert metrics["accuracy/running"] > 1 / 16
+        assert metrics["loss/running"] < 1.8  # by chance: log 8 = 2.08
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/experiment").glob("*.yaml")), ids=lambda p: p.stem)

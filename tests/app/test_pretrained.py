@@ -128,10 +128,10 @@ def test_print_config_shows_what_the_config_leaves_open(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "name a checkpoint or a bundle"),
+        ([], "name either a checkpoint or bundle"),
         (
             ["there", "--backbone", LITE0, "--weights", "packaged", "--out", "x"],
-            "or else a pretrained network",
+            "or a pretrained network",
         ),
         (["--backbone", LITE0, "--out", "x"], "--weights"),
         (["--backbone", LITE0, "--weights", "packaged"], "--out"),

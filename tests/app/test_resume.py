@@ -184,7 +184,7 @@ def test_a_run_goes_on_under_other_settings(short: tuple[list[str], Path], chang
         ("--model.memory_size=32", "make them equal"),
         ("--trainer.max_epochs=0", "trained for 1"),
         ("--trainer.max_steps=2", "trained for 5"),
-        ("--monitor=val/mpa@r", "there are val/embedding_variance"),
+        ("--monitor=val/mpa@r", "choose one of val/embedding_variance"),
     ],
 )
 def test_what_cannot_go_on_is_refused_in_one_line_and_left_as_it_is(

@@ -388,8 +388,12 @@ def test_opening_a_collection_holds_nobody_up_and_happens_once(start, monkeypatc
         client.create_collection("slow", dim=32)
     collections = running.service.catalogue
     opened, let_go, default = [], threading.Event(), running.store
-    monkeypatch.setattr(collections, "opened", lambda name: None if name == "slow" else default)
-    original = collections.collection
+    original, was_opened = collections.collection, collections.opened
+    monkeypatch.setattr(
+        collections,
+        "opened",
+        lambda name: default if name != "slow" else was_opened(name) if let_go.is_set() else None,
+    )
     monkeypatch.setattr(
         collections, "collection", lambda name: (opened.append(name), let_go.wait(60), original(name))[-1]
     )
