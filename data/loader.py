@@ -117,8 +117,8 @@ class ImageLoader:
     def _iterator(self) -> Any:
         """The running worker processes, by the name under which Lightning looks for them to end them.
 
-        Left to the garbage collector, each would be waited for in vain, for five seconds: the queue that tells
-        it to end may be collected first.
+        Left to the garbage collector, each would be waited for in vain, for five seconds: the queue that
+        tells it to end may be collected first.
         """
         return self._loader._iterator
 
