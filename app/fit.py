@@ -38,7 +38,7 @@ class SaveConfig(SaveConfigCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002, D102
         if trainer.is_global_zero:
             run = RunFolder(Path(trainer.default_root_dir))
-            if not trainer.global_step:  # not before: a run that fails to start leaves the earlier one
+            if trainer.ckpt_path is None:  # not before: a run that fails to start leaves the earlier one
                 run.discard()
             file = run.path / "config.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)

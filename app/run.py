@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from app.export import bundle_from_checkpoint
+from app.export.checkpoint import read_checkpoint
 from models.bundle import Bundle
 from models.errors import InputError
 
@@ -53,11 +54,15 @@ class RunFolder:
         """Turn "last" or "best" into a path.
 
         Raises:
-            InputError: There is no such checkpoint.
+            InputError: There is no such checkpoint, or it is none of Lightning.
         """
         path = {"last": self.last, "best": self.best}.get(checkpoint, Path(checkpoint))
         if not path.is_file():
             raise InputError(f"{path}: no such checkpoint; leave --ckpt_path out to start afresh")
+        if "pytorch-lightning_version" not in read_checkpoint(path):
+            raise InputError(
+                f"{path}: no checkpoint of Lightning; to start from weights alone, give them as model.weights"
+            )
         return str(path)
 
     def refuse_to_mix(self) -> None:
