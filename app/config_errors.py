@@ -20,6 +20,9 @@ _CALLABLE = re.compile(r"Type .* expects a function or a callable class: (.*)\. 
 _EXPECTED = re.compile(r"Expected an? <class '(.+)'>")
 _GIVEN = re.compile(r"Given value: (?:NestedArg\(key='.*', val=)?(.*?)\)?$")
 
+# torch's messages about feature maps that shrink to nothing.
+_TOO_SMALL = re.compile(r"Output size is too small|Kernel size can't be greater than actual input size")
+
 
 def decisive(message: str) -> str:
     """Shorten a message of jsonargparse, which lists every type tried, to the setting and its fault."""
@@ -67,6 +70,8 @@ def explained(error: Exception) -> Exception:
             return cause
     if isinstance(error, ArgumentError) or _WRAPPED in str(error):
         return InputError(decisive(str(error)))
+    if _TOO_SMALL.search(str(error)):
+        return InputError(f"the images are too small for the backbone: raise data.image_size ({error})")
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if frame.f_globals["__name__"].startswith("lightning."):
         return InputError(str(error))  # Lightning raised it itself: a wrong argument or a missing package

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -30,14 +30,17 @@ from models.module import MetricLearner
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the full config into the run folder when training starts."""
+    """When training starts, replaces an earlier run's checkpoints by the full config of this run."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Write nothing yet: resuming from the checkpoint may still fail under this config."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002, D102
         if trainer.is_global_zero:
-            file = Path(trainer.default_root_dir) / "config.yaml"
+            run = RunFolder(Path(trainer.default_root_dir))
+            if trainer.ckpt_path is None:  # not before: a run that fails to start leaves the earlier one
+                run.discard()
+            file = run.path / "config.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, file, skip_none=False, overwrite=True)
 
@@ -83,6 +86,8 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> None:
         self.extra_callbacks = list(callbacks)
+        # The model builds the parts of a loss or miner: a checkpoint keeps their specs, not pickled modules.
+        set_parsing_settings(instantiate_subclass_spec_in_any=False)
         try:
             super().__init__(
                 MetricLearner,
@@ -126,9 +131,18 @@ class TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Write the bundle, print where it is, and compare it with the baselines."""
-        if not self.trainer.is_global_zero or (bundle := self.run.write_bundle()) is None:
+        if not self.trainer.is_global_zero:
             return
         console = Console()
+        # Without a step, checkpoints in the folder are those of an earlier run.
+        trained = self.trainer.fit_loop.epoch_progress.total.started and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not trained or (bundle := self.run.write_bundle()) is None:
+            console.print(
+                "no bundle: the run took no step, was a rehearsal (trainer.fast_dev_run) or wrote no "
+                "checkpoints (trainer.enable_checkpointing)",
+                soft_wrap=True,
+            )
+            return
         console.print(f"bundle written to {self.run.bundle}; checkpoints and logs are beside it")
         if self.trainer.state.status == TrainerStatus.FINISHED and self.options.compare:
             from app.outcome import show_outcome  # imports the whole evaluation
@@ -184,12 +198,16 @@ class TrainingCLI(LightningCLI):
             raise InputError(
                 f"monitor {self.options.monitor!r}: choosing a checkpoint by a test metric is a leak"
             )
+        for name in ("check_val_every_n_epoch", "val_check_interval"):
+            if self.options.trainer[name] == 0:
+                raise InputError(
+                    f"trainer.{name} is 0: give at least 1, or switch validation off by "
+                    "trainer.limit_val_batches: 0"
+                )
         if self.options.ckpt_path is not None:
             self.options.ckpt_path = self.run.resolve(str(self.options.ckpt_path))
         elif self.subcommand == "fit":
-            if self.options.overwrite:
-                self.run.discard_checkpoints()
-            else:
+            if not self.options.overwrite:
                 self.run.refuse_to_mix()
             self.run.require_writable()
         elif self.run.best.is_file():

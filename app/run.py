@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from app.export import bundle_from_checkpoint
+from app.export.checkpoint import read_checkpoint
 from models.bundle import Bundle
 from models.errors import InputError
 
@@ -53,11 +54,15 @@ class RunFolder:
         """Turn "last" or "best" into a path.
 
         Raises:
-            InputError: There is no such checkpoint.
+            InputError: There is no such checkpoint, or it is none of Lightning.
         """
         path = {"last": self.last, "best": self.best}.get(checkpoint, Path(checkpoint))
         if not path.is_file():
             raise InputError(f"{path}: no such checkpoint; leave --ckpt_path out to start afresh")
+        if "pytorch-lightning_version" not in read_checkpoint(path):
+            raise InputError(
+                f"{path}: no checkpoint of Lightning; to start from weights alone, give them as model.weights"
+            )
         return str(path)
 
     def refuse_to_mix(self) -> None:
@@ -87,10 +92,11 @@ class RunFolder:
                 "folder with --run"
             ) from error
 
-    def discard_checkpoints(self) -> None:
-        """Delete the checkpoints of an earlier run, so that none is taken for one of this run."""
+    def discard(self) -> None:
+        """Delete checkpoints and bundle of an earlier run, so that none is taken for one of this run."""
         for checkpoint in (self.last, self.best, self.first):
             checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(self.bundle, ignore_errors=True)
 
     def loggers(self) -> list[Logger]:
         """TensorBoard, whose log a resumed run continues, and CSV, of which it starts a new file."""
@@ -121,8 +127,12 @@ class RunFolder:
         return None
 
 
+# Validation metrics of which more is better.
+HIGHER_IS_BETTER = ("val/recall@", "val/map@", "val/r_precision")
+
+
 class CheckMonitors(lightning.Callback):
-    """Refuses callbacks and schedulers whose monitor is not among the validation metrics.
+    """Refuses callbacks and schedulers whose monitor or its mode does not fit the validation metrics.
 
     It must be the first callback, because the others raise errors of their own.
     """
@@ -144,9 +154,16 @@ class CheckMonitors(lightning.Callback):
         for follower in (*trainer.callbacks, *trainer.lr_scheduler_configs):  # type: ignore[attr-defined]  # untyped there
             monitor = getattr(follower, "monitor", None)
             followed = isinstance(follower, BestCheckpoint) or str(monitor).startswith("val/")
-            if known and monitor is not None and followed and monitor not in known:
+            if not known or monitor is None or not followed:
+                continue
+            if monitor not in known:
                 raise InputError(
                     f"monitor {monitor!r}: no such validation metric; choose one of {', '.join(known)}"
+                )
+            # Lightning's default is min.
+            if getattr(follower, "mode", None) == "min" and monitor.startswith(HIGHER_IS_BETTER):
+                raise InputError(
+                    f"{type(follower).__name__} would take the lowest {monitor} for the best: set mode: max"
                 )
 
 

@@ -110,6 +110,16 @@ class ImageDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("val_images", val_images, 1),
+            ("batches_per_epoch", batches_per_epoch, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("cache_gigabytes", cache_gigabytes, 0),
+            ("seed", seed, 0),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"data: {name} is {value}; give at least {least}")
         self.source = open_source(source)
         self.preprocess = Preprocess(
             64 if image_size is None else image_size,

@@ -2,18 +2,21 @@
 
 import importlib
 import inspect
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import (
+    BaseMetricLossFunction,
     CrossBatchMemory,
     ManifoldLoss,
     SelfSupervisedLoss,
     TripletMarginLoss,
     VICRegLoss,
 )
+from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
@@ -125,6 +128,14 @@ class ResumableMemory(CrossBatchMemory):  # type: ignore[misc]  # the library sh
         self.has_been_filled = bool(state["has_been_filled"])
 
 
+def plain_spec(value: Any) -> Any:
+    """A spec in which jsonargparse's namespaces, as it gives nested specs, are dicts, at any depth."""
+    if isinstance(value, Namespace | Mapping):
+        entries = vars(value) if isinstance(value, Namespace) else value
+        return {key: plain_spec(entry) for key, entry in entries.items()}
+    return [plain_spec(entry) for entry in value] if isinstance(value, list) else value
+
+
 def build(spec: Spec | nn.Module | None, defaults: Mapping[str, Any] | None = None) -> nn.Module | None:
     """Build a loss, miner, distance, reducer or regularizer from `class_path` and `init_args`.
 
@@ -156,6 +167,10 @@ def build(spec: Spec | nn.Module | None, defaults: Mapping[str, Any] | None = No
     for key, value in (defaults or {}).items():
         if key in known and args.get(key) is None and value is not None:
             args[key] = value
+    for key, value in (defaults or {}).items():
+        fits = key == "num_classes" and value is not None and args.get(key, value) >= value
+        if key in args and value is not None and args[key] != value and not fits:
+            raise InputError(f"{path}: {key} is {args[key]} and should be {value}; leave it out")
     if "num_classes" in known and args.get("num_classes") is None:
         raise InputError(f"{path} needs num_classes: give it to the model, or link it from the data")
     try:
@@ -173,6 +188,28 @@ def _built(value: Any, defaults: Mapping[str, Any] | None) -> Any:
     if "class_path" in value:
         return build(value, defaults)
     return {key: _built(item, defaults) for key, item in value.items()}
+
+
+def check_roles(loss: nn.Module, miner: nn.Module | None) -> None:
+    """Check that a loss and a miner are called as such.
+
+    Raises:
+        InputError: the loss or the miner is something else.
+    """
+    try:
+        inspect.signature(loss.forward).bind("embeddings", "labels", "pairs")
+        fits = not isinstance(loss, BaseMiner) and not type(loss).__module__.startswith("torch.nn.")
+    except TypeError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"loss: {type(loss).__name__} is not called with embeddings, labels and mined pairs: name a loss "
+            "of pytorch_metric_learning.losses"
+        )
+    if isinstance(miner, BaseMetricLossFunction) or type(miner).__module__.startswith("torch.nn."):
+        raise InputError(
+            f"miner: {type(miner).__name__} is none: name a class of pytorch_metric_learning.miners"
+        )
 
 
 def _parameters(target: type) -> set[str]:

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -20,7 +22,15 @@ from models.callbacks.renorm import RenormScheduleCallback
 from models.callbacks.retrieval import RetrievalEvaluation
 from models.errors import InputError
 from models.gathering import gather_rows, gather_with_gradient, world_size
-from models.losses import FaceNetTripletLoss, ResumableMemory, build, embedding_variance, triplet_statistics
+from models.losses import (
+    FaceNetTripletLoss,
+    ResumableMemory,
+    build,
+    check_roles,
+    embedding_variance,
+    plain_spec,
+    triplet_statistics,
+)
 from models.mining import SemiHardMiner
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import Normalization, freeze_layers
@@ -127,6 +137,16 @@ class MetricLearner(LightningModule):
         views: list[View] | None = None,
     ) -> None:
         super().__init__()
+        # torch checks an optimizer's own rate, but not those of groups of parameters.
+        for name, value in (
+            ("lr", lr),
+            ("backbone_lr", backbone_lr),
+            ("proxy_lr", proxy_lr),
+            ("memory_size", memory_size),
+            ("freeze_backbone_steps", freeze_backbone_steps),
+        ):
+            if value is not None and not value >= 0:
+                raise InputError(f"{name} is {value}; give 0 or more")
         if views:
             tell("model.views", "model.tta")
         if weights is not None and normalization in ("renorm", "sync_renorm") and not normalization_args:
@@ -143,6 +163,7 @@ class MetricLearner(LightningModule):
             tta=as_views(tta or views or ()),
         )
         # Plain values only: a checkpoint then loads without running code or downloading weights.
+        loss, miner = plain_spec(loss), plain_spec(miner)
         self.save_hyperparameters(
             {
                 **self.architecture.to_dict(),
@@ -173,6 +194,7 @@ class MetricLearner(LightningModule):
         self.loss: nn.Module = build(loss, sizes) or FaceNetTripletLoss()
         is_triplet = isinstance(self.loss, TripletMarginLoss)
         self.miner = build(miner) or (SemiHardMiner() if is_triplet else None)
+        check_roles(self.loss, self.miner)
         self.margin = float(getattr(self.loss, "margin", 0.0)) if is_triplet else 0.0
         self.memory = (
             ResumableMemory(self.loss, embedding_dim, memory_size, self.miner) if memory_size else None
@@ -363,7 +385,7 @@ class MetricLearner(LightningModule):
         try:
             optimizer = self.make_optimizer(self._parameter_groups())
             scheduler = self.make_scheduler(optimizer)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ZeroDivisionError) as error:
             raise InputError(f"optimizer or scheduler: {error}; correct its arguments") from error
         interval = self.scheduler_interval or ("step" if isinstance(scheduler, _PER_STEP) else "epoch")
         self._fit_to_length(scheduler, interval)
@@ -404,6 +426,23 @@ class MetricLearner(LightningModule):
         groups = [(backbone, self.backbone_lr), (rest, None), (loss, self.proxy_lr)]
         rated = [(parameters, self.lr if rate is None else rate) for parameters, rate in groups if parameters]
         return [{"params": p} if rate is None else {"params": p, "lr": rate} for p, rate in rated]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients, also those of a fused optimizer under bfloat16.
+
+        Lightning refuses these in any mixed precision, but only float16 scales gradients.
+        """
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Freeze the backbone in the first steps: optimizers skip parameters without a gradient."""

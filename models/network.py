@@ -96,6 +96,8 @@ class EmbeddingNetwork(nn.Module):
         super().__init__()
         self.architecture = architecture
         a = architecture
+        if a.embedding_dim < 1:
+            raise InputError(f"embedding_dim is {a.embedding_dim}; give at least 1")
         backbone = build_backbone(a.backbone, a.backbone_args, a.in_channels, trust_code)
         width = remove_classifier(backbone) if torchvision_name(a.backbone) is not None else None
         if weights is not None:

@@ -97,6 +97,8 @@ def evaluate(
     """
     floors = parse_floors(fail_under)
     budget = parse_size(memory)
+    if seed < 0:
+        raise InputError(f"--seed {seed}: give 0 or more")
     if n_way is None and within is not None:
         raise InputError("--within is part of few-shot evaluation: give --n-way too")
     if not bundle and not checkpoint and not embeddings and data is None:

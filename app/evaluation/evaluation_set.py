@@ -135,7 +135,8 @@ def select_images(
         relevance: see `EvaluationSet`.
 
     Raises:
-        InputError: no images are left, a pattern matches none, or the column does not exist.
+        InputError: no images are left, a pattern matches none, only a part of the images is both query and
+            gallery, or the column does not exist.
     """
     table = open_source(source).table()
     rows, split_hash = select(table, split, settings)
@@ -149,10 +150,20 @@ def select_images(
             asked = _matching(table, query)
             others = ~asked if gallery is None else _matching(table, gallery)
         if not asked.any() or not others.any():
+            chosen = [("--query", query), ("--gallery", gallery)]
+            patterns = " ".join(f"{option} {pattern!r}" for option, pattern in chosen if pattern is not None)
             raise InputError(
-                f"{source}: {asked.sum()} queries and {others.sum()} gallery images; both are needed"
+                f"{source}: {asked.sum()} queries and {others.sum()} gallery images; both are needed: "
+                f"correct {patterns or 'the columns is_query and is_gallery'}"
             )
-        sides = np.flatnonzero(asked), np.flatnonzero(others)
+        both = int((asked & others).sum())
+        if both < len(table):  # otherwise every image is a query against all others
+            if both:
+                raise InputError(
+                    f"{source}: {both} images are queries and in the gallery, too, where each would find "
+                    "itself: make the two disjoint, or select all images for both"
+                )
+            sides = np.flatnonzero(asked), np.flatnonzero(others)
     elif gallery is not None:
         raise InputError("--gallery needs --query: say which images are the queries")
     return EvaluationSet.of_images(table, source, split, split_hash, *sides, relevance)

@@ -38,7 +38,7 @@ def bundle_from_checkpoint(
     """
     from models.callbacks.pca_head import directions_in
 
-    checkpoint = _read(Path(path))
+    checkpoint = read_checkpoint(Path(path))
     try:
         described: dict[str, Any] = checkpoint["kindred"]
         architecture = Architecture.from_dict(described["architecture"])
@@ -107,7 +107,12 @@ def _fitting(preprocess: Preprocess | None, architecture: Architecture, what: st
     return preprocess
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU without executing pickled code.
+
+    Raises:
+        InputError: The file is missing, damaged or no checkpoint.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; kindred fit writes them under RUN/checkpoints")
     try:

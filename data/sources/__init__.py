@@ -57,6 +57,8 @@ def open_source(spec: str | Path | Source) -> Source:
     if isinstance(spec, Source):
         return spec
     text = str(spec)
+    if not text:  # as a path, it would be the current folder
+        raise InputError("the source is empty: name your folder of images")
     if text in _NAMED:
         return _NAMED[text]()
     path = Path(text).expanduser()

@@ -93,8 +93,10 @@ class PCAHead(Callback):
         # Lightning evaluates in inference mode, whose tensors cannot be used for training.
         with eval_mode(network), torch.inference_mode(False), torch.no_grad():
             with trainer.precision_plugin.val_step_context():
+                convert = trainer.precision_plugin.convert_input
                 found = [
-                    network.features(batch["image"].to(pl_module.device)).float() for batch in self._loader
+                    network.features(convert(batch["image"]).to(pl_module.device)).float()
+                    for batch in self._loader
                 ]
             everyone = gather_rows(torch.cat(found))
             self.directions = fitted_projection(everyone, head.weight.float(), self.head_weight).cpu()
@@ -133,11 +135,18 @@ def fitted_projection(features: Tensor, head: Tensor, head_weight: float) -> Ten
     Returns:
         (count, D); applied to ``features`` it gives the first ``count`` principal components of the
         concatenation, (N, D + count), of features and head outputs.
+
+    Raises:
+        InputError: they are not finite.
     """
     found = features @ head.T
     of_head = (head_weight / _mean_square(found)) ** 0.5
     of_features = ((1 - head_weight) / _mean_square(features)) ** 0.5
     beside = torch.cat([of_features * features, of_head * found], dim=1)
+    if not bool(beside.isfinite().all()):
+        raise InputError(
+            "PCAHead: features or embeddings are NaN or infinite: training diverged; lower the learning rates"
+        )
     directions, width = principal_directions(beside, len(head)), features.shape[1]
     projection: Tensor = of_features * directions[:, :width] + of_head * directions[:, width:] @ head
     return projection

@@ -79,6 +79,8 @@ class Preprocess:
             raise InputError(
                 f"preprocess: mode {self.mode} needs {self.channels} values of mean and of std (positive)"
             )
+        if not all(0 <= value <= 1 for value in self.mean):
+            raise InputError(f"preprocess: mean {list(self.mean)} is outside 0…1: divide mean and std by 255")
 
     @property
     def channels(self) -> int:

@@ -286,3 +286,29 @@ def test_help_and_unusable_arguments_load_nothing(arguments: list[str], told: st
     )
     assert done.returncode == 0, done.stderr
     assert told in done.stdout + done.stderr
+
+
+def test_an_image_does_not_find_itself(images: Path, bundle: Path, tmp_path: Path) -> None:
+    """Where all images are queries and gallery, it is as without patterns; a part of them is refused."""
+    given = {"bundle": [bundle], "data": str(images), "split": "all", "report": False}
+    evaluate(**given, out=tmp_path / "a")
+    evaluate(**given, query="*", gallery="*", out=tmp_path / "b")
+    first, second = (results(tmp_path / name)["models"][0]["metrics"] for name in "ab")
+    assert first == second
+    with pytest.raises(InputError, match="images are queries and in the gallery, too"):
+        evaluate(**given, query="*0.png", gallery="*", out=tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"query": "zz*"}, r"0 queries and .* correct --query 'zz\*'"),
+        ({"query": "*0.png", "gallery": "zz"}, r"and 0 gallery .* correct --query '\*0.png' --gallery 'zz'"),
+        ({"seed": -1}, "--seed -1: give 0 or more"),
+    ],
+)
+def test_what_selects_nothing_is_named(
+    images: Path, bundle: Path, tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate(bundle=[bundle], data=str(images), split="all", out=tmp_path / "out", **values)

@@ -238,3 +238,38 @@ def test_a_network_of_timm_goes_all_the_way(fit_options: list[str], tmp_path: Pa
     assert any(isinstance(module, BatchRenorm2d) for module in bundle.network.modules())
     image = next((tmp_path / "images").rglob("*.jpg"))
     assert bundle.embed([image]).shape == (1, 128)
+
+
+def test_a_run_that_fails_to_start_leaves_the_earlier_one(
+    fit_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*fit_options, "--compare=false"]) == 0
+    error_of(capsys, [*fit_options, "--overwrite", "--data.source=/nowhere"])
+    assert main([*fit_options, "--overwrite", "--trainer.max_epochs=0"]) == 0
+    assert "no bundle: the run took no step" in capsys.readouterr().out
+    for kept in ("checkpoints/best.ckpt", "checkpoints/first.ckpt", "checkpoints/last.ckpt", "bundle"):
+        assert (tmp_path / "run" / kept).exists()
+    step = bundle_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").info["step"]
+    assert main([*fit_options, "--overwrite", "--trainer.max_epochs=1", "--compare=false"]) == 0
+    assert bundle_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").info["step"] < step
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read as a checkpoint"), ({"state_dict": {}}, "give them as model.weights")],
+)
+def test_a_checkpoint_of_other_code_is_one_line(
+    fit_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], content: object, message: str
+) -> None:
+    file = tmp_path / "other.ckpt"
+    file.touch()
+    if content is not None:
+        torch.save(content, file)
+    assert message in error_of(capsys, [*fit_options, f"--ckpt_path={file}"])
+
+
+def test_a_run_goes_on_from_the_weights_before_the_first_step(fit_options: list[str], tmp_path: Path) -> None:
+    assert main([*fit_options, "--compare=false"]) == 0
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "first.ckpt").replace(checkpoints / "best.ckpt")
+    assert main([*fit_options, "--compare=false", "--ckpt_path=best"]) == 0

@@ -218,3 +218,66 @@ def test_the_summary_and_the_bar_say_what_there_is(
     assert "Epoch 1" in printed
     for word in ("/-2", "FLOPs", "eval mode"):
         assert word not in printed
+
+
+def test_a_loss_with_parts_of_its_own_leaves_a_checkpoint_without_code(
+    fit_options: list[str], tmp_path: Path
+) -> None:
+    parts = "{distance: {class_path: pytorch_metric_learning.distances.CosineSimilarity}}"
+    loss = f"{{class_path: pytorch_metric_learning.losses.TripletMarginLoss, init_args: {parts}}}"
+    assert main([*fit_options, f"--model.loss={loss}", "--compare=false"]) == 0
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "CosineSimilarity" in checkpoint["hyper_parameters"]["loss"]["init_args"]["distance"]["class_path"]
+    assert (tmp_path / "run" / "bundle").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.check_val_every_n_epoch=0", "trainer.limit_val_batches: 0"),
+        ("--trainer.val_check_interval=0", "trainer.limit_val_batches: 0"),
+        ("--data.image_size=5", "too small for the backbone: raise data.image_size"),
+        ("--data.source=", "the source is empty"),
+        (
+            "--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: val/recall@1}}",
+            "EarlyStopping would take the lowest val/recall@1 for the best: set mode: max",
+        ),
+        (
+            f"--trainer.callbacks={{class_path: {CHECKPOINT}, init_args: {{monitor: val/map@r}}}}",
+            "ModelCheckpoint would take the lowest val/map@r for the best: set mode: max",
+        ),
+    ],
+)
+def test_settings_that_would_go_wrong_later(
+    fit_options: list[str], capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    assert message in refused(capsys, [*fit_options, option])
+
+
+def test_gradients_of_a_fused_optimizer_are_clipped_under_bfloat16(
+    fit_options: list[str], tmp_path: Path
+) -> None:
+    options = [
+        "--trainer.precision=bf16-mixed",
+        "--trainer.gradient_clip_val=1e-30",
+        "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 1, weight_decay: 0, fused: true}}",
+        "--compare=false",
+    ]
+    assert main([*fit_options, *options]) == 0
+    first, last = (
+        torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+        for name in ("first", "last")
+    )
+    name = "network.head.weight"  # a step of rate 1 would change it, and a clipped one does not
+    assert torch.equal(first[name], last[name])
+
+
+def test_a_diverged_run_with_a_fitted_head_is_one_line(
+    fit_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--trainer.callbacks=models.callbacks.pca_head.PCAHead",
+        "--model.embedding_dim=16",
+        "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 1.0e+30}}",
+    ]
+    assert "lower the learning rate" in refused(capsys, [*fit_options, *options])

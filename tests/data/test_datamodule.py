@@ -325,3 +325,22 @@ def test_validation_takes_whole_classes_up_to_a_number_of_images(module: Callabl
     assert len(np.unique(labels[module(val_fraction=0.5, val_images=1).validation_rows])) == 2
     assert np.array_equal(every.validation_rows, rows)
     assert np.array_equal(module(val_fraction=0.5, val_images=len(rows)).validation_rows, rows)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batches_per_epoch": 0}, "batches_per_epoch is 0; give at least 1"),
+        ({"batches_per_epoch": -2}, "batches_per_epoch is -2"),
+        ({"eval_batch_size": 0}, "eval_batch_size is 0"),
+        ({"num_workers": -1}, "num_workers is -1; give at least 0"),
+        ({"seed": -5}, "seed is -5"),
+        ({"val_images": 0}, "val_images is 0"),
+        ({"cache_gigabytes": -1.0}, "cache_gigabytes is -1.0"),
+        ({"mean": [123.0, 117.0, 104.0]}, "divide mean and std by 255"),
+        ({"source": ""}, "the source is empty"),
+    ],
+)
+def test_values_out_of_range_are_refused_at_once(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ImageDataModule(**values)

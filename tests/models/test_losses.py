@@ -115,3 +115,26 @@ def test_what_cannot_train_is_refused_before_the_first_step(values: dict[str, An
 def test_a_batch_larger_than_the_memory_is_refused() -> None:
     with pytest.raises(InputError, match="give at least 24"):
         MetricLearner(**TINY, memory_size=16).compute_loss(*batch())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": {"class_path": "torch.nn.CrossEntropyLoss"}}, "name a loss of pytorch_metric_learning"),
+        ({"loss": {"class_path": "torch.nn.TripletMarginLoss"}}, "name a loss of pytorch_metric_learning"),
+        ({"loss": {"class_path": "MultiSimilarityMiner"}}, "name a loss of pytorch_metric_learning"),
+        ({"miner": {"class_path": "TripletMarginLoss"}}, "name a class of pytorch_metric_learning.miners"),
+        ({"loss": {"class_path": "ArcFaceLoss", "init_args": {"num_classes": 3}}}, "num_classes is 3"),
+        ({"loss": {"class_path": "ArcFaceLoss", "init_args": {"embedding_size": 5}}}, "embedding_size is 5"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"backbone_lr": -1.0}, "backbone_lr is -1.0"),
+        ({"proxy_lr": float("nan")}, "proxy_lr is nan"),
+        ({"memory_size": -4}, "memory_size is -4"),
+        ({"embedding_dim": 0}, "embedding_dim is 0"),
+    ],
+)
+def test_values_that_torch_or_the_library_would_take_or_fail_on_later(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        MetricLearner(**TINY | values)
