@@ -1,6 +1,8 @@
 """JSON of what callers pass: their mappings, and the numbers and arrays of NumPy."""
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,6 +17,23 @@ def encode(value: object) -> bytes:
         InputError: It holds something that JSON has no form for.
     """
     return msgspec.json.encode(value, enc_hook=_plain)
+
+
+def check_metadata(metadata: Mapping[str, Any] | None) -> None:
+    """Refuses numbers that are not finite, which msgspec would send as null.
+
+    Raises:
+        InputError: There is one.
+    """
+    parts: list[Any] = [metadata]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, float | np.floating) and not math.isfinite(part):
+            raise InputError(f"metadata holds {part}, which JSON has no form for; leave the field out")
+        if isinstance(part, Mapping):
+            parts += part.values()
+        elif isinstance(part, list | tuple | np.ndarray):
+            parts += list(part)
 
 
 def _plain(value: object) -> object:

@@ -14,7 +14,7 @@ import msgspec
 
 from models.errors import InputError
 from serve import schemas
-from serve.client.encoding import encode
+from serve.client.encoding import check_metadata, encode
 from serve.client.import_blocks import progress_of
 from serve.client.service_error import ServiceError, refusal_of
 from serve.schemas import BatchAnswer, CollectionList, CollectionStats, ItemDocument, SearchAnswer, format_id
@@ -157,6 +157,7 @@ def upsert(
     collection: str | None = None,
 ) -> Call[ItemId]:
     """Embed and store an image; returns its id, made from its content when none is given."""
+    check_metadata(metadata)
     given = {
         "id": None if item_id is None else format_id(check_id(item_id)),
         "label": label,
@@ -170,7 +171,10 @@ def upsert_vectors(
     items: Iterable[schemas.NewItem], *, collection: str | None = None, fingerprint: str | None = None
 ) -> Call[int]:
     """Store items with their vectors, all or none; returns how many."""
-    given = {"items": list(items), "collection": collection, "fingerprint": fingerprint}
+    listed = list(items)
+    for item in listed:
+        check_metadata(getattr(item, "metadata", None))
+    given = {"items": listed, "collection": collection, "fingerprint": fingerprint}
     return _json("POST", "/v1/items/vectors", lambda body: _as(schemas.Written)(body).stored, given)
 
 
@@ -260,6 +264,7 @@ def change(
     item_id: ItemId, changes: Mapping[str, Any], *, collection: str | None = None
 ) -> Call[ItemDocument]:
     """Change "label" and "metadata" in part; None removes a field of the metadata."""
+    check_metadata(changes)
     body = encode(changes)
     params = _fields({"collection": collection})
     return Call("PATCH", _item(item_id), _as(ItemDocument), params, content=body)

@@ -107,3 +107,17 @@ def test_an_answer_of_something_else(status, headers, message):
         thread.join()
     assert message in str(met.value)
     assert met.value.status == status
+
+
+@pytest.mark.parametrize("number", [float("nan"), np.float32("inf")])
+def test_metadata_that_json_has_no_form_for(client, picture, number):
+    metadata = {"deep": [{"n": number}]}
+    item = NewItem(id="n", vector=[1.0] * 32, metadata=metadata)
+    for call in (
+        lambda: client.upsert(picture(1), "n", metadata=metadata),
+        lambda: client.change("a", {"metadata": metadata}),
+        lambda: client.upsert_vectors([item]),
+        lambda: client.import_items([item]),
+    ):
+        with pytest.raises(InputError, match=r"metadata holds (nan|inf), .*leave the field out"):
+            call()
