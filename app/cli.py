@@ -105,6 +105,16 @@ def _user_error(error: InputError | OSError | ModuleNotFoundError) -> InputError
     return error if isinstance(error, InputError) else None
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuses an option without a value, such as --data "$UNSET": an empty path would mean this folder."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        if not argument:
+            option, equals = before, "="
+        if equals and not value and option.startswith("--") and option != "--label":
+            raise InputError(f"{option} is empty; give it a value, or leave it out")
+
+
 def _run(arguments: Sequence[str]) -> int:
     with_own_classes = bool(arguments) and (arguments[0] in TRAINING or "--trust-code" in arguments)
     if with_own_classes and (here := str(Path.cwd())) not in sys.path:
@@ -115,6 +125,7 @@ def _run(arguments: Sequence[str]) -> int:
         # Cyclopts would import every command before it reports this.
         known = ", ".join(name for name in app if not name.startswith("-"))
         raise InputError(f'Unknown command "{arguments[0]}": choose one of {known}')
+    _refuse_empty(arguments)
     try:
         outcome = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:

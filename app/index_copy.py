@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -67,7 +68,7 @@ def copy(
         sample: Number of items to compare completely, thumbnails included.
     """
     into = into or collection
-    if (source, collection) == (target, into):
+    if (_place(source), collection) == (_place(target), into):
         raise InputError(f"{source} is both source and target; name another store or collection")
     from serve.store.catalogue import open_store  # imports FAISS
 
@@ -112,7 +113,11 @@ def copy_items(old: Store, new: Store, console: Console, *, sample: int = 256, s
 
 def _copy_page(old: Store, new: Store, items: list[Item], outcome: Outcome) -> None:
     there = new.get([item.id for item in items], with_vectors=True)
-    missing = [item for item, found in zip(items, there, strict=True) if not _same(item, found)]
+    missing = [
+        item
+        for item, found in zip(items, there, strict=True)
+        if not _same(item, found) or old.thumbnail(item.id) != new.thumbnail(item.id)
+    ]
     outcome.present += len(items) - len(missing)
     if missing:
         whole = [
@@ -155,6 +160,11 @@ def _check(old: Store, new: Store, drawn: list[Item], outcome: Outcome) -> None:
         floor = right[-1].similarity - 1e-5
         shares.append(min(1.0, sum(hit.similarity >= floor for hit in hits) / len(right)))
     outcome.recall = float(np.mean(shares))
+
+
+def _place(store: str) -> str:
+    """The one name of a store's folder; addresses stay as they are."""
+    return store if _kind(store) else str(Path(store).resolve())
 
 
 def _kind(place: str) -> str:

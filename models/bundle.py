@@ -108,8 +108,17 @@ class Bundle:
             architecture = Architecture.from_dict(manifest["architecture"])
             preprocess = Preprocess.from_dict(manifest["preprocess"])
             expected = manifest["fingerprint"]
-        except (KeyError, TypeError) as error:
+            info, exports = dict(manifest.get("info", {})), dict(manifest.get("exports", {}))
+            thresholds = {
+                str(key): float(value) for key, value in dict(manifest.get("thresholds", {})).items()
+            }
+        except KeyError as error:
             raise InputError(f"{folder / MANIFEST}: lacks {error}; export the bundle again") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{folder / MANIFEST}: {first_line(error)}; "
+                "update Kindred if a newer version made the bundle, else export it again"
+            ) from error
         network = EmbeddingNetwork(architecture, trust_code=trust_code)
         try:
             weights = load_file(folder / WEIGHTS)
@@ -131,11 +140,11 @@ class Bundle:
             network,
             architecture,
             preprocess,
-            info=dict(manifest.get("info", {})),
-            thresholds={str(key): float(value) for key, value in manifest.get("thresholds", {}).items()},
+            info=info,
+            thresholds=thresholds,
             fingerprint=expected,
             training_classes=manifest.get("training_classes"),
-            exports=dict(manifest.get("exports", {})),
+            exports=exports,
         )
         if file is None:
             return bundle
@@ -241,7 +250,12 @@ class Bundle:
 
         Returns:
             Unit vectors, float32 (B, dim).
+
+        Raises:
+            InputError: The batch is of another dtype.
         """
+        if batch.dtype != torch.uint8:
+            raise InputError(f"pixels are uint8, not {batch.dtype}; use embed_tensor for preprocessed images")
         pixels = batch.to(self.device, non_blocking=True)
         if self.runner is not None and self.runner.takes_pixels:
             return self.runner(pixels)
@@ -261,8 +275,19 @@ class Bundle:
 
         Yields:
             For each image, in order, its unit vector, float32 (dim,), or the error where it is unusable.
-        """
 
+        Raises:
+            InputError: There is one image in place of several, or a number below 1.
+        """
+        if isinstance(images, str | bytes | Path | Image.Image):
+            raise InputError("embed takes several images: put a single one into a list")
+        if min(batch_size, decoders) < 1:
+            raise InputError(f"batch size {batch_size} and {decoders} decoders: both must be at least 1")
+        return self._embed_each(images, batch_size, decoders)
+
+    def _embed_each(
+        self, images: Iterable[ImageSource], batch_size: int, decoders: int
+    ) -> Iterator[NDArray[np.float32] | ImageError]:
         def decode(source: ImageSource) -> Tensor | ImageError:
             try:
                 image = self.preprocess.open(Path(source) if isinstance(source, str) else source)

@@ -35,11 +35,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: no bundle here ({MANIFEST} is missing); kindred export makes one")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); export the bundle again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise InputError(f"{path}: format {found}, this program reads {FORMAT}; export the bundle again")
+        remedy = "update Kindred" if isinstance(found, int) and found > FORMAT else "export the bundle again"
+        raise InputError(f"{path}: format {found}, this program reads {FORMAT}; {remedy}")
     return manifest
 
 
@@ -67,7 +68,9 @@ def write_bundle(folder: Path, state: Mapping[str, Tensor], manifest: Mapping[st
     Raises:
         InputError: the folder exists and is not a bundle, or cannot be written.
     """
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+    if folder.is_symlink():
+        folder = folder.resolve()  # the link stays
+    if folder.is_file() or (folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is no bundle; choose another folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,8 @@ def embed(
     for name, value in (("nodes", nodes), ("batch-size", batch_size), ("shard-rows", shard_rows)):
         if value < 1:
             raise InputError(f"--{name} {value}: must be at least 1")
+    if workers is not None and workers < 0:
+        raise InputError(f"--workers {workers}: must be at least 0")
     from app.embed.devices import embed_source
 
     embed_source(

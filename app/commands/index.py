@@ -52,6 +52,9 @@ def index(
     """
     if (store is None) == (url is None):
         raise InputError("index: give either --store FOLDER or --url ADDRESS of a running service")
+    for name, value, least in (("batch-size", batch_size, 1), ("thumbnails", thumbnails, 0)):
+        if value < least:
+            raise InputError(f"--{name} {value}: must be at least {least}")
     if embeddings is not None:
         if bundle is not None or data is not None or split is not None:
             raise InputError("with --embeddings, leave --bundle, --data and --split out")
@@ -106,6 +109,10 @@ def tune(
     """
     if (embeddings is None) == (store is None):
         raise InputError("give either --embeddings FILE or --store FOLDER")
+    if queries < 1:
+        raise InputError(f"--queries {queries}: must be at least 1")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise InputError(f"--out {out}: name a file in a folder that exists")
     from app.evaluation.embedding_files import load_embeddings
     from app.evaluation.index_recall import store_vectors
     from app.memory import parse_size

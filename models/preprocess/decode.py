@@ -32,7 +32,7 @@ FORMATS = tuple(
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Exceptions of Pillow's decoders on broken files, besides its own UnidentifiedImageError (an OSError).
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, OverflowError)
 
 
 class ImageError(InputError):
@@ -76,8 +76,8 @@ def read_limited(path: Path, limits: DecodeLimits) -> bytes:
                 f"{path}: {size} bytes are over the limit of {limits.max_bytes}; shrink the image"
             )
         return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: the path holds NUL
+        raise ImageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def upright(image: Image.Image, mode: ColorMode, white_level: int = WHITE) -> Image.Image:
@@ -145,6 +145,11 @@ def decode_image(
     Raises:
         ImageError: The bytes are empty, not an image of a known format, truncated, or over a limit.
     """
+    if not isinstance(source, bytes | bytearray | memoryview | Path):
+        raise ImageError(
+            f"a {type(source).__name__} is no image; give encoded bytes, a path or a Pillow image, "
+            "such as Image.fromarray(array)"
+        )
     name = str(source) if isinstance(source, Path) else "image"
     content = read_limited(source, limits) if isinstance(source, Path) else source
     if not content:
@@ -175,5 +180,5 @@ def decode_image(
         raise ImageError(f"{name}: more pixels than the limit of {limits.max_pixels}; shrink it") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image of a known format ({', '.join(FORMATS)})") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ImageError(f"{name}: broken or truncated image ({error})") from error

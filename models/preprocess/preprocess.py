@@ -1,5 +1,6 @@
 """The inference transform and its settings."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image, ImageOps
 
 from models.errors import InputError
 from models.preprocess.content import content_box
-from models.preprocess.decode import WHITE, ColorMode, DecodeLimits, decode_image, upright
+from models.preprocess.decode import BROKEN, WHITE, ColorMode, DecodeLimits, ImageError, decode_image, upright
 from models.renamed import VALUES, renamed
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 ResizeMode = Literal["crop", "pad", "stretch", "content_crop"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+
+# Pillow reads an opened file at the first use of its pixels, and two threads must not do so at once.
+_LOADING = threading.Lock()
 
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     # ImageNet's, as for most pretrained backbones.
@@ -109,6 +113,11 @@ class Preprocess:
             ImageError: See :func:`decode_image`.
         """
         if isinstance(source, Image.Image):
+            try:
+                with _LOADING:
+                    source.load()
+            except BROKEN as error:
+                raise ImageError(f"image: broken, truncated or closed ({error})") from error
             image = upright(source, self.mode, self.white_level)
         else:
             # The size of the content is unknown before decoding.

@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
 
 import httpx
 
+from models.errors import InputError
 from serve.client import import_blocks, requests
 from serve.client.requests import Call
 from serve.client.retries import Retries
@@ -17,6 +18,7 @@ from serve.schemas import ItemDocument, NewItem
 A = TypeVar("A")
 P = ParamSpec("P")
 R = TypeVar("R")
+H = TypeVar("H", httpx.Client, httpx.AsyncClient)
 
 
 def _blocking(operation: Callable[P, Call[A]]) -> Callable[Concatenate["Client", P], A]:
@@ -63,6 +65,9 @@ class Client:
         timeout: Seconds until a request counts as failed.
         retries: When to try again.
 
+    Raises:
+        InputError: The address is unusable, or a proxy or certificate that the environment names.
+
     Every method raises ServiceError when the service refuses or does not answer.
     """
 
@@ -74,7 +79,7 @@ class Client:
         timeout: float = 30.0,
         retries: Retries = Retries(),  # noqa: B008  (frozen)
     ) -> None:
-        self._http = httpx.Client(base_url=base_url, headers=_headers(key), timeout=timeout)
+        self._http = _made(httpx.Client, base_url, key, timeout)
         self._retries = retries
 
     def __enter__(self) -> Self:
@@ -193,7 +198,7 @@ class AsyncClient:
         timeout: float = 30.0,
         retries: Retries = Retries(),  # noqa: B008  (frozen)
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=base_url, headers=_headers(key), timeout=timeout)
+        self._http = _made(httpx.AsyncClient, base_url, key, timeout)
         self._retries = retries
 
     async def __aenter__(self) -> Self:
@@ -287,6 +292,28 @@ class AsyncClient:
             if page.next is None:
                 return
             after = page.next
+
+
+def _made(kind: type[H], base_url: str, key: str | None, timeout: float) -> H:
+    """A client of httpx.
+
+    Raises:
+        InputError: See :class:`Client`.
+    """
+    example = "give one such as http://127.0.0.1:8000"
+    try:
+        address = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise InputError(f"{base_url!r} is no address of a service ({error}); {example}") from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise InputError(f"{base_url!r} is no address of a service; {example}")
+    try:
+        return kind(base_url=address, headers=_headers(key), timeout=timeout)
+    except (ImportError, OSError, httpx.InvalidURL) as error:
+        raise InputError(
+            f"{error}; check the proxies and certificates that the environment names "
+            "(HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE, SSL_CERT_DIR)"
+        ) from error
 
 
 def _headers(key: str | None) -> dict[bytes, bytes]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from serve.client.encoding import check_metadata, encode
 from serve.client.service_error import ServiceError
 from serve.schemas import ImportProgress, NewItem
 
@@ -16,7 +17,8 @@ def blocks(items: Iterable[NewItem], most: int = BLOCK_BYTES) -> Iterator[bytes]
     lines: list[bytes] = []
     size = 0
     for item in items:
-        line = msgspec.json.encode(item)
+        check_metadata(getattr(item, "metadata", None))
+        line = encode(item)
         lines.append(line)
         size += len(line) + 1
         if size >= most:

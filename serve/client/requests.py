@@ -12,15 +12,20 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from models.errors import InputError
 from serve import schemas
+from serve.client.encoding import check_metadata, encode
 from serve.client.import_blocks import progress_of
 from serve.client.service_error import ServiceError, refusal_of
 from serve.schemas import BatchAnswer, CollectionList, CollectionStats, ItemDocument, SearchAnswer, format_id
-from serve.store.types import DEFAULT_K, ItemId, SearchArguments
+from serve.store.items import check_id
+from serve.store.types import DEFAULT_K, ItemId, SearchArguments, several
 
 A = TypeVar("A")
 
-Image = bytes | Path
+Image = bytes | str | Path
+"""Encoded bytes, or the path of a file."""
+
 Vector = Sequence[float]
 
 
@@ -102,7 +107,7 @@ def search_images(
     images: Iterable[Image], k: int = DEFAULT_K, **options: Unpack[Options]
 ) -> Call[BatchAnswer]:
     """The nearest neighbours of several images at once; an unusable one gives an error in its place."""
-    files = [("image", image) for image in images]
+    files = [("image", image) for image in several(images)]
     return _upload("/v1/search/batch", _as(BatchAnswer), files, _named(k, options))
 
 
@@ -139,7 +144,7 @@ def search_examples(
     **options: Unpack[Options],
 ) -> Call[SearchAnswer]:
     """Items like the positives and unlike the negatives, both ids of stored items."""
-    body = {"positives": list(positives), "negatives": list(negatives), **_named(k, options)}
+    body = {"positives": several(positives), "negatives": several(negatives), **_named(k, options)}
     return _json("POST", "/v1/search/examples", _as(SearchAnswer), body)
 
 
@@ -152,8 +157,9 @@ def upsert(
     collection: str | None = None,
 ) -> Call[ItemId]:
     """Embed and store an image; returns its id, made from its content when none is given."""
+    check_metadata(metadata)
     given = {
-        "id": None if item_id is None else format_id(item_id),
+        "id": None if item_id is None else format_id(check_id(item_id)),
         "label": label,
         "metadata": metadata,
         "collection": collection,
@@ -165,7 +171,10 @@ def upsert_vectors(
     items: Iterable[schemas.NewItem], *, collection: str | None = None, fingerprint: str | None = None
 ) -> Call[int]:
     """Store items with their vectors, all or none; returns how many."""
-    given = {"items": list(items), "collection": collection, "fingerprint": fingerprint}
+    listed = list(items)
+    for item in listed:
+        check_metadata(getattr(item, "metadata", None))
+    given = {"items": listed, "collection": collection, "fingerprint": fingerprint}
     return _json("POST", "/v1/items/vectors", lambda body: _as(schemas.Written)(body).stored, given)
 
 
@@ -191,7 +200,7 @@ def delete(
     collection: str | None = None,
 ) -> Call[int]:
     """Delete by id, by filter or both; ``erase`` removes every byte. Returns how many went."""
-    given = {"ids": list(ids), "filter": where, "erase": erase, "collection": collection}
+    given = {"ids": several(ids), "filter": where, "erase": erase, "collection": collection}
     return _json("POST", "/v1/items/delete", lambda body: _as(schemas.Deleted)(body).deleted, given)
 
 
@@ -213,7 +222,7 @@ def get_many(
     ids: Iterable[ItemId], *, with_vectors: bool = False, collection: str | None = None
 ) -> Call[list[ItemDocument | None]]:
     """Items in the order of ``ids``, None where there is none."""
-    given = {"ids": list(ids), "with_vectors": with_vectors, "collection": collection}
+    given = {"ids": several(ids), "with_vectors": with_vectors, "collection": collection}
     return _json("POST", "/v1/items/get", lambda body: _as(schemas.ItemList)(body).items, given)
 
 
@@ -255,14 +264,15 @@ def change(
     item_id: ItemId, changes: Mapping[str, Any], *, collection: str | None = None
 ) -> Call[ItemDocument]:
     """Change "label" and "metadata" in part; None removes a field of the metadata."""
-    body = _encode(changes)
+    check_metadata(changes)
+    body = encode(changes)
     params = _fields({"collection": collection})
     return Call("PATCH", _item(item_id), _as(ItemDocument), params, content=body)
 
 
 def embed(images: Iterable[Image]) -> Call[schemas.EmbedAnswer]:
     """Vectors of images."""
-    return _upload("/v1/embed", _as(schemas.EmbedAnswer), [("image", image) for image in images], {})
+    return _upload("/v1/embed", _as(schemas.EmbedAnswer), [("image", image) for image in several(images)], {})
 
 
 def verify(
@@ -303,7 +313,7 @@ def delete_collection(name: str) -> Call[CollectionList]:
 
 def set_alias(alias: str, collection: str | None) -> Call[CollectionList]:
     """Let an alias mean a collection from now on, or nothing."""
-    body = _encode({"collection": collection})
+    body = encode({"collection": collection})
     return Call("PUT", f"/v1/aliases/{quote(alias, safe='')}", _as(CollectionList), content=body)
 
 
@@ -334,37 +344,33 @@ def _as(kind: type[A]) -> Callable[[bytes], A]:
     return msgspec.json.Decoder(kind).decode
 
 
-def _encode(value: object) -> bytes:
-    return msgspec.json.encode(value, enc_hook=_plain)
-
-
-def _plain(value: object) -> object:
-    """Mappings of all kinds; msgspec knows dictionaries only."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise NotImplementedError
-
-
 def _json(method: str, path: str, read: Callable[[bytes], A], given: Mapping[str, Any]) -> Call[A]:
     """A call with a JSON body, from which what is None is left out."""
     present = {name: value for name, value in given.items() if value is not None}
-    return Call(method, path, read, content=_encode(present))
+    return Call(method, path, read, content=encode(present))
 
 
 def _upload(
     path: str, read: Callable[[bytes], A], images: Iterable[tuple[str, Image]], given: Mapping[str, Any]
 ) -> Call[A]:
     """A call with a form of images and other fields."""
-    files = [
-        (name, ("image", image.read_bytes() if isinstance(image, Path) else image)) for name, image in images
-    ]
+    files = [(name, ("image", _content(image))) for name, image in images]
     return Call("POST", path, read, files=files, data=_fields(given))
+
+
+def _content(image: Image) -> bytes:
+    """The encoded bytes of an image."""
+    if isinstance(image, str | Path):
+        return Path(image).read_bytes()
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    raise InputError(f"a {type(image).__name__} is no image; give encoded bytes or the path of a file")
 
 
 def _fields(given: Mapping[str, Any]) -> dict[str, str]:
     """Form fields or query parameters: what is None is left out, lists and objects become JSON text."""
     return {
-        name: value if isinstance(value, str) else _encode(value).decode()
+        name: value if isinstance(value, str) else encode(value).decode()
         for name, value in given.items()
         if value is not None and value is not False
     }
@@ -374,7 +380,7 @@ def _named(k: int, options: Options) -> dict[str, Any]:
     """A search's options under the API's names."""
     given: dict[str, Any] = {**options, "k": k}
     given["filter"] = given.pop("where", None)
-    given["exclude"] = list(given.get("exclude", ())) or None
+    given["exclude"] = several(given.get("exclude", ())) or None
     return given
 
 
@@ -383,4 +389,4 @@ def _numbers(vector: Vector) -> list[float]:
 
 
 def _item(item_id: ItemId, ending: str = "") -> str:
-    return f"/v1/items/{quote(format_id(item_id), safe='')}{ending}"
+    return f"/v1/items/{quote(format_id(check_id(item_id)), safe='')}{ending}"

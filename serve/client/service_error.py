@@ -29,7 +29,12 @@ def refusal_of(response: httpx.Response) -> ServiceError:
     try:
         problem = msgspec.json.decode(response.content, type=ProblemDocument)
     except msgspec.DecodeError:
-        return ServiceError(response.status_code, "", f"the service answered {response.status_code}")
+        address, status = f"{response.url.scheme}://{response.url.netloc.decode()}", response.status_code
+        if "location" in response.headers:
+            text = f"it redirects to {response.headers['location']}; give the address of the service itself"
+        else:
+            text = "this is no answer of the service; check the address, and a proxy on the way"
+        return ServiceError(status, "", f"{address}: status {status}: {text}")
     return ServiceError(problem.status, problem.type.rpartition(":")[2], problem.detail, problem.request_id)
 
 

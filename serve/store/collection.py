@@ -13,7 +13,7 @@ from serve.store import filters, rows
 from serve.store.ann.approximate import parse
 from serve.store.compaction import Compactor
 from serve.store.database import Database, FaissDefinition, Tuning, WriteBatch, create_database, settled
-from serve.store.items import BaseStore, check_id, check_items, checked_in_chunks, unit_rows
+from serve.store.items import BaseStore, check_id, check_ids, check_items, checked_in_chunks, unit_rows
 from serve.store.manifest import SegmentFolder
 from serve.store.query import QueryRunner
 from serve.store.rows import ItemReader
@@ -31,6 +31,7 @@ from serve.store.types import (
     StoreMissing,
     StoreStats,
     Vectors,
+    whole_number,
 )
 from serve.store.version import CurrentVersion
 
@@ -60,6 +61,7 @@ class FaissStore(ItemReader, BaseStore):
         tuning: Tuning = _DEFAULT,
         folder: StoreFolder | None = None,
     ) -> None:
+        dim = None if dim is None else whole_number("dim", dim)
         if not (place / DATABASE).exists():
             if read_only or not create:
                 raise StoreMissing(f"There is no collection {place.name!r} in {place.parent.parent}")
@@ -160,7 +162,7 @@ class FaissStore(ItemReader, BaseStore):
 
     def delete(self, ids: Iterable[ItemId] = (), *, where: Filter | None = None, erase: bool = False) -> int:
         """Deletes by id, by filter or both; see `Store.delete`."""
-        listed = [check_id(value) for value in ids]
+        listed = check_ids(ids)
         condition = None if where is None else filters.condition(where)
 
         def work(connection: Any, batch: WriteBatch) -> int:

@@ -94,6 +94,7 @@ class Database:
         if not self.read_only:
             with _translated(self.path):
                 self._writer = _writer(self._connect())
+                self._opened = self.path.stat()
                 if properties["format"] == 1:
                     self._add_edits()
 
@@ -119,11 +120,17 @@ class Database:
         Raises:
             DiskFull: The disk took no more.
             ReadOnly: The store is open for reading only.
+            StoreDamaged: The file is no longer where it was opened: what is written would be lost with it.
             OSError: The disk failed.
         """
         self._check_open()
         if self._writer is None:
             raise ReadOnly(f"{self.path.parent} is open for reading only")
+        if not self._is_in_place():
+            raise StoreDamaged(
+                f"{self.path} was moved, deleted or replaced while it was open; nothing was written. "
+                "Stop this process and open the store again"
+            )
         with _translated(self.path):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
@@ -133,6 +140,13 @@ class Database:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 raise
+
+    def _is_in_place(self) -> bool:
+        """Whether the path still leads to the file that was opened."""
+        try:
+            return os.path.samestat(self.path.stat(), self._opened)
+        except OSError:
+            return False
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

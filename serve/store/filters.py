@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from serve.store.types import FilterError
 
 MOST_TERMS = 256
@@ -262,6 +264,8 @@ _OPERATORS: dict[str, Callable[[_SqlTranslation, str, str, Any], str]] = {
 
 
 def _scalar(key: str, value: Any) -> Scalar:
+    if isinstance(value, np.generic):
+        value = value.item()
     if not isinstance(value, str | int | float):
         raise FilterError(f"The filter on {key!r} compares with {_short(value)}; use text or a number")
     if isinstance(value, float) and not math.isfinite(value):

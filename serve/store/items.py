@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar, Unpack
 import msgspec
 import numpy as np
 
+from models.errors import first_line
 from serve.store.types import (
     DEFAULT_K,
     DimensionMismatch,
@@ -28,9 +29,14 @@ from serve.store.types import (
     Store,
     StoreError,
     Vectors,
+    several,
+    whole_number,
 )
 
 C = TypeVar("C")
+
+# What is an id, not a vector, among the examples of a search.
+_ID = str | int | np.integer
 
 # The longest text id that a path of the API takes.
 MOST_ID_CHARACTERS = 1024
@@ -96,9 +102,11 @@ def unit_rows(vectors: Any, dim: int | None, what: str = "vector") -> Vectors:
     try:
         with np.errstate(over="ignore"):  # what is beyond float32 is refused below
             rows = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch raises RuntimeError
         _name_the_odd_one(vectors, dim, what)
-        raise StoreError(f"A {what} is not a list of numbers; give {dim or 'some'} numbers each") from None
+        raise StoreError(
+            f"A {what} is not a list of numbers ({first_line(error)}); give {dim or 'some'} numbers each"
+        ) from None
     if rows.ndim == 1:
         rows = rows[np.newaxis]
     if rows.ndim != 2 or rows.shape[1] == 0:
@@ -146,20 +154,31 @@ def check_id(value: Any) -> ItemId:
     """
     if isinstance(value, str):
         if value and "\0" not in value and _is_unicode(value):
-            return value
+            return str(value)  # a plain one, where NumPy made it
     elif isinstance(value, int | np.integer) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
         return int(value)
     raise StoreError(f"{str(value)[:40]!r} is no id; use text without NUL, or a 64-bit integer")
 
 
-def check_limit(limit: int) -> None:
-    """Checks the number of items to read.
+def check_ids(values: Iterable[Any]) -> list[ItemId]:
+    """Returns the ids of a list.
 
     Raises:
-        StoreError: The limit is below 1.
+        StoreError: One is unusable, or the argument is no list.
     """
+    return [check_id(value) for value in several(values)]
+
+
+def check_limit(limit: int) -> int:
+    """Returns the number of items to read, as far as SQLite counts.
+
+    Raises:
+        StoreError: The limit is below 1 or not a whole number.
+    """
+    limit = whole_number("limit", limit)
     if limit < 1:
         raise StoreError(f"limit is {limit}; ask for at least one item")
+    return min(limit, 2**63 - 1)
 
 
 def checked_in_chunks(items: Iterable[Item], size: int, check: Callable[[Sequence[Item]], C]) -> Iterator[C]:
@@ -168,6 +187,8 @@ def checked_in_chunks(items: Iterable[Item], size: int, check: Callable[[Sequenc
     Raises:
         StoreError: What `check` raises for one item, with its id and its `position` among all.
     """
+    if not isinstance(items, Iterable):
+        raise StoreError(f"upsert takes a list of items, not one {type(items).__name__}; put it into a list")
     supply, taken = iter(items), 0
     while chunk := list(itertools.islice(supply, size)):
         try:
@@ -177,7 +198,8 @@ def checked_in_chunks(items: Iterable[Item], size: int, check: Callable[[Sequenc
                 try:
                     check([item])
                 except StoreError as error:
-                    named = type(error)(f"item {item.id!r:.42}: {error}")
+                    name = getattr(item, "id", position)
+                    named = type(error)(f"item {name!r:.42}: {error}")
                     named.position = position
                     raise named from None
             raise
@@ -187,6 +209,9 @@ def checked_in_chunks(items: Iterable[Item], size: int, check: Callable[[Sequenc
 
 def check_items(items: Sequence[Item], dim: int) -> CheckedItems:
     """Checks items before any is written; of equal ids the last one stays."""
+    strange = next((item for item in items if not isinstance(item, Item)), None)
+    if strange is not None:
+        raise StoreError(f"A {type(strange).__name__} is no Item; give Item(id, vector, label, metadata)")
     last: dict[ItemId, Item] = {}
     for item in reversed(items):
         last.setdefault(_check_new_id(item.id), item)
@@ -220,7 +245,7 @@ def check_name(name: str, what: str = "collection name") -> str:
     Raises:
         StoreError: It is not.
     """
-    if not is_name(name):
+    if not isinstance(name, str) or not is_name(name):
         raise StoreError(f"{name!r} is no {what}; use up to 64 letters, digits, '_', '-' or '.'")
     return name
 
@@ -255,7 +280,7 @@ def metadata_text(value: Mapping[str, Any] | None) -> str | None:
         text = _metadata_json(value)
         size = len(text.encode())
     except (TypeError, ValueError) as error:
-        raise StoreError(f"Metadata is not plain JSON: {error}") from None
+        raise StoreError(f"Metadata is not plain JSON: {error}; convert it to text or numbers") from None
     if size > MOST_METADATA_BYTES:
         raise StoreError(f"Metadata of {size:,} bytes; an item has at most {MOST_METADATA_BYTES:,}")
     return text
@@ -362,6 +387,7 @@ class BaseStore:
     ) -> SearchResult:
         """Finds items like the positive and unlike the negative examples; see `Store.search_examples`."""
         query = SearchQuery.of(query, options)
+        positives, negatives = several(positives), several(negatives)
         if len(positives) == 0:
             raise StoreError("There is no positive example; give at least one id or vector")
         vector = _example_vectors(self, positives).mean(axis=0)
@@ -369,16 +395,16 @@ class BaseStore:
             vector = 2 * vector - _example_vectors(self, negatives).mean(axis=0)
         if not vector.any():
             raise StoreError("The examples cancel out; give others")
-        named = [value for value in (*positives, *negatives) if isinstance(value, str | int)]
+        named = [check_id(value) for value in (*positives, *negatives) if isinstance(value, _ID)]
         return self.search(vector, query, exclude=(*query.exclude, *named))
 
 
 def _example_vectors(store: Store, examples: Sequence[ItemId | Vectors]) -> Vectors:
-    ids = [check_id(value) for value in examples if isinstance(value, str | int)]
+    ids = [check_id(value) for value in examples if isinstance(value, _ID)]
     found = dict(zip(ids, store.get(ids, with_vectors=True), strict=True))
     vectors = []
     for value in examples:
-        if isinstance(value, str | int):
+        if isinstance(value, _ID):
             item = found[check_id(value)]
             if item is None:
                 raise ItemMissing(f"There is no item {value!r}")

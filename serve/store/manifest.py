@@ -191,7 +191,8 @@ class SegmentFolder:
         order = np.argsort(row_ids)
         name = uuid.uuid4().hex
         folder = self._folder / name
-        folder.mkdir(parents=True)
+        self._folder.mkdir(exist_ok=True)  # not the collection's: a store that was deleted stays so
+        folder.mkdir()
         try:
             blocks = _gathered(segments, owner[order], row[order], self._dim)
             with self._database.read() as connection:

@@ -18,6 +18,7 @@ from serve.store.filters import Condition
 from serve.store.items import (
     CheckedItems,
     check_id,
+    check_ids,
     check_limit,
     check_patch,
     merged,
@@ -192,7 +193,7 @@ class ItemReader:
 
     def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
         """Items by id; see `Store.get`."""
-        ids = [check_id(value) for value in ids]
+        ids = check_ids(ids)
         condition = Condition("id IN (SELECT value FROM json_each(?))", (json_text(ids),))
         with self._database.read() as connection:
             found = read_items(connection, condition, with_vectors=with_vectors)
@@ -215,7 +216,7 @@ class ItemReader:
         with_vectors: bool = False,
     ) -> Page:
         """Reads items in the order of their last write; see `Store.scroll`."""
-        check_limit(limit)
+        limit = check_limit(limit)
         condition = filters.condition(where)
         bounded = Condition(f"key > ? AND ({condition.sql})", (after or 0, *condition.parameters))
         with self._database.read() as connection:

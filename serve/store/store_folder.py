@@ -18,8 +18,10 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from serve.store.items import check_name, is_name
-from serve.store.types import DiskFull, ReadOnly, StoreError, StoreLocked, StoreMissing
+from serve.store.types import DiskFull, ReadOnly, StoreDamaged, StoreError, StoreLocked, StoreMissing
 
 DATABASE = "items.db"
 UNFINISHED, _DELETED = ".new-", ".old-"
@@ -118,8 +120,10 @@ def _lock(folder: Path) -> sqlite3.Connection:
     )
     try:
         connection.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         connection.close()
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise StoreDamaged(f"{folder / 'lock.db'} is no lock of a store; delete this file") from error
         if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
             raise
         raise StoreLocked(
@@ -128,10 +132,17 @@ def _lock(folder: Path) -> sqlite3.Connection:
     return connection
 
 
+class _Catalogue(msgspec.Struct):
+    """The content of `catalogue.json`."""
+
+    aliases: dict[str, str]
+
+
 class StoreFolder:
     """Opens the folder and takes its lock (unless only for reading)."""
 
     def __init__(self, path: Path, *, create: bool = True, read_only: bool = False) -> None:
+        path = path.absolute()  # the process may change its folder
         self.path = path
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path} is a file; a store is a folder")
@@ -160,8 +171,12 @@ class StoreFolder:
         path = self.path / "catalogue.json"
         if not path.exists():
             return {}
-        aliases: dict[str, str] = json.loads(path.read_text("utf-8"))["aliases"]
-        return aliases
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=_Catalogue).aliases
+        except msgspec.DecodeError as error:
+            raise StoreDamaged(
+                f"{path} is damaged ({error}); put a backup in its place, or delete it and set aliases anew"
+            ) from error
 
     def place(self, name: str) -> Path:
         """The folder of a collection, given its name or alias, whether it exists or not.

@@ -8,6 +8,8 @@ a query. Similarity is the cosine: vectors are L2-normalized on the way in, so i
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
@@ -109,6 +111,29 @@ class ItemMissing(StoreError):
     """An id that a request names is not in the store (HTTP 404)."""
 
 
+def whole_number(name: str, value: Any) -> int:
+    """Returns the value as an int; integers of NumPy are taken too.
+
+    Raises:
+        StoreError: It is not a whole number.
+    """
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        raise StoreError(f"{name} is {value!r:.40}; give a whole number") from None
+
+
+def several(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Returns what an argument lists.
+
+    Raises:
+        StoreError: It is not a list. A single text is refused: it would pass as the list of its characters.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise StoreError(f"{values!r:.40} is not a list; put it into one: [{values!r:.40}]")
+    return tuple(values)
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One thing that can be found.
@@ -160,12 +185,22 @@ class SearchQuery(msgspec.Struct, frozen=True):
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "k", whole_number("k", self.k))
         if self.k < 1:
             raise StoreError(f"k is {self.k}; ask for at least one hit")
         if self.group_by not in (None, "label"):
             raise StoreError(f"Cannot group by {self.group_by!r}; group by 'label'")
-        if self.effort is not None and not 1 <= self.effort <= MOST_EFFORT:
-            raise StoreError(f"effort is {self.effort}; it goes from 1 to {MOST_EFFORT}")
+        if self.effort is not None:
+            msgspec.structs.force_setattr(self, "effort", whole_number("effort", self.effort))
+            if not 1 <= self.effort <= MOST_EFFORT:
+                raise StoreError(f"effort is {self.effort}; it goes from 1 to {MOST_EFFORT}")
+        if self.min_similarity is not None:
+            try:
+                usable = not math.isnan(self.min_similarity)
+            except TypeError:
+                usable = False
+            if not usable:
+                raise StoreError(f"min_similarity is {self.min_similarity!r:.40}; give a number from -1 to 1")
 
     @classmethod
     def of(cls, query: SearchQuery | int, options: QueryArguments) -> SearchQuery:
@@ -173,7 +208,7 @@ class SearchQuery(msgspec.Struct, frozen=True):
         if not isinstance(query, SearchQuery):
             query = cls(query)
         if "exclude" in options:
-            options = {**options, "exclude": tuple(options["exclude"])}
+            options = {**options, "exclude": several(options["exclude"])}
         return msgspec.structs.replace(query, **options) if options else query
 
     @property

@@ -158,3 +158,28 @@ def test_search_prints_neighbours_and_writes_a_contact_sheet(
     assert "not an image" in line_of(capsys)
     process.send(signal.SIGINT)
     assert process.wait() in (0, 130)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["index", "--bundle=b", "--store=s", "--data", ""],
+        ["index", "--bundle=b", "--store=s", "--data="],
+        ["index", "--bundle", "", "--data=d", "--store=s"],
+        ["search", "query.jpg", "--url", ""],
+    ],
+)
+def test_an_empty_value_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "is empty; give it a value, or leave it out" in line_of(capsys)
+
+
+def test_an_address_without_a_scheme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "query.png")
+    assert main(["search", str(tmp_path / "query.png"), "--url", "localhost:8000"]) == 2
+    assert "give one such as http://127.0.0.1:8000" in line_of(capsys)
+
+
+def test_embed_refuses_a_negative_number_of_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", "--bundle=b", "--data=d", "--out=o", "--workers=-1"]) == 2
+    assert line_of(capsys).endswith("--workers -1: must be at least 0")

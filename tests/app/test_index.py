@@ -154,3 +154,24 @@ def test_an_interrupted_run_keeps_what_was_done(
     assert "16 of 64 images are in the store already" in capsys.readouterr().out
     with stored(tmp_path) as store:
         assert store.count() == 64
+
+
+@pytest.mark.parametrize("option", ["--batch-size=0", "--batch-size=-1", "--thumbnails=-1"])
+def test_numbers_that_would_store_nothing(
+    options: list[str], tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*options, option]) == 2
+    name, value = option.split("=")
+    assert f"{name} {value}: must be at least" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("option", ["--queries=0", "--queries=-1", "--out=nowhere/out.json", "--out=."])
+def test_tune_refuses_before_it_measures(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(50, 8)))
+    assert main(["index", "tune", f"--embeddings={tmp_path / 'vectors.npy'}", option]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("kindred: " + option.replace("=", " "))
+    assert "recall" not in printed.out

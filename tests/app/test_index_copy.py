@@ -111,6 +111,7 @@ def test_the_check_finds_what_was_not_copied(
     with FaissStore.open(tmp_path / "target") as new:
         (item,) = new.get(["item 0"], with_vectors=True)
         new.upsert([Item(item.id, item.vector, item.label, item.metadata, b"another thumbnail")])
+    monkeypatch.setattr(index_copy, "_copy_page", lambda *_: None)  # or it would repair the item
     with pytest.raises(InputError, match="1 of 120 sampled items differ"):
         copy(str(source), str(tmp_path / "target"))
 
@@ -121,3 +122,25 @@ def test_copying_onto_itself_or_from_nothing_is_refused(source: Path, tmp_path: 
     with pytest.raises(InputError, match="no store"):
         copy(str(tmp_path / "none"), str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("same", ["source/", "./source", "link"])
+def test_another_name_of_the_source_is_no_target(
+    source: Path, same: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    (source.parent / "link").symlink_to("source")
+    with pytest.raises(InputError, match="both source and target"):
+        copy("source", same)
+
+
+def test_a_new_thumbnail_is_copied(source: Path, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    copy(str(source), target)
+    with FaissStore.open(source) as store:
+        (item,) = store.get(["item 4"], with_vectors=True)
+        assert item is not None
+        store.upsert([Item(item.id, item.vector, item.label, item.metadata, b"larger")])
+    copy(str(source), target, sample=0)
+    with FaissStore.open(target, read_only=True) as store:
+        assert store.thumbnail("item 4") == b"larger"

@@ -13,6 +13,7 @@ from serve.store import filters
 from serve.store.items import (
     BaseStore,
     check_id,
+    check_ids,
     check_limit,
     check_patch,
     checked_in_chunks,
@@ -226,7 +227,7 @@ class MilvusStore(BaseStore):
 
     def delete(self, ids: Iterable[ItemId] = (), *, where: Filter | None = None, erase: bool = False) -> int:
         """Deletes by id, by filter or both; see `Store.delete`. `erase` is refused, see `purge`."""
-        listed = [check_id(value) for value in ids]
+        listed = check_ids(ids)
         condition = None if where is None else expression(where, self._engine.can)
         if erase:
             self.purge()
@@ -265,7 +266,7 @@ class MilvusStore(BaseStore):
 
     def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
         """Items by id; see `Store.get`."""
-        ids = [check_id(value) for value in ids]
+        ids = check_ids(ids)
         self._open()
         found = self._reader.by_id(ids, _fields(with_vectors))
         wanted = [found.get(key_of(value)) for value in ids]
@@ -286,7 +287,7 @@ class MilvusStore(BaseStore):
         with_vectors: bool = False,
     ) -> Page:
         """Reads items in the order of their last write; see `Store.scroll`."""
-        check_limit(limit)
+        limit = check_limit(limit)
         condition = expression(where, self._engine.can)
         self._open()
         found = self._reader.after(after or 0, limit, condition, _fields(with_vectors))

@@ -1,6 +1,19 @@
 """Deleting items by id and by filter."""
 
-from serve.store.types import Item, Store
+import pytest
+
+from serve.store.types import Item, Store, StoreError
+
+
+@pytest.mark.parametrize("one", ["abc", b"abc", 1, None])
+def test_one_id_is_not_a_list_of_ids(store: Store, items: list[Item], one: object) -> None:
+    store.upsert([Item(name, item.vector) for name, item in zip("abc", items, strict=False)])
+    for call in (store.delete, store.get, lambda ids: store.search(items[0].vector, exclude=ids)):
+        with pytest.raises(StoreError, match=r"not a list; put it into one: \["):
+            call(one)
+    with pytest.raises(StoreError, match="not a list"):
+        store.search_examples(one)
+    assert store.count() == 3
 
 
 def test_deleting_by_id_and_by_filter(filled: Store, items: list[Item]) -> None:
