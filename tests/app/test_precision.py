@@ -91,7 +91,7 @@ def test_without_a_config_nothing_is_known(tmp_path: Path) -> None:
 def test_a_broken_config_is_one_line(fit_options: list[str], tmp_path: Path, capsys, content: str) -> None:
     checkpoint = tmp_path / "run/checkpoints/last.ckpt"
     checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
+    torch.save({"pytorch-lightning_version": "2.5.0"}, checkpoint)
     (tmp_path / "run/config.yaml").write_text(content)
     assert main([*fit_options, "--ckpt_path=last"]) == 2
     assert capsys.readouterr().err.startswith(f"kindred: {tmp_path / 'run/config.yaml'}: cannot be read")
