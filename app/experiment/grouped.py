@@ -29,7 +29,7 @@ class GroupedNormalization(nn.Module):
         plain: the layer to group, of C channels: parameters and running statistics stay in it.
         groups: G.
         consecutive: each pass starts from the statistics that the previous one left; the last one's remain.
-        shared_momentum: the gradient subtracts statistics of all groups; see ``settings.Groups``.
+        shared_momentum: the gradient subtracts statistics of all groups; see ``experiment_config.Groups``.
 
     Attributes:
         wide: the layer of G · C channels that normalizes in training. Not a submodule: it has no

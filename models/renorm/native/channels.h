@@ -1,4 +1,4 @@
-// The arithmetic on one channel: r, d and the moving averages. statistics.py and gradient.py do the same.
+// The arithmetic on one channel: r, d and the moving averages. statistics.py and autograd.py do the same.
 #pragma once
 
 #include <cmath>
