@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from models.errors import InputError
 from models.renorm import BatchRenorm
+from models.renorm.autograd import GradientAverages
 
 Normalizer = nn.BatchNorm2d | BatchRenorm
 
@@ -49,8 +50,8 @@ class GroupedNormalization(nn.Module):
         self.groups = groups
         self.consecutive = consecutive
         self.shared_momentum = shared_momentum
-        self._shared = torch.zeros(4, plain.num_features)
-        self._shared_steps = 0
+        momentum = torch.tensor(shared_momentum or 0.0)
+        self._shared = GradientAverages(torch.zeros(4, plain.num_features), torch.zeros(()), momentum)
         self.by_batch = False
         self._collected: list[list[Tensor]] = []
         wide = deepcopy(plain).requires_grad_(False)
@@ -97,13 +98,12 @@ class GroupedNormalization(nn.Module):
         """
         if not self.shared_momentum:
             return torch.zeros_like(moments[0]), torch.zeros_like(moments[0])
-        self._shared_steps += 1
-        weight = max(1 / self._shared_steps, self.shared_momentum)
         now = moments.view(4, self.groups, -1).mean(1)
-        self._shared = self._shared.to(now).lerp(now, weight)
-        dy, product, z, square = self._shared.repeat(1, self.groups)
-        slope = ((product - z * dy) / (square - z * z)).nan_to_num(0.0, 0.0, 0.0)
-        return dy - slope * z, slope
+        kept, steps, momentum, _ = self._shared
+        self._shared = GradientAverages(kept.to(now), steps.to(now), momentum.to(now))
+        # A channel without variance has no slope.
+        constant, slope = (v.nan_to_num(0.0, 0.0, 0.0).repeat(self.groups) for v in self._shared.fit(now))
+        return constant, slope
 
     @torch.no_grad()
     def collect(self) -> None:

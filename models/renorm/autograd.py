@@ -36,16 +36,20 @@ class GradientAverages(NamedTuple):
 
     def take_in(self, mean: Tensor, projection: Tensor, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """What replaces a batch's mean(dy) and mean(dy * x_hat): a constant and a factor of x_hat."""
-        share = torch.maximum(self.batches.add_(1).reciprocal(), self.momentum)
         now = torch.stack([mean, torch.addcmul(d * mean, r, projection), d, torch.addcmul(d * d, r, r)])
         if self.group is not None:
             dist.all_reduce(now.div_(dist.get_world_size(self.group)), group=self.group)
+        constant, slope = self.fit(now)
+        return torch.addcmul(constant, d, slope), r * slope  # constant + slope * z, where z is r x_hat + d
+
+    def fit(self, now: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in a batch's moments, (4, C), and fit dy by constant + slope * z, (C,) each."""
+        share = torch.maximum(self.batches.add_(1).reciprocal(), self.momentum)
         # Where the batch's is not finite the average stays.
         self.moments.addcmul_((now - self.moments).nan_to_num_(0.0, 0.0, 0.0), share)
         dy, product, z, square = self.moments
         slope = torch.addcmul(product, z, dy, value=-1) / torch.addcmul(square, z, z, value=-1)
-        # dy + (z of the batch - z) * slope, where z of the batch is r x_hat + d.
-        return torch.addcmul(dy, d - z, slope), r * slope
+        return torch.addcmul(dy, slope, z, value=-1), slope
 
 
 class TorchRenorm(Function):
