@@ -115,7 +115,14 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise InputError(f"{option} is empty; give it a value, or leave it out")
 
 
+def _home(argument: str) -> str:
+    """Replaces the ~ of --option=~/path, which shells leave as it is, by the home folder."""
+    option, _, path = argument.partition("=~/")
+    return f"{option}={Path.home() / path}" if path and option.startswith("--") else argument
+
+
 def _run(arguments: Sequence[str]) -> int:
+    arguments = [_home(argument) for argument in arguments]
     with_own_classes = bool(arguments) and (arguments[0] in TRAINING or "--trust-code" in arguments)
     if with_own_classes and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last, so that a folder "data" there does not hide our package

@@ -20,6 +20,7 @@ from models.backbones import input_settings
 from models.callbacks.random_state import RandomState
 from models.callbacks.renorm import RenormScheduleCallback
 from models.callbacks.retrieval import RetrievalEvaluation
+from models.depthwise import keep_float32
 from models.errors import InputError
 from models.gathering import gather_rows, gather_with_gradient, world_size
 from models.losses import (
@@ -319,16 +320,18 @@ class MetricLearner(LightningModule):
         self._retrieval.report(self.trainer, self, "test")
 
     def on_fit_start(self) -> None:
-        """Check the data against the network, and build the CPU kernels, before the first step.
+        """Check the data against the network and the loss, and build the CPU kernels, before the first step.
 
         Raises:
-            InputError: the images do not have the network's number of channels or size.
+            InputError: the images do not have the network's number of channels or size, or the batches
+                hold no pairs for a loss of pairs or triplets.
         """
         self._checkpoint = None  # no longer needed
-        if self.device.type == "cpu" and any(
-            isinstance(layer, BatchRenorm) and not layer.frozen for layer in self.network.modules()
-        ):
-            native.try_build()
+        self._check_pairs()
+        if self.device.type == "cpu":
+            keep_float32(self.network)
+            if any(isinstance(layer, BatchRenorm) and not layer.frozen for layer in self.network.modules()):
+                native.try_build()
         preprocess = getattr(getattr(self.trainer, "datamodule", None), "preprocess", None)
         channels = getattr(preprocess, "channels", self.architecture.in_channels)
         if channels != self.architecture.in_channels:
@@ -357,6 +360,20 @@ class MetricLearner(LightningModule):
                     self.weights,
                     trained,
                 )
+
+    def _check_pairs(self) -> None:
+        """Refuse batches in which a loss without proxies finds nothing to train on."""
+        if self.memory is not None or any(True for _ in self.loss.parameters()):
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        single = {name for name in ("samples_per_class", "classes_per_batch") if getattr(data, name, 0) == 1}
+        if self.gather and world_size() > 1:
+            single.discard("classes_per_batch")  # the other processes bring other classes
+        if single:
+            raise InputError(
+                f"{max(single)} is 1: {type(self.loss).__name__} trains on pairs in a batch, of one class "
+                "and of two; set it to 2 or more"
+            )
 
     def configure_callbacks(self) -> list[Callback]:
         """Random states in checkpoints, and Batch Renormalization's schedule unless the Trainer has one."""

@@ -41,6 +41,11 @@ class Keys:
         """Whether at least one key is set."""
         return bool(self._read or self._write)
 
+    @property
+    def protect_reading(self) -> bool:
+        """Whether a read key is set; a write key alone leaves reading open."""
+        return bool(self._read)
+
     def _refresh(self) -> None:
         file = self._settings.keys_file
         if file is None or time.monotonic() - self._looked_at < _FRESH_SECONDS:

@@ -1,8 +1,8 @@
-"""Protects a service without keys against web pages that its user visits.
+"""Protects a service against web pages that its user visits.
 
 A page on any site can send forms to ``http://127.0.0.1:8000``, and with DNS rebinding read the answers. So
-without keys, the Host header must name this machine, and requests that browsers mark as coming from another
-site may not change anything. With keys this is not needed: other sites' pages do not know them.
+without a read key, the Host header must name this machine, and requests that browsers mark as coming from
+another site may not change anything. Other sites' pages do not know the read key.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ class Origins:
 
     Args:
         settings: For the allowed hosts and origins.
-        has_keys: Whether keys protect the service already; any host name will do then.
+        reading_needs_key: Whether a read key protects the data already; any host name will do then.
     """
 
-    def __init__(self, settings: Settings, *, has_keys: bool) -> None:
+    def __init__(self, settings: Settings, *, reading_needs_key: bool) -> None:
         self._origins = set(settings.cors_origins)
         self._hosts = {*_LOOPBACK, settings.host, *settings.allowed_hosts}
-        self._any_host = has_keys or not settings.is_loopback()
+        self._any_host = reading_needs_key or settings.public_reads or not settings.is_loopback()
 
     def check(self, method: str, headers: Mapping[bytes, bytes]) -> None:
         """Check a request.
@@ -42,8 +42,8 @@ class Origins:
             raise Problem(
                 421,
                 "host",
-                f"host {host or 'missing'}: without keys this service answers to this machine's names alone; "
-                "set a key or KINDRED_ALLOWED_HOSTS",
+                f"host {host or 'missing'}: without a read key, this service answers to this machine's "
+                "names; set KINDRED_READ_KEY, KINDRED_ALLOWED_HOSTS or public_reads",
             )
         if method in _SAFE or b"origin" not in headers:
             return

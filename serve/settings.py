@@ -81,7 +81,7 @@ class Settings(BaseSettings):
         public_reads: Allow a public address with a write key alone, so that anyone may search.
         allow_without_key: Allow a public address with no key at all, for networks that are closed by other
             means.
-        allowed_hosts: Host names accepted besides loopback's while no key is set (against DNS rebinding).
+        allowed_hosts: Host names accepted besides loopback's while no read key is set (DNS rebinding).
         cors_origins: Web origins whose pages may call the API; none by default.
         device: Where the network runs and exact segments are scanned: "auto", "cpu", "cuda", "cuda:1", …
         backend: What runs the network: "eager" (torch), "compiled" (torch's Inductor), "onnx" (ONNX Runtime),

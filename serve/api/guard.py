@@ -32,7 +32,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
-        self._origins = Origins(service.settings, has_keys=service.keys.any)
+        self._origins = Origins(service.settings, reading_needs_key=service.keys.protect_reading)
         self._refused = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

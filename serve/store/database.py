@@ -70,6 +70,7 @@ class Database:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self.read_only = read_only
+        self._process = os.getpid()
         self._idle: deque[sqlite3.Connection] = deque()
         self._closing = threading.Event()
         self._writer: sqlite3.Connection | None = None
@@ -187,6 +188,12 @@ class Database:
             raise StoreError(f"A reader kept the log of {self.path} from being emptied; purge again")
 
     def _check_open(self) -> None:
+        if os.getpid() != self._process:
+            # Neither SQLite's connections nor the threads of the store survive a fork.
+            raise StoreError(
+                f"The collection {self.path.parent.name!r} was opened before this process was forked; "
+                "open a store in the process that uses it (two processes need the service)"
+            )
         if self._closing.is_set():
             raise StoreError(f"The collection {self.path.parent.name!r} is closed; open it again")
 

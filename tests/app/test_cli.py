@@ -174,6 +174,18 @@ def test_an_empty_value_is_refused(arguments: list[str], capsys: pytest.CaptureF
     assert "is empty; give it a value, or leave it out" in line_of(capsys)
 
 
+@pytest.mark.parametrize(
+    "command", [["index", "--data=d", "--store=s"], ["fit", "--config=configs/demo.yaml"]]
+)
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    option = "--bundle" if command[0] == "index" else "--data.source"
+    assert main([*command, f"{option}=~/nothing-here"]) == 2
+    assert str(tmp_path / "nothing-here") in line_of(capsys)
+
+
 def test_an_address_without_a_scheme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "query.png")
     assert main(["search", str(tmp_path / "query.png"), "--url", "localhost:8000"]) == 2

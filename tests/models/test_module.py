@@ -119,6 +119,18 @@ def test_images_of_another_number_of_channels_are_refused(tmp_path: Path, patter
         trainer(tmp_path).fit(MetricLearner(), patterns())
 
 
+@pytest.mark.parametrize("name", ["samples_per_class", "classes_per_batch"])
+def test_batches_without_pairs_are_refused_unless_the_loss_has_proxies(
+    tmp_path: Path, patterns: Any, name: str
+) -> None:
+    data = patterns(batches=1)
+    setattr(data, name, 1)
+    with pytest.raises(InputError, match=f"{name} is 1: FaceNetTripletLoss trains on pairs"):
+        trainer(tmp_path).fit(MetricLearner(**TINY), data)
+    proxies = {"class_path": "pytorch_metric_learning.losses.ProxyAnchorLoss"}
+    trainer(tmp_path, max_epochs=1).fit(MetricLearner(**TINY, num_classes=12, loss=proxies), data)
+
+
 def test_duplicates_count_once_in_validation(tmp_path: Path, patterns: Any) -> None:
     """A padded distributed sampler repeats images; a copy at distance 0 must not be a hit."""
     model, data = MetricLearner(**TINY), patterns()

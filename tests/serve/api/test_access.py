@@ -98,6 +98,15 @@ def test_without_keys_foreign_hosts_are_refused(running):
     assert httpx.get(f"{running.address}/v1/items", headers={"host": "localhost:1"}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [({"write_key": "w"}, 421), ({"write_key": "w", "public_reads": True}, 200), ({"read_key": "r"}, 401)],
+)
+def test_a_write_key_alone_does_not_show_the_data_to_foreign_hosts(start, options, status):
+    address = start(**options).address
+    assert httpx.get(f"{address}/v1/items", headers={"host": "evil.example"}).status_code == status
+
+
 def test_other_sites_pages_change_nothing(running, picture):
     for origin, status in (("http://evil.example", 403), ("null", 403), (running.address, 200)):
         response = httpx.post(

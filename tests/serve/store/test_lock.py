@@ -1,7 +1,9 @@
 """One process owns a store; others may look at it."""
 
+import multiprocessing
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +80,35 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
         store.upsert([Item(1, np.ones(4))])
     with pytest.raises(StoreError, match="closed"):
         store.search(np.ones(4), where={"id": 1})
+
+
+def _write_after_fork(store: FaissStore, answers: Connection) -> None:
+    for write in (
+        lambda: store.upsert([Item("b", np.ones(4, np.float32))]),
+        lambda: store.delete(["a"]),
+        lambda: store.get(["a"]),
+        store.flush,
+    ):
+        try:
+            write()
+        except StoreError as error:
+            answers.send(str(error))
+        else:
+            answers.send("done")
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12 warns beside threads
+def test_a_forked_child_is_told_to_open_the_store_itself(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    with FaissStore.open(tmp_path / "store", dim=4) as store:
+        store.upsert([Item("a", np.ones(4, np.float32))])
+        child = multiprocessing.get_context("fork").Process(target=_write_after_fork, args=(store, theirs))
+        child.start()
+        try:
+            for _ in range(4):
+                assert ours.poll(60), "the child hangs"
+                assert "opened before this process was forked" in ours.recv()
+        finally:
+            child.kill()
+            child.join()
+        assert store.count() == 1
