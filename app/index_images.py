@@ -30,9 +30,12 @@ def fill_store(
     thumbnails: int = 160,
     batch_size: int = 64,
     refresh: bool = False,
+    prune: bool = False,
 ) -> None:
     """Embed every image of ``table`` that ``store`` lacks; see ``kindred index``."""
     console = Console()
+    if prune:
+        _delete_others(store, table, console)
     rows = np.arange(len(table)) if refresh else _missing(store, table)
     if len(rows) < len(table):
         console.print(f"{len(table) - len(rows)} of {len(table)} images are in the store already")
@@ -58,6 +61,15 @@ def fill_store(
                 console.print(f"  and {len(broken) - 20} more")
     if len(rows) and len(broken) == len(rows):
         raise InputError(f"none of the {len(rows)} images could be read; see the messages above")
+
+
+def _delete_others(store: Target, table: ImageTable, console: Console) -> None:
+    """Delete the items whose images are not in ``table``."""
+    present = {table.name(row) for row in range(len(table))}
+    gone = [item.id for item in store.scan() if item.id not in present]
+    for start in range(0, len(gone), CHUNK):
+        store.delete(gone[start : start + CHUNK])
+    console.print(f"{len(gone)} items deleted whose images are not in the data")
 
 
 def _missing(store: Target, table: ImageTable) -> Rows:

@@ -15,6 +15,14 @@ from serve.store.milvus.engine import TOKEN, is_address
 from serve.store.types import Item, ItemId
 
 
+class StoredItem(Protocol):
+    """An item of a store or of a service."""
+
+    @property
+    def id(self) -> ItemId:
+        """Its id."""
+
+
 class Target(Protocol):
     """A store, or a collection of a running service, that can be filled."""
 
@@ -23,6 +31,12 @@ class Target(Protocol):
 
     def upsert(self, items: Iterable[Item], *, fingerprint: str | None = None) -> int:
         """Store items and return their number."""
+
+    def delete(self, ids: Iterable[ItemId], /) -> int:
+        """Delete items and return how many there were."""
+
+    def scan(self) -> Iterator[StoredItem]:
+        """All items."""
 
     def count(self) -> int:
         """Number of items."""

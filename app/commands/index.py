@@ -26,6 +26,7 @@ def index(
     thumbnails: int = 160,
     batch_size: int = 64,
     refresh: bool = False,
+    prune: bool = False,
     device: str = "auto",
 ) -> None:
     """Put images, or embeddings of them, into a store that can be searched.
@@ -48,6 +49,8 @@ def index(
         thumbnails: Longer side of stored thumbnails in pixels; 0 stores none.
         batch_size: Images in a forward pass.
         refresh: Embed and store again images that the store already has.
+        prune: Delete the items whose images are not in the data: files that were deleted, renamed or moved to
+            another class. Without it, they stay.
         device: "auto", "cpu" or "cuda".
     """
     if (store is None) == (url is None):
@@ -55,6 +58,8 @@ def index(
     for name, value, least in (("batch-size", batch_size, 1), ("thumbnails", thumbnails, 0)):
         if value < least:
             raise InputError(f"--{name} {value}: must be at least {least}")
+    if prune and (embeddings is not None or split is not None):
+        raise InputError("--prune wants the whole data: leave --embeddings and --split out")
     if embeddings is not None:
         if bundle is not None or data is not None or split is not None:
             raise InputError("with --embeddings, leave --bundle, --data and --split out")
@@ -80,7 +85,9 @@ def index(
     if split is not None:
         table = table.take(select(table, split, model.info.get("split"))[0])
     with open_target(store, url, collection, model.dim, model.fingerprint, index_type, device) as target:
-        fill_store(target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh)
+        fill_store(
+            target, model, table, thumbnails=thumbnails, batch_size=batch_size, refresh=refresh, prune=prune
+        )
 
 
 @app.command(help="Choose the index type and its parameters on your own vectors")

@@ -1,6 +1,6 @@
 """A collection of a running service, with the few methods of a store that filling it needs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from serve.client.client import Client
 from serve.client.service_error import ServiceError
@@ -55,6 +55,14 @@ class RemoteCollection:
             for item in items
         )
         return self._client.import_items(new, collection=self._name, fingerprint=fingerprint)
+
+    def delete(self, ids: Iterable[ItemId]) -> int:
+        """Delete items; returns how many there were."""
+        return self._client.delete(ids, collection=self._name)
+
+    def scan(self) -> Iterator[ItemDocument]:
+        """All items."""
+        return self._client.scan(collection=self._name)
 
     def count(self) -> int:
         """Number of items."""

@@ -58,6 +58,25 @@ def test_a_second_run_embeds_only_what_is_new(
     assert "64 images indexed" in capsys.readouterr().out
 
 
+def test_items_of_images_that_are_gone_are_deleted_on_request(
+    options: list[str], image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(options) == 0
+    (image_folder / "star" / "00.jpg").rename(image_folder / "star" / "new.jpg")
+    (image_folder / "star" / "01.jpg").unlink()
+    assert main(options) == 0
+    with stored(tmp_path) as store:
+        assert store.count() == 65
+    capsys.readouterr()
+    assert main([*options, "--prune"]) == 0
+    assert "2 items deleted whose images are not in the data" in capsys.readouterr().out
+    table = open_source(str(image_folder)).table()
+    with stored(tmp_path) as store:
+        assert {item.id for item in store.scan()} == {table.name(row) for row in range(len(table))}
+    assert main([*options, "--prune", "--split=test"]) == 2
+    assert "--prune wants the whole data" in capsys.readouterr().err
+
+
 def test_broken_images_are_named_counted_and_skipped(
     options: list[str], image_folder: Path, truncated_jpeg: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
