@@ -50,8 +50,7 @@ class GroupedNormalization(nn.Module):
         self.groups = groups
         self.consecutive = consecutive
         self.shared_momentum = shared_momentum
-        momentum = torch.tensor(shared_momentum or 0.0)
-        self._shared = GradientAverages(torch.zeros(4, plain.num_features), torch.zeros(()), momentum)
+        self._shared = torch.zeros(4, plain.num_features), torch.zeros(())
         self.by_batch = False
         self._collected: list[list[Tensor]] = []
         wide = deepcopy(plain).requires_grad_(False)
@@ -62,6 +61,9 @@ class GroupedNormalization(nn.Module):
         # Each forward pass gives it the repeated parameters of the plain layer.
         del wide.weight, wide.bias
         wide.weight = wide.bias = None  # type: ignore[assignment]
+        if isinstance(wide, BatchRenorm) and shared_momentum is not None:
+            wide.final_gradient_momentum = shared_momentum
+            wide.set_limits(gradient_momentum=shared_momentum)
         object.__setattr__(self, "wide", wide.train())
         self.wide: Normalizer
 
@@ -99,10 +101,10 @@ class GroupedNormalization(nn.Module):
         if not self.shared_momentum:
             return torch.zeros_like(moments[0]), torch.zeros_like(moments[0])
         now = moments.view(4, self.groups, -1).mean(1)
-        kept, steps, momentum, _ = self._shared
-        self._shared = GradientAverages(kept.to(now), steps.to(now), momentum.to(now))
+        kept, steps = self._shared = self._shared[0].to(now), self._shared[1].to(now)
+        averages = GradientAverages(kept, steps, self.wide.gradient_momentum)  # type: ignore[arg-type]
         # A channel without variance has no slope.
-        constant, slope = (v.nan_to_num(0.0, 0.0, 0.0).repeat(self.groups) for v in self._shared.fit(now))
+        constant, slope = (v.nan_to_num(0.0, 0.0, 0.0).repeat(self.groups) for v in averages.fit(now))
         return constant, slope
 
     @torch.no_grad()

@@ -43,7 +43,8 @@ class BatchRenorm(nn.Module):
         gradient_statistics: "batch" for the paper's gradient; "moving" takes the two statistics that it
             subtracts from the recent batches together, "shared" from those of all processes (one small
             all-reduce in the backward pass; every batch weighs the same).
-        gradient_momentum: weight of a batch, or of the processes' batches of one step, among those.
+        gradient_momentum: weight of a batch, or of the processes' batches of one step, among those. While a
+            ``RenormSchedule`` or a warm-up widens the limits, it falls from 1, which is the paper's gradient.
         warmup_steps: training batches over which the limits widen from 1 and 0 to rmax and dmax; None for no
             warm-up. ``num_batches_tracked`` counts them, so a checkpoint resumes it. Not with a
             ``RenormSchedule``.
@@ -101,6 +102,7 @@ class BatchRenorm(nn.Module):
             raise ValueError(f"warmup_steps is {warmup_steps}: give at least 1, or None for no warm-up")
         self.num_features, self.eps, self.affine, self.scale = num_features, eps, affine, scale
         self.gradient_statistics: GradientKind = gradient_statistics
+        self.final_gradient_momentum = gradient_momentum
         self.warmup_steps, self.warmup_shape = warmup_steps, warmup_shape
         self.track_running_stats = True
         self.cumulative = momentum is None
@@ -128,7 +130,11 @@ class BatchRenorm(nn.Module):
         self._set(rmax=rmax, dmax=dmax, momentum=momentum, gradient_momentum=gradient_momentum)
 
     def set_limits(
-        self, rmax: float | None = None, dmax: float | None = None, momentum: float | None = None
+        self,
+        rmax: float | None = None,
+        dmax: float | None = None,
+        momentum: float | None = None,
+        gradient_momentum: float | None = None,
     ) -> None:
         """Change how far the correction may go, or the weight of a batch; None leaves a value as it is.
 
@@ -138,11 +144,12 @@ class BatchRenorm(nn.Module):
             rmax: largest r, at least 1.
             dmax: largest absolute d, at least 0.
             momentum: weight of a batch in the running statistics, in [0, 1].
+            gradient_momentum: weight of a batch in the gradient statistics, in [0, 1].
 
         Raises:
             ValueError: on a value out of range.
         """
-        self._set(rmax=rmax, dmax=dmax, momentum=momentum)
+        self._set(rmax=rmax, dmax=dmax, momentum=momentum, gradient_momentum=gradient_momentum)
         self.cumulative = self.cumulative and momentum is None
 
     def _set(self, **settings: float | None) -> None:
@@ -161,10 +168,13 @@ class BatchRenorm(nn.Module):
         """The largest r and d of the next batch, 0-dimensional tensors, as far as a warm-up has come."""
         if self.warmup_steps is None:
             return self.rmax, self.dmax
-        done = (self.num_batches_tracked.to(self.rmax.dtype) / self.warmup_steps).clamp(max=1)
-        if self.warmup_shape == "step":
-            done = done.floor()
+        done = self._warmed_up(self.warmup_steps)
         return 1 + (self.rmax - 1) * done, self.dmax * done
+
+    def _warmed_up(self, steps: int) -> Tensor:
+        """How far a warm-up has come, from 0 to 1."""
+        done = (self.num_batches_tracked.to(self.rmax.dtype) / steps).clamp(max=1)
+        return done.floor() if self.warmup_shape == "step" else done
 
     def forward(
         self,
@@ -200,12 +210,12 @@ class BatchRenorm(nn.Module):
         remember = not compiling and not again and may_be_recomputed()
         weight, bias, eps = self.weight, self.bias, self.eps
         mean, var, (rmax, dmax) = self.running_mean, self.running_var, self.limits()
+        averages = self.gradient_averages()
         if not again:
             self.num_batches_tracked.add_(1)
         momentum = self.momentum
         if self.cumulative:
             momentum = self.num_batches_tracked.to(momentum.dtype).reciprocal()
-        averages = self.gradient_averages()
         output: Tensor
 
         # The two passes of a checkpoint must take the same route.
@@ -257,7 +267,10 @@ class BatchRenorm(nn.Module):
         if self.gradient_statistics == "batch":
             return None
         group = processes() if self.gradient_statistics == "shared" else None
-        return GradientAverages(self.gradient_moments, self.gradient_batches, self.gradient_momentum, group)
+        momentum = self.gradient_momentum
+        if self.warmup_steps is not None:
+            momentum = 1 + (momentum - 1) * self._warmed_up(self.warmup_steps)
+        return GradientAverages(self.gradient_moments, self.gradient_batches, momentum, group)
 
     def averaged_stats(self) -> list[Tensor]:
         """The statistics as they may be averaged over several layers: running mean and deviation, (C,).

@@ -27,6 +27,34 @@ def test_the_papers_ramps() -> None:
         assert float(layer.dmax) == pytest.approx(dmax, abs=1e-5)
 
 
+def test_the_gradients_weight_falls_from_the_papers_while_rmax_opens() -> None:
+    layers = nn.Sequential(
+        *(BatchRenorm1d(2, gradient_statistics="moving", gradient_momentum=m) for m in (0.05, 0.2))
+    )
+    schedule = RenormSchedule(layers, rmax=Ramp(1, 3, begin=10, finish=30), unit="steps")
+    for steps, open_part in ((0, 0), (10, 0), (15, 0.25), (30, 1), (99, 1)):
+        schedule.go_to(steps)
+        weights = [float(layer.gradient_momentum) for layer in layers]
+        assert weights == pytest.approx([1 - 0.95 * open_part, 1 - 0.8 * open_part])
+    again = RenormSchedule(layers, rmax=Ramp(1, 3, begin=10, finish=30), unit="steps")
+    again.load_state_dict(schedule.state_dict() | {"steps": 15})
+    assert [float(layer.gradient_momentum) for layer in layers] == pytest.approx([0.7625, 0.8])
+
+
+def test_until_rmax_opens_moving_gradients_are_the_papers() -> None:
+    torch.manual_seed(0)
+    moving, paper = BatchRenorm1d(3, gradient_statistics="moving"), BatchRenorm1d(3)
+    for layer in (moving, paper):
+        RenormSchedule(layer, total_steps=1000)
+    for _ in range(3):
+        a = torch.randn(8, 3, requires_grad=True)
+        b = a.detach().clone().requires_grad_()
+        target = torch.randn(8, 3)
+        (moving(a) * target).sum().backward()
+        (paper(b) * target).sum().backward()
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 @pytest.mark.parametrize(
     ("steps", "end"), [(10, 3), (1000, 3), (1500, 2.25), (2000, 1.5), (float("inf"), 1.5)]
 )

@@ -30,7 +30,7 @@ def test_each_step_has_the_limits_of_its_number(route, shape, moving) -> None:
     driven = BatchRenorm1d(4, **settings)
     for number in range(7):
         done = min(number / 4, 1) if shape == "linear" else float(number >= 4)
-        driven.set_limits(1 + 0.4 * done, 0.8 * done)
+        driven.set_limits(1 + 0.4 * done, 0.8 * done, gradient_momentum=1 - 0.95 * done)
         rmax, dmax = layer.limits()
         assert float(rmax) == pytest.approx(float(driven.rmax), abs=1e-12)
         assert float(dmax) == pytest.approx(float(driven.dmax), abs=1e-12)
