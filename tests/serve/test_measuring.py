@@ -190,3 +190,4 @@ def test_no_process_stays_behind(settings, bundle, start_kindred, tmp_path, end)
     service.send(end)
     service.wait()
     wait_until(lambda: not Path(f"/proc/{child}").exists())
+    assert not [*(tmp_path / "cache").rglob("choice.json")]  # it was ended, and did not end by itself
