@@ -151,7 +151,14 @@ class Bundle:
         runner, bundle.fingerprint = open_export(file, bundle.exports, bundle.device)
         return replace(bundle, runner=runner)
 
-    def optimize(self, backend: str = "auto", *, cache: Path | None = None, workers: int = 1) -> "Bundle":
+    def optimize(
+        self,
+        backend: str = "auto",
+        *,
+        cache: Path | None = None,
+        workers: int = 1,
+        meanwhile: str | None = None,
+    ) -> "Bundle":
         """The same model for inference, with normalization folded into convolutions, on a fast backend.
 
         Args:
@@ -161,6 +168,8 @@ class Bundle:
             cache: Folder for choices, graphs and compiled code, writable by this user alone; by default
                 `inference` in `models.cache_folder.cache_root`.
             workers: Number of batches that may run at the same time.
+            meanwhile: With "auto", the backend to take at once while the cache has no choice, in place of
+                measuring; `choice.provisional` then says so.
 
         Raises:
             InputError: The backend is unknown, cannot run here or gives different vectors; or this bundle
@@ -173,7 +182,8 @@ class Bundle:
                 )
             return self
         model = Model(self.network, self.preprocess, self.fingerprint)
-        runner, choice = optimize(model, backend, cache or cache_root() / "inference", workers)
+        folder = cache or cache_root() / "inference"
+        runner, choice = optimize(model, backend, folder, workers, meanwhile)
         return replace(self, runner=runner, choice=choice)
 
     def save(self, folder: str | Path) -> Path:

@@ -364,7 +364,7 @@ class Model(Struct, kw_only=True):
         thresholds: Similarities from which two images count as the same, by false accept rate.
         backend: What runs it: eager, compiled or onnx; plain where nothing was chosen.
         choice: Why that backend: images a second of each by batch size, and its difference from the plain
-            network.
+            network; `provisional` is true until the fastest is known.
         info: Training and evaluation figures.
     """
 

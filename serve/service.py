@@ -1,6 +1,9 @@
 """The service's parts, made at the start and shared by all endpoints."""
 
 import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
 
 from models.bundle import Bundle
 from models.errors import InputError
@@ -8,7 +11,8 @@ from serve.admission import Admission
 from serve.auth import Keys
 from serve.connections import Connections
 from serve.embedding import EmbeddingPipeline
-from serve.embedding.network_stage import load_bundle
+from serve.embedding.network_stage import load_bundle, optimized
+from serve.measuring import measure_backends
 from serve.observability import Metrics, RequestLog, log
 from serve.precheck import precheck_model
 from serve.searching import StoreThreads
@@ -53,6 +57,7 @@ class Service:
         self.precheck_expires = 0.0  # on the loop's clock
         self._opening: dict[str, asyncio.Future[Store]] = {}
         self.admission = Admission(settings.latency_budget_ms)
+        self._finding: asyncio.Task[None] | None = None
 
     @property
     def bundle(self) -> Bundle:
@@ -98,12 +103,8 @@ class Service:
         bundle = await asyncio.to_thread(load_bundle, self.settings, self.bundle.backend)
         # Opening a collection takes as long as loading its index.
         await asyncio.to_thread(self.catalogue.collection, target)
-        fresh = self._pipeline(bundle)
-        try:
-            fault = await precheck_model(fresh)
-            if fault:
-                raise InputError(f"{self.settings.bundle}: {fault}; the old model stays")
-            # No await from here on: model and alias change together for every request.
+
+        def move_alias() -> None:
             opened = self.catalogue.opened(target)
             kept = opened.fingerprint if opened is not None else None
             if kept not in (None, bundle.fingerprint):
@@ -113,11 +114,63 @@ class Service:
                 )
             if alias is not None:
                 self.catalogue.set_alias(alias, collection)
+
+        await self._replace(bundle, move_alias)
+        self.find_backend()
+
+    async def _replace(self, bundle: Bundle, admit: Callable[[], None]) -> None:
+        """Put a model into use that passes the precheck, unless ``admit`` raises right before the change."""
+        fresh = self._pipeline(bundle)
+        try:
+            fault = await precheck_model(fresh)
+            if fault:
+                raise InputError(f"{self.settings.bundle}: {fault}; the old model stays")
+            # No await from here on: model and alias change together for every request.
+            admit()
         except BaseException:
             await fresh.drain()
             raise
         retired, self.pipeline = self.pipeline, fresh
         await retired.drain()
+
+    def find_backend(self) -> None:
+        """Where the backend is provisional, begin to measure the backends, and then change to the fastest."""
+        if self._finding is None or self._finding.done():
+            self._finding = asyncio.create_task(self._find_backend())
+
+    async def _find_backend(self) -> None:
+        while (choice := self.bundle.choice) is not None and choice.provisional:
+            before = self.bundle
+            try:
+                await self._change_to_fastest(before)
+            except Exception as error:  # noqa: BLE001  (the backend in use works)
+                if self.bundle is before:  # else a reload has brought another model, which has its own turn
+                    log.warning("backend %s stays: %s", before.backend, error)
+                    return
+
+    async def _change_to_fastest(self, before: Bundle) -> None:
+        def refuse_after_reload() -> None:
+            if self.bundle is not before:
+                raise InputError("a reload has replaced the model")
+
+        log.info(
+            "model %s runs on %s until a process of low priority has found the fastest backend",
+            before.fingerprint,
+            before.backend,
+        )
+        await measure_backends(self.settings)
+        plain = replace(before, runner=None)
+        fast = await asyncio.to_thread(optimized, self.settings, plain, before.backend)
+        if fast.choice is None or fast.choice.provisional:
+            raise InputError(f"{self.settings.bundle} holds another model than the one in use; reload it")
+        await self._replace(fast, refuse_after_reload)
+        log.info(
+            "model %s: backend %s → %s, images a second by batch size: %s",
+            before.fingerprint,
+            before.backend,
+            fast.backend,
+            json.dumps(fast.choice.images_per_second),
+        )
 
     def refresh_gauges(self) -> None:
         """Bring the gauges that are read rather than counted up to date."""
@@ -138,6 +191,9 @@ class Service:
 
     async def aclose(self) -> None:
         """Finish what runs, then close the collections."""
+        if self._finding is not None:
+            self._finding.cancel()
+            await asyncio.wait([self._finding])
         await self.pipeline.drain()
         await asyncio.to_thread(self.threads.close)
         await asyncio.to_thread(self.catalogue.close)

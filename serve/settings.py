@@ -85,7 +85,7 @@ class Settings(BaseSettings):
         cors_origins: Web origins whose pages may call the API; none by default.
         device: Where the network runs and exact segments are scanned: "auto", "cpu", "cuda", "cuda:1", …
         backend: What runs the network: "eager" (torch), "compiled" (torch's Inductor), "onnx" (ONNX Runtime),
-            or "auto", the fastest on this machine; the first start with a model measures it.
+            or "auto": the fastest on this machine, or "eager" until that is measured.
         trust_code: Allow a bundle whose backbone is a class outside the known packages; importing it runs its
             code.
         index: FAISS index of new collections: "Flat" (exact, the default) or any ``index_factory`` string.

@@ -41,7 +41,6 @@ REDUCED = (
         r"^(kindred fit .*)$",
         rf"\1{SMALL} --data.batches_per_epoch=2 --trainer.max_steps=-1 --trainer.max_epochs=1",
     ),
-    (r"^(kindred serve .*)(?<!eager)$", r"\1 --backend eager"),
     (r"^(kindred evaluate .*)$", r"\1 --device cpu"),
     (r"max_epochs=20\)", "max_epochs=1, accelerator='cpu', logger=False, enable_checkpointing=False)"),
     (r"image_size=112,", "image_size=32, classes_per_batch=4, batches_per_epoch=2, num_workers=0,"),

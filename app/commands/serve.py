@@ -29,8 +29,8 @@ def serve(
         host: Address to listen on. All but loopback addresses need KINDRED_READ_KEY and KINDRED_WRITE_KEY.
         port: TCP port; 0 chooses a free one.
         device: Where the network runs and exact segments are searched: auto, cpu or cuda.
-        backend: eager, compiled, onnx, or auto (the default): the fastest on this machine, measured when a
-            model is first served.
+        backend: eager, compiled, onnx, or auto (the default): the fastest on this machine, which is found
+            while eager serves.
         collection: Collection for requests that name none.
         trust_code: Allow a backbone class outside the known packages; importing it runs its code.
         log_level: DEBUG, INFO, WARNING or ERROR.

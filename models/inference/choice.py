@@ -42,12 +42,14 @@ class Choice:
         images_per_second: of each measured backend, by batch size; empty without a measurement.
         max_difference: of each backend from the plain network, on sample images.
         skipped: for each other backend, why it cannot be used.
+        provisional: whether "auto" took it because no measurement is kept yet.
     """
 
     backend: str
     images_per_second: dict[str, dict[str, float]] = field(default_factory=dict)
     max_difference: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    provisional: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -73,7 +75,9 @@ class Model:
         return self.preprocess.normalize(pixels).to(self.device)
 
 
-def optimize(model: Model, backend: str, cache: Path, workers: int = 1) -> tuple[Runner, Choice]:
+def optimize(
+    model: Model, backend: str, cache: Path, workers: int = 1, meanwhile: str | None = None
+) -> tuple[Runner, Choice]:
     """Make a runner for a network, with the named backend or the fastest one.
 
     Args:
@@ -82,6 +86,7 @@ def optimize(model: Model, backend: str, cache: Path, workers: int = 1) -> tuple
         cache: folder for choices, graphs and compiled code. Compiled code in it is executed, so it must be
             writable by this user alone.
         workers: number of batches that may run at the same time.
+        meanwhile: with "auto", the backend to take while the cache has no choice; None measures.
 
     Returns:
         The runner, and how it was chosen.
@@ -95,17 +100,22 @@ def optimize(model: Model, backend: str, cache: Path, workers: int = 1) -> tuple
     with tempfile.TemporaryDirectory() as scratch:
         # Folding is fast: there is nothing to cache.
         folder = Path(scratch) if backend == "eager" else _folder(model, cache, Path(scratch))
-        if backend != "auto":
-            runners, choice = _build_all([backend], model, folder, workers)
-            if not runners:
-                raise InputError(f"backend {backend}: {choice.skipped[backend]}; try another one, or auto")
-            return runners[backend], replace(choice, backend=backend)
-        kept = _read(folder)
-        if kept is not None:
-            runners, _ = _build_all([kept.backend], model, folder, workers)
-            if runners:
-                return runners[kept.backend], kept
-        return _measured(model, folder, workers)
+        name = backend
+        if backend == "auto":
+            kept = _read(folder)
+            if kept is not None:
+                runners, _ = _build_all([kept.backend], model, folder, workers)
+                if runners:
+                    return runners[kept.backend], kept
+            if meanwhile is None:
+                return _measured(model, folder, workers)
+            name = meanwhile
+        runners, choice = _build_all([name], model, folder, workers)
+        if not runners:
+            raise InputError(f"backend {name}: {choice.skipped[name]}; try another one, or auto")
+        # Without a cache, no other process can measure for this one: the choice is final.
+        provisional = backend == "auto" and folder != Path(scratch)
+        return runners[name], replace(choice, backend=name, provisional=provisional)
 
 
 def _measured(model: Model, folder: Path, workers: int) -> tuple[Runner, Choice]:
@@ -179,7 +189,11 @@ def _folder(model: Model, cache: Path, scratch: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        log.warning("cache %s cannot be written (%s): every start measures anew", cache, error.strerror)
+        log.warning(
+            "cache %s cannot be written (%s): no measurement is kept; set KINDRED_CACHE to another folder",
+            cache,
+            error.strerror,
+        )
         return scratch
 
 

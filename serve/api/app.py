@@ -46,6 +46,7 @@ def create_app(settings: Settings, bundle: Bundle, catalogue: AnyCatalogue) -> F
         # These objects stay until the end; garbage collection need not scan them again, for 100 ms each time.
         gc.collect()
         gc.freeze()
+        service.find_backend()
         watching = None
         if settings.recall_seconds:
             watching = asyncio.create_task(recall.watch(service, settings.recall_seconds))

@@ -11,23 +11,32 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from serve.settings import Settings
-from serve.threads import set_policy
 
 
-def load_bundle(settings: Settings, backend: str | None = None) -> Bundle:
-    """The settings' model, ready to serve: thread counts are set first, because a backend is chosen for them.
+def load_bundle(settings: Settings, meanwhile: str = "eager") -> Bundle:
+    """The settings' model, ready to serve.
 
     Args:
         settings: What the operator decided.
-        backend: Take this one instead of the settings' "auto", which may measure for minutes.
+        meanwhile: The backend to take for "auto" until the fastest is known.
 
     Raises:
         InputError: There is no such bundle, or the backend cannot run it.
     """
-    set_policy(settings.threads_of_network())
     bundle = Bundle.load(settings.bundle, settings.device, trust_code=settings.trust_code)
-    chosen = backend if backend is not None and settings.backend == "auto" else settings.backend
-    return bundle if chosen == "plain" else bundle.optimize(chosen, workers=settings.network_workers)
+    return optimized(settings, bundle, meanwhile)
+
+
+def optimized(settings: Settings, bundle: Bundle, meanwhile: str) -> Bundle:
+    """The model on the settings' backend; for "auto" the fastest, if it is known, else ``meanwhile``.
+
+    Raises:
+        InputError: The backend cannot run it.
+    """
+    if settings.backend == "auto" and meanwhile == "plain":
+        return bundle
+    torch.set_num_threads(settings.threads_of_network())  # for which the backend is chosen
+    return bundle.optimize(settings.backend, workers=settings.network_workers, meanwhile=meanwhile)
 
 
 def encode_core(bundle: Bundle, images: Sequence[Tensor]) -> NDArray[np.float32]:
