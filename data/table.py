@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -205,14 +206,15 @@ def _set(rows: pa.Table, name: str, values: Any) -> pa.Table:
 
 
 def factorize(names: pa.Array) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels, int64 (N,), for class names, and the sorted distinct names."""
+    """Labels, int64 (N,), for class names, and the sorted distinct names.
+
+    Names are in Unicode's composed form (NFC): file systems and tables may write the same é in two ways.
+    """
     encoded = pc.dictionary_encode(names)
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    distinct = np.asarray(encoded.dictionary.to_pylist(), dtype=object)
-    order = np.argsort(distinct, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return rank[np.asarray(encoded.indices)].astype(np.int64), [str(name) for name in distinct[order]]
+    composed = [unicodedata.normalize("NFC", str(name)) for name in encoded.dictionary.to_pylist()]
+    distinct, label_of = np.unique(np.array(composed, dtype=object), return_inverse=True)
+    return label_of[np.asarray(encoded.indices)].astype(np.int64), distinct.tolist()
 
 
 def join_tables(tables: Sequence[ImageTable]) -> ImageTable:
