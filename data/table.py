@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -20,6 +21,8 @@ from models.preprocess import DecodeLimits, read_limited
 _MEMBER_COLUMNS = ("offset", "stored", "size", "method", "crc")
 # Columns with a meaning of their own that are also shown as metadata.
 _SHOWN = ("part", "is_query", "is_gallery")
+# Number of rows whose files are looked for.
+_TRIED = 20
 # Prefix of metadata columns in the Arrow table, so that they may have any name.
 _METADATA = "metadata/"
 
@@ -149,6 +152,23 @@ class ImageTable:
             member = Member(*(int(column[row]) for column in self._members))
             return read_member(root, name, member, self.limits)
         return read_limited(root / name, self.limits)
+
+    def require_files(self) -> None:
+        """Try some rows, evenly spaced.
+
+        Raises:
+            InputError: None of them leads to a file.
+        """
+        if self._members is not None:
+            return
+        for row in np.linspace(0, len(self) - 1, min(len(self), _TRIED)).astype(np.int64).tolist():
+            root = self.roots[0 if self._root_of is None else int(self._root_of[row])]
+            if os.path.isfile(root / self.name(row)):  # noqa: PTH113  # false, too, for names that are too long
+                return
+        raise InputError(
+            f"{self.roots[0]}: holds none of the images that are listed (tried {min(len(self), _TRIED)}, "
+            f"{self.name(0)} first); paths are relative to it"
+        )
 
     @cached_property
     def fingerprint(self) -> str:
