@@ -60,7 +60,7 @@ def decisive(message: str) -> str:
         else:
             reasons[text] = None
     if not reasons:
-        expected = " or ".join(dict.fromkeys(name for name in types if name))
+        expected = " or ".join(dict.fromkeys(name for name in types if name)) or "settings"
         reasons[f"expected {expected}, found {given}"] = None
     return ": ".join([*([".".join(keys)] if keys else []), "; ".join(reasons)])
 
