@@ -23,6 +23,7 @@ _EXPECTED = re.compile(r"Expected an? (?:<class '(.+?)'>|typing\.Literal\[(.+?)\
 _GIVEN = re.compile(r"Given value: (?:NestedArg\(key='.*', val=)?(.*?)\)?$")
 
 _REQUIRED = re.compile(r"the following arguments are required: \w+\.(?:data|model)")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 _PARTS = {"data": "--data.source", "model": "--model.backbone"}
 _UNKNOWN = re.compile(r"(?:Option|option) '([\w.]+)'|unrecognized arguments: --([\w.]+)")
 
@@ -57,6 +58,8 @@ def decisive(message: str) -> str:
             reasons[f"give {' and '.join(lacking)}, or a --config with them"] = None
         elif found := _GIVEN.match(text):
             given = found[1]
+        elif (found := _NO_CLASS.match(text)) and (usual := _PARTS.get(".".join(keys))):
+            reasons[f"{found[1]} is no class; did you mean {usual}={found[1]}?"] = None
         else:
             reasons[text] = None
     if not reasons:

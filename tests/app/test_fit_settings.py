@@ -115,6 +115,8 @@ def test_a_figure_that_there_is_none_of_is_told_before_the_first_step(
         ("--data.imagesize=3", "Option 'imagesize' is not accepted; did you mean image_size?"),
         ("--trainr.max_steps=3", "unrecognized arguments: --trainr.max_steps=3; did you mean trainer?"),
         ("--trainer.max_steps=many", "trainer.max_steps: expected int, found many"),
+        ("--data=my-images", "data: my-images is no class; did you mean --data.source=my-images?"),
+        ("--model=resnet18", "model: resnet18 is no class; did you mean --model.backbone=resnet18?"),
         ("--data.cache=ram", "data.cache: expected 'none' or 'memory' or 'disk', found 'ram'"),
         ("--trainer.precision=8", "or 'bf16-mixed' or '32-true' or '64-true'"),
         ("--model.embedding_dim=x", "embedding_dim: expected int, found 'x'"),
@@ -154,6 +156,8 @@ def test_what_is_wrong_with_a_setting_is_one_short_line(
         (b"data:\n  source: im\xe9\n", "config: it is not UTF-8"),
         (b"\x89PNG\r\n", "config: it is not UTF-8"),
         (b"trainer:\n  max_epoochs: 1\n", "'trainer.max_epoochs'; did you mean max_epochs?"),
+        (b"data:\n- source: x\n", "data: expected settings, found [{'source': 'x'}]"),
+        (b"data: my-images\n", "did you mean --data.source=my-images?"),
         (b"model:\n  backbone: conv4\n", "give --data.source, or a --config with them"),
     ],
 )
