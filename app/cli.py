@@ -59,9 +59,10 @@ def _train(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> 
 def _read_former_names() -> None:
     """Accept former names of settings in configs."""
     from jsonargparse import get_loader, set_loader
+    from yaml import YAMLError
 
     load = get_loader("yaml")
-    set_loader("yaml", lambda text: renamed_config(load(text)))
+    set_loader("yaml", lambda text: renamed_config(load(text)), exceptions=(YAMLError,))
 
 
 def _own_config(argument: str) -> str:

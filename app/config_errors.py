@@ -1,7 +1,9 @@
 """One-line errors from exceptions of jsonargparse and Lightning about a config."""
 
+import difflib
 import re
 import traceback
+from collections.abc import Collection
 
 from jsonargparse import ArgumentError
 
@@ -17,8 +19,13 @@ _NOISE = re.compile(
 _KEY = re.compile(r'Parser key "(.+)":\s*(.*)')
 _CLASS = re.compile(r"Problem with given class_path '(.+)':\s*(.*)")
 _CALLABLE = re.compile(r"Type .* expects a function or a callable class: (.*)\. Got value: .*")
-_EXPECTED = re.compile(r"Expected an? <class '(.+)'>")
+_EXPECTED = re.compile(r"Expected an? (?:<class '(.+?)'>|typing\.Literal\[(.+?)\])(?:\. Got value: (.*))?")
 _GIVEN = re.compile(r"Given value: (?:NestedArg\(key='.*', val=)?(.*?)\)?$")
+
+_REQUIRED = re.compile(r"the following arguments are required: \w+\.(?:data|model)")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
+_PARTS = {"data": "--data.source", "model": "--model.backbone"}
+_UNKNOWN = re.compile(r"(?:Option|option) '([\w.]+)'|unrecognized arguments: --([\w.]+)")
 
 # torch's messages about feature maps that shrink to nothing.
 _TOO_SMALL = re.compile(r"Output size is too small|Kernel size can't be greater than actual input size")
@@ -26,6 +33,8 @@ _TOO_SMALL = re.compile(r"Output size is too small|Kernel size can't be greater 
 
 def decisive(message: str) -> str:
     """Shorten a message of jsonargparse, which lists every type tried, to the setting and its fault."""
+    if "Unexpected config:" in message:  # followed by all of it
+        return "config: it holds no settings, such as trainer: {max_epochs: 5}"
     keys: list[str] = []
     reasons: dict[str, None] = {}
     types: list[str] = []
@@ -42,19 +51,38 @@ def decisive(message: str) -> str:
         if not text or _NOISE.match(text):
             continue
         if found := _EXPECTED.match(text):
-            types.append(found[1].removeprefix("NoneType"))
+            types.append((found[1] or " or ".join(found[2].split(", "))).removeprefix("NoneType"))
+            given = found[3] or given
+        elif _REQUIRED.match(text):
+            lacking = [option for part, option in _PARTS.items() if f".{part}" in text]
+            reasons[f"give {' and '.join(lacking)}, or a --config with them"] = None
         elif found := _GIVEN.match(text):
             given = found[1]
+        elif (found := _NO_CLASS.match(text)) and (usual := _PARTS.get(".".join(keys))):
+            reasons[f"{found[1]} is no class; did you mean {usual}={found[1]}?"] = None
         else:
             reasons[text] = None
     if not reasons:
-        expected = " or ".join(dict.fromkeys(name for name in types if name))
+        expected = " or ".join(dict.fromkeys(name for name in types if name)) or "settings"
         reasons[f"expected {expected}, found {given}"] = None
     return ": ".join([*([".".join(keys)] if keys else []), "; ".join(reasons)])
 
 
-def explained(error: Exception) -> Exception:
+def _suggested(message: str, known: Collection[str]) -> str:
+    """What an unknown setting in the message may have been meant to be, as the message's end."""
+    if (found := _UNKNOWN.search(message)) is None:
+        return ""
+    strange = (word for word in (found[1] or found[2]).split(".") if word not in known)
+    alike = [name for word in strange for name in difflib.get_close_matches(word, known, 1, 0.7)]
+    return f"; did you mean {alike[0]}?" if alike else ""
+
+
+def explained(error: Exception, known: Collection[str] = ()) -> Exception:
     """The exception to raise in place of ``error``: an InputError if the user's input is at fault.
+
+    Args:
+        error: What a library raised.
+        known: Names of settings, to suggest one for a misspelled one.
 
     Returns:
         The InputError (or OSError) that a library wrapped; an InputError with the message of jsonargparse or
@@ -69,10 +97,13 @@ def explained(error: Exception) -> Exception:
         if isinstance(cause, kinds):
             return cause
     if isinstance(error, ArgumentError) or _WRAPPED in str(error):
-        return InputError(decisive(str(error)))
+        message = decisive(str(error))
+        return InputError(message + _suggested(message, known))
+    frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, UnicodeDecodeError) and any(name.startswith("jsonargparse.") for name in frames):
+        return InputError(f"config: it is not UTF-8 ({error}); save it as UTF-8 text")
     if _TOO_SMALL.search(str(error)):
         return InputError(f"the images are too small for the backbone: raise data.image_size ({error})")
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    if frame.f_globals["__name__"].startswith("lightning."):
+    if frames[-1].startswith("lightning."):
         return InputError(str(error))  # Lightning raised it itself: a wrong argument or a missing package
     return error

@@ -1,8 +1,10 @@
 """``kindred fit | validate | test | predict``: LightningCLI with a run folder, checkpoints and a bundle."""
 
+import inspect
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -269,6 +271,10 @@ def _num_classes(data: ImageDataModule) -> int:
     return data.num_classes
 
 
+def _settings(part: type) -> list[str]:
+    return list(inspect.signature(part).parameters)
+
+
 def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> TrainingCLI:
     """Run one of Lightning's commands as the command line would.
 
@@ -295,7 +301,8 @@ def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -
         RuntimeError,
         ValueError,
     ) as error:
-        told = explained(error)
+        parts = (MetricLearner, ImageDataModule, Trainer)
+        told = explained(error, ["model", "data", "trainer", *chain(*map(_settings, parts))])
         if told is error:
             raise
         raise told from error

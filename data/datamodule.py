@@ -201,8 +201,9 @@ class ImageDataModule(LightningDataModule):
         """Compute the split and try the augmentation, so that errors show before training.
 
         Raises:
-            InputError: The split or the augmentation is unusable.
+            InputError: The split or the augmentation is unusable, or the images are not there.
         """
+        self.table.require_files()
         _ = self.parts
         if stage in (None, "fit"):
             _ = self._train_labels

@@ -20,8 +20,8 @@ from models.files import replacing
 
 _log = logging.getLogger(__name__)
 
-# Increase when the format of the cached index changes, so that older ones are rebuilt.
-_FORMAT = 2
+# Increase when the cached index or its reading of folders and tables changes, so that older ones are rebuilt.
+_FORMAT = 3
 
 Entry = TypeVar("Entry")
 

@@ -1,6 +1,7 @@
 """Classes and splits of folders of images: class folders, train/val/test folders, ``split.csv``."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _PARTS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
     "testing": "test",
 }
@@ -39,9 +41,9 @@ def classes_of(
     """Class ("" where images lie outside of classes) and part ("train", "val", "test" or None) of folders.
 
     Folders named as parts are a split where at least two parts lie beside each other in one place, at any
-    depth, with class folders in them; images elsewhere then belong to no class. Otherwise leading components
-    that all folders share are dropped (archives often wrap everything in one folder), and the rest is the
-    class.
+    depth, with class folders in them; images elsewhere then belong to no class. Their names may hold further
+    words if these are the same (training_set beside test_set). Otherwise leading components that all folders
+    share are dropped (archives often wrap everything in one folder), and the rest is the class.
 
     Args:
         folders: Paths of the folders that hold images, "" for the root.
@@ -57,21 +59,24 @@ def classes_of(
     if wrapper is not None:
         return [folder.removeprefix(f"{wrapper}/") for folder in folders], [None] * len(folders)
     paths = [tuple(folder.split("/")) if folder else () for folder in folders]
-    parents = _split_parents(paths)
-    places = sorted({parent for parent in parents if parent is not None})
+    split_of = _splits(paths, plain_names=decided)
+    places = sorted({place for place in split_of if place is not None})
     if len(places) == 1:
-        start = len(places[0]) + 1
+        start = len(places[0][0]) + 1
         kept = [
-            path if parent is not None and len(path) > start else ()
-            for path, parent in zip(paths, parents, strict=True)
+            path if place is not None and len(path) > start else ()
+            for path, place in zip(paths, split_of, strict=True)
         ]
         if any(kept):
-            parts = [_part(path[start - 1]) if path else None for path in kept]
+            _refuse_query_folders(kept)
+            parts = [_part(path[start - 1])[0] if path else None for path in kept]
+            if all(len(path) > start + 1 and path[start] == path[start - 1] for path in kept if path):
+                start += 1  # train/train/a beside test/test/b
             return ["/".join(path[start:]) for path in kept], parts
         if not decided:
             raise InputError("its split folders hold no class folders; put class folders into train and test")
     elif places and not decided:
-        one, other = ("/".join(place) or "the top" for place in places[:2])
+        one, other = (" ".join(["/".join(parent) or "the top", *words]) for parent, words in places[:2])
         raise InputError(
             f"train and test folders lie in {len(places)} places, among them {one} and {other}; {_REMEDY}"
         )
@@ -81,38 +86,53 @@ def classes_of(
         paths = [path[1:] for path in paths]
     if not decided:
         _refuse_half_split(paths)
+        _refuse_query_folders(paths)
     return ["/".join(path) for path in paths], [None] * len(paths)
 
 
-def _part(folder: str) -> str | None:
-    return _PARTS.get(folder.lower())
+def _part(folder: str) -> tuple[str | None, _Path]:
+    """The part that a folder's name tells, or None, and its other words: "test" and ("set",) of test_set."""
+    name = folder.lower()
+    if not any(start in name for start in ("train", "val", "test", "dev")):  # fast, for a million folders
+        return None, ()
+    words = re.findall(r"[^\W\d_]+", name)
+    told = [_PARTS[word] for word in words if word in _PARTS]
+    return told[0] if len(told) == 1 else None, tuple(word for word in words if word not in _PARTS)
 
 
-def _split_parents(paths: Sequence[_Path]) -> list[_Path | None]:
-    """For each path, its first folder that is followed by a part and holds another part too; or None."""
-    parts: dict[_Path, set[str]] = {}
-    for path in paths:
-        for depth, folder in enumerate(path):
-            if part := _part(folder):
-                parts.setdefault(path[:depth], set()).add(part)
-    return [
-        next((path[:n] for n, folder in enumerate(path) if _part(folder) and len(parts[path[:n]]) > 1), None)
+def _splits(paths: Sequence[_Path], *, plain_names: bool) -> list[tuple[_Path, _Path] | None]:
+    """For each path, the split that it lies in: (the folder above the parts, their names' other words).
+
+    Names with other words do not count where there are plain ones (train_masks beside train and test), nor if
+    ``plain_names`` says so.
+    """
+    places = [
+        {(path[:depth], others): part for depth, (part, others) in enumerate(map(_part, path)) if part}
         for path in paths
     ]
+    parts: dict[tuple[_Path, _Path], set[str]] = {}
+    for found in places:
+        for place, part in found.items():
+            parts.setdefault(place, set()).add(part)
+    splits = {place for place, told in parts.items() if len(told) > 1}
+    plain = {place for place in splits if not place[1]}
+    splits = plain if plain or plain_names else splits
+    return [next((place for place in found if place in splits), None) for found in places]
 
 
 def _refuse_half_split(paths: Sequence[_Path]) -> None:
     """Refuse folders named as parts without a counterpart beside them where there are other images.
 
     A single such folder that holds images itself is a class (vehicles: car, bus, train), unless it is called
-    test: a test set taken for a class would be trained on.
+    test: a test set taken for a class would be trained on. Names with other words may be classes, too
+    (train_station), unless one of them is test and they hold folders.
     """
-    parts = {
-        path[: n + 1]: part for path in paths for n, folder in enumerate(path) if (part := _part(folder))
-    }
+    told = {path[: n + 1]: _part(folder) for path in paths for n, folder in enumerate(path)}
     above = {path[:n] for path in paths for n in range(len(path))}
-    several = len(set(parts.values())) > 1
-    marked = {path for path, part in parts.items() if several or part == "test" or path in above}
+    plain = {path: part for path, (part, others) in told.items() if part and not others}
+    several = len(set(plain.values())) > 1
+    marked = {path for path, part in plain.items() if several or part == "test" or path in above}
+    marked |= {path for path, (part, _) in told.items() if part == "test" and path in above}
     beside = sorted(
         path for path in paths if path and not any(path[: n + 1] in marked for n in range(len(path)))
     )
@@ -122,6 +142,20 @@ def _refuse_half_split(paths: Sequence[_Path]) -> None:
         raise InputError(
             f"the folder {'/'.join(first)} looks like a part of a split, but beside it there are {others}; "
             f"{_REMEDY}; rename it if it is a class"
+        )
+
+
+def _refuse_query_folders(paths: Sequence[_Path]) -> None:
+    """Refuse query and gallery folders beside each other: their classes would count as different ones."""
+    roles: dict[tuple[_Path, _Path], set[str]] = {}
+    for path in paths:
+        for n, folder in enumerate(path[:-1]):
+            if (role := folder.lower()) in ("query", "gallery"):
+                roles.setdefault((path[:n], path[n + 1 :]), set()).add(role)
+    if both := next((classes for (_, classes), role in roles.items() if len(role) > 1), None):
+        raise InputError(
+            f"the class {'/'.join(both)} is in the folders query and gallery; list the images in a table "
+            "with the columns path, label, is_query and is_gallery"
         )
 
 
@@ -216,7 +250,8 @@ def class_columns(
     listed = read_csv(file, ("class", "split")).combine_chunks()
     columns = {name: listed.column(name).combine_chunks() for name in listed.column_names}
     classes = columns.pop("class")
-    position = {name.strip(): row for row, name in enumerate(classes.to_pylist())}
+    classes = pc.utf8_normalize(pc.utf8_trim_whitespace(classes), form="NFC")
+    position = {name: row for row, name in enumerate(classes.to_pylist())}
     if len(position) != len(classes):
         raise InputError(f"{file}: names a class twice; give each class one row")
     if missing := [name for name in class_names if name.strip() not in position]:

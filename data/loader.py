@@ -17,6 +17,9 @@ from data.sampling import PKBatchSampler
 
 _log = logging.getLogger(__name__)
 
+# Corrupt images that are logged, of each loader.
+_NAMED_AT_MOST = 20
+
 # Key of the random stream of augmentations.
 _AUGMENT = 3
 
@@ -172,9 +175,13 @@ class ImageLoader:
 
     def _report(self, corrupt: dict[str, str]) -> None:
         for name, reason in corrupt.items():
-            if name not in self.corrupt:
-                self.corrupt[name] = reason
+            if name in self.corrupt:
+                continue
+            self.corrupt[name] = reason
+            if len(self.corrupt) <= _NAMED_AT_MOST:
                 _log.warning("skipped a corrupt image: %s", reason)
+            elif len(self.corrupt) == _NAMED_AT_MOST + 1:
+                _log.warning("further corrupt images are skipped without a message")
 
 
 def _unchanged(loaded: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +21,8 @@ from models.preprocess import DecodeLimits, read_limited
 _MEMBER_COLUMNS = ("offset", "stored", "size", "method", "crc")
 # Columns with a meaning of their own that are also shown as metadata.
 _SHOWN = ("part", "is_query", "is_gallery")
+# Number of rows whose files are looked for.
+_TRIED = 20
 # Prefix of metadata columns in the Arrow table, so that they may have any name.
 _METADATA = "metadata/"
 
@@ -149,6 +153,23 @@ class ImageTable:
             return read_member(root, name, member, self.limits)
         return read_limited(root / name, self.limits)
 
+    def require_files(self) -> None:
+        """Try some rows, evenly spaced.
+
+        Raises:
+            InputError: None of them leads to a file.
+        """
+        if self._members is not None:
+            return
+        for row in np.linspace(0, len(self) - 1, min(len(self), _TRIED)).astype(np.int64).tolist():
+            root = self.roots[0 if self._root_of is None else int(self._root_of[row])]
+            if os.path.isfile(root / self.name(row)):  # noqa: PTH113  # false, too, for names that are too long
+                return
+        raise InputError(
+            f"{self.roots[0]}: holds none of the images that are listed (tried {min(len(self), _TRIED)}, "
+            f"{self.name(0)} first); paths are relative to it"
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over roots, names, labels and class names, which a cache of decoded pixels depends on."""
@@ -205,14 +226,15 @@ def _set(rows: pa.Table, name: str, values: Any) -> pa.Table:
 
 
 def factorize(names: pa.Array) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels, int64 (N,), for class names, and the sorted distinct names."""
+    """Labels, int64 (N,), for class names, and the sorted distinct names.
+
+    Names are in Unicode's composed form (NFC): file systems and tables may write the same é in two ways.
+    """
     encoded = pc.dictionary_encode(names)
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    distinct = np.asarray(encoded.dictionary.to_pylist(), dtype=object)
-    order = np.argsort(distinct, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return rank[np.asarray(encoded.indices)].astype(np.int64), [str(name) for name in distinct[order]]
+    composed = [unicodedata.normalize("NFC", str(name)) for name in encoded.dictionary.to_pylist()]
+    distinct, label_of = np.unique(np.array(composed, dtype=object), return_inverse=True)
+    return label_of[np.asarray(encoded.indices)].astype(np.int64), distinct.tolist()
 
 
 def join_tables(tables: Sequence[ImageTable]) -> ImageTable:

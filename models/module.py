@@ -323,14 +323,23 @@ class MetricLearner(LightningModule):
         """Check the data against the network and the loss, and build the CPU kernels, before the first step.
 
         Raises:
-            InputError: the images do not have the network's number of channels or size, or the batches
-                hold no pairs for a loss of pairs or triplets.
+            InputError: the images do not have the network's number of channels or size, the batches hold no
+                pairs for a loss of pairs or triplets, or the CPU cannot train in the Trainer's precision.
         """
         self._checkpoint = None  # no longer needed
         self._check_pairs()
         if self.device.type == "cpu":
             keep_float32(self.network)
-            if any(isinstance(layer, BatchRenorm) and not layer.frozen for layer in self.network.modules()):
+            renorm = any(
+                isinstance(layer, BatchRenorm) and not layer.frozen for layer in self.network.modules()
+            )
+            precision = str(self.trainer.precision)
+            if precision == "16-true" or (precision == "bf16-true" and renorm):
+                raise InputError(
+                    f"trainer.precision {precision}: the CPU cannot train this network in it; "
+                    "choose bf16-mixed or 32-true"
+                )
+            if renorm:
                 native.try_build()
         preprocess = getattr(getattr(self.trainer, "datamodule", None), "preprocess", None)
         channels = getattr(preprocess, "channels", self.architecture.in_channels)

@@ -39,6 +39,8 @@ def renamed(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     keys, result = _KEYS.get(kind, {}), {}
     for given, value in dict(settings).items():
         key = keys.get(given, given)
+        if key != given and value is None and key in settings:
+            continue  # the config that a run writes holds every argument, former names too
         values = VALUES.get(key, {}) if key in ("class_path", *keys.values()) else {}
         result[key] = values.get(value, value) if isinstance(value, str) else value
     return result
@@ -56,8 +58,9 @@ def renamed_config(settings: Any, kind: str = "") -> Any:
     if not isinstance(settings, dict):
         return settings
     current = renamed(kind, settings)
-    for (old, was), (new, value) in zip(settings.items(), current.items(), strict=True):
-        if (old, was) != (new, value):
+    for old, was in settings.items():
+        [(new, value)] = renamed(kind, {old: was}).items()
+        if (old, was) != (new, value) and was is not None:
             tell(f"{old}: {was}", f"{new}: {value}")
     of_class = str(current.get("class_path", kind)).rpartition(".")[2]
     kinds = {"init_args": of_class, "data": "ImageDataModule", "model": "MetricLearner"}

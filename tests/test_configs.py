@@ -127,11 +127,14 @@ def test_a_data_set_goes_with_a_model(config: Path, images: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("config", TASKS, ids=lambda path: path.stem)
-def test_print_config_is_readable(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_is_readable(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["fit", f"--config={config}", "--print_config"])
     assert end.value.code == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    printed = yaml.safe_load(text)
+    (tmp_path / "printed.yaml").write_text(text)
+    assert printed_config(capsys, f"--config={tmp_path / 'printed.yaml'}") == printed
     assert printed["model"]["backbone"]
     assert printed["data"]["source"]
     assert not {"class_path", "init_args"} & {*printed["model"], *printed["data"]}

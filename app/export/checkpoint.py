@@ -119,6 +119,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run the code in the file
+            reason = "it is damaged, or holds more than tensors and plain values"
         raise InputError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: no checkpoint of kindred fit")

@@ -49,7 +49,7 @@ def open_source(spec: str | Path | Source) -> Source:
 
     Args:
         spec: The name of a set (cars196, cub, glyphs, inshop, lfw, omniglot, sop), a folder of class folders,
-            a ``.zip`` of them, or a ``.csv`` or ``.parquet`` table. A source is returned unchanged.
+            a ``.zip`` of them, or a ``.csv``, ``.tsv`` or ``.parquet`` table. A source is returned unchanged.
 
     Raises:
         InputError: It is none of these.
@@ -67,9 +67,9 @@ def open_source(spec: str | Path | Source) -> Source:
         return FolderSource(path)
     if suffix == ".zip":
         return ZipSource(path)
-    if suffix in (".csv", ".parquet"):
+    if suffix in (".csv", ".tsv", ".parquet"):
         return ListingSource(path)
     raise InputError(
-        f"{text}: no such folder, and neither a .zip, .csv or .parquet file nor one of {', '.join(_NAMED)}; "
-        "name your folder of images"
+        f"{text}: no such folder, and neither a .zip, .csv, .tsv or .parquet file nor one of "
+        f"{', '.join(_NAMED)}; name your folder of images"
     )

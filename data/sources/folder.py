@@ -70,7 +70,8 @@ class FolderSource(Source):
 def walk(root: Path, unreadable: list[str]) -> Iterator[tuple[str, list[str], bool]]:
     """Each folder below ``root`` as (path below root, sorted file names, whether it has subfolders).
 
-    Symbolic links are followed, each real folder once; folders of tools (``.git``) are left out.
+    Symbolic links are followed, each real folder once, with a warning; folders of tools (``.git``) are left
+    out.
 
     Args:
         root: The folder.
@@ -84,12 +85,21 @@ def walk(root: Path, unreadable: list[str]) -> Iterator[tuple[str, list[str], bo
         unreadable.append(below(error.filename))
 
     seen: set[tuple[int, int]] = set()
+    again: list[str] = []
     for folder, folders, files in os.walk(root, onerror=failed, followlinks=True):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
+            again.append(below(folder))
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         unreadable += [below(f"{folder}/{name}") for name in folders + files if not is_utf8(name)]
         folders[:] = sorted(name for name in folders if is_utf8(name) and name not in TOOL_FOLDERS)
         yield below(folder), sorted(filter(is_utf8, files)), bool(folders)
+    if again:
+        _log.warning(
+            "%s: %d links lead to folders that are listed already, and are left out: %s",
+            root,
+            len(again),
+            some(again),
+        )

@@ -1,6 +1,7 @@
 """A table of images: CSV or Parquet."""
 
 import logging
+import unicodedata
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -130,13 +131,29 @@ def _check_given(file: Path, names: pa.Array, labels: pa.Array) -> None:
 
 
 def _paths(names: pa.Array, images: Path) -> pa.Array:
-    """Paths without empty and "." components; backslashes become "/" unless such a file exists."""
+    """Paths without empty and "." components; backslashes become "/" unless such a file exists.
+
+    Letters with accents are spelled as the files' names are: a file system may keep them composed (NFC) or
+    decomposed (NFD, macOS), a table the other way.
+    """
     odd = pc.match_substring_regex(names, r"\\|//|(^|/)\.(/|$)|/$")
     tidy = []
     for name in names.filter(odd).to_pylist():
         meant = name if "\\" in name and _exists(images / name) else name.replace("\\", "/")
         tidy.append(PurePosixPath(meant).as_posix())
-    return pc.replace_with_mask(names, odd, pa.array(tidy, names.type)) if tidy else names
+    names = pc.replace_with_mask(names, odd, pa.array(tidy, names.type)) if tidy else names
+    accented = pc.invert(pc.string_is_ascii(names))
+    listed = names.filter(accented)
+    # The first path stands for all, so that a table of many images in a slow place is read fast.
+    if images.is_file() or not len(listed) or _exists(images / listed[0].as_py()):
+        return names
+    spelled = [_as_spelled(name, images) for name in listed.to_pylist()]
+    return pc.replace_with_mask(names, accented, pa.array(spelled, names.type))
+
+
+def _as_spelled(name: str, images: Path) -> str:
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((form for form in forms if _exists(images / form)), name)
 
 
 def _exists(path: Path) -> bool:
@@ -177,8 +194,13 @@ def _first_of_each(file: Path, own: dict[str, pa.Array]) -> NDArray[np.int64]:
 
 
 def _members(archive: Path, names: pa.Array) -> dict[str, pa.Array]:
-    listed = names.to_pylist()
-    members = zip_members(archive, set(listed).__contains__)
+    def composed(name: str) -> str:
+        return unicodedata.normalize("NFC", name)
+
+    listed = [composed(name) for name in names.to_pylist()]
+    wanted = set(listed)
+    found = zip_members(archive, lambda name: composed(name) in wanted)
+    members = {composed(name): member for name, member in found.items()}
     if missing := [name for name in listed if name not in members]:
         raise InputError(f"{archive}: lacks {len(missing)} listed images, {missing[0]!r} first")
     return member_columns([members[name] for name in listed], np.arange(len(listed)))

@@ -42,6 +42,7 @@ def test_fit_leaves_checkpoints_logs_config_and_a_bundle(
     ]
     assert "val/recall@1" in next(run.glob("logs/csv/*/metrics.csv")).read_text()
     bundle = Bundle.load(run / "bundle", device="cpu")
+    assert main(["fit", f"--config={run / 'config.yaml'}", "--overwrite"]) == 0, "the run can be repeated"
     assert bundle.preprocess.size == 28
     assert len(bundle.info["split_hash"]) == 64
     assert bundle.fingerprint == bundle_from_checkpoint(run / "checkpoints" / "best.ckpt").fingerprint

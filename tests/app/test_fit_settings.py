@@ -112,6 +112,13 @@ def test_a_figure_that_there_is_none_of_is_told_before_the_first_step(
         ("--trainer.logger=CometLogger", "pip install -U 'comet-ml"),
         ("--trainer.max_epochs=many", "trainer.max_epochs: expected int, found many"),
         ("--model.sise=3", "Option 'sise' is not accepted"),
+        ("--data.imagesize=3", "Option 'imagesize' is not accepted; did you mean image_size?"),
+        ("--trainr.max_steps=3", "unrecognized arguments: --trainr.max_steps=3; did you mean trainer?"),
+        ("--trainer.max_steps=many", "trainer.max_steps: expected int, found many"),
+        ("--data=my-images", "data: my-images is no class; did you mean --data.source=my-images?"),
+        ("--model=resnet18", "model: resnet18 is no class; did you mean --model.backbone=resnet18?"),
+        ("--data.cache=ram", "data.cache: expected 'none' or 'memory' or 'disk', found 'ram'"),
+        ("--trainer.precision=8", "or 'bf16-mixed' or '32-true' or '64-true'"),
         ("--model.embedding_dim=x", "embedding_dim: expected int, found 'x'"),
         ("--model.optimizer=Adm", "Adm"),
         ("--model.scheduler=StepLR", "the following arguments are required: step_size"),
@@ -132,6 +139,43 @@ def test_what_is_wrong_with_a_setting_is_one_short_line(
     assert len(line) < 450
     assert "Subtypes" not in line
     assert "NestedArg" not in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "config: it holds no settings"),
+        (b"# data: {source: x}\n", "config: it holds no settings"),
+        (b"- a\n- b\n", "config: it holds no settings"),
+        (b"some text\n" * 999, "config: it holds no settings"),
+        (
+            b"data:\n\tsource: x\n",
+            "Problems parsing config: while scanning for the next token; found charact",
+        ),
+        (b"data: [1, 2\n", "Problems parsing config: while parsing a flow sequence"),
+        (b"data:\n  source: im\xe9\n", "config: it is not UTF-8"),
+        (b"\x89PNG\r\n", "config: it is not UTF-8"),
+        (b"trainer:\n  max_epoochs: 1\n", "'trainer.max_epoochs'; did you mean max_epochs?"),
+        (b"data:\n- source: x\n", "data: expected settings, found [{'source': 'x'}]"),
+        (b"data: my-images\n", "did you mean --data.source=my-images?"),
+        (b"model:\n  backbone: conv4\n", "give --data.source, or a --config with them"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_one_short_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    line = refused(capsys, ["fit", f"--config={tmp_path / 'mine.yaml'}"])
+    assert message in line
+    assert len(line) < 250
+
+
+@pytest.mark.parametrize("name", ["[new", "{a", "@home", "%1", "`x`", '"a'])
+def test_folders_whose_names_are_no_yaml(
+    fit_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    line = refused(capsys, [*fit_options, f"--data.source={name}"])
+    assert line.startswith(f"{name}: no such folder")
 
 
 def test_a_bug_keeps_its_traceback(fit_options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +282,14 @@ def test_a_loss_with_parts_of_its_own_leaves_a_checkpoint_without_code(
         ("--trainer.val_check_interval=0", "trainer.limit_val_batches: 0"),
         ("--data.image_size=5", "too small for the backbone: raise data.image_size"),
         ("--data.source=", "the source is empty"),
+        (
+            "--trainer.precision=16-true",
+            "the CPU cannot train this network in it; choose bf16-mixed or 32-tr",
+        ),
+        (
+            "--trainer.precision=bf16-true",
+            "trainer.precision bf16-true: the CPU cannot train this network in it",
+        ),
         (
             "--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: val/recall@1}}",
             "EarlyStopping would take the lowest val/recall@1 for the best: set mode: max",

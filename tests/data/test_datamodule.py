@@ -293,6 +293,20 @@ def test_corrupt_images_are_counted(module: Callable[..., ImageDataModule]) -> N
     assert list(data.corrupt) == [data.table.name(row)]
 
 
+@pytest.mark.parametrize(
+    "path", ["https://images.example/{}", "file:///photos/{}", "photos/{}", "{}/", "x" * 999 + "{}"]
+)
+def test_a_table_whose_paths_lead_nowhere_is_refused(
+    module: Callable[..., ImageDataModule], tmp_path: Path, path: str
+) -> None:
+    rows = "".join(f"{path.format(name)},{name}\n" for name in "abcdef")
+    (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
+    with pytest.raises(
+        InputError, match=r"holds none of the images that are listed \(tried 6, .* relative to it"
+    ):
+        module(source=str(tmp_path / "list.csv")).setup("fit")
+
+
 def test_training_needs_two_classes(
     module: Callable[..., ImageDataModule], write_folder: Callable[..., Path]
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from data.layout import classes_of, read_lines
 from data.sources import FolderSource, ZipSource
+from data.splits import split_classes
 from models.errors import InputError
 
 
@@ -45,6 +46,23 @@ def test_folder_names_mean_classes_and_parts(
         (["a/train", "b/train"], ["a/train", "b/train"], [None] * 2),
         (["york/train/a", "bath/train/b"], ["york/train/a", "bath/train/b"], [None] * 2),
         (["test"], ["test"], [None]),
+        (["train/a", "dev/b"], ["a", "b"], ["train", "val"]),
+        (["training_set/a", "test_set/b", "single_prediction"], ["a", "b", ""], ["train", "test", None]),
+        (["train_images/a", "test_images"], ["a", ""], ["train", None]),
+        (["bounding_box_train/a", "bounding_box_test/b", "query/b"], ["a", "b", ""], ["train", "test", None]),
+        (["1_train /a", " 2-TEST/b"], ["a", "b"], ["train", "test"]),
+        (["x/train2017/a", "x/val2017/b"], ["a", "b"], ["train", "val"]),
+        (["seg_train/seg_train/a", "seg_test/seg_test/b"], ["a", "b"], ["train", "test"]),
+        (["train/train/a", "test/test/b/c"], ["a", "b/c"], ["train", "test"]),
+        (["train/train", "train/car", "test/bus"], ["train", "car", "bus"], ["train", "train", "test"]),
+        (
+            ["train/a", "test/b", "train_masks/a", "test_masks/b"],
+            ["a", "b", "", ""],
+            ["train", "test", None, None],
+        ),
+        (["train_station", "test_tube"], ["train_station", "test_tube"], [None] * 2),
+        (["train_station/in", "bus_station/in"], ["train_station/in", "bus_station/in"], [None] * 2),
+        (["car", "crash_test"], ["car", "crash_test"], [None] * 2),
     ],
 )
 def test_a_split_is_recognised_beside_anything_else(
@@ -66,6 +84,12 @@ def test_a_split_is_recognised_beside_anything_else(
         (["a/train", "b/test"], "a/train looks like a part of a split, but beside it there are b/test"),
         (["train/a/test", "train/b"], "a/test looks like a part of a split"),
         (["x/train/a", "y/test/b"], "x/train looks like a part of a split"),
+        (["train_set", "test_set"], "put class folders into train and test"),
+        (
+            ["photos/a", "test_set/b"],
+            "test_set looks like a part of a split, but beside it there are photos/a",
+        ),
+        (["train_a/c", "test_a/d", "train_b/e", "test_b/f"], "among them the top a and the top b"),
     ],
 )
 def test_what_may_be_a_split_and_is_not_clear_is_refused(folders: list[str], message: str) -> None:
@@ -74,6 +98,27 @@ def test_what_may_be_a_split_and_is_not_clear_is_refused(folders: list[str], mes
     classes, parts = classes_of(folders, decided=True)
     assert all(classes)
     assert parts == [None] * len(folders)
+
+
+def test_with_a_split_csv_names_with_other_words_are_classes() -> None:
+    folders = ["train_set/a", "test_set/a"]
+    assert classes_of(folders, decided=True) == (folders, [None] * 2)
+
+
+@pytest.mark.parametrize("above", ["", "test/"])
+def test_query_and_gallery_folders_are_refused(above: str) -> None:
+    folders = ["train/x", *(f"{above}{role}/{name}" for role in ("query", "Gallery") for name in "ab")]
+    with pytest.raises(
+        InputError, match=r"the class a is in the folders query and gallery; list .* is_query"
+    ):
+        classes_of(folders if above else folders[1:])
+    assert classes_of(["query", "gallery", "menu"])[0] == ["query", "gallery", "menu"]  # icons of buttons
+
+
+def test_a_class_spelled_in_two_ways_is_in_both_parts(write_folder: Callable[..., Path]) -> None:
+    root = write_folder({"train/caf\u00e9": 2, "train/b": 2, "test/cafe\u0301": 2, "test/c": 2})
+    with pytest.raises(InputError, match="is in both train and test"):
+        split_classes(FolderSource(root).table())
 
 
 def test_strays_beside_a_split_are_named(
@@ -183,7 +228,7 @@ def test_split_csv_wins_and_brings_class_columns(write_zip: Callable[..., Path])
     [
         ("class,part\na,train\n", "needs the columns class and split"),
         ("class,split\na,train\na,test\nb,test\n", "names a class twice"),
-        ("class,split\na,train\nb,dev\n", "split 'dev' is none of"),
+        ("class,split\na,train\nb,holdout\n", "split 'holdout' is none of"),
         ("class,split\na,train\n", "lacks 1 classes, 'b' first"),
         ("", "lacks the column 'class'"),
     ],

@@ -136,6 +136,19 @@ def test_corrupt_images_are_reported_once(table: ImageTable, caplog: pytest.LogC
     assert "a/001.png" in caplog.text
 
 
+def test_of_many_corrupt_images_the_first_are_named(
+    write_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_folder({"a": 30, "b": 1})
+    for path in (root / "a").iterdir():
+        path.write_bytes(b"")
+    loader = evaluation(FolderSource(root).table(), 4)
+    list(loader)
+    assert len(loader.corrupt) == 30
+    assert len(caplog.records) == 21
+    assert "further corrupt images are skipped" in caplog.text
+
+
 def test_reports_come_out_of_workers(table: ImageTable) -> None:
     (table.roots[0] / "a" / "001.png").write_text("no image")
     loader = training(table, workers=2)

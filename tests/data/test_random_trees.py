@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ folder_names = st.sampled_from(
         ".NET",
         "a b",
         "holdout",
+        "train_set",
+        "test_set",
+        "2_test",
         ".git",
     ]
 )
@@ -96,7 +100,8 @@ def is_tools(path: str) -> bool:
 
 
 def below_test(path: str) -> bool:
-    return any(folder.lower() in TESTS for folder in path.split("/")[:-1])
+    *above, last = path.split("/")[:-1] or [""]
+    return last.lower() in TESTS or any("test" in folder.lower() for folder in above)
 
 
 def check(table: ImageTable, messages: list[str], files: list[str]) -> None:
@@ -114,7 +119,9 @@ def check(table: ImageTable, messages: list[str], files: list[str]) -> None:
     parts = dict(zip(used, table.split, strict=True))
     if len(set(parts.values())) > 1:  # the names go apart at the folder that says the part
         depth = len(os.path.commonpath(used).split("/")) if os.path.commonpath(used) else 0
-        assert {path: path.split("/")[depth].lower()[:2] for path in used} == {p: parts[p][:2] for p in used}
+        assert {path: path.split("/")[depth].lower().lstrip("2_")[:2] for path in used} == {
+            p: parts[p][:2] for p in used
+        }
     assert all(parts[path] == "train" for path in trained)
 
 
@@ -138,14 +145,20 @@ def test_folders_and_archives(files: list[str]) -> None:
         assert of_folder[0].class_names == of_archive[0].class_names
 
 
+def name_of(label: str) -> str:
+    return unicodedata.normalize("NFC", label).strip()
+
+
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=4)
 paths = st.integers(0, 99).map("{}.png".format) | st.sampled_from(
     ["a/1.png", "./a/1.png", r"a\1.png", "b//2.png", " c.png", "007", "ü"]
 )
-labels = st.sampled_from(["a", " a", "b", "007", "7", "1.10", "ü"])
+labels = st.sampled_from(["a", " a", "b", "007", "7", "1.10", "ü", "u\u0308"])
 parts = st.sampled_from(["", "", "train", " Test", "TESTING", "val", "validation"])
 tidy_rows = st.tuples(paths, labels, parts, texts)
-any_rows = st.tuples(paths | texts, labels | texts, parts | st.just("dev"), texts | st.integers().map(str))
+any_rows = st.tuples(
+    paths | texts, labels | texts, parts | st.just("holdout"), texts | st.integers().map(str)
+)
 rows = st.lists(tidy_rows, min_size=1, max_size=8, unique_by=lambda row: row[0]) | st.lists(
     any_rows, max_size=8
 )
@@ -178,8 +191,8 @@ def test_tables(
     assert len(table) == len(given) or "listed more than once" in " ".join(messages)
     assert list(table.metadata) == ["name"]
     if encoding != "cp1252":
-        assert set(table.class_names) == {label.strip() for _, label, _, _ in given}
-    tested = {label.strip() for _, label, part, _ in given if part.strip().lower() in TESTS}
+        assert set(table.class_names) == {name_of(label) for _, label, _, _ in given}
+    tested = {name_of(label) for _, label, part, _ in given if part.strip().lower() in TESTS}
     trained = {
         table.class_names[table.labels[table.names.to_pylist().index(n)]] for n in training_images(table)
     }

@@ -95,6 +95,14 @@ def test_views_in_a_config_are_tta(caplog: pytest.LogCaptureFixture) -> None:
     assert "is now tta" in caplog.text
 
 
+@pytest.mark.parametrize("tta", [None, [{"mirror": True}]])
+def test_a_former_name_without_a_value_beside_the_present_one(
+    caplog: pytest.LogCaptureFixture, tta: object
+) -> None:
+    assert renamed_config({"model": {"tta": tta, "views": None}}) == {"model": {"tta": tta}}
+    assert not caplog.messages
+
+
 def test_classes_of_ones_own_keep_arguments_of_these_names(caplog: pytest.LogCaptureFixture) -> None:
     own = {
         "model": {"backbone": "own.Net", "backbone_args": {"pool": "levels"}},

@@ -25,12 +25,14 @@ def test_folder_names_its_empty_classes(
     assert ".git" not in caplog.text
 
 
-def test_links_are_followed_once(write_folder: Callable[..., Path]) -> None:
+def test_links_are_followed_once(write_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     outside = write_folder({"x": 2}, "outside")
     root = write_folder({"a": 1})
     (root / "linked").symlink_to(outside / "x")
     (root / "loop").symlink_to(root)
+    (root / "z").symlink_to(root / "a")
     assert FolderSource(root).table().class_names == ["a", "linked"]
+    assert "2 links lead to folders that are listed already, and are left out: loop, z" in caplog.text
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -56,6 +58,7 @@ def test_open_source_knows_what_is_meant(tmp_path: Path) -> None:
     assert isinstance(open_source(str(folder)), FolderSource)
     assert isinstance(open_source(tmp_path / "x.ZIP"), ZipSource)
     assert isinstance(open_source("x.parquet"), ListingSource)
+    assert isinstance(open_source("x.tsv"), ListingSource)
     assert isinstance(open_source("omniglot"), OmniglotSource)
     glyphs = GlyphSource(size=20)
     assert open_source(glyphs) is glyphs
@@ -100,7 +103,7 @@ def test_parquet_table_of_zip_members(write_zip: Callable[..., Path], tmp_path: 
     ("content", "message"),
     [
         ("path,class\nx.png,a\n", "lacks the column 'label'"),
-        ("path,label,split\nx.png,a,dev\n", "split 'dev' is none of"),
+        ("path,label,split\nx.png,a,holdout\n", "split 'holdout' is none of"),
         ("path,label,is_query\nx.png,a,maybe\n", "column is_query must be true or false"),
         ("path,label\nx.png\n", "cannot be read as a table"),
         ("path,label\n", "empty"),

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import logging
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from app.evaluation.pairs import read_pairs
 from data.csv_file import read_csv
-from data.sources import IdentitySource, ListingSource
+from data.sources import FolderSource, IdentitySource, ListingSource
 from data.table import ImageTable
 from models.errors import InputError
 
@@ -226,6 +227,22 @@ def test_windows_paths(write_folder: Callable[..., Path], write_zip: Callable[..
     table = ListingSource(root / "list.csv", archive).table()
     with zipfile.ZipFile(archive) as opened:
         assert [table.read(row) for row in range(2)] == [opened.read(name) for name in opened.namelist()]
+
+
+@pytest.mark.parametrize(("of_files", "of_table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_are_spelled_in_two_ways(
+    write_folder: Callable[..., Path], write_zip: Callable[..., Path], of_files: Any, of_table: Any
+) -> None:
+    in_files, in_table = (unicodedata.normalize(form, "café") for form in (of_files, of_table))
+    root, archive = write_folder({in_files: 2, "b": 1}), write_zip({in_files: 2, "b": 1})
+    rows = f"{in_table}/000.png,{in_table}\n{in_files}/001.png,{in_files}\nb/000.png,b\n"
+    (root / "list.csv").write_text(f"path,label\n{rows}", encoding="utf-8")
+    for images in (root, archive):
+        table = ListingSource(root / "list.csv", images).table()
+        assert table.class_names == ["b", "café"]
+        assert [len(table.read(row)) > 0 for row in range(3)] == [True] * 3
+    (root / "split.csv").write_text(f"class,split\n{in_table},train\nb,test\n", encoding="utf-8")
+    assert FolderSource(root).table().split.tolist() == ["test", "train", "train"]  # type: ignore[union-attr]
 
 
 def test_a_path_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
