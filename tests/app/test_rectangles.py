@@ -71,7 +71,7 @@ def test_the_batches_have_that_shape_and_another_backbone_is_refused(size: Any, 
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (8, 1, height, width)
     model = MetricLearner(backbone_args={"pooling": "flatten", "image_size": [32, 48]}, in_channels=1)
-    model.trainer = type("Trainer", (), {"datamodule": data})()
+    model.trainer = type("Trainer", (), {"datamodule": data, "precision": "32-true"})()
     with pytest.raises(InputError, match="built for"):
         model.on_fit_start()
 
