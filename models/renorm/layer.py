@@ -102,7 +102,7 @@ class BatchRenorm(nn.Module):
             raise ValueError(f"warmup_steps is {warmup_steps}: give at least 1, or None for no warm-up")
         self.num_features, self.eps, self.affine, self.scale = num_features, eps, affine, scale
         self.gradient_statistics: GradientKind = gradient_statistics
-        self.final_gradient_momentum = gradient_momentum
+        self.final_gradient_momentum = None if gradient_statistics == "batch" else gradient_momentum
         self.warmup_steps, self.warmup_shape = warmup_steps, warmup_shape
         self.track_running_stats = True
         self.cumulative = momentum is None

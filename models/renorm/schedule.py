@@ -87,7 +87,8 @@ def narrowed_rmax(total_steps: float) -> Ramp:
 class RenormSchedule:
     """Drives the limits of every Batch Renormalization layer inside a module.
 
-    While rmax changes, ``gradient_momentum`` falls from 1 to the value that the layer was made with.
+    While rmax changes, the ``gradient_momentum`` of layers with moving or shared gradient statistics falls from
+    1 to the value that the layer was made with.
     Call ``step`` after each optimizer step. The state dictionary resumes the run: it holds the step and the
     layers' moving gradient statistics, which their own state dictionaries leave out to stay BatchNorm's.
 
@@ -124,7 +125,7 @@ class RenormSchedule:
         if own := [name for name, layer in self.layers.items() if layer.warmup_steps is not None]:
             raise ValueError(f"layer {own[0]!r} has warmup_steps of its own: drop them or the schedule")
         self.ramps = {"rmax": rmax, "dmax": dmax} | ({} if momentum is None else {"momentum": momentum})
-        self._opened = replace(rmax, start=0.0, end=1.0)
+        self._opened = replace(rmax, start=float(rmax.start == rmax.end), end=1.0)
         self._unit_steps = float(total_steps or 1) if unit == "fraction" else 1.0
         self._set: dict[str, float] = {}
         self.go_to(0)
@@ -144,8 +145,9 @@ class RenormSchedule:
         if changed := {name: value for name, value in values.items() if self._set.get(name) != value}:
             opened = self._opened.at(self.steps / self._unit_steps)
             for layer in self.layers.values():
-                gradient_momentum = 1 + (layer.final_gradient_momentum - 1) * opened
-                layer.set_limits(**changed, gradient_momentum=gradient_momentum)
+                final = layer.final_gradient_momentum
+                weight = None if final is None else 1 + (final - 1) * opened
+                layer.set_limits(**changed, gradient_momentum=weight)
         self._set = values
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,6 +41,14 @@ def test_the_gradients_weight_falls_from_the_papers_while_rmax_opens() -> None:
     assert [float(layer.gradient_momentum) for layer in layers] == pytest.approx([0.7625, 0.8])
 
 
+def test_a_constant_rmax_leaves_the_gradients_weight_alone() -> None:
+    layer = BatchRenorm1d(2, gradient_statistics="moving", gradient_momentum=0.2)
+    schedule = RenormSchedule(layer, rmax=Ramp(3, 3, begin=10, finish=30), unit="steps")
+    for steps in (0, 20, 99):
+        schedule.go_to(steps)
+        assert float(layer.gradient_momentum) == pytest.approx(0.2)
+
+
 def test_until_rmax_opens_moving_gradients_are_the_papers() -> None:
     torch.manual_seed(0)
     moving, paper = BatchRenorm1d(3, gradient_statistics="moving"), BatchRenorm1d(3)
