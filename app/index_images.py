@@ -34,8 +34,6 @@ def fill_store(
 ) -> None:
     """Embed every image of ``table`` that ``store`` lacks; see ``kindred index``."""
     console = Console()
-    if prune:
-        _delete_others(store, table, console)
     rows = np.arange(len(table)) if refresh else _missing(store, table)
     if len(rows) < len(table):
         console.print(f"{len(table) - len(rows)} of {len(table)} images are in the store already")
@@ -61,6 +59,8 @@ def fill_store(
                 console.print(f"  and {len(broken) - 20} more")
     if len(rows) and len(broken) == len(rows):
         raise InputError(f"none of the {len(rows)} images could be read; see the messages above")
+    if prune:  # last: a renamed image is found all the time, and a run that fails deletes nothing
+        _delete_others(store, table, console)
 
 
 def _delete_others(store: Target, table: ImageTable, console: Console) -> None:
