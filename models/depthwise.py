@@ -1,6 +1,6 @@
 """Depthwise convolutions in float32 under a processor's bfloat16 autocast.
 
-The backward pass of oneDNN's bfloat16 depthwise convolution takes 2 to 16 times as long as that in float32:
+The backward pass of oneDNN's bfloat16 depthwise convolution takes several times as long as that in float32:
 EfficientNets and MobileNets would train at half their speed.
 """
 
