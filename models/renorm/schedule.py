@@ -87,8 +87,8 @@ def narrowed_rmax(total_steps: float) -> Ramp:
 class RenormSchedule:
     """Drives the limits of every Batch Renormalization layer inside a module.
 
-    While rmax changes, ``gradient_momentum`` falls from 1 to the value that the layer was made with, where its
-    gradient statistics are not the batch's.
+    While rmax changes, ``gradient_momentum`` falls from 1 to the value that the layer was made with, where
+    its gradient statistics are not the batch's.
     Call ``step`` after each optimizer step. The state dictionary resumes the run: it holds the step and the
     layers' moving gradient statistics, which their own state dictionaries leave out to stay BatchNorm's.
 
