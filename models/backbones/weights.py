@@ -1,4 +1,4 @@
-"""Pretrained weights: finding, reading and loading them into a backbone.
+"""Pretrained weights: finding, reading and loading them into a backbone; its number of input channels.
 
 A file may be a published state dict or a training checkpoint. Reading it runs no code from it.
 """
@@ -15,7 +15,6 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.backbones.adapt import first_convolution, set_input_channels
 from models.backbones.registry import timm_name, torchvision_name
 from models.errors import InputError, first_line
 
@@ -46,12 +45,12 @@ _DEEPER = re.compile(r"\.norm(?=\.\w+$)")
 def load_weights(
     backbone: nn.Module, name: str, weights: str, args: Mapping[str, Any], in_channels: int
 ) -> nn.Module:
-    """Load pretrained weights into a backbone.
+    """Load pretrained weights into a backbone without a classifier.
 
     Args:
-        backbone: built under that name, without a classifier.
-        name: of the backbone, as :func:`build_backbone` takes it.
-        weights: "packaged", a local file, or the name of weights that timm or torchvision downloads.
+        backbone: built by :func:`build_backbone` under this name, with these args and in_channels.
+        name: of the backbone.
+        weights: as :class:`models.network.EmbeddingNetwork` takes them.
         args: keyword arguments of its constructor.
         in_channels: requested number of input channels.
 
@@ -153,6 +152,39 @@ def torchvision_weights(model: str, weights: str) -> Any:
     return known[weights]
 
 
+def set_input_channels(backbone: nn.Module, channels: int) -> None:
+    """Make the first convolution take `channels` channels, in place.
+
+    The new weights are the mean over the old channels, scaled so that a grey image repeated over the channels
+    gives the same output as before.
+    """
+    name, module = _first_convolution(backbone)
+    if module is None or module.in_channels == channels or module.groups != 1:
+        return
+    convolution = nn.Conv2d(
+        channels,
+        module.out_channels,
+        module.kernel_size,  # type: ignore[arg-type]
+        module.stride,  # type: ignore[arg-type]
+        module.padding,  # type: ignore[arg-type]
+        module.dilation,  # type: ignore[arg-type]
+        bias=module.bias is not None,
+        padding_mode=module.padding_mode,
+    )
+    with torch.no_grad():
+        weight = module.weight.mean(dim=1, keepdim=True) * module.in_channels / channels
+        convolution.weight.copy_(weight.expand_as(convolution.weight))
+        if module.bias is not None and convolution.bias is not None:
+            convolution.bias.copy_(module.bias)
+    backbone.set_submodule(name, convolution)
+
+
+def _first_convolution(backbone: nn.Module) -> tuple[str, nn.Conv2d | None]:
+    """The first convolution with its name; an empty name and None where there is none."""
+    found = ((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
+    return next(found, ("", None))
+
+
 def _state_in(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
@@ -199,9 +231,11 @@ def _torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
 
 
 def _timm_published(model: str, weights: str, args: Mapping[str, Any]) -> nn.Module:
+    import timm
+
     named = timm_weights(model, weights)
     try:
-        return _timm_build(named, args)
+        return timm.create_model(named, pretrained=True, num_classes=0, **args)
     except Exception as error:  # anything that the hub's client, the connection or the format may raise
         raise _not_fetched(f"timm.{model}", weights, error) from error
 
@@ -218,26 +252,23 @@ def _timm_with(model: str, state: dict[str, Tensor], weights: str, args: Mapping
     `classifier: None` is set because timm would otherwise load non-strictly, for want of a classifier, and
     ignore other missing names too.
     """
+    import timm
+
+    overlay = {"state_dict": state, "classifier": None}
     try:
-        overlay = {"state_dict": state, "classifier": None}
-        loaded = _timm_build(model, {**args, "pretrained_cfg_overlay": overlay})
+        loaded = timm.create_model(
+            model, pretrained=True, num_classes=0, **args, pretrained_cfg_overlay=overlay
+        )
     except Exception as error:  # timm's filters raise many types when the layout is another model's
         reason = " ".join(str(error).split())
         raise InputError(f"weights {weights} do not fit the backbone: {reason[:400]}") from error
-    del loaded.pretrained_cfg["state_dict"]  # type: ignore[union-attr, operator]
+    del loaded.pretrained_cfg["state_dict"]
     return loaded
-
-
-def _timm_build(model: str, args: Mapping[str, Any]) -> nn.Module:
-    import timm
-
-    built: nn.Module = timm.create_model(model, pretrained=True, num_classes=0, **args)
-    return built
 
 
 def _load(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict strictly; the first convolution is adapted to its number of channels."""
-    name, _ = first_convolution(backbone)
+    name, _ = _first_convolution(backbone)
     if (weight := state.get(f"{name}.weight")) is not None and weight.ndim == 4:
         set_input_channels(backbone, weight.shape[1])
     try:
