@@ -124,18 +124,11 @@ class NeighbourEngine:
             start += len(block)
 
     def first_match_rank(self, rows: Tensor) -> Tensor:
-        """Rank (1 = best) of the first relevant item in the whole gallery, for queries that have one.
-
-        Args:
-            rows: int64 (B,).
-
-        Returns:
-            int64 (B,).
-        """
+        """Rank, from 1, of the first relevant item in the whole gallery, for queries that have one: (B,)."""
         ranks = []
         for part in torch.split(rows, max(1, self._rows_within(self._dense_bytes()))):
             similarity = self._double_similarity(part)
-            match = self.relevance.against_all(part)
+            match = self.relevance.match(part)
             best = similarity.masked_fill(~match, -math.inf).amax(dim=1, keepdim=True)
             ranks.append(1 + ((similarity >= best - self.tie) & ~match).sum(dim=1))
         return torch.cat(ranks) if ranks else rows
@@ -153,7 +146,7 @@ class NeighbourEngine:
     def _dense(self, rows: Tensor, depth: int) -> Ranking:
         """Rank in double precision over the whole gallery."""
         similarity = self._double_similarity(rows)
-        match = self.relevance.against_all(rows)
+        match = self.relevance.match(rows)
         key = similarity - self.tie * match
         index = key.topk(depth, dim=1).indices
         hits = match.gather(1, index)
