@@ -6,9 +6,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
-from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, SyncBatchRenorm
 from .statistics import HALF
-from .sync import SyncBatchRenorm
 
 _RENORM: dict[type[nn.Module], type[BatchRenorm]] = {
     nn.BatchNorm1d: BatchRenorm1d,
