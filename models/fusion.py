@@ -52,11 +52,7 @@ class FusedForward:
 def fused_forward(backbone: nn.Module) -> Forward | None:
     """The backbone's forward pass, in which its layers do the sum and the ReLU that follow them.
 
-    Args:
-        backbone: left as it is.
-
-    Returns:
-        A function of the backbone and images; None where there is nothing to fuse or the trace fails.
+    A function of the backbone and images; None where there is nothing to fuse or the trace fails.
     """
     around = [m for m in backbone.modules() if any(isinstance(p, BatchRenorm) for p in m.children())]
     if any(type(module).__module__.split(".")[0] not in _TRACED for module in around):

@@ -25,7 +25,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_by_index(embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather the embeddings of all ranks, each item once.
+    """Gather the embeddings of all ranks, each item once, ascending in its index, on every rank.
 
     A padded distributed sampler repeats items, and a repeated item would be its own nearest neighbour: items
     with the same `index` are the same.
@@ -34,9 +34,6 @@ def gather_by_index(embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[
         embeddings: (n, dim) of this rank; n may differ between ranks.
         labels: int64 (n,).
         index: int64 (n,) number of each item in the data set.
-
-    Returns:
-        Embeddings (N, dim), labels (N,) and index (N,) of all ranks, ascending in index, on every rank.
 
     Raises:
         InputError: the three differ in length.

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import first_line
-from models.inference.fold import folded
-from models.inference.runner import Unavailable
+from models.inference.runner import Unavailable, folded
 
 MAX_BATCH = 4096
 

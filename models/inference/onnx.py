@@ -1,10 +1,11 @@
-"""Export of a network to ONNX."""
+"""ONNX: writing a network as a graph, and running graphs by ONNX Runtime."""
 
 import importlib.util
 import warnings
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.errors import first_line
 from models.inference.runner import Unavailable
@@ -13,6 +14,27 @@ from models.preprocess import Preprocess
 INPUT, OUTPUT = "images", "embeddings"
 # A protobuf file is limited to 2 GiB; larger models would need external weight files.
 _LARGEST = 2**31 - 2**24
+
+
+class PixelNetwork(nn.Module):
+    """Normalizes pixels, then embeds.
+
+    Decoding, rotation, conversion and resizing stay outside: the input is
+    ``Preprocess.tensor(Preprocess.open(image))``.
+
+    Args:
+        network: float32 (B, C, H, W) → (B, dim).
+        preprocess: normalizes.
+    """
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.network, self.preprocess = network, preprocess
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed uint8 pixels (B, C, H, W) in 0…255 as (B, dim)."""
+        vectors: Tensor = self.network(self.preprocess.normalize(pixels))
+        return vectors
 
 
 def to_onnx(
@@ -37,9 +59,7 @@ def to_onnx(
     Raises:
         Unavailable: a package is missing, the network is over 2 GiB, or ONNX lacks one of its operations.
     """
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Unavailable(f"needs the package {missing[0]}: install the extra onnx")
+    _require("onnx", "onnxscript")
     size = sum(t.numel() * t.element_size() for t in [*network.parameters(), *network.buffers()])
     if size > _LARGEST:
         raise Unavailable(f"{size / 2**30:.1f} GB of weights do not fit one ONNX file")
@@ -65,3 +85,57 @@ def to_onnx(
         model.metadata_props.add(key=key, value=value)
     content: bytes = model.SerializeToString()
     return content
+
+
+class OnnxRunner:
+    """Runs a graph on a CPU, or on CUDA where the installed ONNX Runtime supports it.
+
+    Args:
+        model: the bytes of an ONNX file.
+        device: a CPU or CUDA device; None is the CPU.
+
+    Raises:
+        Unavailable: ONNX Runtime is missing, cannot read the graph, or has no support for the device.
+    """
+
+    name = "onnx"
+
+    def __init__(self, model: bytes, device: torch.device | None = None) -> None:
+        _require("onnxruntime")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        # Spinning idle threads would take cores away from the threads that decode images.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, _providers(device))
+        except Exception as error:
+            raise Unavailable(f"ONNX Runtime cannot run the graph ({first_line(error)})") from error
+        (graph_input,) = self._session.get_inputs()
+        self._input: str = graph_input.name
+        self.takes_pixels: bool = graph_input.type == "tensor(uint8)"
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """See :class:`models.inference.runner.Runner`; the result is on a CPU."""
+        images = np.ascontiguousarray(batch.numpy(force=True))
+        (vectors,) = self._session.run(None, {self._input: images})
+        return torch.from_numpy(vectors)
+
+
+def _providers(device: torch.device | None) -> list[str | tuple[str, dict[str, int]]]:
+    import onnxruntime
+
+    if device is None or device.type == "cpu":
+        return ["CPUExecutionProvider"]
+    if device.type != "cuda" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise Unavailable(f"the installed ONNX Runtime cannot use {device.type}")
+    return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
+
+
+def _require(*packages: str) -> None:
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise Unavailable(f"needs the package {name}: install the extra onnx")
