@@ -29,11 +29,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class ChannelAffine(nn.Module):
-    """y = weight · x + bias for each channel: batch normalization without its statistics.
-
-    Args:
-        num_features: channels, the second dimension of the input.
-    """
+    """y = weight · x + bias for each channel, (B, C, ...): batch normalization without its statistics."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -59,13 +55,7 @@ class FrozenBatchNorm(_BatchNorm):
 
 
 class NormThenActivation(nn.Module):
-    """timm's ``BatchNormAct2d`` as a chain of modules: normalization, dropout of blocks, activation.
-
-    Args:
-        norm: any normalization of (B, C, H, W).
-        drop: applied after it.
-        act: applied last.
-    """
+    """timm's ``BatchNormAct2d`` as a chain of modules: normalization, dropout of blocks, activation."""
 
     def __init__(self, norm: nn.Module, drop: nn.Module, act: nn.Module) -> None:
         super().__init__()

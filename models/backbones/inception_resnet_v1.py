@@ -41,12 +41,8 @@ def chain(channels: int, *layers: tuple[Any, ...]) -> nn.Sequential:
 class ResidualBlock(nn.Module):
     """Concatenated branches, mapped to the input's width by a 1×1 convolution, scaled and added to the input.
 
-    Args:
-        channels: of the input and the output.
-        branches: each takes the input; their output channels sum to `mixed`.
-        mixed: channels after concatenation.
-        scale: of the residual; small values keep wide networks stable.
-        relu: whether a ReLU follows (not after the last block).
+    The branches have ``mixed`` channels together. A small scale keeps wide networks stable. No ReLU follows
+    the last block.
     """
 
     def __init__(

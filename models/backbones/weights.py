@@ -1,4 +1,4 @@
-"""Pretrained weights: finding, reading and loading them into a backbone; its number of input channels.
+"""Pretrained weights: finding, reading and loading them into a backbone; the images that they want.
 
 A file may be a published state dict or a training checkpoint. Reading it runs no code from it.
 """
@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import safetensors.torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from models.backbones.registry import timm_name, torchvision_name
 from models.errors import InputError, first_line
+from models.preprocess import Preprocess
 
 PACKAGED = "packaged"
 PACKAGED_MODEL = "tf_efficientnet_lite0"
@@ -150,6 +152,43 @@ def torchvision_weights(model: str, weights: str) -> Any:
     if weights not in known.__members__:
         raise InputError(f"weights {weights}: no such file; {model} has {', '.join(known.__members__)}")
     return known[weights]
+
+
+def input_settings(backbone: str, weights: str | None, channels: int = 3) -> Preprocess | None:
+    """The preprocessing that a backbone's weights were trained with; building or reading neither.
+
+    Args:
+        backbone: its name, as :func:`build_backbone` takes it.
+        weights: as the embedding network takes them. A local file, and the packaged weights, are taken to
+            have the settings of the backbone's default weights.
+        channels: of the images, 1 or 3; grey ones have the mean over the colours.
+
+    Returns:
+        The settings, or None without weights or where they are unknown.
+
+    Raises:
+        InputError: the backbone has no weights of that name.
+    """
+    if weights is None:
+        return None
+    local = weights_file(backbone, weights) is not None
+    given: Any
+    if (model := timm_name(backbone)) is not None:
+        import timm
+
+        given = timm.get_pretrained_cfg(model if local else timm_weights(model, weights))
+        if given is None:
+            return None
+        size, interpolation = given.input_size[-1], given.interpolation
+    elif (model := torchvision_name(backbone)) is not None:
+        given = torchvision_weights(model, "DEFAULT" if local else weights).transforms()
+        size, interpolation = given.crop_size[0], given.interpolation.value
+    else:
+        return None
+    mean, std = tuple(given.mean), tuple(given.std)
+    if channels == 1:
+        return Preprocess(size, "L", mean=(fmean(mean),), std=(fmean(std),), interpolation=interpolation)
+    return Preprocess(size, mean=mean, std=std, interpolation=interpolation)
 
 
 def set_input_channels(backbone: nn.Module, channels: int) -> None:

@@ -115,7 +115,9 @@ def _measured(model: Model, folder: Path, workers: int) -> tuple[Runner, Choice]
     speeds = measure(runners, model.samples(max(BATCHES)), BATCHES)
     rounded = {name: {str(n): round(s, 1) for n, s in of.items()} for name, of in speeds.items()}
     choice = replace(choice, backend=fastest(speeds), images_per_second=rounded)
-    _write(folder, choice, model)
+    kept = {"choice": choice.to_dict(), "versions": versions(), **machine(model.device)}
+    with replacing(folder / "choice.json") as fresh:
+        fresh.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     log.info("model %s runs on %s: %s", model.fingerprint, choice.backend, json.dumps(choice.to_dict()))
     return runners[choice.backend], choice
 
@@ -189,13 +191,6 @@ def _read(folder: Path) -> Choice | None:
     except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged
         return None
     return choice if choice.backend in BACKENDS[1:] else None
-
-
-def _write(folder: Path, choice: Choice, model: Model) -> None:
-    conditions = {"versions": versions(), **machine(model.device)}
-    text = json.dumps({"choice": choice.to_dict(), **conditions}, indent=2) + "\n"
-    with replacing(folder / "choice.json") as fresh:
-        fresh.write_text(text, encoding="utf-8")
 
 
 def sample_pixels(shape: tuple[int, int, int], count: int, seed: int = 0) -> Tensor:

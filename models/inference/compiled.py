@@ -20,13 +20,9 @@ MAX_BATCH = 4096
 
 
 class CompiledRunner:
-    """Runs a package that :func:`compile_network` wrote.
+    """Runs a package that :func:`compile_network` wrote; ``runners`` is how many batches may run at a time.
 
     The package is machine code that runs in this process: load only packages that the same user compiled.
-
-    Args:
-        package: the file.
-        runners: number of batches that may run at the same time.
     """
 
     name = "compiled"

@@ -17,15 +17,7 @@ _LARGEST = 2**31 - 2**24
 
 
 class PixelNetwork(nn.Module):
-    """Normalizes pixels, then embeds.
-
-    Decoding, rotation, conversion and resizing stay outside: the input is
-    ``Preprocess.tensor(Preprocess.open(image))``.
-
-    Args:
-        network: float32 (B, C, H, W) → (B, dim).
-        preprocess: normalizes.
-    """
+    """Normalizes pixels, then embeds: takes what ``Preprocess.open`` and ``Preprocess.tensor`` return."""
 
     def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
@@ -88,11 +80,7 @@ def to_onnx(
 
 
 class OnnxRunner:
-    """Runs a graph on a CPU, or on CUDA where the installed ONNX Runtime supports it.
-
-    Args:
-        model: the bytes of an ONNX file.
-        device: a CPU or CUDA device; None is the CPU.
+    """Runs an ONNX file's bytes on a CPU, or on CUDA where the installed ONNX Runtime supports it.
 
     Raises:
         Unavailable: ONNX Runtime is missing, cannot read the graph, or has no support for the device.

@@ -31,11 +31,7 @@ class Runner(Protocol):
 
 
 class EagerRunner:
-    """Runs the folded network in torch.
-
-    Args:
-        network: in evaluation mode, on the device where it is to run.
-    """
+    """Runs the folded network in torch, on its device."""
 
     name = "eager"
     takes_pixels = False

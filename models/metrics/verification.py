@@ -139,12 +139,7 @@ def fold_accuracy(similarity: Any, same: Any, folds: Any) -> tuple[float, float]
 
 @dataclass(frozen=True)
 class PairHistogram:
-    """Counts of pairs by similarity, in equal bins over [-1, 1].
-
-    Attributes:
-        same: int64 (bins,) pairs of one class.
-        different: int64 (bins,) pairs of two classes.
-    """
+    """Numbers of same and of different pairs, int64 (bins,), by similarity in equal bins over [-1, 1]."""
 
     same: Counts
     different: Counts
