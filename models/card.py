@@ -18,12 +18,7 @@ _SHOWN = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision"
 
 
 def model_card(manifest: Mapping[str, Any], path: Path) -> str | None:
-    """The card's text, or None where a person has written another.
-
-    Args:
-        manifest: the content of ``bundle.json``.
-        path: of the card, which may not exist yet.
-    """
+    """The card of a bundle with this ``bundle.json``; None where a person has written another at the path."""
     if path.is_file() and GENERATED not in path.read_text(encoding="utf-8", errors="replace"):
         return None
     from jinja2 import Template  # training imports this module and writes no card

@@ -21,7 +21,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows.detach()
-    return torch.cat(_gather(rows, _lengths(rows)))
+    return torch.cat(_gather(rows))
 
 
 def gather_by_index(embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,30 +62,25 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return gathered
 
 
-def _lengths(rows: Tensor) -> list[int]:
+def _gather(rows: Tensor) -> list[Tensor]:
+    """Each rank's rows, without gradients; short parts are padded, because collectives need equal shapes."""
     mine = torch.tensor([len(rows)], device=rows.device)
-    everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    distributed.all_gather(everyone, mine)
-    return [int(length) for length in everyone]
-
-
-def _gather(rows: Tensor, lengths: list[int]) -> list[Tensor]:
-    """Gather without gradients; shorter parts are padded, because collectives need equal shapes."""
-    longest = max(lengths)
-    padded = rows.detach().new_zeros(longest, *rows.shape[1:])
+    lengths = [torch.empty_like(mine) for _ in range(world_size())]
+    distributed.all_gather(lengths, mine)
+    padded = rows.detach().new_zeros(int(max(lengths)), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in lengths]
     distributed.all_gather(parts, padded)
-    return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+    return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        lengths = _lengths(rows)
-        ctx.start = sum(lengths[: distributed.get_rank()])
+        parts = _gather(rows)
+        ctx.start = sum(len(part) for part in parts[: distributed.get_rank()])
         ctx.length = len(rows)
-        return torch.cat(_gather(rows, lengths))
+        return torch.cat(parts)
 
     @staticmethod
     @once_differentiable

@@ -192,7 +192,7 @@ def _built(value: Any, defaults: Mapping[str, Any] | None) -> Any:
 
 
 def check_roles(loss: nn.Module, miner: nn.Module | None) -> None:
-    """Check that a loss and a miner are called as such.
+    """Check that a loss and a miner can be called as such.
 
     Raises:
         InputError: the loss or the miner is something else.

@@ -20,8 +20,8 @@ from models.backbones import input_settings
 from models.callbacks.random_state import RandomState
 from models.callbacks.renorm import RenormScheduleCallback
 from models.callbacks.retrieval import RetrievalEvaluation
-from models.depthwise import keep_float32
 from models.errors import InputError
+from models.fusion import keep_float32
 from models.gathering import gather_rows, gather_with_gradient, world_size
 from models.losses import (
     FaceNetTripletLoss,

@@ -82,12 +82,9 @@ def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | N
     Raises:
         InputError: the kind is unknown or was removed, or the network has no batch normalization.
     """
-    if kind in _REMOVED:
-        raise InputError(
-            f"normalization {kind!r} is no longer supported: train with one of {', '.join(KINDS)}"
-        )
     if kind not in KINDS:
-        raise InputError(f"normalization {kind!r} is unknown; one of {', '.join(KINDS)}")
+        problem = "is no longer supported: train with" if kind in _REMOVED else "is unknown;"
+        raise InputError(f"normalization {kind!r} {problem} one of {', '.join(KINDS)}")
     arguments = dict(args or {})
     if not any(isinstance(module, BatchNorm) for module in network.modules()):
         if any(isinstance(module, nn.LayerNorm) for module in network.modules()) and kind == "layer":

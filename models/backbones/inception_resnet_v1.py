@@ -77,20 +77,20 @@ class Reduction(nn.Module):
         return torch.cat([getattr(self, f"branch{number}")(x) for number in range(self.count + 1)], dim=1)
 
 
-def block35(scale: float = 0.17) -> ResidualBlock:
+def block35() -> ResidualBlock:
     """Residual block at 35×35 (for 299 px)."""
     branches = [
         BasicConv2d(256, 32, 1),
         chain(256, (32, 1), (32, 3)),
         chain(256, (32, 1), (32, 3), (32, 3)),
     ]
-    return ResidualBlock(256, branches, 96, scale, relu=True)
+    return ResidualBlock(256, branches, 96, scale=0.17, relu=True)
 
 
-def block17(scale: float = 0.10) -> ResidualBlock:
+def block17() -> ResidualBlock:
     """Residual block at 17×17."""
     branches = [BasicConv2d(896, 128, 1), chain(896, (128, 1), (128, (1, 7)), (128, (7, 1)))]
-    return ResidualBlock(896, branches, 256, scale, relu=True)
+    return ResidualBlock(896, branches, 256, scale=0.10, relu=True)
 
 
 def block8(scale: float = 0.20, relu: bool = True) -> ResidualBlock:

@@ -47,10 +47,10 @@ _DEEPER = re.compile(r"\.norm(?=\.\w+$)")
 def load_weights(
     backbone: nn.Module, name: str, weights: str, args: Mapping[str, Any], in_channels: int
 ) -> nn.Module:
-    """Load pretrained weights into a backbone without a classifier.
+    """Load pretrained weights into a backbone.
 
     Args:
-        backbone: built by :func:`build_backbone` under this name, with these args and in_channels.
+        backbone: built under this name with these arguments by :func:`build_backbone`.
         name: of the backbone.
         weights: as :class:`models.network.EmbeddingNetwork` takes them.
         args: keyword arguments of its constructor.
@@ -197,25 +197,11 @@ def set_input_channels(backbone: nn.Module, channels: int) -> None:
     The new weights are the mean over the old channels, scaled so that a grey image repeated over the channels
     gives the same output as before.
     """
-    name, module = _first_convolution(backbone)
-    if module is None or module.in_channels == channels or module.groups != 1:
-        return
-    convolution = nn.Conv2d(
-        channels,
-        module.out_channels,
-        module.kernel_size,  # type: ignore[arg-type]
-        module.stride,  # type: ignore[arg-type]
-        module.padding,  # type: ignore[arg-type]
-        module.dilation,  # type: ignore[arg-type]
-        bias=module.bias is not None,
-        padding_mode=module.padding_mode,
-    )
-    with torch.no_grad():
-        weight = module.weight.mean(dim=1, keepdim=True) * module.in_channels / channels
-        convolution.weight.copy_(weight.expand_as(convolution.weight))
-        if module.bias is not None and convolution.bias is not None:
-            convolution.bias.copy_(module.bias)
-    backbone.set_submodule(name, convolution)
+    _, first = _first_convolution(backbone)
+    if first is not None and first.in_channels != channels and first.groups == 1:
+        mean = first.weight.detach().mean(dim=1, keepdim=True) * first.in_channels / channels
+        first.weight = nn.Parameter(mean.repeat(1, channels, 1, 1))
+        first.in_channels = channels
 
 
 def _first_convolution(backbone: nn.Module) -> tuple[str, nn.Conv2d | None]:
@@ -301,7 +287,7 @@ def _timm_with(model: str, state: dict[str, Tensor], weights: str, args: Mapping
     except Exception as error:  # timm's filters raise many types when the layout is another model's
         reason = " ".join(str(error).split())
         raise InputError(f"weights {weights} do not fit the backbone: {reason[:400]}") from error
-    del loaded.pretrained_cfg["state_dict"]
+    del loaded.pretrained_cfg["state_dict"]  # type: ignore[union-attr, operator]
     return loaded
 
 

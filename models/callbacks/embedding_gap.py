@@ -30,7 +30,9 @@ class EmbeddingGap(Callback):
         """Measure between the forward pass and the optimizer's step, with the same weights."""
         network, last = getattr(pl_module, "network", None), getattr(pl_module, "last_batch", None)
         if trainer.global_step % self.every == 0 and last and isinstance(network, EmbeddingNetwork):
-            pl_module.log("train/embedding_gap", embedding_gap(network, *last, embed=network.without_tta))
+            images, embeddings = last
+            gap = embedding_gap(network, images, embeddings, network.without_tta)
+            pl_module.log("train/embedding_gap", gap)
 
 
 @torch.no_grad()

@@ -194,15 +194,9 @@ def _read(folder: Path) -> Choice | None:
 
 
 def sample_pixels(shape: tuple[int, int, int], count: int, seed: int = 0) -> Tensor:
-    """Random images of coarse shapes with fine noise: they exercise more of a network's range than noise.
+    """Random images of coarse shapes with fine noise, of a shape (C, H, W): uint8 (count, C, H, W).
 
-    Args:
-        shape: of each image: (channels, height, width).
-        count: number of images.
-        seed: of the random numbers.
-
-    Returns:
-        uint8 (count, channels, height, width).
+    They exercise more of a network's range than noise alone.
     """
     channels, height, width = shape
     generator = torch.Generator().manual_seed(seed)

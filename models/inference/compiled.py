@@ -46,7 +46,7 @@ def compile_network(network: nn.Module, example: Tensor, package: Path) -> None:
 
     Args:
         network: in evaluation mode, on the device where it is to run.
-        example: input of the network, float32 (2 or more, C, H, W), on that device.
+        example: its input, float32 (2 or more, C, H, W), on that device.
         package: file to write.
 
     Raises:

@@ -30,12 +30,8 @@ def measure(
 ) -> Speeds:
     """Images per second of each runner at each batch size, by the fastest of several calls.
 
-    Args:
-        runners: by name.
-        example: a batch of the largest size; smaller ones are its first rows.
-        batches: sizes to measure.
-        seconds: time for each runner and batch size; slow runners make at least five calls.
-        clock: returns seconds.
+    Smaller batches are the first rows of the example. A runner has so many seconds for each size, and makes
+    at least five calls.
     """
     speeds: Speeds = {name: {} for name in runners}
     for size in batches:

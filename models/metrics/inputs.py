@@ -76,12 +76,9 @@ def _refuse_non_finite(matrix: Tensor, name: str) -> None:
 
 
 def as_codes(labels: Labels, size: int, name: str = "labels") -> np.ndarray[Any, Any]:
-    """Check labels and return them as a numpy array of integers or strings, exact at any magnitude.
+    """Check that labels are one for each of `size` items, and return them as integers or strings, exact.
 
-    Args:
-        labels: (N,) integers (Python, numpy, tensor) or strings.
-        size: the expected N.
-        name: of the labels in error messages.
+    They may be Python's, numpy's or a tensor; `name` is theirs in error messages.
 
     Raises:
         InputError: wrong length, or labels that are not reliably distinct (fractional or large floats, None).
@@ -166,14 +163,9 @@ def relevance_of(
     self_index: Tensor | None,
     device: torch.device,
 ) -> Relevance:
-    """The relevance that callers' labels imply.
+    """The relevance that callers' labels imply, with its codes on a device; arguments as of `Relevance`.
 
-    Args:
-        labels: one label, or one collection of labels, for each query.
-        gallery_labels: the same for the gallery; None where the queries are the gallery.
-        sizes: expected numbers of queries and gallery items.
-        self_index: see `Relevance`.
-        device: of the codes.
+    Queries are the gallery where ``gallery_labels`` is None. ``sizes`` are the expected numbers of both.
 
     Raises:
         InputError: see `as_codes`.

@@ -43,7 +43,7 @@ class RenormAveragedModel(AveragedModel):
 
 
 @torch.no_grad()
-def average_statistics_across_ranks(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
+def average_statistics_across_ranks(module: nn.Module) -> None:
     """Average the running statistics of a module's Batch Renormalization layers over all processes.
 
     For plain layers under ``DistributedDataParallel``: each process moves its statistics towards its own
@@ -54,15 +54,11 @@ def average_statistics_across_ranks(module: nn.Module, group: dist.ProcessGroup 
 
     Averages deviations, not variances, and moving gradient statistics, in one collective for all layers.
     Does nothing outside a process group or on one process, and to ``SyncBatchRenorm`` layers.
-
-    Args:
-        module: searched for layers.
-        group: the processes; None for all.
     """
     layers = [
         m for m in module.modules() if isinstance(m, BatchRenorm) and not isinstance(m, SyncBatchRenorm)
     ]
-    if not layers or (group := processes(group)) is None:
+    if not layers or (group := processes()) is None:
         return
     stats = [layer.averaged_stats() for layer in layers]
     flat = torch.cat([vector for of_layer in stats for vector in of_layer])
