@@ -16,9 +16,9 @@ Batch = dict[str, Tensor]
 
 def quiet_trainer(folder: Path, *callbacks: lightning.Callback, **values: Any) -> lightning.Trainer:
     """A Trainer on the CPU that prints, logs and saves nothing unless `values` say otherwise."""
-    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     quiet |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
-    return lightning.Trainer(callbacks=[*callbacks], **(quiet | values))
+    return lightning.Trainer(**(quiet | {"callbacks": [*callbacks]} | values))
 
 
 class Patterns(lightning.LightningDataModule):
