@@ -65,13 +65,14 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
 def _gather(rows: Tensor) -> list[Tensor]:
     """Each rank's rows, without gradients; short parts are padded, because collectives need equal shapes."""
     mine = torch.tensor([len(rows)], device=rows.device)
-    lengths = [torch.empty_like(mine) for _ in range(world_size())]
-    distributed.all_gather(lengths, mine)
-    padded = rows.detach().new_zeros(int(max(lengths)), *rows.shape[1:])
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    distributed.all_gather(everyone, mine)
+    lengths = [int(length) for length in everyone]
+    padded = rows.detach().new_zeros(max(lengths), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in lengths]
     distributed.all_gather(parts, padded)
-    return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
+    return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
 
 class _Gather(torch.autograd.Function):

@@ -148,11 +148,12 @@ class Relevance:
 
         Without `index`, (B, gallery): the relevance of every gallery item.
         """
-        found = []
-        for queries, gallery in self._words:
+
+        def of_word(queries: Tensor, gallery: Tensor) -> Tensor:
             mine, theirs = queries[rows, None], gallery if index is None else gallery[index]
-            found.append((mine & theirs) != 0 if self._sets else mine == theirs)
-        return reduce(torch.logical_or, found)
+            return (mine & theirs) != 0 if self._sets else mine == theirs
+
+        return reduce(torch.logical_or, (of_word(*word) for word in self._words))
 
 
 def relevance_of(
