@@ -224,15 +224,15 @@ class TrainingCLI(LightningCLI):
     def _set_preprocessing_of_weights(self) -> None:
         """Set image size, normalization and interpolation to those of the weights, unless configured."""
         model, data = (self.options[part].get("init_args", {}) for part in ("model", "data"))
-        settings = input_settings(model.get("backbone", ""), model.get("weights"))
-        if settings is None or data.get("mode") is None:
+        mode = data.get("mode")
+        settings = input_settings(model.get("backbone", ""), model.get("weights"), len(mode or "RGB"))
+        if settings is None or mode is None:
             return
-        fitting = settings.for_channels(len(data["mode"]))
         for key, value in (
-            ("image_size", fitting.size),
-            ("mean", list(fitting.mean)),
-            ("std", list(fitting.std)),
-            ("interpolation", fitting.interpolation),
+            ("image_size", settings.size),
+            ("mean", list(settings.mean)),
+            ("std", list(settings.std)),
+            ("interpolation", settings.interpolation),
         ):
             if key in data and data[key] is None:
                 data[key] = value

@@ -1,5 +1,6 @@
 """The saved model: a folder of safetensors and JSON, loaded without running code from it."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,8 +27,7 @@ from models.bundle_files import (
 )
 from models.cache_folder import cache_root
 from models.errors import InputError, first_line
-from models.exports import open_export
-from models.inference import Choice, Model, Runner, optimize
+from models.inference import Choice, Model, OnnxRunner, Runner, Unavailable, optimize
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import ImageError, Preprocess
 
@@ -49,8 +49,8 @@ class Bundle:
             preprocessing; computed where it is left out.
         training_classes: Digests of the names of the training classes, by which an evaluation detects that
             it tests on them; None where they are not known.
-        exports: Records of the exported files (ONNX and others) by file name, with their difference from the
-            original; see :mod:`models.exports`.
+        exports: Records of the exported files (ONNX and others) by file name, with their checksum,
+            fingerprint and difference from the original.
         runner: The backend that runs the network; None runs the network itself, as trained.
         choice: How :meth:`optimize` chose the runner, where it did.
     """
@@ -109,9 +109,7 @@ class Bundle:
             preprocess = Preprocess.from_dict(manifest["preprocess"])
             expected = manifest["fingerprint"]
             info, exports = dict(manifest.get("info", {})), dict(manifest.get("exports", {}))
-            thresholds = {
-                str(key): float(value) for key, value in dict(manifest.get("thresholds", {})).items()
-            }
+            thresholds = {key: float(value) for key, value in dict(manifest.get("thresholds", {})).items()}
         except KeyError as error:
             raise InputError(f"{folder / MANIFEST}: lacks {error}; export the bundle again") from error
         except (TypeError, ValueError) as error:
@@ -135,9 +133,12 @@ class Bundle:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{folder}: weights do not fit the architecture ({reason})") from error
-        network.to(usable_device(device))
-        bundle = cls(
-            network,
+        place = usable_device(device)
+        runner = None
+        if file is not None:
+            runner, expected = _open_export(file, exports, place)
+        return cls(
+            network.to(place),
             architecture,
             preprocess,
             info=info,
@@ -145,11 +146,8 @@ class Bundle:
             fingerprint=expected,
             training_classes=manifest.get("training_classes"),
             exports=exports,
+            runner=runner,
         )
-        if file is None:
-            return bundle
-        runner, bundle.fingerprint = open_export(file, bundle.exports, bundle.device)
-        return replace(bundle, runner=runner)
 
     def optimize(
         self,
@@ -233,33 +231,19 @@ class Bundle:
 
     @torch.inference_mode()
     def embed_tensor(self, batch: Tensor) -> Tensor:
-        """Embed preprocessed images.
-
-        Args:
-            batch: float32 (B, C, H, W), on any device.
-
-        Returns:
-            Unit vectors, float32 (B, dim).
+        """Embed preprocessed images, float32 (B, C, H, W) on any device, as unit vectors, float32 (B, dim).
 
         Raises:
             InputError: This is an ONNX file that includes the normalization and so takes only pixels.
         """
-        if self.runner is None:
-            vectors: Tensor = self.network(batch.to(self.device, non_blocking=True))
-            return vectors.float()
-        if self.runner.takes_pixels:
+        if self.runner is not None and self.runner.takes_pixels:
             raise InputError("this ONNX file normalizes by itself: embed images, or pixels by embed_pixels")
-        return self.runner(batch.to(self.device, non_blocking=True))
+        vectors: Tensor = (self.runner or self.network)(batch.to(self.device, non_blocking=True))
+        return vectors.float()
 
     @torch.inference_mode()
     def embed_pixels(self, batch: Tensor) -> Tensor:
-        """Embed decoded and resized images.
-
-        Args:
-            batch: uint8 (B, C, H, W), as ``preprocess.tensor`` returns each image.
-
-        Returns:
-            Unit vectors, float32 (B, dim).
+        """Embed decoded and resized images, uint8 (B, C, H, W), as unit vectors, float32 (B, dim).
 
         Raises:
             InputError: The batch is of another dtype.
@@ -272,7 +256,7 @@ class Bundle:
         return self.embed_tensor(self.preprocess.normalize(pixels))
 
     def embed_each(
-        self, images: Iterable[ImageSource], batch_size: int = 64, decoders: int = 2
+        self, images: Iterable[ImageSource], batch_size: int = 64
     ) -> Iterator[NDArray[np.float32] | ImageError]:
         """Embed a stream of images.
 
@@ -281,23 +265,18 @@ class Bundle:
         Args:
             images: Encoded bytes, paths of files or Pillow images.
             batch_size: Images per forward pass.
-            decoders: Number of decoding threads.
 
         Yields:
             For each image, in order, its unit vector, float32 (dim,), or the error where it is unusable.
 
         Raises:
-            InputError: There is one image in place of several, or a number below 1.
+            InputError: There is one image in place of several, or the batch size is below 1.
         """
         if isinstance(images, str | bytes | Path | Image.Image):
             raise InputError("embed takes several images: put a single one into a list")
-        if min(batch_size, decoders) < 1:
-            raise InputError(f"batch size {batch_size} and {decoders} decoders: both must be at least 1")
-        return self._embed_each(images, batch_size, decoders)
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size} must be at least 1")
 
-    def _embed_each(
-        self, images: Iterable[ImageSource], batch_size: int, decoders: int
-    ) -> Iterator[NDArray[np.float32] | ImageError]:
         def decode(source: ImageSource) -> Tensor | ImageError:
             try:
                 image = self.preprocess.open(Path(source) if isinstance(source, str) else source)
@@ -306,7 +285,7 @@ class Bundle:
                 return error
 
         stream = iter(images)
-        with ThreadPoolExecutor(decoders) as pool:
+        with ThreadPoolExecutor(2) as pool:
             ahead = [pool.submit(decode, source) for source in islice(stream, batch_size)]
             while ahead:
                 inputs = [future.result() for future in ahead]
@@ -317,10 +296,7 @@ class Bundle:
                     yield next(vectors) if isinstance(item, Tensor) else item
 
     def embed(self, images: Iterable[ImageSource], batch_size: int = 64) -> NDArray[np.float32]:
-        """Embed images.
-
-        Returns:
-            Unit vectors, float32 (N, dim).
+        """Embed images as unit vectors, float32 (N, dim); see :meth:`embed_each`.
 
         Raises:
             ImageError: An image is unusable; the message says which.
@@ -331,6 +307,22 @@ class Bundle:
                 raise ImageError(f"image {position}: {vector}")
             vectors.append(vector)
         return np.stack(vectors) if vectors else np.empty((0, self.dim), np.float32)
+
+
+def _open_export(file: Path, exports: Mapping[str, Any], device: torch.device) -> tuple[Runner, str]:
+    """The runner of an ONNX file and the fingerprint of its vectors."""
+    if (record := exports.get(file.name)) is None:
+        raise InputError(f"{file}: its bundle does not know this file; kindred export --onnx makes one")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); export it again") from error
+    if hashlib.sha256(content).hexdigest() != record["sha256"]:
+        raise InputError(f"{file}: does not match its checksum in the bundle; export it again")
+    try:
+        return OnnxRunner(content, device), record["fingerprint"]
+    except Unavailable as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def usable_device(name: str) -> torch.device:

@@ -55,15 +55,10 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def write_bundle(folder: Path, state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
-    """Write a bundle's folder; it replaces an existing one only once it is complete.
-
-    Args:
-        folder: of the bundle.
-        state: the network's state dict.
-        manifest: the description.
+    """Write a bundle's state dict and description; it replaces an existing one only once it is complete.
 
     Returns:
-        The folder.
+        The folder, links resolved.
 
     Raises:
         InputError: the folder exists and is not a bundle, or cannot be written.
@@ -109,3 +104,8 @@ def fingerprint_of(weights: Mapping[str, Tensor], architecture: Architecture, pr
         digest.update(f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def derived_fingerprint(original: str, content: bytes) -> str:
+    """The fingerprint, 16 hexadecimal digits, of an export whose vectors differ from the original's."""
+    return hashlib.sha256(original.encode() + hashlib.sha256(content).digest()).hexdigest()[:16]

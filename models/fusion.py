@@ -1,7 +1,8 @@
-"""Training a backbone with ReLUs and residual sums fused into its Batch Renormalization layers."""
+"""Faster training on a CPU: ReLUs and residual sums fused into layers, depthwise convolutions in float32."""
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,11 +53,7 @@ class FusedForward:
 def fused_forward(backbone: nn.Module) -> Forward | None:
     """The backbone's forward pass, in which its layers do the sum and the ReLU that follow them.
 
-    Args:
-        backbone: left as it is.
-
-    Returns:
-        A function of the backbone and images; None where there is nothing to fuse or the trace fails.
+    A function of the backbone and images; None where there is nothing to fuse or the trace fails.
     """
     around = [m for m in backbone.modules() if any(isinstance(p, BatchRenorm) for p in m.children())]
     if any(type(module).__module__.split(".")[0] not in _TRACED for module in around):
@@ -82,3 +79,23 @@ def _watched(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or getattr(module, "grad_checkpointing", False)
     )
+
+
+def keep_float32(network: nn.Module) -> None:
+    """Run the depthwise convolutions of a network in float32 where autocast is on for the CPU, in place.
+
+    The backward pass of oneDNN's bfloat16 depthwise convolution takes several times as long as that in
+    float32: EfficientNets and MobileNets would train at half their speed. Parameters, state dict and the
+    types of inputs and outputs stay the same.
+    """
+    for module in network.modules():
+        depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+        if depthwise and "forward" not in vars(module):
+            module.forward = partial(_in_float32, module.forward)
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    if not torch.is_autocast_enabled("cpu"):
+        return forward(x)
+    with torch.autocast("cpu", enabled=False):
+        return forward(x.float()).to(x.dtype)

@@ -21,11 +21,11 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows.detach()
-    return torch.cat(_gather(rows, _lengths(rows)))
+    return torch.cat(_gather(rows))
 
 
 def gather_by_index(embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather the embeddings of all ranks, each item once.
+    """Gather the embeddings of all ranks, each item once, ascending in its index, on every rank.
 
     A padded distributed sampler repeats items, and a repeated item would be its own nearest neighbour: items
     with the same `index` are the same.
@@ -34,9 +34,6 @@ def gather_by_index(embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[
         embeddings: (n, dim) of this rank; n may differ between ranks.
         labels: int64 (n,).
         index: int64 (n,) number of each item in the data set.
-
-    Returns:
-        Embeddings (N, dim), labels (N,) and index (N,) of all ranks, ascending in index, on every rank.
 
     Raises:
         InputError: the three differ in length.
@@ -65,17 +62,13 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return gathered
 
 
-def _lengths(rows: Tensor) -> list[int]:
+def _gather(rows: Tensor) -> list[Tensor]:
+    """Each rank's rows, without gradients; short parts are padded, because collectives need equal shapes."""
     mine = torch.tensor([len(rows)], device=rows.device)
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
     distributed.all_gather(everyone, mine)
-    return [int(length) for length in everyone]
-
-
-def _gather(rows: Tensor, lengths: list[int]) -> list[Tensor]:
-    """Gather without gradients; shorter parts are padded, because collectives need equal shapes."""
-    longest = max(lengths)
-    padded = rows.detach().new_zeros(longest, *rows.shape[1:])
+    lengths = [int(length) for length in everyone]
+    padded = rows.detach().new_zeros(max(lengths), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in lengths]
     distributed.all_gather(parts, padded)
@@ -85,10 +78,10 @@ def _gather(rows: Tensor, lengths: list[int]) -> list[Tensor]:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        lengths = _lengths(rows)
-        ctx.start = sum(lengths[: distributed.get_rank()])
+        parts = _gather(rows)
+        ctx.start = sum(len(part) for part in parts[: distributed.get_rank()])
         ctx.length = len(rows)
-        return torch.cat(_gather(rows, lengths))
+        return torch.cat(parts)
 
     @staticmethod
     @once_differentiable

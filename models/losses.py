@@ -165,12 +165,13 @@ def build(spec: Spec | nn.Module | None, defaults: Mapping[str, Any] | None = No
     args = {key: _built(value, defaults) for key, value in (spec.get("init_args") or {}).items()}
     known = _parameters(target)
     for key, value in (defaults or {}).items():
-        if key in known and args.get(key) is None and value is not None:
+        if value is None:
+            continue
+        if key in known and args.get(key) is None:
             args[key] = value
-    for key, value in (defaults or {}).items():
-        fits = key == "num_classes" and value is not None and args.get(key, value) >= value
-        if key in args and value is not None and args[key] != value and not fits:
-            raise InputError(f"{path}: {key} is {args[key]} and should be {value}; leave it out")
+        given = args.get(key, value)
+        if given != value and not (key == "num_classes" and given >= value):
+            raise InputError(f"{path}: {key} is {given} and should be {value}; leave it out")
     if "num_classes" in known and args.get("num_classes") is None:
         raise InputError(f"{path} needs num_classes: give it to the model, or link it from the data")
     try:
@@ -191,7 +192,7 @@ def _built(value: Any, defaults: Mapping[str, Any] | None) -> Any:
 
 
 def check_roles(loss: nn.Module, miner: nn.Module | None) -> None:
-    """Check that a loss and a miner are called as such.
+    """Check that a loss and a miner can be called as such.
 
     Raises:
         InputError: the loss or the miner is something else.
@@ -238,16 +239,15 @@ def _find(path: str) -> Any:
 def triplet_statistics(
     embeddings: Tensor, triplets: tuple[Tensor, Tensor, Tensor], margin: float
 ) -> dict[str, Tensor]:
-    """Statistics to log while training with triplets.
+    """Scalars to log while training with triplets; none where there are no triplets.
+
+    `active_triplets` is the fraction that violates the margin; `ap_distance` and `an_distance` are the mean
+    Euclidean distances to positives and negatives.
 
     Args:
         embeddings: float (B, D) unit vectors; also the references.
         triplets: indices of anchors, positives and negatives, int64 (T,) each.
         margin: of the loss, in squared distance.
-
-    Returns:
-        Scalars: `active_triplets`, the fraction that violates the margin; `ap_distance` and `an_distance`,
-        mean Euclidean distances to positives and negatives. Empty where there are no triplets.
     """
     anchors, positives, negatives = triplets
     if len(anchors) == 0:

@@ -119,14 +119,14 @@ def _by_scanning(others: Tensor, queries: Tensor) -> Tensor:
 
 
 def _by_sorting(others: Tensor, queries: Tensor) -> Tensor:
-    """The reference for each query: the nearest that is farther, or else the farthest.
+    """The nearest reference farther than each query, or else the farthest; ties go to the smallest.
 
     Args:
         others: (B, M), distances to negatives, infinite for all other references.
         queries: (B, P), distances to positives.
 
     Returns:
-        int64 (B, P), positions along M; ties go to the smallest. Arbitrary where a row has no negative.
+        int64 (B, P), positions along M. Arbitrary where a row has no negative.
     """
     count = (others < torch.inf).sum(1, keepdim=True)
     # Stable, so that equal distances stay in the order of their indices.

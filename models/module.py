@@ -20,8 +20,8 @@ from models.backbones import input_settings
 from models.callbacks.random_state import RandomState
 from models.callbacks.renorm import RenormScheduleCallback
 from models.callbacks.retrieval import RetrievalEvaluation
-from models.depthwise import keep_float32
 from models.errors import InputError
+from models.fusion import keep_float32
 from models.gathering import gather_rows, gather_with_gradient, world_size
 from models.losses import (
     FaceNetTripletLoss,
@@ -277,11 +277,7 @@ class MetricLearner(LightningModule):
         return embedded | {key: value for key, value in entries.items() if key != "image"}
 
     def _entries(self, batch: Any, needed: tuple[str, ...] = ("image", "label")) -> dict[str, Any]:
-        """A batch's entries by name.
-
-        Raises:
-            InputError: it is not a batch, or its images or labels cannot be used.
-        """
+        """A batch's entries by name, checked."""
         if isinstance(batch, tuple | list) and len(batch) <= len(ENTRIES):
             batch = dict(zip(ENTRIES, batch, strict=False))
         if not isinstance(batch, Mapping) or any(name not in batch for name in needed):
@@ -357,9 +353,8 @@ class MetricLearner(LightningModule):
                     f"the data gives images of {size} px and the backbone was built for {expected}: "
                     f"set backbone_args.image_size to {size}"
                 )
-        wanted = input_settings(self.architecture.backbone, self.weights)
+        wanted = input_settings(self.architecture.backbone, self.weights, channels)
         if wanted is not None and preprocess is not None:
-            wanted = wanted.for_channels(channels)
             given, trained = (preprocess.mean, preprocess.std), (wanted.mean, wanted.std)
             if given != trained:
                 _log.warning(

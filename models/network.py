@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.backbones.adapt import remove_classifier, set_input_channels
-from models.backbones.registry import build_backbone, feature_width, torchvision_name
-from models.backbones.weights import load_weights
+from models.backbones.registry import build_backbone, feature_width
+from models.backbones.weights import load_weights, set_input_channels
 from models.errors import InputError
 from models.fusion import FusedForward
 from models.normalization import set_normalization
@@ -99,11 +98,10 @@ class EmbeddingNetwork(nn.Module):
         if a.embedding_dim < 1:
             raise InputError(f"embedding_dim is {a.embedding_dim}; give at least 1")
         backbone = build_backbone(a.backbone, a.backbone_args, a.in_channels, trust_code)
-        width = remove_classifier(backbone) if torchvision_name(a.backbone) is not None else None
         if weights is not None:
             backbone = load_weights(backbone, a.backbone, weights, a.backbone_args, a.in_channels)
         set_input_channels(backbone, a.in_channels)
-        width = width or feature_width(backbone, a.backbone, a.in_channels)
+        width = feature_width(backbone, a.backbone, a.in_channels)
         self.backbone = set_normalization(backbone, a.normalization, a.normalization_args)
         if a.head == "linear":
             self.head: nn.Module = nn.Linear(width, a.embedding_dim)

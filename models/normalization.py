@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.errors import InputError
-from models.normalization_timm import take_activations_out
 from models.renorm import BatchRenorm, convert_to_batch_renorm
 
 Normalization = Literal[
@@ -29,11 +29,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class ChannelAffine(nn.Module):
-    """y = weight · x + bias for each channel: batch normalization without its statistics.
-
-    Args:
-        num_features: channels, the second dimension of the input.
-    """
+    """y = weight · x + bias for each channel, (B, C, ...): batch normalization without its statistics."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -46,24 +42,29 @@ class ChannelAffine(nn.Module):
         return x * self.weight.view(shape).to(x.dtype) + self.bias.view(shape).to(x.dtype)
 
 
-def _frozen(kind: type[nn.Module]) -> type[nn.Module]:
-    class Frozen(kind):  # type: ignore[valid-type, misc]
-        """Batch normalization that always uses its running statistics; its weights do not train either.
+class FrozenBatchNorm(_BatchNorm):
+    """Batch normalization that always uses its running statistics; its weights do not train either.
 
-        Its training flag follows ``train()``, since Lightning warns of modules that stay in evaluation mode.
-        """
+    Its training flag follows ``train()``, since Lightning warns of modules that stay in evaluation mode.
+    """
 
-        def forward(self, x: Tensor) -> Tensor:
-            mean, var = self.running_mean, self.running_var
-            return functional.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-
-    Frozen.__name__ = Frozen.__qualname__ = f"Frozen{kind.__name__}"
-    return Frozen
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, C, ...) → the same."""
+        mean, var = self.running_mean, self.running_var
+        return functional.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-FrozenBatchNorm1d = _frozen(nn.BatchNorm1d)
-FrozenBatchNorm2d = _frozen(nn.BatchNorm2d)
-FrozenBatchNorm3d = _frozen(nn.BatchNorm3d)
+class NormThenActivation(nn.Module):
+    """timm's ``BatchNormAct2d`` as a chain of modules: normalization, dropout of blocks, activation."""
+
+    def __init__(self, norm: nn.Module, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.drop, self.act = norm, drop, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, C, H, W) → the same."""
+        result: Tensor = self.act(self.drop(self.norm(x)))
+        return result
 
 
 def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | None = None) -> nn.Module:
@@ -81,12 +82,9 @@ def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | N
     Raises:
         InputError: the kind is unknown or was removed, or the network has no batch normalization.
     """
-    if kind in _REMOVED:
-        raise InputError(
-            f"normalization {kind!r} is no longer supported: train with one of {', '.join(KINDS)}"
-        )
     if kind not in KINDS:
-        raise InputError(f"normalization {kind!r} is unknown; one of {', '.join(KINDS)}")
+        problem = "is no longer supported: train with" if kind in _REMOVED else "is unknown;"
+        raise InputError(f"normalization {kind!r} {problem} one of {', '.join(KINDS)}")
     arguments = dict(args or {})
     if not any(isinstance(module, BatchNorm) for module in network.modules()):
         if any(isinstance(module, nn.LayerNorm) for module in network.modules()) and kind == "layer":
@@ -104,11 +102,7 @@ def set_normalization(network: nn.Module, kind: str, args: Mapping[str, Any] | N
 
 
 def freeze_layers(backbone: nn.Module, parts: Sequence[str]) -> None:
-    """Freeze parts of a backbone, in place: parameters, and the statistics of Batch Renormalization.
-
-    Args:
-        backbone: the network.
-        parts: names of modules in it, such as "blocks.1".
+    """Freeze named modules of a backbone: parameters, and the statistics of Batch Renormalization.
 
     Raises:
         InputError: a name is not one of its modules.
@@ -169,9 +163,7 @@ def _copy_affine(old: BatchNorm, new: nn.Module) -> nn.Module:
 
 
 def _make_frozen(old: BatchNorm) -> nn.Module:
-    kinds = {1: FrozenBatchNorm1d, 2: FrozenBatchNorm2d, 3: FrozenBatchNorm3d}
-    dimensions = 1 if isinstance(old, nn.BatchNorm1d) else 2 if isinstance(old, nn.BatchNorm2d) else 3
-    new = kinds[dimensions](old.num_features, old.eps, old.momentum, old.affine)
+    new = FrozenBatchNorm(old.num_features, old.eps, old.momentum, old.affine)
     new.load_state_dict(old.state_dict())
     return new.requires_grad_(False)
 
@@ -179,3 +171,31 @@ def _make_frozen(old: BatchNorm) -> nn.Module:
 def _make_group(old: BatchNorm, groups: int = 32) -> nn.Module:
     number = gcd(groups, old.num_features)
     return _copy_affine(old, nn.GroupNorm(number, old.num_features, old.eps))
+
+
+def take_activations_out(network: nn.Module) -> nn.Module:
+    """Replace every ``BatchNormAct2d`` inside a network by :class:`NormThenActivation`, in place.
+
+    Parameters and statistics stay the same tensors. Without this, torch's own conversions
+    (``convert_sync_batchnorm`` among them) drop the activation silently.
+    """
+    for name, module in list(network.named_modules()):
+        kind = type(module)
+        if kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm."):
+            network.set_submodule(name, _apart(module))
+    return network
+
+
+def _apart(module: nn.Module) -> NormThenActivation:
+    old: nn.BatchNorm2d = module  # type: ignore[assignment]
+    norm = nn.BatchNorm2d(
+        old.num_features, old.eps, old.momentum, affine=False, track_running_stats=old.track_running_stats
+    )
+    norm.affine = old.affine
+    norm.weight, norm.bias = old.weight, old.bias
+    norm.running_mean, norm.running_var = old.running_mean, old.running_var
+    norm.num_batches_tracked = old.num_batches_tracked
+    drop, act = getattr(old, "drop", nn.Identity()), getattr(old, "act", nn.Identity())
+    if not isinstance(drop, nn.Module) or not isinstance(act, nn.Module):
+        raise ValueError(f"{type(module).__name__} keeps its activation in an unknown way")
+    return NormThenActivation(norm.train(module.training), drop, act)

@@ -1,11 +1,11 @@
 """Bundles of pretrained networks without training: the baseline to beat, and a search before any training."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from models.backbones import build_backbone, input_settings
-from models.backbones.adapt import remove_classifier
-from models.backbones.registry import feature_width, timm_name, torchvision_name
+from models.backbones.registry import feature_width, timm_name
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
 from models.normalization import BatchNorm
@@ -36,21 +36,17 @@ def pretrained_bundle(
         InputError: there are no such weights, or they do not fit.
     """
     settings = input_settings(backbone, weights)
-    if preprocess is None and settings is not None:
-        size = image_size or settings.size
-        preprocess = Preprocess(
-            size, mean=settings.mean, std=settings.std, interpolation=settings.interpolation
-        )
-    preprocess = preprocess or Preprocess(64 if image_size is None else image_size)
+    if preprocess is None:
+        preprocess = settings or Preprocess()
+        preprocess = replace(preprocess, size=preprocess.size if image_size is None else image_size)
     args = _sized(backbone, preprocess) | dict(backbone_args or {})
     plain = build_backbone(backbone, args, preprocess.channels, trust_code)
-    width = remove_classifier(plain) if torchvision_name(backbone) is not None else None
     architecture = Architecture(
         backbone,
         args,
         normalization="batch" if any(isinstance(m, BatchNorm) for m in plain.modules()) else "layer",
         in_channels=preprocess.channels,
-        embedding_dim=width or feature_width(plain, backbone, preprocess.channels),
+        embedding_dim=feature_width(plain, backbone, preprocess.channels),
         head="none",
     )
     network = EmbeddingNetwork(architecture, weights, trust_code=trust_code)

@@ -30,12 +30,7 @@ _OPTIONS = {
 
 
 def renamed(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a class under their current names.
-
-    Args:
-        kind: name of the class.
-        settings: arguments, some perhaps under former names or with former values.
-    """
+    """The arguments of a class under their current names; some may have former names or values."""
     keys, result = _KEYS.get(kind, {}), {}
     for given, value in dict(settings).items():
         key = keys.get(given, given)
@@ -47,11 +42,9 @@ def renamed(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed_config(settings: Any, kind: str = "") -> Any:
-    """A config of ``kindred fit`` under current names; former names are logged.
+    """A config of ``kindred fit``, or a part of it, under current names; former names are logged.
 
-    Args:
-        settings: content of a YAML file, or a part of it.
-        kind: name of the class whose arguments they are, if any.
+    The part may be the arguments of a class, whose name is then the kind.
     """
     if isinstance(settings, list):
         return [renamed_config(entry, kind) for entry in settings]

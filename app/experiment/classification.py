@@ -15,7 +15,6 @@ from app.experiment.loading import Images, load_images
 from app.experiment.testing import accuracy, calibrate, predictions, test_metrics
 from app.experiment.training import Progress, rounded, train
 from models.backbones import build_backbone
-from models.backbones.adapt import remove_classifier
 from models.backbones.registry import feature_width
 from models.normalization import set_normalization
 
@@ -61,7 +60,6 @@ def build_classifier(setting: Setting, batches: GradientBatches, classes: int, s
     torch.manual_seed(seed)
     channels = batches.preprocess.channels
     backbone = build_backbone(setting.backbone, setting.backbone_args, channels)
-    remove_classifier(backbone)
     head = nn.Linear(feature_width(backbone, setting.backbone, channels), classes)
     network = nn.Sequential(backbone, head)
     network.to(batches.device)

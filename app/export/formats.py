@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from app.export.comparison_images import Pixels
 from models.bundle import Bundle
+from models.bundle_files import derived_fingerprint
 from models.errors import InputError
-from models.exports import derived_fingerprint
 from models.files import replacing
 from models.inference import TOLERANCE, OnnxRunner, PixelNetwork, Unavailable, folded, to_onnx, versions
 

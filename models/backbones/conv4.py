@@ -10,16 +10,11 @@ from models.errors import InputError
 
 
 class ConvBlock(nn.Sequential):
-    """3×3 convolution, batch normalization, 2×2 max-pooling, ReLU.
+    """3×3 convolution, batch normalization, 2×2 max-pooling (with ``pool``), ReLU.
 
     Pooling comes before the ReLU: the two commute, and the ReLU then processes a quarter of the elements.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        pool: whether the block pools at all.
-        pool_before_norm: also pool before normalizing. This changes the network, since the statistics are
-            those of the maxima; normalization then costs a quarter.
+    ``pool_before_norm`` also pools before normalizing. This changes the network, since the statistics are
+    those of the maxima; normalization then costs a quarter.
     """
 
     def __init__(
@@ -34,11 +29,7 @@ class ConvBlock(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """x + ReLU(norm(3×3 convolution of x)): adds depth after a pooled block.
-
-    Args:
-        channels: of the input and of the output.
-    """
+    """x + ReLU(norm(3×3 convolution of x)): adds depth after a pooled block."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

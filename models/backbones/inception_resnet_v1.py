@@ -3,23 +3,26 @@
 Modules are named as in the facenet-pytorch project, so that its weight files load unchanged.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 
 class BasicConv2d(nn.Module):
-    """Convolution without bias, batch normalization, ReLU."""
+    """Convolution without bias, batch normalization, ReLU; it keeps the image's size where stride is None."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: int | tuple[int, int],
-        stride: int = 1,
-        padding: int | tuple[int, int] = 0,
+        stride: int | None = None,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        height, width = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        padding = (height // 2, width // 2) if stride is None else 0
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride or 1, padding, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
         self.relu = nn.ReLU(inplace=True)
 
@@ -29,15 +32,17 @@ class BasicConv2d(nn.Module):
         return out
 
 
+def chain(channels: int, *layers: tuple[Any, ...]) -> nn.Sequential:
+    """BasicConv2d layers, each given by its further arguments, of an input of so many channels."""
+    before = [channels, *(layer[0] for layer in layers)]
+    return nn.Sequential(*(BasicConv2d(n, *layer) for n, layer in zip(before, layers, strict=False)))
+
+
 class ResidualBlock(nn.Module):
     """Concatenated branches, mapped to the input's width by a 1×1 convolution, scaled and added to the input.
 
-    Args:
-        channels: of the input and the output.
-        branches: each takes the input; their output channels sum to `mixed`.
-        mixed: channels after concatenation.
-        scale: of the residual; small values keep wide networks stable.
-        relu: whether a ReLU follows (not after the last block).
+    The branches have ``mixed`` channels together. A small scale keeps wide networks stable. No ReLU follows
+    the last block.
     """
 
     def __init__(
@@ -72,41 +77,25 @@ class Reduction(nn.Module):
         return torch.cat([getattr(self, f"branch{number}")(x) for number in range(self.count + 1)], dim=1)
 
 
-def block35(scale: float = 0.17) -> ResidualBlock:
+def block35() -> ResidualBlock:
     """Residual block at 35×35 (for 299 px)."""
     branches = [
         BasicConv2d(256, 32, 1),
-        nn.Sequential(BasicConv2d(256, 32, 1), BasicConv2d(32, 32, 3, padding=1)),
-        nn.Sequential(
-            BasicConv2d(256, 32, 1), BasicConv2d(32, 32, 3, padding=1), BasicConv2d(32, 32, 3, padding=1)
-        ),
+        chain(256, (32, 1), (32, 3)),
+        chain(256, (32, 1), (32, 3), (32, 3)),
     ]
-    return ResidualBlock(256, branches, 96, scale, relu=True)
+    return ResidualBlock(256, branches, 96, scale=0.17, relu=True)
 
 
-def block17(scale: float = 0.10) -> ResidualBlock:
+def block17() -> ResidualBlock:
     """Residual block at 17×17."""
-    branches = [
-        BasicConv2d(896, 128, 1),
-        nn.Sequential(
-            BasicConv2d(896, 128, 1),
-            BasicConv2d(128, 128, (1, 7), padding=(0, 3)),
-            BasicConv2d(128, 128, (7, 1), padding=(3, 0)),
-        ),
-    ]
-    return ResidualBlock(896, branches, 256, scale, relu=True)
+    branches = [BasicConv2d(896, 128, 1), chain(896, (128, 1), (128, (1, 7)), (128, (7, 1)))]
+    return ResidualBlock(896, branches, 256, scale=0.10, relu=True)
 
 
 def block8(scale: float = 0.20, relu: bool = True) -> ResidualBlock:
     """Residual block at 8×8."""
-    branches = [
-        BasicConv2d(1792, 192, 1),
-        nn.Sequential(
-            BasicConv2d(1792, 192, 1),
-            BasicConv2d(192, 192, (1, 3), padding=(0, 1)),
-            BasicConv2d(192, 192, (3, 1), padding=(1, 0)),
-        ),
-    ]
+    branches = [BasicConv2d(1792, 192, 1), chain(1792, (192, 1), (192, (1, 3)), (192, (3, 1)))]
     return ResidualBlock(1792, branches, 384, scale, relu)
 
 
@@ -126,33 +115,22 @@ class InceptionResnetV1(nn.Module):
         super().__init__()
         self.num_features = 512
         self.conv2d_1a = BasicConv2d(in_channels, 32, 3, stride=2)
-        self.conv2d_2a = BasicConv2d(32, 32, 3)
-        self.conv2d_2b = BasicConv2d(32, 64, 3, padding=1)
+        self.conv2d_2a = BasicConv2d(32, 32, 3, stride=1)
+        self.conv2d_2b = BasicConv2d(32, 64, 3)
         self.maxpool_3a = nn.MaxPool2d(3, stride=2)
         self.conv2d_3b = BasicConv2d(64, 80, 1)
-        self.conv2d_4a = BasicConv2d(80, 192, 3)
+        self.conv2d_4a = BasicConv2d(80, 192, 3, stride=1)
         self.conv2d_4b = BasicConv2d(192, 256, 3, stride=2)
         self.repeat_1 = nn.Sequential(*(block35() for _ in range(5)))
         self.mixed_6a = Reduction(
-            [
-                BasicConv2d(256, 384, 3, stride=2),
-                nn.Sequential(
-                    BasicConv2d(256, 192, 1),
-                    BasicConv2d(192, 192, 3, padding=1),
-                    BasicConv2d(192, 256, 3, stride=2),
-                ),
-            ]
+            [BasicConv2d(256, 384, 3, stride=2), chain(256, (192, 1), (192, 3), (256, 3, 2))]
         )
         self.repeat_2 = nn.Sequential(*(block17() for _ in range(10)))
         self.mixed_7a = Reduction(
             [
-                nn.Sequential(BasicConv2d(896, 256, 1), BasicConv2d(256, 384, 3, stride=2)),
-                nn.Sequential(BasicConv2d(896, 256, 1), BasicConv2d(256, 256, 3, stride=2)),
-                nn.Sequential(
-                    BasicConv2d(896, 256, 1),
-                    BasicConv2d(256, 256, 3, padding=1),
-                    BasicConv2d(256, 256, 3, stride=2),
-                ),
+                chain(896, (256, 1), (384, 3, 2)),
+                chain(896, (256, 1), (256, 3, 2)),
+                chain(896, (256, 1), (256, 3), (256, 3, 2)),
             ]
         )
         self.repeat_3 = nn.Sequential(*(block8() for _ in range(5)))

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def build_backbone(
     in_channels: int = 3,
     trust_code: bool = False,
 ) -> nn.Module:
-    """Build a backbone with random weights.
+    """Build a backbone with random weights and no classifier.
 
     Args:
         name: "conv4", "resnet10", "inception_resnet_v1"; a torchvision classification model ("resnet50", or
@@ -53,7 +54,10 @@ def build_backbone(
         )
     build = _builder(name, trust_code)
     if name.startswith("timm.") and trust_code:
-        arguments = {key: _named_in_timm(value) for key, value in arguments.items()}
+        arguments = {
+            key: _import(value) if isinstance(value, str) and value.startswith("timm.") else value
+            for key, value in arguments.items()
+        }
     if "in_channels" in inspect.signature(build).parameters:
         arguments.setdefault("in_channels", in_channels)
     elif name.startswith("timm."):
@@ -96,13 +100,13 @@ def timm_name(name: str) -> str | None:
 
 def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
     if name in OWN or name in OWN.values():
-        builder: Callable[..., Any] = _import(OWN.get(name, name))
-        return builder
-    known = torchvision_name(name)
-    if known is not None:
-        return _torchvision_builder(known)
+        return _import(OWN.get(name, name))
+    if (known := torchvision_name(name)) is not None:
+        return partial(_torchvision_model, known)
     if (model := timm_name(name)) is not None:
-        return _timm_builder(model)
+        import timm
+
+        return partial(timm.create_model, model, pretrained=False, num_classes=0)
     if "." not in name:
         raise InputError(
             f"backbone {name!r} is unknown; one of {', '.join(OWN)}, a torchvision model or a class path"
@@ -111,53 +115,38 @@ def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
         raise InputError(
             f"backbone {name} is code outside models.backbones, torchvision and timm; set trust_code"
         )
-    target = _import(name)
-    if not callable(target):
-        raise InputError(f"backbone {name} is not a class or function")
-    trusted: Callable[..., Any] = target
-    return trusted
+    return _import(name)
 
 
-def _torchvision_builder(name: str) -> Callable[..., Any]:
-    builder = torchvision.models.get_model_builder(name)
-
-    def build(**arguments: Any) -> nn.Module:
-        if name in ("inception_v3", "googlenet"):
-            # No auxiliary classifier, and torch's default initialization (the models' own takes seconds).
-            arguments = {"aux_logits": False, "init_weights": False, **arguments}
-        model: nn.Module = builder(weights=None, **arguments)
-        return model
-
-    return build
-
-
-def _timm_builder(model: str) -> Callable[..., Any]:
-    import timm
-
-    def build(**arguments: Any) -> nn.Module:
-        module: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **arguments)
-        return module
-
-    return build
+def _torchvision_model(name: str, **arguments: Any) -> nn.Module:
+    if name in ("inception_v3", "googlenet"):
+        # No auxiliary classifier, and torch's default initialization (the models' own takes seconds).
+        arguments = {"aux_logits": False, "init_weights": False, **arguments}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
+    linears = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if linears:  # SqueezeNet ends in a convolution
+        path, last = linears[-1]
+        model.set_submodule(path, nn.Identity())
+        model.num_features = last.in_features  # type: ignore[assignment]
+    return model
 
 
-def _named_in_timm(value: Any) -> Any:
-    return _import(value) if isinstance(value, str) and value.startswith("timm.") else value
-
-
-def _import(path: str) -> Any:
+def _import(path: str) -> Callable[..., Any]:
     module, _, attribute = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found: object = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"{path} cannot be imported: {error}") from error
+    if not callable(found):
+        raise InputError(f"{path} is not a class or function")
+    return found
 
 
 def feature_width(backbone: nn.Module, name: str, in_channels: int) -> int:
     """Number of features that a headless backbone returns.
 
-    Our own and timm's networks have it in `num_features` or, where a layer follows the pooling (timm's
-    MobileNetV3), in `head_hidden_size`; other networks are run on one blank image.
+    It is in `num_features` or, where a layer follows the pooling (timm's MobileNetV3), in `head_hidden_size`;
+    networks of others are run on one blank image.
 
     Raises:
         InputError: the backbone has no such attribute and cannot take a 96-pixel image, or it does not return

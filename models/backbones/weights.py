@@ -1,4 +1,4 @@
-"""Pretrained weights: finding, reading and loading them into a backbone.
+"""Pretrained weights: finding, reading and loading them into a backbone; the images that they want.
 
 A file may be a published state dict or a training checkpoint. Reading it runs no code from it.
 """
@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import safetensors.torch
@@ -15,9 +16,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.backbones.adapt import first_convolution, set_input_channels
 from models.backbones.registry import timm_name, torchvision_name
 from models.errors import InputError, first_line
+from models.preprocess import Preprocess
 
 PACKAGED = "packaged"
 PACKAGED_MODEL = "tf_efficientnet_lite0"
@@ -49,9 +50,9 @@ def load_weights(
     """Load pretrained weights into a backbone.
 
     Args:
-        backbone: built under that name, without a classifier.
-        name: of the backbone, as :func:`build_backbone` takes it.
-        weights: "packaged", a local file, or the name of weights that timm or torchvision downloads.
+        backbone: built under this name with these arguments by :func:`build_backbone`.
+        name: of the backbone.
+        weights: as :class:`models.network.EmbeddingNetwork` takes them.
         args: keyword arguments of its constructor.
         in_channels: requested number of input channels.
 
@@ -153,6 +154,62 @@ def torchvision_weights(model: str, weights: str) -> Any:
     return known[weights]
 
 
+def input_settings(backbone: str, weights: str | None, channels: int = 3) -> Preprocess | None:
+    """The preprocessing that a backbone's weights were trained with; building or reading neither.
+
+    Args:
+        backbone: its name, as :func:`build_backbone` takes it.
+        weights: as the embedding network takes them. A local file, and the packaged weights, are taken to
+            have the settings of the backbone's default weights.
+        channels: of the images, 1 or 3; grey ones have the mean over the colours.
+
+    Returns:
+        The settings, or None without weights or where they are unknown.
+
+    Raises:
+        InputError: the backbone has no weights of that name.
+    """
+    if weights is None:
+        return None
+    local = weights_file(backbone, weights) is not None
+    given: Any
+    if (model := timm_name(backbone)) is not None:
+        import timm
+
+        given = timm.get_pretrained_cfg(model if local else timm_weights(model, weights))
+        if given is None:
+            return None
+        size, interpolation = given.input_size[-1], given.interpolation
+    elif (model := torchvision_name(backbone)) is not None:
+        given = torchvision_weights(model, "DEFAULT" if local else weights).transforms()
+        size, interpolation = given.crop_size[0], given.interpolation.value
+    else:
+        return None
+    mean, std = tuple(given.mean), tuple(given.std)
+    if channels == 1:
+        return Preprocess(size, "L", mean=(fmean(mean),), std=(fmean(std),), interpolation=interpolation)
+    return Preprocess(size, mean=mean, std=std, interpolation=interpolation)
+
+
+def set_input_channels(backbone: nn.Module, channels: int) -> None:
+    """Make the first convolution take `channels` channels, in place.
+
+    The new weights are the mean over the old channels, scaled so that a grey image repeated over the channels
+    gives the same output as before.
+    """
+    _, first = _first_convolution(backbone)
+    if first is not None and first.in_channels != channels and first.groups == 1:
+        mean = first.weight.detach().mean(dim=1, keepdim=True) * first.in_channels / channels
+        first.weight = nn.Parameter(mean.repeat(1, channels, 1, 1))
+        first.in_channels = channels
+
+
+def _first_convolution(backbone: nn.Module) -> tuple[str, nn.Conv2d | None]:
+    """The first convolution with its name; an empty name and None where there is none."""
+    found = ((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
+    return next(found, ("", None))
+
+
 def _state_in(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
@@ -199,9 +256,11 @@ def _torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
 
 
 def _timm_published(model: str, weights: str, args: Mapping[str, Any]) -> nn.Module:
+    import timm
+
     named = timm_weights(model, weights)
     try:
-        return _timm_build(named, args)
+        return timm.create_model(named, pretrained=True, num_classes=0, **args)
     except Exception as error:  # anything that the hub's client, the connection or the format may raise
         raise _not_fetched(f"timm.{model}", weights, error) from error
 
@@ -218,9 +277,13 @@ def _timm_with(model: str, state: dict[str, Tensor], weights: str, args: Mapping
     `classifier: None` is set because timm would otherwise load non-strictly, for want of a classifier, and
     ignore other missing names too.
     """
+    import timm
+
+    overlay = {"state_dict": state, "classifier": None}
     try:
-        overlay = {"state_dict": state, "classifier": None}
-        loaded = _timm_build(model, {**args, "pretrained_cfg_overlay": overlay})
+        loaded = timm.create_model(
+            model, pretrained=True, num_classes=0, **args, pretrained_cfg_overlay=overlay
+        )
     except Exception as error:  # timm's filters raise many types when the layout is another model's
         reason = " ".join(str(error).split())
         raise InputError(f"weights {weights} do not fit the backbone: {reason[:400]}") from error
@@ -228,16 +291,9 @@ def _timm_with(model: str, state: dict[str, Tensor], weights: str, args: Mapping
     return loaded
 
 
-def _timm_build(model: str, args: Mapping[str, Any]) -> nn.Module:
-    import timm
-
-    built: nn.Module = timm.create_model(model, pretrained=True, num_classes=0, **args)
-    return built
-
-
 def _load(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict strictly; the first convolution is adapted to its number of channels."""
-    name, _ = first_convolution(backbone)
+    name, _ = _first_convolution(backbone)
     if (weight := state.get(f"{name}.weight")) is not None and weight.ndim == 4:
         set_input_channels(backbone, weight.shape[1])
     try:

@@ -41,22 +41,19 @@ class MovingAverage(WeightAveraging):
             return current
         return torch.lerp(current, average, self.rate(int(updates)))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
         """Update the average after an optimizer step; Batch Renormalization's deviations are averaged."""
         if self._average_model is None:
             raise RuntimeError("on_train_batch_end before setup")
         stepped = trainer.global_step > self._latest_update_step
         with averaging_deviations(pl_module, self._average_model.module) if stepped else nullcontext():
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            super().on_train_batch_end(trainer, pl_module, *rest)
 
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
         self._swapped = not self._swapped
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, _: Trainer, pl_module: LightningModule, *__: Any) -> None:
         """Restore the current weights when validation is interrupted, so that a checkpoint can resume."""
-        del trainer, exception
         if self._swapped:
             self._swap_models(pl_module)

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from models.errors import InputError
@@ -43,25 +43,17 @@ class CollapseMonitor(Callback):
         min_variance: float = 0.02,
         min_gap: float = 0.01,
     ) -> None:
-        self.stop = stop
-        self.grace = grace
-        self.every = every
-        self.patience = patience
-        self.min_variance = min_variance
-        self.min_gap = min_gap
+        self.stop, self.grace, self.every, self.patience = stop, grace, every, patience
+        self.min_variance, self.min_gap = min_variance, min_gap
         self.bad_checks = 0
         self.fired = False
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Check every few steps."""
-        del pl_module, outputs, batch, batch_idx
         step = trainer.global_step
         if self.fired or step % self.every or step == 0:
             return
-        metrics = trainer.callback_metrics
-        seen = {key: float(value) for key, value in metrics.items() if key.startswith("train/")}
+        seen = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("train/")}
         loss = seen.get("train/loss", 0.0)
         if not math.isfinite(loss):
             self._fire(trainer, seen, f"the loss is {loss}")

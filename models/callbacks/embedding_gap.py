@@ -1,6 +1,7 @@
 """The distance between a batch's embeddings in training mode and in evaluation mode."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,17 +26,12 @@ class EmbeddingGap(Callback):
     def __init__(self, every: int = 100) -> None:
         self.every = every
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Measure between the forward pass and the optimizer's step, with the same weights."""
-        del loss
         network, last = getattr(pl_module, "network", None), getattr(pl_module, "last_batch", None)
-        if (
-            isinstance(network, EmbeddingNetwork)
-            and last is not None
-            and trainer.global_step % self.every == 0
-        ):
+        if trainer.global_step % self.every == 0 and last and isinstance(network, EmbeddingNetwork):
             images, embeddings = last
-            gap = embedding_gap(network, images, embeddings, embed=network.without_tta)
+            gap = embedding_gap(network, images, embeddings, network.without_tta)
             pl_module.log("train/embedding_gap", gap)
 
 
@@ -46,16 +42,13 @@ def embedding_gap(
     embeddings: Tensor,
     embed: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Mean of 1 − cosine between given embeddings and the network's in evaluation mode.
+    """Mean of 1 − cosine, 0 (the same) to 2, between given embeddings and the network's in evaluation mode.
 
     Args:
         network: keeps the mode that it is in.
         images: (B, C, H, W).
         embeddings: (B, D), of length 1, of the same images in training mode.
         embed: computes the network's embeddings; by default the network itself.
-
-    Returns:
-        A scalar from 0 (the same) to 2.
     """
     with eval_mode(network):
         inference: Tensor = (embed or network)(images)

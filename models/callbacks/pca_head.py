@@ -105,15 +105,10 @@ class PCAHead(Callback):
 
 
 def principal_directions(features: Tensor, count: int) -> Tensor:
-    """The directions along which features have the largest mean square, largest first.
+    """The directions along which features (N, D) have the largest mean square, largest first: (count, D).
 
-    Args:
-        features: float (N, D).
-        count: number of directions, at most D.
-
-    Returns:
-        (count, D), orthonormal rows, zero beyond the N that N images can have. Computed by randomized SVD
-        (Halko et al. 2011) with a fixed seed.
+    Orthonormal rows, zero beyond the N that N images can have. Computed by randomized SVD (Halko et al. 2011)
+    with a fixed seed.
     """
     images, width = features.shape
     devices = [features.device] if features.is_cuda else []

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 
 from models.errors import InputError
 
@@ -34,13 +34,12 @@ class RandomState(Callback):
         """Keep the states until the first training batch."""
         self._found = state_dict
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """Restore the states, once.
 
         Raises:
             InputError: they are damaged.
         """
-        del trainer, pl_module
         if self._found is None:
             return
         found, self._found = self._found, None

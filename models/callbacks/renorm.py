@@ -41,6 +41,8 @@ class RenormScheduleCallback(Callback):
             limit is out of range, or a layer has a warm-up of its own.
     """
 
+    schedule: RenormSchedule  # from the start of training
+
     def __init__(
         self,
         rmax: Ramp | Literal["narrowed"] = "narrowed",
@@ -56,7 +58,6 @@ class RenormScheduleCallback(Callback):
         self.unit: Unit = unit
         self.log_layers = log_layers
         self.average_across_ranks = average_across_ranks
-        self.schedule: RenormSchedule | None = None
         self._resumed: Mapping[str, Any] | None = None
         self._monitoring = False
 
@@ -84,57 +85,43 @@ class RenormScheduleCallback(Callback):
             self._resumed = None
         self.schedule.go_to(trainer.global_step)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Let the layers record their clipping in steps that will be logged."""
-        del pl_module, batch, batch_idx
         every = getattr(trainer, "log_every_n_steps", 0)
         wanted = bool(trainer.loggers) and every > 0 and (trainer.global_step + 1) % every == 0
         if wanted != self._monitoring:
             self._monitor(wanted)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log, average over processes, and advance the schedule."""
-        del outputs, batch, batch_idx
-        schedule = self._running_schedule()
-        if self._monitoring and schedule.layers:
-            self._log(pl_module, schedule)
+        if self._monitoring and self.schedule.layers:
+            self._log(pl_module)
         if self.average_across_ranks and trainer.world_size > 1:
             average_statistics_across_ranks(pl_module)
-        schedule.go_to(trainer.global_step)
+        self.schedule.go_to(trainer.global_step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Stop monitoring the layers."""
-        del trainer, pl_module
         self._monitor(False)
 
     def state_dict(self) -> dict[str, Any]:
         """The schedule's state, with the layers' moving gradient statistics."""
-        if self.schedule is None:
-            return dict(self._resumed or {})
-        return self.schedule.state_dict()
+        return self.schedule.state_dict() if hasattr(self, "schedule") else dict(self._resumed or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts, when the layers are known."""
         self._resumed = state_dict or None
 
-    def _running_schedule(self) -> RenormSchedule:
-        if self.schedule is None:
-            raise RuntimeError("the callback has seen no start of training")
-        return self.schedule
-
     def _monitor(self, wanted: bool) -> None:
-        for layer in self._running_schedule().layers.values():
+        for layer in self.schedule.layers.values():
             layer.monitor = wanted
         self._monitoring = wanted
 
-    def _log(self, pl_module: LightningModule, schedule: RenormSchedule) -> None:
-        values: dict[str, Any] = {f"renorm/{name}": value for name, value in schedule.values().items()}
-        clipped = {name: layer.clipped.clone() for name, layer in schedule.layers.items()}
-        channels = [float(layer.num_features) for layer in schedule.layers.values()]
+    def _log(self, pl_module: LightningModule) -> None:
+        layers = self.schedule.layers
+        values: dict[str, Any] = {f"renorm/{name}": value for name, value in self.schedule.values().items()}
+        clipped = {name: layer.clipped.clone() for name, layer in layers.items()}
+        channels = [float(layer.num_features) for layer in layers.values()]
         shares = torch.stack(list(clipped.values()))
         weights = torch.tensor(channels).to(shares, non_blocking=True)
         values["renorm/clipped_r"], values["renorm/clipped_d"] = (weights @ shares / weights.sum()).unbind()

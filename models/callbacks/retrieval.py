@@ -69,16 +69,12 @@ class RetrievalEvaluation(Callback):
             # Every rank has the same value already; sync_dist only silences Lightning's warning.
             module.log(f"{stage}/{name}", value, prog_bar=name == "recall@1", sync_dist=True)
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
-    ) -> None:
+    def on_validation_batch_end(self, _: Trainer, __: LightningModule, outputs: Any, *___: Any) -> None:
         """Keep a batch's embeddings."""
-        del trainer, pl_module
         self.keep(outputs)
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(self, _: Trainer, __: LightningModule, outputs: Any, *___: Any) -> None:
         """Keep a batch's embeddings."""
-        del trainer, pl_module
         self.keep(outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

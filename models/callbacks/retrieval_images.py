@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image, ImageOps
 
 
 class RetrievalImages(Callback):
@@ -39,10 +40,11 @@ class RetrievalImages(Callback):
         nearest = similarity.topk(min(self.neighbours, len(labels) - 1)).indices
         sheet = []
         for row, found in zip(rows.tolist(), nearest.tolist(), strict=True):
-            tiles = [_framed(_picture(trainer, int(indices[row])), (128, 128, 128))]
-            for other in found:
-                edge = (0, 160, 0) if labels[other] == labels[row] else (200, 0, 0)
-                tiles.append(_framed(_picture(trainer, int(indices[other])), edge))
+            edges = [(0, 160, 0) if labels[other] == labels[row] else (200, 0, 0) for other in found]
+            tiles = [
+                np.asarray(ImageOps.expand(_image(trainer, int(indices[at])), 3, edge))
+                for at, edge in zip([row, *found], [(128, 128, 128), *edges], strict=True)
+            ]
             sheet.append(np.concatenate(tiles, axis=1))
         picture = np.concatenate(sheet)
         writer.add_image("val/retrievals", picture, trainer.global_step, dataformats="HWC")
@@ -54,7 +56,7 @@ class RetrievalImages(Callback):
             return
         embeddings, labels, indices = (tensor.cpu() for tensor in validated)
         rows = torch.linspace(0, len(labels) - 1, min(self.projected, len(labels))).long()
-        pictures = np.stack([_picture(trainer, int(indices[row])) for row in rows.tolist()])
+        pictures = np.stack([np.asarray(_image(trainer, int(indices[row]))) for row in rows.tolist()])
         thumbnails = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
         if thumbnails.shape[-1] > 32:  # the projector takes one sprite of at most 8192 px
             thumbnails = torch.nn.functional.interpolate(thumbnails, 32, mode="area")
@@ -72,15 +74,7 @@ def _writer(trainer: Trainer) -> Any:
     return None
 
 
-def _picture(trainer: Trainer, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _image(trainer: Trainer, index: int) -> Image.Image:
     data = trainer.datamodule  # type: ignore[attr-defined]
-    image = data.preprocess.open(data.table.read(index))
-    return np.asarray(image.convert("RGB"), dtype=np.uint8)
-
-
-def _framed(
-    picture: np.ndarray[Any, np.dtype[np.uint8]], edge: tuple[int, int, int]
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    framed = np.full((picture.shape[0] + 6, picture.shape[1] + 6, 3), edge, dtype=np.uint8)
-    framed[3:-3, 3:-3] = picture
-    return framed
+    image: Image.Image = data.preprocess.open(data.table.read(index))
+    return image.convert("RGB")

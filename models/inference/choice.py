@@ -6,28 +6,23 @@ import logging
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.errors import InputError
 from models.files import replacing
 from models.inference.compiled import CompiledRunner, compile_network
-from models.inference.eager import EagerRunner
-from models.inference.fold import folded
-from models.inference.machine import machine, versions
-from models.inference.onnx_graph import to_onnx
-from models.inference.onnx_runner import OnnxRunner
-from models.inference.runner import Runner, Unavailable
-from models.inference.samples import sample_pixels
-from models.inference.speed import fastest, measure
+from models.inference.onnx import OnnxRunner, to_onnx
+from models.inference.runner import EagerRunner, Runner, Unavailable, folded
+from models.inference.speed import fastest, machine, measure, versions
 from models.preprocess import Preprocess
 
 log = logging.getLogger("kindred.inference")
 
-Backend = Literal["auto", "eager", "compiled", "onnx"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
+BACKENDS = ("auto", "eager", "compiled", "onnx")
 TOLERANCE = 1e-4  # largest difference from the plain network in any coordinate of a unit vector
 BATCHES = (1, 8, 32)  # a server's micro-batches: a single image, under load, at the limit
 _FORMAT = 1
@@ -78,18 +73,10 @@ class Model:
 def optimize(
     model: Model, backend: str, cache: Path, workers: int = 1, meanwhile: str | None = None
 ) -> tuple[Runner, Choice]:
-    """Make a runner for a network, with the named backend or the fastest one.
+    """A runner for a network, with the named backend or the fastest one, and how it was chosen.
 
-    Args:
-        model: what to run.
-        backend: one of `BACKENDS`.
-        cache: folder for choices, graphs and compiled code. Compiled code in it is executed, so it must be
-            writable by this user alone.
-        workers: number of batches that may run at the same time.
-        meanwhile: with "auto", the backend to take while the cache has no choice; None measures.
-
-    Returns:
-        The runner, and how it was chosen.
+    Arguments as of :meth:`models.bundle.Bundle.optimize`. Compiled code in the cache is executed: it must be
+    writable by this user alone.
 
     Raises:
         InputError: the backend is unknown, cannot run here, or differs from the plain network by more than
@@ -102,8 +89,7 @@ def optimize(
         folder = Path(scratch) if backend == "eager" else _folder(model, cache, Path(scratch))
         name = backend
         if backend == "auto":
-            kept = _read(folder)
-            if kept is not None:
+            if (kept := _read(folder)) is not None:
                 runners, _ = _build_all([kept.backend], model, folder, workers)
                 if runners:
                     return runners[kept.backend], kept
@@ -129,7 +115,9 @@ def _measured(model: Model, folder: Path, workers: int) -> tuple[Runner, Choice]
     speeds = measure(runners, model.samples(max(BATCHES)), BATCHES)
     rounded = {name: {str(n): round(s, 1) for n, s in of.items()} for name, of in speeds.items()}
     choice = replace(choice, backend=fastest(speeds), images_per_second=rounded)
-    _write(folder, choice, model)
+    kept = {"choice": choice.to_dict(), "versions": versions(), **machine(model.device)}
+    with replacing(folder / "choice.json") as fresh:
+        fresh.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     log.info("model %s runs on %s: %s", model.fingerprint, choice.backend, json.dumps(choice.to_dict()))
     return runners[choice.backend], choice
 
@@ -205,8 +193,14 @@ def _read(folder: Path) -> Choice | None:
     return choice if choice.backend in BACKENDS[1:] else None
 
 
-def _write(folder: Path, choice: Choice, model: Model) -> None:
-    conditions = {"versions": versions(), **machine(model.device)}
-    text = json.dumps({"choice": choice.to_dict(), **conditions}, indent=2) + "\n"
-    with replacing(folder / "choice.json") as fresh:
-        fresh.write_text(text, encoding="utf-8")
+def sample_pixels(shape: tuple[int, int, int], count: int, seed: int = 0) -> Tensor:
+    """Random images of coarse shapes with fine noise, of a shape (C, H, W): uint8 (count, C, H, W).
+
+    They exercise more of a network's range than noise alone.
+    """
+    channels, height, width = shape
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, channels, 4, 4, generator=generator)
+    shapes = functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
+    noise = torch.rand(count, channels, height, width, generator=generator)
+    return ((shapes * 0.8 + noise * 0.2) * 255).round().to(torch.uint8)

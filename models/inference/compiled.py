@@ -14,20 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import first_line
-from models.inference.fold import folded
-from models.inference.runner import Unavailable
+from models.inference.runner import Unavailable, folded
 
 MAX_BATCH = 4096
 
 
 class CompiledRunner:
-    """Runs a package that :func:`compile_network` wrote.
+    """Runs a package that :func:`compile_network` wrote; ``runners`` is how many batches may run at a time.
 
     The package is machine code that runs in this process: load only packages that the same user compiled.
-
-    Args:
-        package: the file.
-        runners: number of batches that may run at the same time.
     """
 
     name = "compiled"
@@ -51,7 +46,7 @@ def compile_network(network: nn.Module, example: Tensor, package: Path) -> None:
 
     Args:
         network: in evaluation mode, on the device where it is to run.
-        example: input of the network, float32 (2 or more, C, H, W), on that device.
+        example: its input, float32 (2 or more, C, H, W), on that device.
         package: file to write.
 
     Raises:

@@ -11,25 +11,16 @@ RESAMPLES = 1000
 
 
 def class_draws(classes: int, resamples: int, seed: int) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
-    """Draw classes with replacement.
-
-    Yields:
-        For each resample, how often each class was drawn: int64 (classes,) with the sum `classes`.
-    """
+    """For each resample, how often each class was drawn with replacement: int64 (classes,)."""
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
         yield np.bincount(rng.integers(0, classes, classes), minlength=classes)
 
 
 def intervals(
-    values: Mapping[str, Tensor],
-    classes: Tensor,
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    values: Mapping[str, Tensor], classes: Tensor, *, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of means.
+    """95% percentile bootstrap intervals of means.
 
     Queries of one class are correlated, so whole classes are resampled; resampling queries would make the
     intervals too narrow. With a single class the queries are resampled.
@@ -37,8 +28,6 @@ def intervals(
     Args:
         values: metric name to float64 (Q,), one value for each query.
         classes: int64 (Q,), the class of each query.
-        level: nominal coverage of an interval.
-        resamples: number of draws.
         seed: of the draws; the same seed gives the same draws for every metric and model.
 
     Returns:
@@ -50,22 +39,15 @@ def intervals(
     counts = np.bincount(codes)
     names = list(values)
     sums = np.stack([np.bincount(codes, weights=values[name].numpy()) for name in names])
-    means = [(sums @ drawn) / (counts @ drawn) for drawn in class_draws(len(counts), resamples, seed)]
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    means = [(sums @ drawn) / (counts @ drawn) for drawn in class_draws(len(counts), RESAMPLES, seed)]
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return {name: (float(low[n]), float(high[n])) for n, name in enumerate(names)}
 
 
 def sample_of_classes(codes: Tensor, limit: int, seed: int) -> Tensor:
-    """Draw whole classes, at least two, as long as their items are at most `limit`.
+    """Positions, int64, of the items of a random sample of whole classes: at most `limit`, or two classes.
 
-    Args:
-        codes: int64 (N,), the class of each item.
-        limit: maximum number of items.
-        seed: of the draw.
-
-    Returns:
-        int64 positions of the items of the drawn classes; all positions where N is within the limit.
+    All positions where the classes of the items, `codes` int64 (N,), are within the limit.
     """
     if len(codes) <= limit:
         return torch.arange(len(codes))

@@ -211,14 +211,7 @@ def evaluate_retrieval(
 
 
 def _slice_of_this_rank(depths: Tensor) -> Tensor:
-    """This rank's part of the queries: disjoint, complete, and balanced in depth.
-
-    Args:
-        depths: int64 (Q,) cost of each query.
-
-    Returns:
-        int64 positions; lengths differ between ranks, since nothing is padded and counted twice.
-    """
+    """Positions of this rank's queries: disjoint, complete, not padded, and balanced in depth."""
     if not dist.is_initialized():
         return torch.arange(len(depths), device=depths.device)
     order = torch.argsort(depths, descending=True, stable=True)

@@ -39,32 +39,17 @@ class FewShot:
         return f"accuracy@{self.n_way}-way-{self.shots}-shot" + (f"/{self.within}" if self.within else "")
 
 
-@dataclass(frozen=True)
-class Episodes:
-    """Rows of the items in each episode; the n-th class of an episode is the n-th row of both.
-
-    Attributes:
-        support: int64 (episodes, n_way, shots).
-        query: int64 (episodes, n_way, queries).
-    """
-
-    support: NDArray[np.int64]
-    query: NDArray[np.int64]
-
-
 def draw_episodes(
     labels: Labels, protocol: FewShot, groups: NDArray[np.generic] | None = None, seed: int = 0
-) -> Episodes:
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw episodes: a group (uniformly), N of its classes, and items of each, without replacement.
 
     Classes with fewer items than shots and queries are left out, and so are groups with fewer than N
-    classes.
+    classes. Arguments as of `few_shot_accuracy`.
 
-    Args:
-        labels: (N,) integers or strings.
-        protocol: what to draw.
-        groups: (N,) group of each item, for `protocol.within`.
-        seed: of the draws.
+    Returns:
+        Rows of the examples, int64 (episodes, n_way, shots), and of the items to classify, int64 (episodes,
+        n_way, queries); the n-th class of an episode is the n-th row of both.
 
     Raises:
         InputError: numbers below one, a class in two groups, or fewer than N classes of sufficient size.
@@ -92,7 +77,7 @@ def draw_episodes(
         pool = pools[rng.integers(len(pools))]
         for row, label in enumerate(rng.choice(pool, protocol.n_way, replace=False)):
             episode[row] = rng.choice(members[label], each, replace=False)
-    return Episodes(drawn[:, :, : protocol.shots], drawn[:, :, protocol.shots :])
+    return drawn[:, :, : protocol.shots], drawn[:, :, protocol.shots :]
 
 
 def _groups(members: list[NDArray[np.int64]], groups: NDArray[np.generic] | None) -> list[NDArray[np.bool_]]:
@@ -109,8 +94,8 @@ def _groups(members: list[NDArray[np.int64]], groups: NDArray[np.generic] | None
     return [first == group for group in range(codes.max() + 1)]
 
 
-def episode_accuracies(embeddings: Tensor, episodes: Episodes) -> Tensor:
-    """Accuracy of each episode: the fraction of queries whose own class has the most similar examples.
+def episode_accuracies(embeddings: Tensor, support: NDArray[np.int64], query: NDArray[np.int64]) -> Tensor:
+    """Accuracy of each episode, float64 (episodes,): how often the own class has the most similar examples.
 
     A class is represented by the normalized mean of its examples' unit vectors, and compared by cosine
     similarity. A tie with another class (within 10⁻⁶, the resolution of float32 vectors) counts as wrong, so
@@ -118,17 +103,13 @@ def episode_accuracies(embeddings: Tensor, episodes: Episodes) -> Tensor:
 
     Args:
         embeddings: float (N, dim), normalized here.
-        episodes: rows of it.
-
-    Returns:
-        float64 (episodes,).
+        support: rows of it, as `draw_episodes` returns them.
+        query: likewise.
     """
     vectors = as_unit_vectors(embeddings)
-    support, query = torch.from_numpy(episodes.support), torch.from_numpy(episodes.query)
     accuracies = []
-    for some, asked in zip(
-        torch.split(support, EPISODES_AT_ONCE), torch.split(query, EPISODES_AT_ONCE), strict=True
-    ):
+    for start in range(0, len(support), EPISODES_AT_ONCE):
+        some, asked = (torch.from_numpy(rows[start : start + EPISODES_AT_ONCE]) for rows in (support, query))
         classes = vectors[some.to(vectors.device)].double().mean(dim=2)
         classes = torch.nn.functional.normalize(classes, dim=2)
         queries = vectors[asked.to(vectors.device)].double()
@@ -164,7 +145,7 @@ def few_shot_accuracy(
     Raises:
         InputError: see `draw_episodes`.
     """
-    accuracies = episode_accuracies(embeddings, draw_episodes(labels, protocol, groups, seed))
+    accuracies = episode_accuracies(embeddings, *draw_episodes(labels, protocol, groups, seed))
     mean = float(accuracies.mean())
     spread = 1.96 * float(accuracies.std(correction=0)) / len(accuracies) ** 0.5
     return mean, (max(0.0, mean - spread), min(1.0, mean + spread))

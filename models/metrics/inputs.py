@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,12 +76,9 @@ def _refuse_non_finite(matrix: Tensor, name: str) -> None:
 
 
 def as_codes(labels: Labels, size: int, name: str = "labels") -> np.ndarray[Any, Any]:
-    """Check labels and return them as a numpy array of integers or strings, exact at any magnitude.
+    """Check that labels are one for each of `size` items, and return them as integers or strings, exact.
 
-    Args:
-        labels: (N,) integers (Python, numpy, tensor) or strings.
-        size: the expected N.
-        name: of the labels in error messages.
+    They may be Python's, numpy's or a tensor; `name` is theirs in error messages.
 
     Raises:
         InputError: wrong length, or labels that are not reliably distinct (fractional or large floats, None).
@@ -107,10 +105,7 @@ def as_codes(labels: Labels, size: int, name: str = "labels") -> np.ndarray[Any,
 
 
 def same_codes(*labels: np.ndarray[Any, Any]) -> list[Tensor]:
-    """Number the labels of several sets 0, 1, 2, … with common numbers.
-
-    Returns:
-        One int64 tensor for each set, of its shape.
+    """Number the labels of several sets 0, 1, 2, … with common numbers: int64 tensors.
 
     Raises:
         InputError: one set has integers and another has strings.
@@ -122,74 +117,43 @@ def same_codes(*labels: np.ndarray[Any, Any]) -> list[Tensor]:
     return [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
 
 
-class Relevance(Protocol):
-    """Which gallery items match which queries."""
+class Relevance:
+    """Which gallery items match which queries: those of the same label, or with a label in common.
 
-    counts: Tensor
-    """int64 (queries,): number of relevant gallery items of each query, without the query itself."""
+    Args:
+        queries: int64 (queries, words): the number of a label, or a set of labels as bits.
+        gallery: int64 (gallery, words).
+        sets: whether they are sets.
+        self_index: int64 (queries,), the position of each query in the gallery; None where they are separate.
 
-    def match(self, rows: Tensor, index: Tensor) -> Tensor:
-        """Bool (B, k): whether gallery item `index[b, j]` is relevant to query `rows[b]`."""
+    Attributes:
+        counts: int64 (queries,), number of relevant gallery items of each query, without the query itself.
+    """
 
-    def against_all(self, rows: Tensor) -> Tensor:
-        """Bool (B, gallery): relevance of every gallery item to queries `rows`."""
-
-
-class SameLabel:
-    """Relevance by equal labels."""
-
-    def __init__(self, queries: Tensor, gallery: Tensor, *, self_index: Tensor | None) -> None:
-        """Take int64 codes (queries,) and (gallery,), and each query's position in the gallery, if any."""
-        size = int(max(queries.max(), gallery.max())) + 1
-        self.queries, self.gallery = queries, gallery
-        self.counts = torch.bincount(gallery, minlength=size)[queries]
+    def __init__(self, queries: Tensor, gallery: Tensor, *, sets: bool, self_index: Tensor | None) -> None:
+        self._words = list(zip(queries.unbind(1), gallery.unbind(1), strict=True))
+        self._sets = sets
+        if sets:
+            rows = torch.arange(len(queries), device=queries.device)
+            self.counts = torch.cat([self.match(part).sum(dim=1) for part in torch.split(rows, 256)])
+        else:
+            numbers = int(max(queries.max(), gallery.max())) + 1
+            self.counts = torch.bincount(gallery[:, 0], minlength=numbers)[queries[:, 0]]
         if self_index is not None:
-            self.counts = self.counts - 1
+            rows = torch.arange(len(queries), device=queries.device)
+            self.counts -= self.match(rows, self_index[:, None]).flatten().long()
 
-    def match(self, rows: Tensor, index: Tensor) -> Tensor:
-        """See `Relevance`."""
-        return self.gallery[index] == self.queries[rows, None]
+    def match(self, rows: Tensor, index: Tensor | None = None) -> Tensor:
+        """Bool (B, k): whether gallery item `index[b, j]` is relevant to query `rows[b]`.
 
-    def against_all(self, rows: Tensor) -> Tensor:
-        """See `Relevance`."""
-        return self.gallery[None, :] == self.queries[rows, None]
+        Without `index`, (B, gallery): the relevance of every gallery item.
+        """
 
+        def of_word(queries: Tensor, gallery: Tensor) -> Tensor:
+            mine, theirs = queries[rows, None], gallery if index is None else gallery[index]
+            return (mine & theirs) != 0 if self._sets else mine == theirs
 
-class SharedLabel:
-    """Relevance by a common element of label sets."""
-
-    def __init__(self, queries: Tensor, gallery: Tensor, *, self_index: Tensor | None) -> None:
-        """Take label sets as bit masks, int64 (queries, words) and (gallery, words)."""
-        self.queries, self.gallery = queries, gallery
-        rows = torch.arange(len(queries), device=queries.device)
-        self.counts = torch.cat([self.against_all(part).sum(dim=1) for part in torch.split(rows, 256)])
-        if self_index is not None:
-            self.counts = self.counts - self.match(rows, self_index[:, None]).flatten().long()
-
-    def match(self, rows: Tensor, index: Tensor) -> Tensor:
-        """See `Relevance`."""
-        found = torch.zeros_like(index, dtype=torch.bool)
-        for word in range(self.gallery.shape[1]):
-            found |= (self.gallery[index, word] & self.queries[rows, word, None]) != 0
-        return found
-
-    def against_all(self, rows: Tensor) -> Tensor:
-        """See `Relevance`."""
-        found = torch.zeros(len(rows), len(self.gallery), dtype=torch.bool, device=rows.device)
-        for word in range(self.gallery.shape[1]):
-            found |= (self.gallery[None, :, word] & self.queries[rows, word, None]) != 0
-        return found
-
-
-def is_label_sets(labels: Any) -> bool:
-    """Whether each item has a collection of labels instead of one label."""
-    return (
-        isinstance(labels, Sequence)
-        and not isinstance(labels, str)
-        and len(labels) > 0
-        and isinstance(labels[0], Collection)
-        and not isinstance(labels[0], (str, bytes))
-    )
+        return reduce(torch.logical_or, (of_word(*word) for word in self._words))
 
 
 def relevance_of(
@@ -200,35 +164,43 @@ def relevance_of(
     self_index: Tensor | None,
     device: torch.device,
 ) -> Relevance:
-    """Build the relevance from callers' labels.
+    """The relevance that callers' labels imply, with its codes on a device; arguments as of `Relevance`.
 
-    Args:
-        labels: one label, or one collection of labels, for each query.
-        gallery_labels: the same for the gallery; None where the queries are the gallery.
-        sizes: expected numbers of queries and gallery items.
-        self_index: int64 (queries,), the position of each query in the gallery; None where they are separate.
-        device: of the codes.
+    Queries are the gallery where ``gallery_labels`` is None. ``sizes`` are the expected numbers of both.
 
     Raises:
         InputError: see `as_codes`.
     """
-    if is_label_sets(labels):
-        masks = _bit_masks(labels, labels if gallery_labels is None else gallery_labels, sizes)
-        return SharedLabel(masks[0].to(device), masks[1].to(device), self_index=self_index)
-    queries = as_codes(labels, sizes[0])
-    gallery = queries if gallery_labels is None else as_codes(gallery_labels, sizes[1], "gallery labels")
-    query_codes, gallery_codes = same_codes(queries, gallery)
-    return SameLabel(query_codes.to(device), gallery_codes.to(device), self_index=self_index)
+    sets = _are_label_sets(labels)
+    if sets:
+        of_queries, of_gallery = _bit_masks(
+            labels, labels if gallery_labels is None else gallery_labels, sizes
+        )
+    else:
+        queries = as_codes(labels, sizes[0])
+        gallery = queries if gallery_labels is None else as_codes(gallery_labels, sizes[1], "gallery labels")
+        of_queries, of_gallery = (codes[:, None] for codes in same_codes(queries, gallery))
+    return Relevance(of_queries.to(device), of_gallery.to(device), sets=sets, self_index=self_index)
+
+
+def _are_label_sets(labels: Any) -> bool:
+    """Whether each item has a collection of labels instead of one label."""
+    return (
+        isinstance(labels, Sequence)
+        and not isinstance(labels, str)
+        and len(labels) > 0
+        and isinstance(labels[0], Collection)
+        and not isinstance(labels[0], (str, bytes))
+    )
 
 
 def _bit_masks(queries: Any, gallery: Any, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Label sets as bits: int64 (items, words)."""
     for name, sets, size in (("labels", queries, sizes[0]), ("gallery labels", gallery, sizes[1])):
-        if not is_label_sets(sets) or len(sets) != size:
+        if not _are_label_sets(sets) or len(sets) != size:
             raise InputError(f"{name} must hold one collection of labels for each of the {size} vectors")
-    numbers = {
-        label: n
-        for n, label in enumerate(dict.fromkeys(x for sets in (queries, gallery) for s in sets for x in s))
-    }
+    every = dict.fromkeys(label for sets in (queries, gallery) for item in sets for label in item)
+    numbers = {label: number for number, label in enumerate(every)}
     words = max(1, -(-len(numbers) // BITS))
 
     def masks(sets: Any) -> Tensor:

@@ -124,18 +124,11 @@ class NeighbourEngine:
             start += len(block)
 
     def first_match_rank(self, rows: Tensor) -> Tensor:
-        """Rank (1 = best) of the first relevant item in the whole gallery, for queries that have one.
-
-        Args:
-            rows: int64 (B,).
-
-        Returns:
-            int64 (B,).
-        """
+        """Rank, from 1, of the first relevant item in the whole gallery, for queries that have one: (B,)."""
         ranks = []
         for part in torch.split(rows, max(1, self._rows_within(self._dense_bytes()))):
             similarity = self._double_similarity(part)
-            match = self.relevance.against_all(part)
+            match = self.relevance.match(part)
             best = similarity.masked_fill(~match, -math.inf).amax(dim=1, keepdim=True)
             ranks.append(1 + ((similarity >= best - self.tie) & ~match).sum(dim=1))
         return torch.cat(ranks) if ranks else rows
@@ -153,7 +146,7 @@ class NeighbourEngine:
     def _dense(self, rows: Tensor, depth: int) -> Ranking:
         """Rank in double precision over the whole gallery."""
         similarity = self._double_similarity(rows)
-        match = self.relevance.against_all(rows)
+        match = self.relevance.match(rows)
         key = similarity - self.tie * match
         index = key.topk(depth, dim=1).indices
         hits = match.gather(1, index)
@@ -189,7 +182,8 @@ class NeighbourEngine:
         result = Ranking(
             rows, index[:, :depth], values[:, :depth].double(), hits[:, :depth], torch.zeros_like(crowded)
         )
-        for part in torch.split(unsure.nonzero().flatten(), self._rescore_rows(candidates)):
+        together = max(1, RESCORE_BYTES // (candidates * self.queries.shape[1] * 12))
+        for part in torch.split(unsure.nonzero().flatten(), together):
             _put(result, part, self._rescore(rows[part], index[part], hits[part], depth))
         for part in torch.split(crowded.nonzero().flatten(), max(1, self._rows_within(self._dense_bytes()))):
             self._buffer = None  # the double precision rows need its share of the budget
@@ -219,9 +213,6 @@ class NeighbourEngine:
         best = similarity.gather(1, columns).topk(count, dim=1)
         return best.values, columns.gather(1, best.indices)
 
-    def _rescore_rows(self, candidates: int) -> int:
-        return max(1, RESCORE_BYTES // (candidates * self.queries.shape[1] * 12))
-
     def _rescore(self, rows: Tensor, index: Tensor, hits: Tensor, depth: int) -> Ranking:
         """Rank candidates (B, C) in double precision."""
         vectors = self.gallery[index].double()
@@ -236,7 +227,5 @@ class NeighbourEngine:
 
 
 def _put(target: Ranking, at: Tensor, part: Ranking) -> None:
-    target.index[at] = part.index
-    target.similarity[at] = part.similarity
-    target.hits[at] = part.hits
-    target.tied[at] = part.tied
+    for name in ("index", "similarity", "hits", "tied"):
+        getattr(target, name)[at] = getattr(part, name)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.metrics.inputs import Relevance, full_precision
+from models.metrics.inputs import full_precision
 from models.metrics.neighbours import NeighbourEngine
 
 NEIGHBOURS, EXPANSION, PLAIN_WEIGHT = 20, 6, 0.3  # the paper's k1, k2 and lambda
@@ -25,22 +25,13 @@ class ReciprocalEngine(NeighbourEngine):
 
     preselects = False
 
-    def __init__(
-        self,
-        queries: Tensor,
-        gallery: Tensor,
-        relevance: Relevance,
-        *,
-        self_index: Tensor | None,
-        memory_budget: int,
-    ) -> None:
+    def __init__(self, *inputs: Any, **settings: Any) -> None:
         """See `NeighbourEngine`; the neighbourhoods take about a kilobyte per item besides the budget."""
-        super().__init__(queries, gallery, relevance, self_index=self_index, memory_budget=memory_budget)
-        items = gallery if self_index is not None else torch.cat([gallery, queries])
-        encoded = _mutual_neighbours(*_nearest(items))
-        self._columns = encoded[: len(gallery)].tocsc()
-        self._encoded = encoded
-        self._place = self_index if self_index is not None else torch.arange(len(gallery), len(items))
+        super().__init__(*inputs, **settings)
+        items = torch.cat([self.gallery, self.queries]) if self.self_index is None else self.gallery
+        self._encoded = _mutual_neighbours(*_nearest(items))
+        self._columns = self._encoded[: self.size].tocsc()
+        self._place = torch.arange(self.size, len(items)) if self.self_index is None else self.self_index
 
     def _double_similarity(self, rows: Tensor) -> Tensor:
         plain = super()._double_similarity(rows)

@@ -43,11 +43,8 @@ class Roc:
 def roc_curve(similarity: Any, same: Any) -> Roc:
     """The ROC curve with every distinct similarity as a threshold.
 
-    Equals scikit-learn's `roc_curve(same, similarity, drop_intermediate=False)`.
-
-    Args:
-        similarity: (pairs,) numbers.
-        same: (pairs,) true where both images show the same class.
+    Equals scikit-learn's `roc_curve(same, similarity, drop_intermediate=False)`. Arguments as of
+    `verification_metrics`.
 
     Raises:
         InputError: lengths differ, a similarity is NaN, or all pairs are of one kind.
@@ -64,16 +61,7 @@ def roc_curve(similarity: Any, same: Any) -> Roc:
 
 
 def _roc_from_counts(thresholds: Any, same: Any, different: Any) -> Roc:
-    """The ROC curve from counts of accepted pairs.
-
-    Args:
-        thresholds: float64 (T,) descending.
-        same: int64 (T,) same pairs accepted at each; the last entry is their total.
-        different: int64 (T,) different pairs accepted at each; likewise.
-
-    Raises:
-        InputError: no same pair or no different pair.
-    """
+    """The ROC curve from numbers of accepted pairs at descending thresholds; the last ones are the totals."""
     if not len(thresholds) or same[-1] == 0 or different[-1] == 0:
         raise InputError(
             "verification needs at least one pair of the same class and one of different classes"
@@ -85,14 +73,6 @@ def _roc_from_counts(thresholds: Any, same: Any, different: Any) -> Roc:
         same=int(same[-1]),
         different=int(different[-1]),
     )
-
-
-def auc(roc: Roc) -> float:
-    """Area under the curve by trapezoids: the chance that a same pair is more similar than a different one.
-
-    Equal similarities count one half.
-    """
-    return float(np.trapezoid(roc.tar, roc.far))
 
 
 def equal_error_rate(roc: Roc) -> float:
@@ -133,10 +113,7 @@ def d_prime(
 def fold_accuracy(similarity: Any, same: Any, folds: Any) -> tuple[float, float]:
     """Accuracy by LFW's protocol (Huang et al., 2007): each fold at the best threshold of all others.
 
-    Args:
-        similarity: (pairs,) numbers.
-        same: (pairs,) true where both images show the same class.
-        folds: (pairs,) each pair's fold number.
+    Arguments as of `verification_metrics`.
 
     Returns:
         Mean and standard error of the mean over the folds.
@@ -162,12 +139,7 @@ def fold_accuracy(similarity: Any, same: Any, folds: Any) -> tuple[float, float]
 
 @dataclass(frozen=True)
 class PairHistogram:
-    """Counts of pairs by similarity, in equal bins over [-1, 1].
-
-    Attributes:
-        same: int64 (bins,) pairs of one class.
-        different: int64 (bins,) pairs of two classes.
-    """
+    """Numbers of same and of different pairs, int64 (bins,), by similarity in equal bins over [-1, 1]."""
 
     same: Counts
     different: Counts
@@ -197,11 +169,7 @@ class PairHistogram:
 
 @torch.no_grad()
 def pair_histogram(embeddings: Any, labels: Labels) -> PairHistogram:
-    """Count every unordered pair of distinct items once.
-
-    Args:
-        embeddings: (N, dim); the computation runs on its device.
-        labels: (N,) integers or strings.
+    """Count every unordered pair of distinct items once, on the device of the embeddings, (N, dim).
 
     Raises:
         InputError: unusable vectors or labels.
@@ -273,7 +241,7 @@ def _rates(curve: Roc) -> dict[str, float]:
     """AUC, EER, TAR at the false accept rates that the pairs suffice for, and the numbers of pairs."""
     tars = {f"tar@far={far:g}": tar_at_far(curve, far) for far in FARS}
     return {
-        "auc": auc(curve),
+        "auc": float(np.trapezoid(curve.tar, curve.far)),  # equal similarities count one half
         "eer": equal_error_rate(curve),
         **{name: tar for name, tar in tars.items() if not np.isnan(tar)},
         "same_pairs": float(curve.same),

@@ -65,12 +65,10 @@ class Preprocess:
             raise InputError(
                 f"preprocess: mode {self.mode!r} is neither RGB nor L; RGB lays transparency on white"
             )
-        if self.resize_mode not in get_args(ResizeMode):
-            known = ", ".join(get_args(ResizeMode))
-            raise InputError(f"preprocess: resize_mode {self.resize_mode!r} is none of {known}")
-        if self.interpolation not in get_args(Interpolation):
-            known = ", ".join(get_args(Interpolation))
-            raise InputError(f"preprocess: interpolation {self.interpolation!r} is none of {known}")
+        for name, kind in (("resize_mode", ResizeMode), ("interpolation", Interpolation)):
+            if getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise InputError(f"preprocess: {name} {getattr(self, name)!r} is none of {known}")
         object.__setattr__(self, "size", _canonical_size(self.size))
         if self.white_level < 1:
             raise InputError(
@@ -185,9 +183,8 @@ class Preprocess:
         values = self.to_dict()
         del values["limits"]
         mode = values.pop("resize_mode")
-        return values | {
-            "fit": next((old for old, new in VALUES["resize_mode"].items() if new == mode), mode)
-        }
+        former = {new: old for old, new in VALUES["resize_mode"].items()}
+        return values | {"fit": former.get(mode, mode)}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Preprocess":
@@ -200,24 +197,16 @@ class Preprocess:
         try:
             limits = DecodeLimits(**values.pop("limits", {}))
             for key in ("mean", "std"):
-                values[key] = _floats(values.get(key, ()))
+                values[key] = tuple(float(value) for value in values.get(key, ()))
             return cls(**values, limits=limits)
         except TypeError as error:
             raise InputError(f"preprocess settings: {error}") from error
 
 
 def _canonical_size(size: int | Sequence[int]) -> int | tuple[int, int]:
-    """A side, or (height, width) where they differ.
-
-    Raises:
-        InputError: Neither one nor two whole numbers in 1…4096.
-    """
+    """A side, or (height, width) where they differ."""
     sides = [size, size] if isinstance(size, int) else list(size)
     if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= 4096 for side in sides):
         raise InputError(f"preprocess: size {size}: give a side or [height, width], none outside 1…4096")
     height, width = sides
     return height if height == width else (height, width)
-
-
-def _floats(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)

@@ -6,9 +6,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
-from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from .layer import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, SyncBatchRenorm
 from .statistics import HALF
-from .sync import SyncBatchRenorm
 
 _RENORM: dict[type[nn.Module], type[BatchRenorm]] = {
     nn.BatchNorm1d: BatchRenorm1d,
@@ -78,15 +77,11 @@ def convert_to_batch_renorm(
     return _replace(module, renorm, skip)
 
 
-def revert_to_batch_norm(module: nn.Module, *, skip: Collection[str] = ()) -> nn.Module:
+def revert_to_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every Batch Renormalization layer inside a module by BatchNorm; evaluation stays the same.
 
-    Args:
-        module: any module; its children are replaced in place.
-        skip: names of layers to leave alone, as ``named_modules`` gives them.
-
     Returns:
-        The module, or its replacement where it is itself a Batch Renormalization layer.
+        The module, changed in place, or its replacement where it is itself a Batch Renormalization layer.
     """
 
     def norm(old: nn.Module, _: str) -> nn.Module | None:
@@ -97,11 +92,11 @@ def revert_to_batch_norm(module: nn.Module, *, skip: Collection[str] = ()) -> nn
         new: nn.Module = _NORM[type(old)](old.num_features, old.eps, momentum, False, **place)
         return new
 
-    return _replace(module, norm, skip)
+    return _replace(module, norm)
 
 
 def _replace(
-    module: nn.Module, make: Callable[[nn.Module, str], nn.Module | None], skip: Collection[str]
+    module: nn.Module, make: Callable[[nn.Module, str], nn.Module | None], skip: Collection[str] = ()
 ) -> nn.Module:
     """Put what ``make`` gives for a layer and its name into each place of the layer; None keeps the layer."""
     known = {name for name, _ in module.named_modules(remove_duplicate=False)}

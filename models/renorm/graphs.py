@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .layer import BatchRenorm
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _RELUS: tuple[Any, ...] = (functional.relu, torch.relu, torch.relu_, "relu", "relu_")
 _SUMS: tuple[Any, ...] = (operator.add, torch.add, "add")
 _SUMS_IN_PLACE: tuple[Any, ...] = (operator.iadd, "add_")
@@ -90,13 +90,11 @@ def fold_batch_renorm(module: nn.Module) -> fx.GraphModule:
 
 
 def _folded(layer: nn.Module, norm: Any) -> nn.Module | None:
-    folded: nn.Module | None = None
-    if isinstance(layer, _CONVOLUTIONS):
-        transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-        folded = fuse_conv_bn_eval(layer, norm, transposed)
-    elif isinstance(layer, nn.Linear) and norm.affine and layer.out_features == norm.num_features:
-        folded = fuse_linear_bn_eval(layer, norm)
-    return folded
+    if isinstance(layer, _ConvNd):
+        return fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, _ConvTransposeNd))
+    if isinstance(layer, nn.Linear) and norm.affine and layer.out_features == norm.num_features:
+        return fuse_linear_bn_eval(layer, norm)
+    return None
 
 
 def fuse_batch_renorm(module: nn.Module) -> fx.GraphModule:

@@ -105,7 +105,6 @@ class BatchRenorm(nn.Module):
         self.final_gradient_momentum = None if gradient_statistics == "batch" else gradient_momentum
         self.warmup_steps, self.warmup_shape = warmup_steps, warmup_shape
         self.track_running_stats = True
-        self.cumulative = momentum is None
         self.frozen = self.monitor = False
         self._memory = CallMemory()
         # Statistics stay in float32 at least, whatever the parameters' type: small steps would be lost below.
@@ -127,7 +126,7 @@ class BatchRenorm(nn.Module):
         self.register_buffer("clipped", torch.zeros(2, device=device), persistent=False)
         # The settings as they were given: the buffers round them to their type.
         self._given: dict[str, float] = {}
-        self._set(rmax=rmax, dmax=dmax, momentum=momentum, gradient_momentum=gradient_momentum)
+        self.set_limits(rmax, dmax, momentum, gradient_momentum)
 
     def set_limits(
         self,
@@ -149,10 +148,7 @@ class BatchRenorm(nn.Module):
         Raises:
             ValueError: on a value out of range.
         """
-        self._set(rmax=rmax, dmax=dmax, momentum=momentum, gradient_momentum=gradient_momentum)
-        self.cumulative = self.cumulative and momentum is None
-
-    def _set(self, **settings: float | None) -> None:
+        settings = {"rmax": rmax, "dmax": dmax, "momentum": momentum, "gradient_momentum": gradient_momentum}
         for name, value in settings.items():
             if value is None:
                 continue
@@ -163,17 +159,19 @@ class BatchRenorm(nn.Module):
                 raise ValueError(f"{name} is {value}: a warm-up needs a finite limit")
             self._given[name] = value
             getattr(self, name).fill_(value)
+        self.cumulative = "momentum" not in self._given
 
     def limits(self) -> tuple[Tensor, Tensor]:
         """The largest r and d of the next batch, 0-dimensional tensors, as far as a warm-up has come."""
-        if self.warmup_steps is None:
+        if (done := self._warmed_up()) is None:
             return self.rmax, self.dmax
-        done = self._warmed_up(self.warmup_steps)
         return 1 + (self.rmax - 1) * done, self.dmax * done
 
-    def _warmed_up(self, steps: int) -> Tensor:
-        """How far a warm-up has come, from 0 to 1."""
-        done = (self.num_batches_tracked.to(self.rmax.dtype) / steps).clamp(max=1)
+    def _warmed_up(self) -> Tensor | None:
+        """How far a warm-up has come, from 0 to 1; None without one."""
+        if self.warmup_steps is None:
+            return None
+        done = (self.num_batches_tracked.to(self.rmax.dtype) / self.warmup_steps).clamp(max=1)
         return done.floor() if self.warmup_shape == "step" else done
 
     def forward(
@@ -197,8 +195,12 @@ class BatchRenorm(nn.Module):
             The shape, type and memory format of the input.
         """
         self._check(input)
+        mean, var, eps = self.running_mean, self.running_var, self.eps
         if not self.training or self.frozen:
-            return _finish(self._evaluate(input), residual, relu)
+            # Parameters may be in half precision.
+            weight, bias = (p if p is None else p.to(mean.dtype) for p in (self.weight, self.bias))
+            y = functional.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
+            return _finish(y, residual, relu)
         group = self._group()
         if group is None and input.numel() // max(input.shape[1], 1) < 2:
             raise ValueError(
@@ -208,9 +210,7 @@ class BatchRenorm(nn.Module):
         compiling = torch.compiler.is_compiling()
         again = not compiling and len(self._memory) > 0 and recomputing()
         remember = not compiling and not again and may_be_recomputed()
-        weight, bias, eps = self.weight, self.bias, self.eps
-        mean, var, (rmax, dmax) = self.running_mean, self.running_var, self.limits()
-        averages = self.gradient_averages()
+        weight, bias, averages, (rmax, dmax) = self.weight, self.bias, self.gradient_averages(), self.limits()
         if not again:
             self.num_batches_tracked.add_(1)
         momentum = self.momentum
@@ -252,12 +252,6 @@ class BatchRenorm(nn.Module):
                 f"{type(self).__name__} has {self.num_features} channels, the input {x.shape[1]}"
             )
 
-    def _evaluate(self, x: Tensor) -> Tensor:
-        mean, var = self.running_mean, self.running_var
-        # Parameters may be in half precision.
-        weight, bias = (p if p is None else p.to(mean.dtype) for p in (self.weight, self.bias))
-        return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
-
     def _group(self) -> dist.ProcessGroup | None:
         """The processes whose batches are normalized as one; None for this process alone."""
         return None
@@ -268,8 +262,8 @@ class BatchRenorm(nn.Module):
             return None
         group = processes() if self.gradient_statistics == "shared" else None
         momentum = self.gradient_momentum
-        if self.warmup_steps is not None:
-            momentum = 1 + (momentum - 1) * self._warmed_up(self.warmup_steps)
+        if (done := self._warmed_up()) is not None:
+            momentum = 1 + (momentum - 1) * done
         return GradientAverages(self.gradient_moments, self.gradient_batches, momentum, group)
 
     def averaged_stats(self) -> list[Tensor]:
@@ -301,7 +295,7 @@ class BatchRenorm(nn.Module):
     def reset_parameters(self) -> None:
         """Set statistics, gamma and beta as after construction, also of a layer built on the meta device."""
         self.reset_running_stats()
-        self._set(**self._given)
+        self.set_limits(**self._given)
         self.clipped.zero_()
         if self.affine:
             nn.init.ones_(self.weight)
@@ -318,7 +312,7 @@ class BatchRenorm(nn.Module):
             after = getattr(self, name)
             if after.dtype in HALF:
                 setattr(self, name, exact.to(after.device))
-        self._set(**self._given)
+        self.set_limits(**self._given)
         return self
 
     def _load_from_state_dict(
@@ -382,3 +376,23 @@ class BatchRenorm3d(BatchRenorm):
     """Batch Renormalization of (N, C, D, H, W) input; see ``BatchRenorm``."""
 
     _dimensions = (5,)
+
+
+class SyncBatchRenorm(BatchRenorm):
+    """Batch Renormalization of the batches of all processes as one, like ``torch.nn.SyncBatchNorm``.
+
+    The batches may differ in size, and be empty. On one process, and outside a process group, it is the
+    plain layer. Parameters as ``BatchRenorm``; input (N, C, ...) of 2 to 5 dimensions.
+
+    Attributes:
+        process_group: the processes that share a batch; None for all.
+    """
+
+    _dimensions = (2, 3, 4, 5)
+
+    def __init__(self, *args: Any, process_group: dist.ProcessGroup | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.process_group = process_group
+
+    def _group(self) -> dist.ProcessGroup | None:
+        return processes(self.process_group)

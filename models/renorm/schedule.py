@@ -62,10 +62,7 @@ def falling_momentum(total_steps: float, unit: Unit = "fraction") -> Ramp:
     """From 0.1 to the paper's 0.01 over the first 500 steps, or the first half of a run shorter than 1,000.
 
     Averages with a weight of 0.01 lag by 100 steps: too long for a short run and for the start of any run.
-
-    Args:
-        total_steps: the run's length; infinity where it is unknown, with ``unit`` "steps".
-        unit: of the ramp.
+    The length of the run may be infinite, for unknown, if ``unit`` is "steps".
     """
     finish = min(500.0, total_steps / 2)
     return Ramp(0.1, 0.01, begin=0, finish=finish / total_steps if unit == "fraction" else finish)
@@ -75,10 +72,8 @@ def narrowed_rmax(total_steps: float) -> Ramp:
     """The paper's ramp in fractions of the run, to its 3 in up to 1,000 steps and to 1.5 in 2,000 and more.
 
     In long runs on class-grouped minibatches r stays at its limits in a few channels, and the run learns less
-    than with a narrower limit; short runs gain nothing from one (docs/evidence.md, "The schedule").
-
-    Args:
-        total_steps: the run's length; infinity where it is unknown.
+    than with a narrower limit; short runs gain nothing from one (docs/evidence.md, "The schedule"). A run of
+    unknown length has infinitely many steps.
     """
     length = min(max((total_steps - 1000) / 1000, 0.0), 1.0)
     return replace(PAPER_RMAX, end=PAPER_RMAX.end - 1.5 * length)

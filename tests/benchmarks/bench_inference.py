@@ -15,8 +15,7 @@ import torch
 from models.bundle import Bundle
 from models.errors import InputError
 from models.inference import Model, versions
-from models.inference.machine import machine
-from models.inference.speed import measure
+from models.inference.speed import machine, measure
 
 BATCHES = (1, 8, 32)
 

@@ -1,5 +1,8 @@
 """Synthetic data that a tiny network learns in seconds."""
 
+from pathlib import Path
+from typing import Any
+
 import lightning
 import pytest
 import torch
@@ -9,6 +12,13 @@ from torch.utils.data import DataLoader
 from models.preprocess import Preprocess
 
 Batch = dict[str, Tensor]
+
+
+def quiet_trainer(folder: Path, *callbacks: lightning.Callback, **values: Any) -> lightning.Trainer:
+    """A Trainer on the CPU that prints, logs and saves nothing unless `values` say otherwise."""
+    quiet: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
+    return lightning.Trainer(**(quiet | {"callbacks": [*callbacks]} | values))
 
 
 class Patterns(lightning.LightningDataModule):

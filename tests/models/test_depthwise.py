@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.depthwise import keep_float32
+from models.fusion import keep_float32
 
 
 def network() -> nn.Sequential:

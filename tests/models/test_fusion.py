@@ -17,6 +17,7 @@ from models import fusion
 from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
 from models.renorm import BatchRenorm, BatchRenorm2d, native, revert_to_batch_norm
+from tests.models.conftest import quiet_trainer
 
 
 @pytest.fixture(autouse=True)
@@ -213,17 +214,8 @@ def test_a_run_resumes_with_fused_layers_as_one_without_them_goes(patterns, tmp_
     def fit(checkpoint: Path | None = None) -> MetricLearner:
         pl.seed_everything(3)
         module = MetricLearner("resnet10", {"width": 4}, in_channels=1, embedding_dim=8)
-        trainer = pl.Trainer(
-            max_epochs=2,
-            accelerator="cpu",
-            logger=False,
-            callbacks=[SaveOnTheWay(tmp_path / "half.ckpt")],
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            default_root_dir=tmp_path,
-        )
+        save = SaveOnTheWay(tmp_path / "half.ckpt")
+        trainer = quiet_trainer(tmp_path, save, max_epochs=2, limit_val_batches=0)
         trainer.fit(module, patterns(batches=4), ckpt_path=checkpoint, weights_only=checkpoint is not None)
         assert trainer.global_step == 8
         return module

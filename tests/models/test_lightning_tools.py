@@ -15,15 +15,14 @@ from lightning.pytorch.tuner import Tuner
 
 from models.module import MetricLearner
 from tests.conftest import PLAIN_LOADERS
+from tests.models.conftest import quiet_trainer
 
 pytestmark = PLAIN_LOADERS
 TINY: dict[str, Any] = {"backbone_args": {"width": 4}, "in_channels": 1, "embedding_dim": 8}
-QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
-def trainer(folder: Path, **values: Any) -> Trainer:
-    plain = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 2}
-    return Trainer(**(QUIET | plain | {"default_root_dir": folder} | values))
+def trainer(folder: Path, *callbacks: Callback, **values: Any) -> Trainer:
+    return quiet_trainer(folder, *callbacks, **({"max_epochs": 2} | values))
 
 
 def rates(model: MetricLearner, run: Trainer) -> dict[str, float]:
@@ -69,7 +68,7 @@ def test_backbone_finetuning_freezes_then_trains_the_backbone(
     model = MetricLearner(**TINY, **values)
     start = next(model.backbone.parameters()).detach().clone()
     thaw = BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=1e-3, should_align=False)
-    run = trainer(tmp_path, max_epochs=3, limit_train_batches=2, callbacks=[thaw, Watch()])
+    run = trainer(tmp_path, thaw, Watch(), max_epochs=3, limit_train_batches=2)
     run.fit(model, patterns())
     assert torch.equal(weights[0], start)
     assert not torch.equal(weights[1], start)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor
@@ -20,16 +20,14 @@ from models.network import Architecture, EmbeddingNetwork
 from models.renorm import BatchRenorm
 from models.schedules import WarmupCosine
 from tests.conftest import PLAIN_LOADERS
+from tests.models.conftest import quiet_trainer
 
 pytestmark = [*PLAIN_LOADERS, pytest.mark.filterwarnings("ignore:.*lr_scheduler.step\\(\\)")]
 TINY: dict[str, Any] = {"backbone_args": {"width": [8, 8, 16, 32]}, "in_channels": 1, "embedding_dim": 8}
 
 
-def trainer(folder: Path, **values: Any) -> Trainer:
-    options = {"max_epochs": 3, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
-    options |= {"enable_model_summary": False, "default_root_dir": folder, "log_every_n_steps": 1}
-    options |= {"enable_checkpointing": False}
-    return Trainer(**(options | values))
+def trainer(folder: Path, *callbacks: Callback, **values: Any) -> Trainer:
+    return quiet_trainer(folder, *callbacks, **({"max_epochs": 3, "log_every_n_steps": 1} | values))
 
 
 def test_learns_and_logs(tmp_path: Path, patterns: Any) -> None:
@@ -169,7 +167,7 @@ def test_a_resumed_run_goes_on_as_if_never_interrupted(tmp_path: Path, patterns:
         model = MetricLearner(**TINY, memory_size=72)
         callbacks = [ModelCheckpoint(folder, "{epoch}", save_top_k=-1, every_n_epochs=1), MovingAverage()]
         values = {"enable_checkpointing": True, "max_epochs": 3, "limit_train_batches": 10}
-        training = trainer(folder, callbacks=callbacks, **values)
+        training = trainer(folder, *callbacks, **values)
         training.fit(model, patterns(), ckpt_path=checkpoint, weights_only=True)
         return model
 

@@ -6,8 +6,7 @@ from timm.layers import BatchNormAct2d
 
 from models.errors import InputError
 from models.network import Architecture, EmbeddingNetwork
-from models.normalization import KINDS
-from models.normalization_timm import NormThenActivation, take_activations_out
+from models.normalization import KINDS, NormThenActivation, take_activations_out
 from models.renorm import BatchRenorm2d
 
 

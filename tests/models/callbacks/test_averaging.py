@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
 from models.callbacks.averaging import MovingAverage
 from models.module import MetricLearner
 from models.renorm import BatchRenorm
 from tests.conftest import PLAIN_LOADERS
+from tests.models.conftest import quiet_trainer
 
 pytestmark = PLAIN_LOADERS
 TINY: dict[str, Any] = {"backbone_args": {"width": 4}, "in_channels": 1, "embedding_dim": 4}
@@ -26,16 +27,10 @@ class Recorder(Callback):
         self.states.append(copy.deepcopy(pl_module.network.state_dict()))
 
 
-def trainer(folder: Path, *callbacks: Callback, **values: Any) -> Trainer:
-    options: dict[str, Any] = {"max_steps": 12, "accelerator": "cpu", "logger": False}
-    options |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(default_root_dir=folder, callbacks=[*callbacks], **(options | values))
-
-
 def test_equals_a_plain_loop_and_ends_in_the_model(tmp_path: Path, patterns: Any) -> None:
     seed_everything(0)
     model, recorder, average = MetricLearner(**TINY), Recorder(), MovingAverage(decay=0.5)
-    trainer(tmp_path, recorder, average).fit(model, patterns())
+    quiet_trainer(tmp_path, recorder, average, max_steps=12).fit(model, patterns())
     eps = next(m.eps for m in model.modules() if isinstance(m, BatchRenorm))
 
     def encoded(name: str, value: Tensor) -> Tensor:
@@ -65,11 +60,11 @@ def test_validation_sees_the_average_and_training_goes_on_without_it(tmp_path: P
     seed_everything(0)
     recorder, average = Recorder(), MovingAverage(decay=0.9)
     model = Watched(**TINY)
-    trainer(tmp_path, recorder, average, max_steps=-1, max_epochs=2).fit(model, patterns(batches=6))
+    quiet_trainer(tmp_path, recorder, average, max_epochs=2).fit(model, patterns(batches=6))
     assert not torch.equal(seen[0], recorder.states[5]["head.weight"])
     seed_everything(0)
     plain = Recorder()
-    trainer(tmp_path, plain, max_steps=-1, max_epochs=2).fit(MetricLearner(**TINY), patterns(batches=6))
+    quiet_trainer(tmp_path, plain, max_epochs=2).fit(MetricLearner(**TINY), patterns(batches=6))
     for name, value in plain.states[-1].items():
         assert torch.equal(value, recorder.states[-1][name]), name
 
@@ -83,7 +78,7 @@ def test_a_run_interrupted_in_validation_keeps_the_current_weights(tmp_path: Pat
 
     model, recorder = Interrupted(**TINY), Recorder()
     with pytest.raises(RuntimeError, match="interrupted"):
-        trainer(tmp_path, recorder, MovingAverage(), max_steps=-1, max_epochs=1).fit(model, patterns())
+        quiet_trainer(tmp_path, recorder, MovingAverage(), max_epochs=1).fit(model, patterns())
     assert torch.equal(model.network.head.weight, recorder.states[-1]["head.weight"])
 
 

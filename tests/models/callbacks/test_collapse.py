@@ -13,6 +13,7 @@ from models.callbacks.collapse import CollapseMonitor, TrainingCollapsedError
 from models.module import MetricLearner
 from models.schedules import WarmupCosine
 from tests.conftest import PLAIN_LOADERS
+from tests.models.conftest import quiet_trainer
 
 pytestmark = PLAIN_LOADERS
 
@@ -27,18 +28,7 @@ def run(folder: Path, data: Any, monitor: CollapseMonitor, rate: float) -> Train
         optimizer=lambda p: SGD(p, lr=rate, momentum=0.9),
         scheduler=lambda o: WarmupCosine(o, warmup=0.0),
     )
-    trainer = Trainer(
-        max_epochs=6,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        log_every_n_steps=1,
-        limit_val_batches=0,
-        callbacks=[monitor],
-    )
+    trainer = quiet_trainer(folder, monitor, max_epochs=6, log_every_n_steps=1, limit_val_batches=0)
     trainer.fit(model, data)
     return trainer
 
@@ -103,17 +93,7 @@ def test_a_loss_that_is_no_number_counts_at_once(tmp_path: Path, patterns: Any) 
             return loss * torch.nan, watched
 
     model = Broken(backbone_args={"width": 4}, in_channels=1, embedding_dim=4)
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        log_every_n_steps=1,
-        callbacks=[monitor(stop=True)],
-        default_root_dir=tmp_path,
-    )
+    watch = monitor(stop=True)
+    trainer = quiet_trainer(tmp_path, watch, max_epochs=1, limit_val_batches=0, log_every_n_steps=1)
     with pytest.raises(TrainingCollapsedError, match="the loss is nan"):
         trainer.fit(model, patterns())

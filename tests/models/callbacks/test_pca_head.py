@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
@@ -16,6 +16,7 @@ from models.callbacks.pca_head import PCAHead, fitted_projection, principal_dire
 from models.errors import InputError
 from models.module import MetricLearner
 from tests.conftest import PLAIN_LOADERS
+from tests.models.conftest import quiet_trainer
 
 pytestmark = PLAIN_LOADERS
 TINY: dict[str, Any] = {"backbone_args": {"width": 6}, "in_channels": 1, "embedding_dim": 4}
@@ -35,11 +36,9 @@ def data(patterns: Any) -> Any:
 def train(
     folder: Path, data: Any, *callbacks: Callback, model: MetricLearner | None = None, **values: Any
 ) -> MetricLearner:
-    options: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "logger": False}
-    options |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     seed_everything(0)
     model = model or MetricLearner(**TINY, tta=VIEWS)
-    Trainer(default_root_dir=folder, callbacks=[*callbacks], **(options | values)).fit(model, data)
+    quiet_trainer(folder, *callbacks, **({"max_epochs": 2} | values)).fit(model, data)
     return model
 
 

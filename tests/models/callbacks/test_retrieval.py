@@ -1,6 +1,7 @@
 """The callback against the metrics computed directly, with items repeated as a padded sampler does."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import lightning
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from models.callbacks.retrieval import RetrievalEvaluation
 from models.errors import InputError
 from models.metrics import retrieval_metrics
+from tests.models.conftest import quiet_trainer
 
 VECTORS = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(40) % 7
@@ -27,27 +29,24 @@ class Identity(lightning.LightningModule):
         return outputs if self.complete else {"embedding": batch[0]}
 
 
-def run(module: Identity) -> dict[str, float]:
+def run(module: Identity, folder: Path) -> dict[str, float]:
     repeated = torch.cat([INDEX, INDEX[:8]])
     data = DataLoader(TensorDataset(VECTORS[repeated], LABELS[repeated], repeated), batch_size=16)
-    trainer = lightning.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[RetrievalEvaluation()]
-    )
-    (figures,) = trainer.test(module, data, verbose=False)
+    (figures,) = quiet_trainer(folder, RetrievalEvaluation()).test(module, data, verbose=False)
     return dict(figures)
 
 
 @pytest.mark.filterwarnings("ignore:The 'test_dataloader' does not have many workers")
-def test_figures_equal_those_computed_directly() -> None:
-    figures = run(Identity())
+def test_figures_equal_those_computed_directly(tmp_path: Path) -> None:
+    figures = run(Identity(), tmp_path)
     for name, value in retrieval_metrics(VECTORS, LABELS).items():
         assert figures[f"test/{name}"] == pytest.approx(value, abs=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:The 'test_dataloader' does not have many workers")
-def test_a_step_that_returns_too_little_is_named() -> None:
+def test_a_step_that_returns_too_little_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="embedding, label, index"):
-        run(Identity(complete=False))
+        run(Identity(complete=False), tmp_path)
 
 
 class NothingReadable:
@@ -60,9 +59,7 @@ class NothingReadable:
         return iter([])
 
 
-def test_a_set_of_unreadable_images_is_named() -> None:
-    trainer = lightning.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[RetrievalEvaluation()]
-    )
+def test_a_set_of_unreadable_images_is_named(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, RetrievalEvaluation())
     with pytest.raises(InputError, match="none of the test images can be read"):
         trainer.test(Identity(), NothingReadable(), verbose=False)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,6 +15,7 @@ from models.callbacks.retrieval_images import RetrievalImages
 from models.module import MetricLearner
 from models.network import Architecture, EmbeddingNetwork
 from tests.conftest import PLAIN_LOADERS
+from tests.models.conftest import quiet_trainer
 
 pytestmark = PLAIN_LOADERS
 
@@ -47,16 +48,9 @@ def test_a_run_leaves_figures_pictures_and_a_projection(tmp_path: Path, patterns
     data.table = Table()
     model = MetricLearner(backbone_args={"width": 4}, in_channels=1, embedding_dim=4)
     board, table = TensorBoardLogger(tmp_path), CSVLogger(tmp_path)
-    trainer = Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=[board, table],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        callbacks=[EmbeddingGap(every=2), RetrievalImages(queries=3, neighbours=4, projected=10)],
-        default_root_dir=tmp_path,
+    images = RetrievalImages(queries=3, neighbours=4, projected=10)
+    trainer = quiet_trainer(
+        tmp_path, EmbeddingGap(every=2), images, max_epochs=2, logger=[board, table], log_every_n_steps=1
     )
     trainer.fit(model, data)
     header = (Path(table.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from models.errors import InputError
-from models.inference import Model, OnnxRunner, PixelNetwork, Unavailable, optimize, to_onnx
+from models.inference import Model, OnnxRunner, PixelNetwork, Unavailable, optimize, sample_pixels, to_onnx
 from models.inference.compiled import compile_network
-from models.inference.samples import sample_pixels
 
 onnx = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs the extra onnx")
 

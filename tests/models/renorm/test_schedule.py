@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from models.callbacks.renorm import RenormScheduleCallback
 from models.errors import InputError
 from models.renorm import BatchRenorm1d, Ramp, RenormSchedule, falling_momentum, narrowed_rmax
+from tests.models.conftest import quiet_trainer
 
 
 def test_the_papers_ramps() -> None:
@@ -160,17 +161,7 @@ def fit(
         rmax=Ramp(1.0, 3.0, 2, 8), dmax=Ramp(0.0, 1.0, 2, 8), momentum=Ramp(0.5, 0.1, 0, 8), unit="steps"
     )
     module = Module()
-    trainer = pl.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        callbacks=[callback],
-        logger=CSVLogger(folder),
-        log_every_n_steps=2,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
+    trainer = quiet_trainer(folder, callback, max_steps=steps, logger=CSVLogger(folder), log_every_n_steps=2)
     trainer.fit(module, ckpt_path=ckpt, weights_only=ckpt is not None)
     return module, callback, trainer
 
