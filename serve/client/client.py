@@ -10,9 +10,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
 import httpx
 
 from models.errors import InputError
-from serve.client import import_blocks, requests
+from serve.client import requests
+from serve.client.encoding import blocks
+from serve.client.failures import Retries
 from serve.client.requests import Call
-from serve.client.retries import Retries
 from serve.schemas import ItemDocument, NewItem
 
 A = TypeVar("A")
@@ -157,7 +158,7 @@ class Client:
             ServiceError: An item was refused; its text says how many are stored and which one it was.
         """
         stored = sent = 0
-        for block in import_blocks.blocks(items):
+        for block in blocks(items):
             progress = self._send(
                 requests.import_block(block, sent, collection=collection, fingerprint=fingerprint)
             )
@@ -263,7 +264,7 @@ class AsyncClient:
     ) -> int:
         """Store any number of items with their vectors; see :meth:`Client.import_items`."""
         stored = sent = 0
-        for block in import_blocks.blocks(items):
+        for block in blocks(items):
             progress = await self._send(
                 requests.import_block(block, sent, collection=collection, fingerprint=fingerprint)
             )
@@ -308,13 +309,10 @@ def _made(kind: type[H], base_url: str, key: str | None, timeout: float) -> H:
     if address.scheme not in ("http", "https") or not address.host:
         raise InputError(f"{base_url!r} is no address of a service; {example}")
     try:
-        return kind(base_url=address, headers=_headers(key), timeout=timeout)
+        headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
+        return kind(base_url=address, headers=headers, timeout=timeout)
     except (ImportError, OSError, httpx.InvalidURL) as error:
         raise InputError(
             f"{error}; check the proxies and certificates that the environment names "
             "(HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE, SSL_CERT_DIR)"
         ) from error
-
-
-def _headers(key: str | None) -> dict[bytes, bytes]:
-    return {b"Authorization": f"Bearer {key}".encode()} if key else {}

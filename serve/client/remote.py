@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from serve.client.client import Client
-from serve.client.service_error import ServiceError
+from serve.client.failures import ServiceError
 from serve.schemas import ItemDocument, NewItem
 from serve.store.types import Item, ItemId
 

@@ -15,8 +15,7 @@ import msgspec
 from models.errors import InputError
 from serve import schemas
 from serve.client.encoding import check_metadata, encode
-from serve.client.import_blocks import progress_of
-from serve.client.service_error import ServiceError, refusal_of
+from serve.client.failures import ServiceError, refusal_of
 from serve.schemas import BatchAnswer, CollectionList, CollectionStats, ItemDocument, SearchAnswer, format_id
 from serve.store.items import check_id
 from serve.store.types import DEFAULT_K, ItemId, SearchArguments, several
@@ -185,7 +184,7 @@ def import_block(
     return Call(
         "POST",
         "/v1/import",
-        lambda body: progress_of(body, sent),
+        lambda body: _progress_of(body, sent),
         _fields({"collection": collection, "fingerprint": fingerprint}),
         content=block,
         content_type="application/x-ndjson",
@@ -338,6 +337,21 @@ def labels(*, collection: str | None = None) -> Call[dict[str, int]]:
     """Up to 1000 labels with their number of items, most frequent first."""
     params = _fields({"collection": collection})
     return Call("GET", "/v1/labels", lambda body: _as(schemas.Labels)(body).labels, params)
+
+
+def _progress_of(answer: bytes, sent: int) -> schemas.ImportProgress:
+    """The result of a block, from the answer's last line; ``sent`` items were sent ahead of it.
+
+    Raises:
+        ServiceError: The block was refused from some item on.
+    """
+    last = _as(schemas.ImportProgress)(answer.rstrip().rpartition(b"\n")[2])
+    if last.error is not None:
+        text = f"{last.error} (the {sent + last.line} before are stored)"
+        if last.refused is not None:  # a block has one item on each of its lines
+            text = f"item number {sent + last.refused}: {text.removeprefix(f'line {last.refused}: ')}"
+        raise ServiceError(last.status or 0, last.code or "", text)
+    return last
 
 
 def _as(kind: type[A]) -> Callable[[bytes], A]:
