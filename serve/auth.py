@@ -59,14 +59,6 @@ class Keys:
         except (OSError, InputError) as error:  # the old keys stay valid: a typo must not open the service
             log.error("the keys were not read again: %s", error)
 
-    def may_read(self, presented: bytes | None) -> bool:
-        """Whether ``presented`` allows reading."""
-        return not self._read or _any_same(presented, [*self._read, *self._write])
-
-    def may_write(self, presented: bytes | None) -> bool:
-        """Whether ``presented`` allows writing."""
-        return _any_same(presented, self._write) if self._write else not self._read
-
     def check(self, headers: Headers, *, write: bool) -> None:
         """Let the request pass or raise.
 
@@ -77,7 +69,11 @@ class Keys:
         if not self.any:
             return
         presented = presented_key(headers)
-        if self.may_write(presented) if write else self.may_read(presented):
+        if write:
+            allowed = _any_same(presented, self._write) if self._write else not self._read
+        else:
+            allowed = not self._read or _any_same(presented, [*self._read, *self._write])
+        if allowed:
             return
         kind = "write" if write else "read"
         if write and not self._write:

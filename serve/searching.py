@@ -11,9 +11,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.embedding.batcher import MicroBatcher
+from serve.batcher import MicroBatcher, enter_worker
 from serve.store.types import SearchQuery, SearchResult, Store
-from serve.threads import enter_worker
 
 R = TypeVar("R")
 
@@ -52,12 +51,10 @@ class StoreThreads:
 
     Args:
         workers: Threads for reads, and as many for changes.
-        observe: Told the size of each batch of searches and its seconds.
+        observe: Told the size of each batch of searches.
     """
 
-    def __init__(
-        self, workers: int, observe: Callable[[int, float], None] = lambda _size, _seconds: None
-    ) -> None:
+    def __init__(self, workers: int, observe: Callable[[int], None]) -> None:
         self._pool = ThreadPoolExecutor(workers, "store", initializer=enter_worker)
         # Changes wait for each other, and an erasure rewrites files: reads must not queue behind them.
         self._changes = ThreadPoolExecutor(workers, "change", initializer=enter_worker)

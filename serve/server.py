@@ -13,9 +13,8 @@ from models.bundle import Bundle
 from models.errors import InputError
 from serve.api.app import create_app
 from serve.connections import most_connections
-from serve.embedding.network_stage import load_bundle
 from serve.observability import configure_logging, log
-from serve.service import AnyCatalogue, Service
+from serve.service import AnyCatalogue, Service, load_bundle
 from serve.settings import Settings
 from serve.store.catalogue import open_catalogue
 from serve.store.database import Tuning

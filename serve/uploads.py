@@ -98,10 +98,6 @@ class Uploads:
         self.open: dict[Upload, Connection | None] = {}
         self.bytes = 0
 
-    def begin(self, path: str, receive: Receive) -> Upload:
-        """The limited body of a request to that path."""
-        return Upload(self, receive, limited=path != IMPORT_PATH)
-
     def admit(self, upload: Upload) -> None:
         """Admit a body.
 

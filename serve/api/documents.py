@@ -20,8 +20,8 @@ _STRUCTS = [
     if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == schemas.__name__
 ]
 
-# Which errors an endpoint can answer with, said once for all.
-_PROBLEMS = {
+_PROBLEM = {"schema": {"$ref": _REF.format(name=ProblemDocument.__name__)}}
+_TEXTS = {
     400: "The body is malformed",
     401: "A key is needed",
     403: "The key does not suffice",
@@ -34,6 +34,10 @@ _PROBLEMS = {
     429: "Overloaded; see Retry-After",
     507: "The disk is full",
 }
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {MEDIA_TYPE: _PROBLEM}} for status, text in _TEXTS.items()
+}
+"""The problem answers that every route shares."""
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -47,14 +51,8 @@ def answers(*structs: type[msgspec.Struct], status: int = 200) -> dict[int | str
     schema = options[0] if len(options) == 1 else {"anyOf": options}
     return {
         status: {"description": "Done", "content": {"application/json": {"schema": schema}}},
-        **problems(),
+        **PROBLEMS,
     }
-
-
-def problems() -> dict[int | str, dict[str, Any]]:
-    """The problem answers that every route shares."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(name=ProblemDocument.__name__)}}}
-    return {status: {"description": text, "content": content} for status, text in _PROBLEMS.items()}
 
 
 def json_body(struct: type[msgspec.Struct]) -> dict[str, Any]:

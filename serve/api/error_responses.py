@@ -4,11 +4,10 @@ from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 
 from models.errors import InputError
 from models.preprocess import ImageError
-from serve.problems import MEDIA_TYPE, Problem
+from serve.problems import Problem
 from serve.settings import Settings
 from serve.store.types import (
     DimensionMismatch,
@@ -64,11 +63,6 @@ def problem_of(error: Exception, settings: Settings) -> Problem:
     if isinstance(error, ClientDisconnect):
         return Problem(400, "disconnected", "the client went away before its body was complete")
     return Problem(500, "internal", "an error of the service; its log has the details under this request id")
-
-
-def response_of(problem: Problem, request_id: str) -> Response:
-    """The problem as a Starlette response."""
-    return Response(problem.body(request_id), problem.status, problem.headers, MEDIA_TYPE)
 
 
 def _without_folders(text: str, settings: Settings) -> str:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve.api.bodies import fields_as
 from serve.api.context import service_of
-from serve.api.documents import form_fields, problems, query_parameters
+from serve.api.documents import PROBLEMS, form_fields, query_parameters
 from serve.api.error_responses import problem_of
 from serve.api.item_routes import item_of
 from serve.auth import write_key
@@ -74,7 +74,7 @@ _SCHEMA = {"application/x-ndjson": {"schema": {"type": "string"}}}
     summary="Store many items, with progress",
     dependencies=[Depends(write_key)],
     response_class=StreamingResponse,
-    responses={200: {"description": "Progress, one JSON object a line", "content": _SCHEMA}, **problems()},
+    responses={200: {"description": "Progress, one JSON object a line", "content": _SCHEMA}, **PROBLEMS},
     openapi_extra={
         "requestBody": {"required": True, "content": _SCHEMA},
         **query_parameters(form_fields(ImportFields)),

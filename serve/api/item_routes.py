@@ -13,15 +13,15 @@ from starlette.responses import Response
 from serve.api.bodies import fields_as, read_images, read_json
 from serve.api.context import check_batch, service_of
 from serve.api.documents import (
+    PROBLEMS,
     answers,
     form_fields,
     image_body,
     json_body,
-    problems,
     query_parameters,
     reply,
 )
-from serve.api.paths import ITEM
+from serve.api.routing import ITEM
 from serve.auth import read_key, write_key
 from serve.problems import Problem
 from serve.schemas import (
@@ -256,7 +256,7 @@ async def _sample(service: Service, fields: PageFields) -> ItemPage:
     summary="An item's thumbnail",
     dependencies=_READ,
     response_class=Response,
-    responses={200: {"description": "A JPEG", "content": {"image/jpeg": {}}}, **problems()},
+    responses={200: {"description": "A JPEG", "content": {"image/jpeg": {}}}, **PROBLEMS},
     openapi_extra=query_parameters(form_fields(InCollection)),
 )
 async def get_thumbnail(request: Request, item_id: str) -> Response:

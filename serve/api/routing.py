@@ -10,12 +10,26 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+class _ItemId(Convertor[str]):
+    """Any text. Starlette's own `path` stops at a line break and would confuse ids."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("item_id", _ItemId())
+ITEM = "/items/{item_id:item_id}"
 
 
 class _Endpoint:

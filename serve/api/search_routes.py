@@ -11,7 +11,7 @@ from models.preprocess import ImageError
 from serve.api.bodies import fields_as, offload, read_body, read_images, read_json
 from serve.api.context import Stopwatch, check_batch, check_k, check_options, service_of
 from serve.api.documents import answers, form_fields, image_body, json_body, query_parameters, reply
-from serve.api.paths import ITEM
+from serve.api.routing import ITEM
 from serve.auth import read_key
 from serve.problems import Problem
 from serve.schemas import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from serve.client import Retries, ServiceError
-from serve.embedding.decode_stage import jpeg_thumbnail
+from serve.embedding import jpeg_thumbnail
 from serve.schemas import NewItem
 from serve.store.catalogue import Catalogue
 
