@@ -10,7 +10,7 @@ import sqlite3
 import threading
 
 from models.errors import InputError
-from serve.store.ann.approximate import EXACT, can_grow
+from serve.store.ann.approximate import EXACT
 from serve.store.database import Database, Tuning
 from serve.store.manifest import SegmentEntry, SegmentFolder
 from serve.store.rows import edited_after
@@ -183,7 +183,8 @@ class Compactor:
         grows = (
             entry is not None
             and entry.index == index
-            and can_grow(base.approximate)
+            and base.approximate is not None
+            and not base.approximate.compressed
             and base.dead_count <= max_deleted * len(base)
             and all(segment.row_ids[0] > base.row_ids[-1] for segment in old if segment is not base)
         )

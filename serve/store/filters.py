@@ -31,7 +31,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from serve.store.types import FilterError
+from serve.store.types import FilterError, is_unicode
 
 MOST_TERMS = 256
 MOST_NESTED = 16
@@ -131,16 +131,15 @@ def condition(where: Mapping[str, Any] | None) -> Condition:
         if where is not None and not isinstance(where, Mapping):
             raise FilterError("A filter is a JSON object such as {'label': 'cat'}")
         return EVERYTHING
-    parameters: list[Scalar] = []
-    sql = _SqlTranslation(parameters).both(where)
-    return Condition(sql, tuple(parameters))
+    translation = _SqlTranslation()
+    return Condition(translation.both(where), tuple(translation.parameters))
 
 
 class _SqlTranslation:
     """Walks one filter and collects the parameters in the order of their question marks."""
 
-    def __init__(self, parameters: list[Scalar]) -> None:
-        self.parameters = parameters
+    def __init__(self) -> None:
+        self.parameters: list[Scalar] = []
         self.terms = 0
         self.depth = 0
 
@@ -173,13 +172,10 @@ class _SqlTranslation:
             value = {"eq": value}
         if not value:
             raise FilterError(f"The field {key!r} has no condition")
-        return " AND ".join(self.comparison(key, field, name, operand) for name, operand in value.items())
-
-    def comparison(self, key: str, field: str, name: str, operand: Any) -> str:
-        write = _OPERATORS.get(name)
-        if write is None:
-            raise FilterError(f"Unknown filter operator {name!r}; use one of {', '.join(_OPERATORS)}")
-        return write(self, key, field, operand)
+        for name in value:
+            if name not in _OPERATORS:
+                raise FilterError(f"Unknown filter operator {name!r}; use one of {', '.join(_OPERATORS)}")
+        return " AND ".join(_OPERATORS[name](self, key, field, operand) for name, operand in value.items())
 
     def bind(self, key: str, value: Any) -> str:
         self.parameters.append(_scalar(key, value))
@@ -274,11 +270,8 @@ def _scalar(key: str, value: Any) -> Scalar:
         raise FilterError(f"The filter on {key!r} compares with an integer beyond 64 bits")
     if isinstance(value, str) and "\0" in value:
         raise FilterError(f"The filter on {key!r} compares with text that holds NUL; leave NUL out")
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise FilterError(f"The filter on {key!r} holds text that is not valid Unicode") from None
+    if isinstance(value, str) and not is_unicode(value):
+        raise FilterError(f"The filter on {key!r} holds text that is not valid Unicode")
     if key == "label" and not isinstance(value, str):
         raise FilterError(f"Labels are text; the filter compares with {_short(value)}")
     return int(value) if isinstance(value, bool) else value

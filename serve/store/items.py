@@ -28,7 +28,9 @@ from serve.store.types import (
     SearchResult,
     Store,
     StoreError,
+    StoreMissing,
     Vectors,
+    is_unicode,
     several,
     whole_number,
 )
@@ -153,7 +155,7 @@ def check_id(value: Any) -> ItemId:
         StoreError: It is not.
     """
     if isinstance(value, str):
-        if value and "\0" not in value and _is_unicode(value):
+        if value and "\0" not in value and is_unicode(value):
             return str(value)  # a plain one, where NumPy made it
     elif isinstance(value, int | np.integer) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
         return int(value)
@@ -250,9 +252,39 @@ def check_name(name: str, what: str = "collection name") -> str:
     return name
 
 
+def check_alias(alias: str, name: str | None, collections: Sequence[str], place: object) -> None:
+    """Checks that an alias may point at a collection, or be removed (None).
+
+    Raises:
+        StoreError: The alias is unusable, or the name of a collection.
+        StoreMissing: There is no such collection.
+    """
+    check_name(alias, "alias")
+    if alias in collections:
+        raise StoreError(f"{alias!r} is a collection; choose another name for the alias")
+    if name is not None and name not in collections:
+        raise StoreMissing(f"There is no collection {name!r} in {place}")
+
+
+def check_removable(
+    name: str, collections: Sequence[str], aliases: Mapping[str, str], place: object
+) -> None:
+    """Checks that a collection may be deleted.
+
+    Raises:
+        StoreError: An alias still points at it.
+        StoreMissing: It does not exist.
+    """
+    meant = sorted(alias for alias, target in aliases.items() if target == name)
+    if meant:
+        raise StoreError(f"The alias {meant[0]!r} means {name!r}; point it elsewhere first")
+    if name not in collections:
+        raise StoreMissing(f"There is no collection {name!r} in {place}")
+
+
 def check_label(value: Any) -> str | None:
     """Returns the label if it is text or None."""
-    if value is None or (isinstance(value, str) and "\0" not in value and _is_unicode(value)):
+    if value is None or (isinstance(value, str) and "\0" not in value and is_unicode(value)):
         return value
     raise StoreError(f"The label {str(value)[:40]!r} is no text; use text without NUL, or none")
 
@@ -340,16 +372,6 @@ def _is_deep(value: Any) -> bool:
         level = [part for part in parts if isinstance(part, Mapping | list | tuple)]
         if not level:
             return False
-    return True
-
-
-def _is_unicode(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
     return True
 
 

@@ -105,7 +105,8 @@ class SegmentFolder:
             last = last_lsn(connection)
         segments: list[Segment] = []
         entries = {}
-        for entry in self._entries():
+        for found in self._body().get("segments", []):
+            entry = SegmentEntry(**found)
             folder = self._folder / entry.name
             try:
                 damaged = [name for name, sum_ in entry.files.items() if checksum_of(folder / name) != sum_]
@@ -197,7 +198,12 @@ class SegmentFolder:
             blocks = _gathered(segments, owner[order], row[order], self._dim)
             with self._database.read() as connection:
                 lsn = last_lsn(connection)
-            files = _write_records(self._database, row_ids[order], folder) | {
+            lengths = np.zeros((len(row_ids), 2), np.int64)
+            texts = _texts(self._database, row_ids[order], lengths)
+            files = {_TEXT: write_synced(folder / _TEXT, texts)}  # this fills in the lengths
+            starts = np.concatenate([[0], np.cumsum(lengths.ravel())])
+            files |= {
+                _STARTS: write_synced(folder / _STARTS, [starts.astype("<i8").tobytes()]),
                 _IDS: write_synced(folder / _IDS, [row_ids[order].astype("<i8").tobytes()]),
                 _VECTORS: write_synced(folder / _VECTORS, blocks),
             }
@@ -244,9 +250,6 @@ class SegmentFolder:
     def flushed_lsn(self) -> int:
         """LSN of the last write that the segments contain, from the manifest."""
         return int(self._body().get("sequence", 0))
-
-    def _entries(self) -> list[SegmentEntry]:
-        return [SegmentEntry(**entry) for entry in self._body().get("segments", [])]
 
     def _body(self) -> dict[str, Any]:
         """The manifest's content; empty if it is missing, damaged or another store's."""
@@ -304,25 +307,11 @@ class SegmentRecords:
         return _decode(b"[[" + b"],[".join(pieces) + b"]]")
 
 
-def _write_records(database: Database, row_ids: RowIds, folder: Path) -> dict[str, str]:
-    """Writes the records of rows with these row ids (ascending), and waits until the disk has them.
-
-    Args:
-        database: Source of the records; an item that it no longer has gets an empty one.
-        row_ids: (n,) int64, ascending, at least one.
-        folder: The segment's.
-
-    Returns:
-        Checksums by file name.
-    """
-    lengths = np.zeros((len(row_ids), 2), np.int64)
-    files = {_TEXT: write_synced(folder / _TEXT, _texts(database, row_ids, lengths))}
-    starts = np.concatenate([[0], np.cumsum(lengths.ravel())])
-    files[_STARTS] = write_synced(folder / _STARTS, [starts.astype("<i8").tobytes()])
-    return files
-
-
 def _texts(database: Database, row_ids: RowIds, lengths: NDArray[np.int64]) -> Iterator[bytes]:
+    """Records of rows with these ids (ascending), in pieces; an item that is gone has an empty record.
+
+    Fills in `lengths` (n, 2), the bytes of each record's id and of the rest.
+    """
     for start in range(0, len(row_ids), _RECORDS):
         chunk = row_ids[start : start + _RECORDS]
         with database.read() as connection:

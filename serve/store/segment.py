@@ -14,38 +14,15 @@ import msgspec
 import numpy as np
 
 from serve.store.ann import flat
+from serve.store.ann.approximate import FaissIndex
 from serve.store.ann.flat import DeviceScan
 from serve.store.items import metadata_of
-from serve.store.types import (
-    Mask,
-    Positions,
-    RowIds,
-    SearchQuery,
-    Selection,
-    Strategy,
-    Vectors,
-)
+from serve.store.types import Mask, Positions, RowIds, SearchQuery, Selection, Strategy, Vectors
 
 # Scanning a row costs about this many times less in a scan of the whole segment than in one of chosen rows.
 _ORDERLY = 4
 # A position takes 8 bytes, a row of a mask 1: positions take no more memory up to one row in 8.
 _FEW = 8
-
-
-class Approximate(Protocol):
-    """An approximate index over a segment's rows.
-
-    Attributes:
-        rows_per_neighbour: Rows that a scan of the segment reads in the time of exploring one neighbour.
-    """
-
-    rows_per_neighbour: int
-
-    def least(self, k: int, effort: int | None = None) -> int:
-        """Fewest neighbours that a search for `k` explores."""
-
-    def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions, int]:
-        """As `flat.scan`, but may miss some; also the most rows that one query was compared with."""
 
 
 class Records(Protocol):
@@ -102,7 +79,7 @@ class Segment:
     vectors: Vectors
     dead: Mask | None = None
     dead_count: int = 0
-    approximate: Approximate | None = None
+    approximate: FaissIndex | None = None
     device: DeviceScan | None = None
     records: Records | None = None
     records_lsn: int = 0

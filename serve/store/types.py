@@ -12,7 +12,7 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack
 
 import msgspec
 import numpy as np
@@ -132,6 +132,14 @@ def several(values: Iterable[Any]) -> tuple[Any, ...]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise StoreError(f"{values!r:.40} is not a list; put it into one: [{values!r:.40}]")
     return tuple(values)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: it holds no lone surrogates."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +331,6 @@ class StoreStats:
     trouble: str | None = None
 
 
-@runtime_checkable
 class Store(Protocol):
     """One collection of items. Every method may be called from any thread at any time.
 

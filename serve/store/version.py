@@ -58,16 +58,6 @@ class Version:
     segments: tuple[Segment, ...]
     lsn: int
 
-    @classmethod
-    def of(cls, segments: Sequence[Segment], dim: int, lsn: int) -> Version:
-        """A version of these segments and an empty memtable."""
-        return cls((*segments, _empty_memtable(dim)), lsn)
-
-    @property
-    def memtable(self) -> Segment:
-        """The segment that grows."""
-        return self.segments[-1]
-
     @property
     def live_count(self) -> int:
         """Number of items."""
@@ -89,9 +79,10 @@ class Version:
 
     def sealed(self) -> Version:
         """The version with an empty memtable; the old memtable is now a segment that no longer grows."""
-        if len(self.memtable) == 0:
+        memtable = self.segments[-1]
+        if len(memtable) == 0:
             return self
-        return replace(self, segments=(*self.segments, _empty_memtable(self.memtable.vectors.shape[1])))
+        return replace(self, segments=(*self.segments, _empty_memtable(memtable.vectors.shape[1])))
 
     def holds(self, segments: Sequence[Segment]) -> bool:
         """Whether this version still has these segments of an earlier one, rather than recovered copies."""
@@ -111,7 +102,7 @@ class Version:
             now = [segment for segment in self.segments[:-1] if id(segment.row_ids) in numbers]
             died = [segment.row_ids[segment.dead] for segment in now if segment.dead is not None]
             rest.append(new.without(np.sort(np.concatenate(died or [NO_ROW_IDS]))))
-        return replace(self, segments=(*rest, self.memtable))
+        return replace(self, segments=(*rest, self.segments[-1]))
 
     def search(
         self, queries: Vectors, k: int, passing: Sequence[Selection | None], how: SearchQuery, index: str
@@ -262,7 +253,10 @@ class FilterCache:
         if entry is None or entry.lsn > version.lsn:
             entry = _PassingRows(NO_ROW_IDS, -1, {})
         if entry.lsn != version.lsn:
-            entry = _with_later_rows(entry, condition, connect())
+            connection = connect()
+            fresh = row_ids_where(connection, condition, above=entry.lsn if entry.lsn >= 0 else None)
+            row_ids = np.concatenate([entry.row_ids, fresh])
+            entry = replace(entry, row_ids=row_ids, lsn=last_lsn(connection))
         named: dict[str, Selection] = {}
         passing: list[Selection | None] = []
         for segment in version.segments:
@@ -286,13 +280,6 @@ class FilterCache:
             self._bytes += entry.bytes
             while self._bytes > _MOST_BYTES:
                 self._bytes -= self._entries.popitem(last=False)[1].bytes
-
-
-def _with_later_rows(
-    entry: _PassingRows, condition: Condition, connection: sqlite3.Connection
-) -> _PassingRows:
-    fresh = row_ids_where(connection, condition, above=entry.lsn if entry.lsn >= 0 else None)
-    return replace(entry, row_ids=np.concatenate([entry.row_ids, fresh]), lsn=last_lsn(connection))
 
 
 class CurrentVersion:
@@ -376,7 +363,7 @@ def recovered(database: Database, dim: int, segments: Sequence[Segment], memtabl
         uncovered[np.searchsorted(live, segment.row_ids[alive])] = False
         if alive.any():
             useful.append(segment.without(segment.row_ids[~alive]))
-    version = Version.of(useful, dim, now)
+    version = Version((*useful, _empty_memtable(dim)), now)
     return _with_missing(version, database, dim, live[uncovered], memtable_rows)
 
 

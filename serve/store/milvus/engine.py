@@ -212,14 +212,13 @@ class _Embedded:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             self._server, self._database, _ = start_server_in_thread(str(folder), "unix", str(place))
-        except DataDirLockedError as error:
+        except BaseException as error:
             self._socket.cleanup()
-            raise StoreLocked(f"{folder} is in use by another process; stop it or choose another") from error
-        except OSError as error:
-            self._socket.cleanup()
-            raise StoreError(f"{folder} cannot be opened: {error.strerror or error}") from error
-        except BaseException:
-            self._socket.cleanup()
+            if isinstance(error, DataDirLockedError):
+                text = f"{folder} is in use by another process; stop it or choose another"
+                raise StoreLocked(text) from error
+            if isinstance(error, OSError):
+                raise StoreError(f"{folder} cannot be opened: {error.strerror or error}") from error
             raise
         self.uri = f"unix:{place}"
 

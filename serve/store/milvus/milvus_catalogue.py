@@ -7,11 +7,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
-from serve.store.items import check_name
+from serve.store.items import check_alias, check_name, check_removable
 from serve.store.milvus.engine import Engine, milvus_name, our_name, parse_address
 from serve.store.milvus.schema import create_collection, open_collection
 from serve.store.milvus.store import Consistency, MilvusStore
-from serve.store.types import StoreError, StoreMissing
+from serve.store.types import StoreError
 
 # Seconds for which an alias that another process moved may still mean the old collection here.
 _FRESH_SECONDS = 2.0
@@ -120,18 +120,14 @@ class MilvusCatalogue:
 
     def set_alias(self, alias: str, name: str | None) -> None:
         """Points an alias at a collection, or removes it (None), atomically."""
-        check_name(alias, "alias")
         with self._lock:
-            names, aliases = self.collections(), self.aliases()
-            if alias in names:
-                raise StoreError(f"{alias!r} is a collection; choose another name for the alias")
+            check_alias(alias, name, self.collections(), self._engine.address.uri)
+            aliases = self.aliases()
             if name is None:
                 if alias in aliases:
                     self._engine.call("drop_alias", milvus_name(alias))
                 self._known.pop(alias, None)
                 return
-            if name not in names:
-                raise StoreMissing(f"There is no collection {name!r} in {self._engine.address.uri}")
             method = "alter_alias" if alias in aliases else "create_alias"
             self._engine.call(method, milvus_name(name), milvus_name(alias))
             self._known[alias] = name
@@ -144,11 +140,7 @@ class MilvusCatalogue:
             StoreMissing: It does not exist.
         """
         with self._lock:
-            meant = sorted(alias for alias, target in self.aliases().items() if target == name)
-            if meant:
-                raise StoreError(f"The alias {meant[0]!r} means {name!r}; point it elsewhere first")
-            if name not in self.collections():
-                raise StoreMissing(f"There is no collection {name!r} in {self._engine.address.uri}")
+            check_removable(name, self.collections(), self.aliases(), self._engine.address.uri)
             if name in self._stores:
                 self._stores.pop(name).close()
             self._engine.call("drop_collection", milvus_name(name))
