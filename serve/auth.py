@@ -23,9 +23,6 @@ class Keys:
     also reads; with read keys alone, the service is read-only. Several keys of a kind may be valid at once,
     for an exchange without a gap; the file of keys is read again when it has changed.
 
-    Args:
-        settings: For the keys.
-
     Raises:
         InputError: The file of keys cannot be used.
     """

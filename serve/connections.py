@@ -26,7 +26,8 @@ _LINGER_SECONDS = 2.0
 # Files that the process needs besides connections: stores, models, libraries.
 _OTHER_FILES = 256
 _UPGRADE = re.compile(rb"\r\n(upgrade):", re.IGNORECASE)
-_current: ContextVar["Connection"] = ContextVar("connection")
+current: ContextVar["Connection | None"] = ContextVar("connection", default=None)
+"""The connection whose request the current task answers; None in process, without a server."""
 
 
 class Connections:
@@ -40,11 +41,7 @@ class Connections:
     """
 
     def __init__(
-        self,
-        most: int,
-        head_seconds: float,
-        unread_seconds: float,
-        sweep: Callable[[], None] = lambda: None,
+        self, most: int, head_seconds: float, unread_seconds: float, sweep: Callable[[], None]
     ) -> None:
         self._most = most
         self._head_seconds = head_seconds
@@ -106,12 +103,7 @@ class Connections:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, in front of uvicorn's protocol.
-
-    Args:
-        connections: All of them.
-        inner: uvicorn's protocol.
-    """
+    """One connection, in front of uvicorn's protocol."""
 
     _transport: asyncio.Transport
 
@@ -135,7 +127,7 @@ class Connection(asyncio.Protocol):
         """Bytes came."""
         if self._refused:
             return
-        _current.set(self)  # the application's task inherits it
+        current.set(self)  # the application's task inherits it
         self._inner.data_received(data if self.requests else _without_upgrade(data))
         # Until the parser begins a list of headers, these bytes are the rest of a body that was not needed.
         if self.requests or self._inner.headers is self._last_headers:
@@ -213,11 +205,6 @@ def _without_upgrade(data: bytes) -> bytes:
     end = data.find(b"\r\n\r\n")
     found = _UPGRADE.search(data, 0, len(data) if end < 0 else end)
     return data if found is None else data[: found.start(1)] + b"x-upgrade" + data[found.end(1) :]
-
-
-def current() -> Connection | None:
-    """The connection whose request the current task answers; None in process, without a server."""
-    return _current.get(None)
 
 
 def most_connections(wanted: int) -> int:

@@ -142,14 +142,10 @@ def configure_logging(level: str, style: str) -> None:
     logging.getLogger("uvicorn.access").propagate = False
 
 
-def new_request_id() -> str:
-    """An id for a request that came without one."""
-    return f"{random.getrandbits(64):016x}"  # no secret, so that the system's slower randomness is not needed
-
-
-def incoming_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The caller's own X-Request-ID, if it is short and plain enough to log."""
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's own X-Request-ID, if it is short and plain enough to log; else a new one."""
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value.decode("ascii"))
-    return None
+    # No secret, so that the system's slower randomness is not needed.
+    return f"{random.getrandbits(64):016x}"

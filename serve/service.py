@@ -35,7 +35,7 @@ def load_bundle(settings: Settings, meanwhile: str = "eager") -> Bundle:
     """The settings' model, ready to serve.
 
     Args:
-        settings: What the operator decided.
+        settings: Name the bundle, the device and the backend.
         meanwhile: The backend to take for "auto" until the fastest is known.
 
     Raises:
@@ -54,13 +54,7 @@ def _optimized(settings: Settings, bundle: Bundle, meanwhile: str) -> Bundle:
 
 
 class Service:
-    """A model, its collections, and the machinery around them.
-
-    Args:
-        settings: What the operator decided.
-        bundle: The model.
-        catalogue: Its collections; closed at the end.
-    """
+    """A model, its collections (closed at the end), and the machinery around them."""
 
     def __init__(self, settings: Settings, bundle: Bundle, catalogue: AnyCatalogue) -> None:
         sys.setswitchinterval(_SWITCH_SECONDS)

@@ -88,9 +88,6 @@ class Uploads:
 
     When there are too many, the slowest is ended, so that many clients that hardly send anything do not block
     the others.
-
-    Args:
-        settings: For the limits.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -99,11 +96,7 @@ class Uploads:
         self.bytes = 0
 
     def admit(self, upload: Upload) -> None:
-        """Admit a body.
-
-        Raises:
-            Problem: 429, there are too many, and none of them is slow.
-        """
+        """Admit a body, or refuse it (429) where there are too many and none of them is slow."""
         upload.started = upload.moved = now = asyncio.get_running_loop().time()
         if len(self.open) >= self.settings.max_uploads:
             slow = [
@@ -115,7 +108,7 @@ class Uploads:
                 raise _too_much(f"bodies ({len(self.open)}) come in")
             *_, victim, connection = min(slow)
             victim.give_up(connection, "too many bodies come in at once, and this one was the slowest")
-        self.open[upload] = current()
+        self.open[upload] = current.get()
 
     def sweep(self) -> None:
         """End those that are too slow; called every second."""

@@ -34,10 +34,7 @@ Errors are problem documents (RFC 9457). Ids are strings or integers: in a path,
 def create_app(settings: Settings, bundle: Bundle, catalogue: AnyCatalogue) -> FastAPI:
     """The service as an ASGI application; it closes ``catalogue`` at shutdown.
 
-    Args:
-        settings: What the operator decided.
-        bundle: The model.
-        catalogue: The collections; the default one has to be of the same model.
+    The default collection has to be of the bundle's model.
     """
     service = Service(settings, bundle, catalogue)
 

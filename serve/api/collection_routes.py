@@ -10,21 +10,12 @@ from starlette.responses import Response
 
 from serve.api.bodies import fields_as, read_json
 from serve.api.context import service_of
-from serve.api.documents import answers, form_fields, json_body, query_parameters, reply
+from serve.api.documents import answers, json_body, query_parameters, reply
 from serve.api.item_routes import InCollection
 from serve.auth import read_key, write_key
 from serve.observability import log
 from serve.problems import Problem
-from serve.schemas import (
-    AliasTarget,
-    CollectionList,
-    CollectionStats,
-    Labels,
-    Model,
-    NewCollection,
-    NewFieldIndex,
-    Reload,
-)
+from serve import schemas
 from serve.service import AnyCatalogue, Service
 from serve.store.types import Store, StoreError
 
@@ -32,22 +23,22 @@ router = APIRouter(prefix="/v1", tags=["collections"])
 
 _READ = [Depends(read_key)]
 _WRITE = [Depends(write_key)]
-_COLLECTION = query_parameters(form_fields(InCollection))
+_COLLECTION = query_parameters(InCollection)
 # Routes of two paths: /payload-indexes is the earlier name, for one more version.
 _CREATE_INDEX: dict[str, Any] = {
     "summary": "Make filters on a field fast",
     "dependencies": _WRITE,
-    "responses": answers(CollectionStats),
-    "openapi_extra": json_body(NewFieldIndex),
+    "responses": answers(schemas.CollectionStats),
+    "openapi_extra": json_body(schemas.NewFieldIndex),
 }
 _DROP_INDEX: dict[str, Any] = {
     **_CREATE_INDEX,
     "summary": "Remove a field's index",
-    "openapi_extra": query_parameters(form_fields(NewFieldIndex)),
+    "openapi_extra": query_parameters(schemas.NewFieldIndex),
 }
 
 
-def figures(name: str, store: Store) -> CollectionStats:
+def figures(name: str, store: Store) -> schemas.CollectionStats:
     """A collection's figures under its name."""
     stats = asdict(store.stats())
     earlier = {
@@ -56,23 +47,23 @@ def figures(name: str, store: Store) -> CollectionStats:
         "snapshot_sequence": stats["flushed_lsn"],
         "payload_indexes": stats["field_indexes"],
     }
-    return msgspec.convert({"name": name, "state": "open", **stats, **earlier}, CollectionStats)
+    return msgspec.convert({"name": name, "state": "open", **stats, **earlier}, schemas.CollectionStats)
 
 
-def listing(catalogue: AnyCatalogue, default: str) -> CollectionList:
+def listing(catalogue: AnyCatalogue, default: str) -> schemas.CollectionList:
     """All collections, with the figures of those that are open."""
     opened = catalogue.open_stores()
     every = []
     for name in catalogue.collections():
         try:
-            every.append(figures(name, opened[name]) if name in opened else CollectionStats(name, "closed"))
+            every.append(figures(name, opened[name]) if name in opened else schemas.CollectionStats(name, "closed"))
         except StoreError as error:  # the others are still listed
             log.warning("collection %s: %s", name, error)
-            every.append(CollectionStats(name, "damaged"))
-    return CollectionList(collections=every, aliases=catalogue.aliases(), default=default)
+            every.append(schemas.CollectionStats(name, "damaged"))
+    return schemas.CollectionList(collections=every, aliases=catalogue.aliases(), default=default)
 
 
-@router.get("/collections", summary="All collections", dependencies=_READ, responses=answers(CollectionList))
+@router.get("/collections", summary="All collections", dependencies=_READ, responses=answers(schemas.CollectionList))
 async def list_collections(request: Request) -> Response:
     """Collections and aliases; figures of those that are open, the others are opened when they are asked."""
     service = service_of(request)
@@ -84,18 +75,18 @@ async def list_collections(request: Request) -> Response:
     summary="Make a collection",
     dependencies=_WRITE,
     status_code=201,
-    responses=answers(CollectionStats, status=201),
-    openapi_extra=json_body(NewCollection),
+    responses=answers(schemas.CollectionStats, status=201),
+    openapi_extra=json_body(schemas.NewCollection),
 )
 async def create_collection(request: Request) -> Response:
     """A new, empty collection; without `dim` it is for the loaded model's vectors."""
     service = service_of(request)
-    body = await read_json(request, NewCollection)
+    body = await read_json(request, schemas.NewCollection)
     fingerprint = service.bundle.fingerprint if body.dim is None else body.fingerprint
     dim = service.bundle.dim if body.dim is None else body.dim
     index = body.index or service.settings.index
 
-    def create() -> CollectionStats:
+    def create() -> schemas.CollectionStats:
         return figures(body.name, service.catalogue.create(body.name, dim, fingerprint, index))
 
     return reply(await service.threads.change(create), 201)
@@ -105,14 +96,14 @@ async def create_collection(request: Request) -> Response:
     "/collections/{name}",
     summary="Delete a collection",
     dependencies=_WRITE,
-    responses=answers(CollectionList),
+    responses=answers(schemas.CollectionList),
 )
 async def delete_collection(request: Request, name: str) -> Response:
     """Delete a collection with all its files; refused for the default, and while an alias points to it."""
     service = service_of(request)
     default = service.settings.collection
 
-    def delete() -> CollectionList:
+    def delete() -> schemas.CollectionList:
         if name in (default, service.catalogue.aliases().get(default)):
             raise Problem(
                 409, "in-use", f"collection {name}: it is the default; point the alias elsewhere first"
@@ -128,11 +119,11 @@ async def delete_collection(request: Request, name: str) -> Response:
 async def create_field_index(request: Request) -> Response:
     """Index `label` or `metadata.NAME` for filters; one that exists is left alone."""
     service = service_of(request)
-    body = await read_json(request, NewFieldIndex)
+    body = await read_json(request, schemas.NewFieldIndex)
     name = body.collection or service.settings.collection
     store = await service.store(name)
 
-    def create() -> CollectionStats:
+    def create() -> schemas.CollectionStats:
         store.create_field_index(body.field)
         return figures(name, store)
 
@@ -144,11 +135,11 @@ async def create_field_index(request: Request) -> Response:
 async def drop_field_index(request: Request) -> Response:
     """Filters on the field pass the same items as before; one that does not exist is no error."""
     service = service_of(request)
-    fields = fields_as(dict(request.query_params), NewFieldIndex)
+    fields = fields_as(dict(request.query_params), schemas.NewFieldIndex)
     name = fields.collection or service.settings.collection
     store = await service.store(name)
 
-    def drop() -> CollectionStats:
+    def drop() -> schemas.CollectionStats:
         store.drop_field_index(fields.field)
         return figures(name, store)
 
@@ -159,13 +150,13 @@ async def drop_field_index(request: Request) -> Response:
     "/aliases/{alias}",
     summary="Point an alias at a collection",
     dependencies=_WRITE,
-    responses=answers(CollectionList),
-    openapi_extra=json_body(AliasTarget),
+    responses=answers(schemas.CollectionList),
+    openapi_extra=json_body(schemas.AliasTarget),
 )
 async def set_alias(request: Request, alias: str) -> Response:
     """Switch an alias atomically; null removes it."""
     service = service_of(request)
-    body = await read_json(request, AliasTarget)
+    body = await read_json(request, schemas.AliasTarget)
     await service.threads.change(lambda: service.catalogue.set_alias(alias, body.collection))
     default = service.settings.collection
     return reply(await service.threads.call(lambda: listing(service.catalogue, default)))
@@ -175,13 +166,13 @@ async def set_alias(request: Request, alias: str) -> Response:
     "/reload",
     summary="Take over a new model without a gap",
     dependencies=_WRITE,
-    responses=answers(Model),
-    openapi_extra=json_body(Reload),
+    responses=answers(schemas.Model),
+    openapi_extra=json_body(schemas.Reload),
 )
 async def reload(request: Request) -> Response:
     """Load the bundle's folder again; with `alias` and `collection`, the alias moves in the same step."""
     service = service_of(request)
-    body = await read_json(request, Reload)
+    body = await read_json(request, schemas.Reload)
     await service.reload(body.alias, body.collection)
     return reply(_model(service))
 
@@ -190,7 +181,7 @@ async def reload(request: Request) -> Response:
     "/stats",
     summary="A collection's figures",
     dependencies=_READ,
-    responses=answers(CollectionStats),
+    responses=answers(schemas.CollectionStats),
     openapi_extra=_COLLECTION,
 )
 async def stats(request: Request) -> Response:
@@ -205,7 +196,7 @@ async def stats(request: Request) -> Response:
     "/labels",
     summary="A collection's labels",
     dependencies=_READ,
-    responses=answers(Labels),
+    responses=answers(schemas.Labels),
     openapi_extra=_COLLECTION,
 )
 async def labels(request: Request) -> Response:
@@ -213,18 +204,18 @@ async def labels(request: Request) -> Response:
     service = service_of(request)
     name = fields_as(dict(request.query_params), InCollection).collection
     store = await service.store(name)
-    return reply(Labels(labels=await service.threads.call(store.labels)))
+    return reply(schemas.Labels(labels=await service.threads.call(store.labels)))
 
 
-@router.get("/model", summary="The model", dependencies=_READ, responses=answers(Model))
+@router.get("/model", summary="The model", dependencies=_READ, responses=answers(schemas.Model))
 async def model(request: Request) -> Response:
     """What embeds images here: fingerprint, input, calibrated thresholds and training figures."""
     return reply(_model(service_of(request)))
 
 
-def _model(service: Service) -> Model:
+def _model(service: Service) -> schemas.Model:
     bundle = service.bundle
-    return Model(
+    return schemas.Model(
         fingerprint=bundle.fingerprint,
         dim=bundle.dim,
         size=bundle.preprocess.to_dict()["size"],

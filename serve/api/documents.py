@@ -62,15 +62,15 @@ def json_body(struct: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def image_body(
-    fields: dict[str, dict[str, Any]], *, files: tuple[str, ...] = ("image",), many: bool = False
+    struct: type[msgspec.Struct], *, files: tuple[str, ...] = ("image",), many: bool = False
 ) -> dict[str, Any]:
-    """The ``openapi_extra=`` of a route that takes images as multipart fields, or one as the raw body."""
+    """The ``openapi_extra=`` of a route that takes images, or one as the raw body, and fields of ``struct``."""
     binary = {"type": "string", "format": "binary"}
     file = {"type": "array", "items": binary, "minItems": 1} if many else binary
     form = {
         "type": "object",
         "required": list(files),
-        "properties": {**{name: dict(file) for name in files}, **fields},
+        "properties": {**{name: dict(file) for name in files}, **_form_fields(struct)},
     }
     content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
     if len(files) == 1:
@@ -78,7 +78,7 @@ def image_body(
     return {"requestBody": {"required": True, "content": content}}
 
 
-def form_fields(struct: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
+def _form_fields(struct: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
     """The fields of ``struct`` as form fields: objects and lists become JSON text."""
     (_, components) = msgspec.json.schema_components([struct], ref_template=_REF)
     result = {}
@@ -89,12 +89,12 @@ def form_fields(struct: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def query_parameters(fields: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The ``openapi_extra=`` of a route that takes ``fields`` in its query string."""
+def query_parameters(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    """The ``openapi_extra=`` of a route that takes the fields of ``struct`` in its query string."""
     return {
         "parameters": [
             {"name": name, "in": "query", "required": False, "schema": schema}
-            for name, schema in fields.items()
+            for name, schema in _form_fields(struct).items()
         ]
     }
 

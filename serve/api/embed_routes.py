@@ -9,7 +9,7 @@ from starlette.responses import Response
 from models.preprocess import ImageError
 from serve.api.bodies import fields_as, read_images
 from serve.api.context import Stopwatch, check_batch, service_of
-from serve.api.documents import answers, form_fields, image_body, reply
+from serve.api.documents import answers, image_body, reply
 from serve.auth import read_key
 from serve.problems import Problem
 from serve.schemas import EmbedAnswer, VerifyAnswer
@@ -35,7 +35,7 @@ class VerifyFields(Struct, kw_only=True, forbid_unknown_fields=True):
     "/embed",
     summary="Embed images",
     responses=answers(EmbedAnswer),
-    openapi_extra=image_body({}, many=True),
+    openapi_extra=image_body(NoFields, many=True),
 )
 async def embed(request: Request) -> Response:
     """Vectors of one or several images (repeat the file field `image`).
@@ -77,7 +77,7 @@ async def embed(request: Request) -> Response:
     "/verify",
     summary="Compare two images",
     responses=answers(VerifyAnswer),
-    openapi_extra=image_body(form_fields(VerifyFields), files=("first", "second")),
+    openapi_extra=image_body(VerifyFields, files=("first", "second")),
 )
 async def verify(request: Request) -> Response:
     """Whether two images show the same class, by the threshold calibrated for a false-accept rate."""

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.error_responses import problem_of
 from serve.connections import current
-from serve.observability import incoming_id, log, new_request_id
+from serve.observability import log, request_id_of
 from serve.problems import MEDIA_TYPE, Problem
 from serve.service import Service
 from serve.settings import host_name
@@ -31,12 +31,7 @@ _REPORT_SECONDS = 1.0
 
 
 class Guard:
-    """ASGI middleware: request id, clock and log; host, origin, length, overload; exceptions as problems.
-
-    Args:
-        app: The application inside.
-        service: The service.
-    """
+    """ASGI middleware: request id, clock and log; host, origin, length, overload; exceptions as problems."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -55,7 +50,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = incoming_id(scope["headers"]) or new_request_id()
+        request_id = request_id_of(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
 
@@ -68,7 +63,7 @@ class Guard:
 
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # where a proxy shows the service
         upload = Upload(self._service.uploads, receive, limited=path != IMPORT_PATH)
-        connection = current()
+        connection = current.get()
         if connection is not None:
             connection.begin_request(scope["headers"])
         try:
@@ -91,11 +86,7 @@ class Guard:
             self._account(route, scope["method"], status or 500, time.perf_counter() - started, request_id)
 
     def _check(self, method: str, path: str, fields: dict[bytes, bytes]) -> None:
-        """Check the request before its body is read.
-
-        Raises:
-            Problem: It is refused.
-        """
+        """Refuse a request before its body is read."""
         self._check_origin(method, fields)
         announced = fields.get(b"content-length", b"")
         limit = self._service.settings.max_body_bytes
@@ -111,11 +102,7 @@ class Guard:
                 raise refusal
 
     def _check_origin(self, method: str, fields: dict[bytes, bytes]) -> None:
-        """Refuse foreign hosts and cross-site changes.
-
-        Raises:
-            Problem: 421, a foreign host; 403, a change by another site's page.
-        """
+        """Refuse foreign hosts, and changes by other sites' pages."""
         host = fields.get(b"host", b"").decode("latin-1")
         if not self._any_host and host_name(host) not in self._hosts:
             raise Problem(
@@ -170,11 +157,7 @@ class Guard:
 
 
 def _fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Headers by name.
-
-    Raises:
-        Problem: 400, host, origin or content-length comes twice.
-    """
+    """Headers by name; a host, origin or content-length that comes twice is refused."""
     fields: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in fields and name in (b"host", b"origin", b"content-length"):

@@ -10,32 +10,19 @@ from starlette.responses import Response
 from models.preprocess import ImageError
 from serve.api.bodies import fields_as, offload, read_body, read_images, read_json
 from serve.api.context import Stopwatch, check_batch, check_k, check_options, service_of
-from serve.api.documents import answers, form_fields, image_body, json_body, query_parameters, reply
+from serve.api.documents import answers, image_body, json_body, query_parameters, reply
 from serve.api.routing import ITEM
 from serve.auth import read_key
 from serve.problems import Problem
-from serve.schemas import (
-    BatchAnswer,
-    CollectionName,
-    Count,
-    ExampleSearch,
-    RawAnswer,
-    RawBatchAnswer,
-    SearchAnswer,
-    SearchOptions,
-    VectorSearch,
-    parse_id,
-)
+from serve import schemas
 from serve.service import Service
 from serve.store.types import DEFAULT_K, SearchQuery
 
 router = APIRouter(prefix="/v1", tags=["search"], dependencies=[Depends(read_key)])
 
-_OPTIONS = form_fields(SearchOptions)
-
 
 def _answer(
-    service: Service, options: SearchOptions, found: dict[str, object], plan: object, watch: Stopwatch
+    service: Service, options: schemas.SearchOptions, found: dict[str, object], plan: object, watch: Stopwatch
 ) -> Response:
     """The answer: what was found, with the plan and the timings."""
     # Hits and plans are structs whose fields are those of the schema's; msgspec encodes them as they are.
@@ -52,13 +39,13 @@ def _answer(
 @router.post(
     "/search/vector",
     summary="Search by vector, or by several",
-    responses=answers(SearchAnswer, BatchAnswer),
-    openapi_extra=json_body(VectorSearch),
+    responses=answers(schemas.SearchAnswer, schemas.BatchAnswer),
+    openapi_extra=json_body(schemas.VectorSearch),
 )
 async def search_vector(request: Request) -> Response:
     """With `vector` the answer is as for an image, with `vectors` as for a batch of images."""
     service = service_of(request)
-    options = await read_json(request, VectorSearch)
+    options = await read_json(request, schemas.VectorSearch)
     watch = Stopwatch()
     check_options(options, service)
     if (options.vector is None) == (options.vectors is None):
@@ -86,17 +73,17 @@ _FLOATS = {"application/octet-stream": {"schema": {"type": "string", "format": "
 class RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Options of a raw search."""
 
-    k: Count = DEFAULT_K
-    collection: CollectionName | None = None
+    k: schemas.Count = DEFAULT_K
+    collection: schemas.CollectionName | None = None
 
 
 @router.post(
     "/raw/search",
     summary="Search by raw float32 vectors, the fastest way",
-    responses=answers(RawAnswer, RawBatchAnswer),
+    responses=answers(schemas.RawAnswer, schemas.RawBatchAnswer),
     openapi_extra={
         "requestBody": {"required": True, "content": _FLOATS},
-        **query_parameters(form_fields(RawOptions)),
+        **query_parameters(RawOptions),
     },
 )
 async def raw_search(request: Request) -> Response:
@@ -113,9 +100,9 @@ async def raw_search(request: Request) -> Response:
     result = await service.threads.search(store, vectors[0] if alone else vectors, query)
     if alone:
         (hits,) = result.hits
-        return reply(RawAnswer(ids=[hit.id for hit in hits], similarities=[hit.similarity for hit in hits]))
+        return reply(schemas.RawAnswer(ids=[hit.id for hit in hits], similarities=[hit.similarity for hit in hits]))
     return reply(
-        RawBatchAnswer(
+        schemas.RawBatchAnswer(
             ids=[[hit.id for hit in hits] for hits in result.hits],
             similarities=[[hit.similarity for hit in hits] for hits in result.hits],
         )
@@ -141,15 +128,15 @@ def _raw_vectors(body: bytes, dim: int, service: Service) -> NDArray[np.float32]
 @router.post(
     "/search",
     summary="Search by image",
-    responses=answers(SearchAnswer),
-    openapi_extra=image_body(_OPTIONS),
+    responses=answers(schemas.SearchAnswer),
+    openapi_extra=image_body(schemas.SearchOptions),
 )
 async def search_image(request: Request) -> Response:
     """Embed an image and return its nearest neighbours: `curl -F image=@photo.jpg -F k=5 …/v1/search`."""
     service = service_of(request)
     form = await read_images(request, "image")
     watch = Stopwatch()
-    options = fields_as(form.fields, SearchOptions)
+    options = fields_as(form.fields, schemas.SearchOptions)
     check_options(options, service)
     store = await service.store(options.collection)
     with service.admission.admit():
@@ -165,15 +152,15 @@ async def search_image(request: Request) -> Response:
 @router.post(
     "/search/batch",
     summary="Search by several images",
-    responses=answers(BatchAnswer),
-    openapi_extra=image_body(_OPTIONS, many=True),
+    responses=answers(schemas.BatchAnswer),
+    openapi_extra=image_body(schemas.SearchOptions, many=True),
 )
 async def search_images(request: Request) -> Response:
     """Embed several images (repeat the file field `image`); an unusable one gives an error in its place."""
     service = service_of(request)
     form = await read_images(request, "image", many=True)
     watch = Stopwatch()
-    options = fields_as(form.fields, SearchOptions)
+    options = fields_as(form.fields, schemas.SearchOptions)
     check_options(options, service)
     images = form.files["image"]
     check_batch(len(images), service, "images")
@@ -201,14 +188,14 @@ async def search_images(request: Request) -> Response:
 @router.post(
     "/search/examples",
     summary="Search by several positive and negative examples",
-    responses=answers(SearchAnswer),
-    openapi_extra=json_body(ExampleSearch),
+    responses=answers(schemas.SearchAnswer),
+    openapi_extra=json_body(schemas.ExampleSearch),
 )
 async def search_examples(request: Request) -> Response:
     """Items like the `positives` and unlike the `negatives`, both ids of stored items."""
     service = service_of(request)
     watch = Stopwatch()
-    options = await read_json(request, ExampleSearch)
+    options = await read_json(request, schemas.ExampleSearch)
     check_options(options, service)
     check_batch(len(options.positives) + len(options.negatives), service, "examples")
     store = await service.store(options.collection)
@@ -222,19 +209,19 @@ async def search_examples(request: Request) -> Response:
 @router.get(
     f"{ITEM}/similar",
     summary="Search by a stored item",
-    responses=answers(SearchAnswer),
-    openapi_extra=query_parameters(_OPTIONS),
+    responses=answers(schemas.SearchAnswer),
+    openapi_extra=query_parameters(schemas.SearchOptions),
 )
 async def search_similar(request: Request, item_id: str) -> Response:
     """The neighbours of an item that is stored, itself left out."""
     service = service_of(request)
     watch = Stopwatch()
-    options = fields_as(dict(request.query_params), SearchOptions)
+    options = fields_as(dict(request.query_params), schemas.SearchOptions)
     check_options(options, service)
     store = await service.store(options.collection)
     with watch.stage("search"):
         result = await service.threads.call(
-            lambda: store.search_examples([parse_id(item_id)], query=options.query())
+            lambda: store.search_examples([schemas.parse_id(item_id)], query=options.query())
         )
     return _answer(service, options, {"hits": result.hits[0]}, result.plan, watch)
 

@@ -179,11 +179,7 @@ class StoreFolder:
             ) from error
 
     def place(self, name: str) -> Path:
-        """The folder of a collection, given its name or alias, whether it exists or not.
-
-        Raises:
-            StoreError: The name is not usable.
-        """
+        """The folder of a collection, given its name or alias, whether it exists or not."""
         return self.path / "collections" / check_name(self.aliases().get(name, name))
 
     def set_alias(self, alias: str, name: str | None) -> None:

@@ -289,7 +289,7 @@ class CurrentVersion:
         database: The collection's database.
         dim: Length of a vector.
         segments: Those found on disk.
-        memtable_rows: Rows that a memtable takes.
+        memtable_rows: See `Tuning`.
 
     Attributes:
         version: The current version; replaced only while no commit runs.

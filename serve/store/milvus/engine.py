@@ -193,6 +193,26 @@ class Engine:
         return StoreError(f"{self.address.uri}: {line}")
 
 
+class CollectionCalls:
+    """Calls methods of the client for one collection, until it is closed."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.engine = engine
+        self.closed = False
+        self._name = name
+        self._inside = milvus_name(name)
+
+    def __call__(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """As `Engine.call`, with the collection's name before the arguments.
+
+        Raises:
+            StoreError: The collection is closed, or see `Engine.call`.
+        """
+        if self.closed:
+            raise StoreError(f"The collection {self._name!r} is closed")
+        return self.engine.call(method, self._inside, *arguments, **options)
+
+
 class _Embedded:
     """milvus-lite on files of this machine, reached through a socket that no other user can open."""
 

@@ -23,16 +23,7 @@ class MilvusCatalogue:
     A service calls `collection` for every request, so it answers from memory; changes that other processes
     made to aliases are read in the background, at most every two seconds.
 
-    Args:
-        address: `file:PATH` or `milvus://HOST[:PORT][/DATABASE]`.
-        token: `USER:PASSWORD` or an API key of the server.
-        timeout: Seconds that one call to a server may take.
-        consistency: Of new collections; see `MilvusStore.open`.
-
-    Raises:
-        StoreUnreachable: The server does not answer.
-        StoreLocked: Another process has the embedded files open.
-        StoreError: pymilvus is missing.
+    Arguments and errors are those of `MilvusStore.open`.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from serve.store.items import (
     metadata_text,
     unit_rows,
 )
-from serve.store.milvus.engine import Engine, parse_address
+from serve.store.milvus.engine import CollectionCalls, Engine, parse_address
 from serve.store.milvus.expressions import HAS_LABEL, all_of, expression, keys_in
 from serve.store.milvus.reader import LsnCounter, MilvusSearcher, RowReader
 from serve.store.milvus.schema import (
@@ -73,12 +73,8 @@ class MilvusStore(BaseStore):
     """A collection in Milvus; see `serve.store.types.Store` for what it does, docs/store.md for what
     differs.
 
-    Use `MilvusStore.open`, or `milvus_catalogue.MilvusCatalogue` for several collections at once.
-
-    Args:
-        engine: The connection.
-        definition: The collection.
-        owned: Whether closing the store ends the connection.
+    Use `MilvusStore.open`, or `milvus_catalogue.MilvusCatalogue` for several collections at once. With `owned`,
+    closing the store ends the connection.
     """
 
     in_process = False
@@ -86,13 +82,13 @@ class MilvusStore(BaseStore):
 
     def __init__(self, engine: Engine, definition: MilvusDefinition, *, owned: bool = False) -> None:
         self._engine = engine
+        self._call = CollectionCalls(engine, definition.name)
         self._definition = definition
         self._owned = owned
-        self._closed = False
         self._writing = threading.RLock()
-        self._reader = RowReader(engine, definition.inside, self._last)
+        self._reader = RowReader(self._call, self._last)
         self._lsns = LsnCounter(self._reader, alone=engine.can.embedded)
-        self._searcher = MilvusSearcher(engine, definition, self._reader)
+        self._searcher = MilvusSearcher(self._call, definition, self._reader)
 
     @classmethod
     def open(
@@ -193,13 +189,12 @@ class MilvusStore(BaseStore):
         self._definition.check_fingerprint(fingerprint)
         written = 0
         for chunk in checked_in_chunks(items, _CHECKED_AT_ONCE, lambda some: checked_rows(some, self.dim)):
-            self._open()
-            with self._writing:
+                with self._writing:
                 first = self._lsns.take(len(chunk))
                 for lsn, row in enumerate(chunk, first):
                     row["sequence"] = lsn
                 for message in messages(chunk):
-                    self._engine.call("upsert", self._definition.inside, message)
+                    self._call("upsert", message)
             written += len(chunk)
         return written
 
@@ -211,7 +206,6 @@ class MilvusStore(BaseStore):
         """
         item_id = check_id(item_id)
         check_patch(changes)
-        self._open()
         with self._writing:
             found = self._reader.by_id([item_id], _EVERYTHING)
             if not found:
@@ -222,7 +216,7 @@ class MilvusStore(BaseStore):
             if changes.get("metadata"):
                 metadata = merged(row["metadata"] or {}, changes["metadata"])
                 row.update(metadata_fields(metadata_text(metadata)))
-            self._engine.call("upsert", self._definition.inside, [row])
+            self._call("upsert", [row])
             self._lsns.take(1)
 
     def delete(self, ids: Iterable[ItemId] = (), *, where: Filter | None = None, erase: bool = False) -> int:
@@ -231,7 +225,6 @@ class MilvusStore(BaseStore):
         condition = None if where is None else expression(where, self._engine.can)
         if erase:
             self.purge()
-        self._open()
         with self._writing:
             keys = set(self._reader.by_id(listed, ["id"]))
             if condition is not None:
@@ -240,7 +233,7 @@ class MilvusStore(BaseStore):
             gone = sorted(keys)
             for start in range(0, len(gone), _DELETED_AT_ONCE):
                 batch = [id_of(key) for key in gone[start : start + _DELETED_AT_ONCE]]
-                self._engine.call("delete", self._definition.inside, filter=keys_in(batch))
+                self._call("delete", filter=keys_in(batch))
             self._lsns.take(1)
         return len(gone)
 
@@ -261,13 +254,11 @@ class MilvusStore(BaseStore):
         """Finds the most similar items; see `Store.search`."""
         query = SearchQuery.of(query, options)
         self._definition.check_fingerprint(query.fingerprint)
-        self._open()
         return self._searcher.run(unit_rows(vectors, self.dim, "query"), query)
 
     def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
         """Items by id; see `Store.get`."""
         ids = check_ids(ids)
-        self._open()
         found = self._reader.by_id(ids, _fields(with_vectors))
         wanted = [found.get(key_of(value)) for value in ids]
         return [None if row is None else item_of(row) for row in wanted]
@@ -275,7 +266,6 @@ class MilvusStore(BaseStore):
     def count(self, where: Filter | None = None) -> int:
         """Number of items that pass; see `Store.count`."""
         condition = expression(where, self._engine.can)
-        self._open()
         return self._reader.count(condition)
 
     def scroll(
@@ -289,21 +279,18 @@ class MilvusStore(BaseStore):
         """Reads items in the order of their last write; see `Store.scroll`."""
         limit = check_limit(limit)
         condition = expression(where, self._engine.can)
-        self._open()
         found = self._reader.after(after or 0, limit, condition, _fields(with_vectors))
         return Page([item_of(row) for row in found], found[-1]["sequence"] if len(found) >= limit else None)
 
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
         """All items, by scrolling; see `Store.scan`."""
         condition = expression(where, self._engine.can)
-        self._open()
         until = all_of(condition, f"sequence <= {self._last()}")
         for page in self._reader.pages(until, _fields(with_vectors)):
             yield from map(item_of, page)
 
     def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
         """Items drawn at random; see `Store.sample`."""
-        self._open()
         fields = _fields(with_vectors)
         first = self._reader.after(0, count, "", fields)
         if len(first) < count:
@@ -317,7 +304,6 @@ class MilvusStore(BaseStore):
     def thumbnail(self, item_id: ItemId) -> bytes | None:
         """The item's thumbnail; see `Store.thumbnail`."""
         item_id = check_id(item_id)
-        self._open()
         found = self._reader.by_id([item_id], ["thumbnail"])
         return thumbnail_of(found[key_of(item_id)]["thumbnail"]) if found else None
 
@@ -327,7 +313,6 @@ class MilvusStore(BaseStore):
         Raises:
             Unsupported: There are too many items.
         """
-        self._open()
         items = self._reader.count("")
         if items > _MOST_LABELLED:
             raise Unsupported(
@@ -346,7 +331,6 @@ class MilvusStore(BaseStore):
             Unsupported: The engine has no such index.
         """
         name = filters.canonical(field)
-        self._open()
         if name == "id" or name in self._field_indexes():
             return
         engine = self._engine.can
@@ -363,7 +347,7 @@ class MilvusStore(BaseStore):
                     index_type="INVERTED",
                     params={"json_path": f'facets["{facet}"]', "json_cast_type": cast},
                 )
-        self._engine.call("create_index", self._definition.inside, indexes)
+        self._call("create_index", indexes)
 
     def drop_field_index(self, field: str) -> None:
         """Undoes `create_field_index`; see `Store.drop_field_index`.
@@ -372,7 +356,6 @@ class MilvusStore(BaseStore):
             Unsupported: The engine drops no index of an open collection.
         """
         name = filters.canonical(field)
-        self._open()
         if name == "id" or name not in self._field_indexes():
             return
         if not self._engine.can.drops_indexes:
@@ -381,11 +364,10 @@ class MilvusStore(BaseStore):
             )
         dropped = ["label"] if field == "label" else list(map(_index_name, _indexed_facets(field)))
         for index in dropped:
-            self._engine.call("drop_index", self._definition.inside, index)
+            self._call("drop_index", index)
 
     def stats(self) -> StoreStats:
         """Figures about the collection; those that Milvus does not report are 0."""
-        self._open()
         lsn = self._last()
         folder = self._engine.address.folder
         place = None if folder is None else folder / "collections" / self._definition.inside
@@ -412,12 +394,10 @@ class MilvusStore(BaseStore):
         Raises:
             StoreError: The server takes more than ten minutes.
         """
-        self._open()
-        inside = self._definition.inside
         if self._engine.can.embedded:
-            self._engine.call("flush", inside)
+            self._call("flush")
         elif not self._definition.index.exact:
-            self._engine.call("flush", inside, timeout=INDEX_SECONDS)
+            self._call("flush", timeout=INDEX_SECONDS)
             deadline = time.monotonic() + INDEX_SECONDS
             while not self._indexed():
                 if time.monotonic() > deadline:
@@ -426,8 +406,8 @@ class MilvusStore(BaseStore):
 
     def close(self) -> None:
         """Ends the connection if the store owns it; a second call does nothing."""
-        if not self._closed:
-            self._closed = True
+        if not self._call.closed:
+            self._call.closed = True
             if self._owned:
                 self._engine.close()
 
@@ -435,20 +415,15 @@ class MilvusStore(BaseStore):
         with self._writing:
             return self._lsns.last()
 
-    def _open(self) -> None:
-        if self._closed:
-            raise StoreError(f"The collection {self.name!r} is closed")
-
     def _indexed(self) -> bool:
         """Whether a server has built the index over all flushed items and searches with it."""
-        inside = self._definition.inside
-        told = self._engine.call("describe_index", inside, "vector")
-        segments = self._engine.call("list_loaded_segments", inside)
+        told = self._call("describe_index", "vector")
+        segments = self._call("list_loaded_segments")
         searched = sum(segment.num_rows for segment in segments if segment.state_name == "Sealed")
         return bool(told["pending_index_rows"] == 0 and searched >= told["total_rows"])
 
     def _field_indexes(self) -> tuple[str, ...]:
-        names = set(self._engine.call("list_indexes", self._definition.inside))
+        names = set(self._call("list_indexes"))
         facets = [
             bytes.fromhex(name.removeprefix(_INDEX)).decode() for name in names if name.startswith(_INDEX)
         ]
