@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve import schemas
 from serve.api.bodies import fields_as, read_json
 from serve.api.context import service_of
 from serve.api.documents import answers, json_body, query_parameters, reply
@@ -15,7 +16,6 @@ from serve.api.item_routes import InCollection
 from serve.auth import read_key, write_key
 from serve.observability import log
 from serve.problems import Problem
-from serve import schemas
 from serve.service import AnyCatalogue, Service
 from serve.store.types import Store, StoreError
 
@@ -56,14 +56,18 @@ def listing(catalogue: AnyCatalogue, default: str) -> schemas.CollectionList:
     every = []
     for name in catalogue.collections():
         try:
-            every.append(figures(name, opened[name]) if name in opened else schemas.CollectionStats(name, "closed"))
+            every.append(
+                figures(name, opened[name]) if name in opened else schemas.CollectionStats(name, "closed")
+            )
         except StoreError as error:  # the others are still listed
             log.warning("collection %s: %s", name, error)
             every.append(schemas.CollectionStats(name, "damaged"))
     return schemas.CollectionList(collections=every, aliases=catalogue.aliases(), default=default)
 
 
-@router.get("/collections", summary="All collections", dependencies=_READ, responses=answers(schemas.CollectionList))
+@router.get(
+    "/collections", summary="All collections", dependencies=_READ, responses=answers(schemas.CollectionList)
+)
 async def list_collections(request: Request) -> Response:
     """Collections and aliases; figures of those that are open, the others are opened when they are asked."""
     service = service_of(request)

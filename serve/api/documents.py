@@ -64,7 +64,7 @@ def json_body(struct: type[msgspec.Struct]) -> dict[str, Any]:
 def image_body(
     struct: type[msgspec.Struct], *, files: tuple[str, ...] = ("image",), many: bool = False
 ) -> dict[str, Any]:
-    """The ``openapi_extra=`` of a route that takes images, or one as the raw body, and fields of ``struct``."""
+    """The ``openapi_extra=`` of a route that takes images (or one as the raw body) and a struct's fields."""
     binary = {"type": "string", "format": "binary"}
     file = {"type": "array", "items": binary, "minItems": 1} if many else binary
     form = {

@@ -1,9 +1,9 @@
 """The guard: what every request passes before its route, and every answer after it.
 
 It also protects a service against web pages that its user visits. A page on any site can send forms to
-``http://127.0.0.1:8000``, and with DNS rebinding read the answers. So without a read key, the Host header must
-name this machine, and requests that browsers mark as coming from another site may not change anything. Other
-sites' pages do not know the read key.
+``http://127.0.0.1:8000``, and with DNS rebinding read the answers. So without a read key, the Host header
+must name this machine, and requests that browsers mark as coming from another site may not change anything.
+Other sites' pages do not know the read key.
 """
 
 import asyncio
@@ -39,9 +39,7 @@ class Guard:
         settings = service.settings
         self._hosts = {*_LOOPBACK, settings.host, *settings.allowed_hosts}
         # With a read key, the data is protected already.
-        self._any_host = (
-            service.keys.protect_reading or settings.public_reads or not settings.is_loopback()
-        )
+        self._any_host = service.keys.protect_reading or settings.public_reads or not settings.is_loopback()
         self._refused = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -165,9 +165,7 @@ async def _blocks(request: Request) -> AsyncIterator[_Lines]:
         yield lines
 
 
-def _store(
-    store: Store, lines: _Lines, fingerprint: str | None
-) -> tuple[int, tuple[Exception, int] | None]:
+def _store(store: Store, lines: _Lines, fingerprint: str | None) -> tuple[int, tuple[Exception, int] | None]:
     """Stores lines up to the first that is at fault.
 
     Returns:

@@ -10,6 +10,7 @@ from msgspec import UNSET, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve import schemas
 from serve.api.bodies import fields_as, read_images, read_json
 from serve.api.context import check_batch, service_of
 from serve.api.documents import (
@@ -23,7 +24,6 @@ from serve.api.documents import (
 from serve.api.routing import ITEM
 from serve.auth import read_key, write_key
 from serve.problems import Problem
-from serve import schemas
 from serve.service import Service
 from serve.store.types import Item, ItemMissing
 

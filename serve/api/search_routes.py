@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.preprocess import ImageError
+from serve import schemas
 from serve.api.bodies import fields_as, offload, read_body, read_images, read_json
 from serve.api.context import Stopwatch, check_batch, check_k, check_options, service_of
 from serve.api.documents import answers, image_body, json_body, query_parameters, reply
 from serve.api.routing import ITEM
 from serve.auth import read_key
 from serve.problems import Problem
-from serve import schemas
 from serve.service import Service
 from serve.store.types import DEFAULT_K, SearchQuery
 
@@ -100,7 +100,9 @@ async def raw_search(request: Request) -> Response:
     result = await service.threads.search(store, vectors[0] if alone else vectors, query)
     if alone:
         (hits,) = result.hits
-        return reply(schemas.RawAnswer(ids=[hit.id for hit in hits], similarities=[hit.similarity for hit in hits]))
+        return reply(
+            schemas.RawAnswer(ids=[hit.id for hit in hits], similarities=[hit.similarity for hit in hits])
+        )
     return reply(
         schemas.RawBatchAnswer(
             ids=[[hit.id for hit in hits] for hits in result.hits],

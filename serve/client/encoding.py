@@ -1,4 +1,4 @@
-"""JSON of what callers pass: their mappings, the numbers and arrays of NumPy, and items in blocks of lines."""
+"""JSON of what callers pass: mappings, the numbers and arrays of NumPy, and items as blocks of lines."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping

@@ -88,9 +88,7 @@ class Retries:
         if response is not None:
             raise refusal_of(response) from error
         reason = str(error) or type(error).__name__
-        raise ServiceError(
-            0, "unreachable", f"{_origin(error.request.url)}: no answer ({reason})"
-        ) from error
+        raise ServiceError(0, "unreachable", f"{_origin(error.request.url)}: no answer ({reason})") from error
 
 
 def _origin(url: httpx.URL) -> str:

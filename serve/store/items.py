@@ -266,9 +266,7 @@ def check_alias(alias: str, name: str | None, collections: Sequence[str], place:
         raise StoreMissing(f"There is no collection {name!r} in {place}")
 
 
-def check_removable(
-    name: str, collections: Sequence[str], aliases: Mapping[str, str], place: object
-) -> None:
+def check_removable(name: str, collections: Sequence[str], aliases: Mapping[str, str], place: object) -> None:
     """Checks that a collection may be deleted.
 
     Raises:

@@ -73,8 +73,8 @@ class MilvusStore(BaseStore):
     """A collection in Milvus; see `serve.store.types.Store` for what it does, docs/store.md for what
     differs.
 
-    Use `MilvusStore.open`, or `milvus_catalogue.MilvusCatalogue` for several collections at once. With `owned`,
-    closing the store ends the connection.
+    Use `MilvusStore.open`, or `milvus_catalogue.MilvusCatalogue` for several collections at once. Closing a
+    store ends its connection if it is `owned`.
     """
 
     in_process = False
@@ -189,7 +189,7 @@ class MilvusStore(BaseStore):
         self._definition.check_fingerprint(fingerprint)
         written = 0
         for chunk in checked_in_chunks(items, _CHECKED_AT_ONCE, lambda some: checked_rows(some, self.dim)):
-                with self._writing:
+            with self._writing:
                 first = self._lsns.take(len(chunk))
                 for lsn, row in enumerate(chunk, first):
                     row["sequence"] = lsn
