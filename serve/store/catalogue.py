@@ -146,20 +146,10 @@ def open_store(
     create: bool = True,
     read_only: bool = False,
 ) -> FaissStore | MilvusStore:
-    """Opens (or creates) one collection.
+    """Opens (or creates) one collection; see `FaissStore.open` and `MilvusStore.open`.
 
-    Args:
-        place: A folder, `file:PATH` (milvus-lite) or `milvus://HOST[:PORT][/DATABASE]`; the token of a server
-            comes from the environment variable KINDRED_MILVUS_TOKEN.
-        dim: Length of a vector; required for a new collection, checked on an old one.
-        fingerprint: The model that makes the vectors; kept by a new collection, checked on an old one.
-        index: A FAISS factory string or a Milvus index type; None means exact for a new collection.
-        collection: Its name or alias.
-        create: Create what does not exist.
-        read_only: Create and change nothing; a folder may then belong to another process.
-
-    Raises:
-        StoreError: See `FaissStore.open` and `MilvusStore.open`.
+    `place` is a folder, `file:PATH` (milvus-lite) or `milvus://HOST[:PORT][/DATABASE]`; the token of a server
+    comes from the environment variable KINDRED_MILVUS_TOKEN.
     """
     if is_address(place):
         return MilvusStore.open(
@@ -184,17 +174,9 @@ def open_catalogue(
     consistency: Consistency = "Strong",
     tuning: Tuning = _DEFAULT,
 ) -> Catalogue | MilvusCatalogue:
-    """Opens all collections of a folder or of a Milvus.
+    """Opens all collections of a folder, with this tuning, or of a Milvus, with the other arguments.
 
-    Args:
-        place: As for `open_store`.
-        token: `USER:PASSWORD` or an API key of a server.
-        timeout: Seconds that one call to a server may take.
-        consistency: Of new collections on a server.
-        tuning: Of the collections of a folder.
-
-    Raises:
-        StoreError: See `Catalogue` and `MilvusCatalogue`.
+    See `Catalogue` and `MilvusStore.open` for what they mean, and for errors.
     """
     if is_address(place):
         return MilvusCatalogue(str(place), token=token, timeout=timeout, consistency=consistency)

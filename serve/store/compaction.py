@@ -29,12 +29,12 @@ class Compactor:
     """Writes and merges the segments of one collection in a background thread.
 
     Args:
-        database: The collection's database, which knows what was edited while a segment was written.
+        database: Knows what was edited while a segment was written.
         segments: The segments on disk.
         entries: Manifest entries of those that the current version maps, by name.
         current: The version that searches see.
         index: Factory string of the approximate index.
-        tuning: Sizes, threads, and the idle time before the full merge.
+        tuning: See `Tuning`.
 
     Attributes:
         trouble: Why the background work failed last time; None if it did not.

@@ -272,13 +272,7 @@ class FaissDefinition(Definition):
 
 
 def create_database(place: Path, dim: int, fingerprint: str | None, index: str | None) -> None:
-    """Makes an empty collection, atomically: after a crash it exists whole or not at all.
-
-    Args:
-        place: Its folder; the one above exists.
-        dim: Length of a vector.
-        fingerprint: The model that makes the vectors, if known.
-        index: Its index; None means exact.
+    """Makes an empty collection in a new folder, atomically: after a crash it exists whole or not at all.
 
     Raises:
         StoreError: The index is not known to work, dim is below 1, or other files lie at the place.

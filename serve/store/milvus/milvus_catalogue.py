@@ -66,11 +66,7 @@ class MilvusCatalogue:
         return dict(sorted(found.items()))
 
     def collection(self, name: str = "default") -> MilvusStore:
-        """The collection of that name or alias; the same object each time.
-
-        Raises:
-            StoreMissing: There is none.
-        """
+        """The collection of that name or alias; see `Catalogue.collection`."""
         check_name(name)
         store = self.opened(name)
         if store is not None:
@@ -95,12 +91,7 @@ class MilvusCatalogue:
     def create(
         self, name: str, dim: int, fingerprint: str | None = None, index: str | None = None
     ) -> MilvusStore:
-        """A new, empty collection.
-
-        Raises:
-            StoreError: The name is taken, by a collection or an alias, or the engine does not build this
-                index.
-        """
+        """A new, empty collection; see `Catalogue.create`. An index that the engine does not build is refused."""
         with self._lock:
             # Milvus resolves aliases here as well.
             if self._engine.call("has_collection", milvus_name(name)):
@@ -124,12 +115,7 @@ class MilvusCatalogue:
             self._known[alias] = name
 
     def drop(self, name: str) -> None:
-        """Deletes a collection with all its items.
-
-        Raises:
-            StoreError: An alias still points at it.
-            StoreMissing: It does not exist.
-        """
+        """Deletes a collection with all its items; see `Catalogue.drop`."""
         with self._lock:
             check_removable(name, self.collections(), self.aliases(), self._engine.address.uri)
             if name in self._stores:

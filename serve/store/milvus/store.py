@@ -73,18 +73,17 @@ class MilvusStore(BaseStore):
     """A collection in Milvus; see `serve.store.types.Store` for what it does, docs/store.md for what
     differs.
 
-    Use `MilvusStore.open`, or `milvus_catalogue.MilvusCatalogue` for several collections at once. Closing a
-    store ends its connection if it is `owned`.
+    Use `MilvusStore.open`, or `milvus_catalogue.MilvusCatalogue` for several collections at once.
     """
 
     in_process = False
     _definition: MilvusDefinition
 
-    def __init__(self, engine: Engine, definition: MilvusDefinition, *, owned: bool = False) -> None:
+    def __init__(self, engine: Engine, definition: MilvusDefinition) -> None:
         self._engine = engine
         self._call = CollectionCalls(engine, definition.name)
         self._definition = definition
-        self._owned = owned
+        self._owned = False  # whether closing the store ends the connection
         self._writing = threading.RLock()
         self._reader = RowReader(self._call, self._last)
         self._lsns = LsnCounter(self._reader, alone=engine.can.embedded)
@@ -130,19 +129,14 @@ class MilvusStore(BaseStore):
         """
         engine = Engine(parse_address(address), token=token, timeout=timeout)
         try:
-            return cls.on(
-                engine,
-                dim,
-                fingerprint,
-                index,
-                collection=collection,
-                create=create,
-                consistency=consistency,
-                owned=True,
+            store = cls.on(
+                engine, dim, fingerprint, index, collection=collection, create=create, consistency=consistency
             )
         except BaseException:
             engine.close()
             raise
+        store._owned = True
+        return store
 
     @classmethod
     def on(
@@ -155,9 +149,8 @@ class MilvusStore(BaseStore):
         collection: str = "default",
         create: bool = True,
         consistency: Consistency = "Strong",
-        owned: bool = False,
     ) -> Self:
-        """Opens (or creates) one collection over an existing connection; see `open`."""
+        """Opens (or creates) one collection over a connection that stays open; see `open`."""
         try:
             definition = open_collection(engine, collection, dim, fingerprint, index)
         except StoreMissing:
@@ -168,7 +161,7 @@ class MilvusStore(BaseStore):
                     f"The new collection {collection!r} needs dim, the length of its vectors"
                 ) from None
             definition = create_collection(engine, collection, dim, fingerprint, index, consistency)
-        return cls(engine, definition, owned=owned)
+        return cls(engine, definition)
 
     @property
     def name(self) -> str:
