@@ -110,13 +110,5 @@ class MicroBatcher(Generic[T, R]):
 
 
 def enter_worker(threads: int = 1) -> None:
-    """Fix the number of OpenMP threads of the calling thread, and check that it holds.
-
-    Each thread has a number of its own, so every worker calls this first.
-
-    Raises:
-        RuntimeError: The number did not take, which would oversubscribe the cores under load.
-    """
+    """Set the number of OpenMP threads of the calling thread; it holds for no other, so each worker calls this."""
     faiss.omp_set_num_threads(threads)
-    if faiss.omp_get_max_threads() != threads:
-        raise RuntimeError(f"OpenMP gives {faiss.omp_get_max_threads()} threads where {threads} were set")

@@ -163,6 +163,11 @@ def fields_as(fields: dict[str, str], struct: type[S]) -> S:
     return result
 
 
+def read_query(request: Request, struct: type[S]) -> S:
+    """The query string as ``struct``; see `fields_as`."""
+    return fields_as(dict(request.query_params), struct)
+
+
 def parse_multipart(body: bytes, content_type: str, most_parts: int) -> Form:
     """Split a multipart body that is already in memory.
 

@@ -1,5 +1,6 @@
 """``/v1/collections``, aliases, labels, statistics, the model."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,14 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve import schemas
-from serve.api.bodies import fields_as, read_json
+from serve.api.bodies import read_json, read_query
 from serve.api.context import service_of
 from serve.api.documents import answers, json_body, query_parameters, reply
 from serve.api.item_routes import InCollection
 from serve.auth import read_key, write_key
 from serve.observability import log
 from serve.problems import Problem
-from serve.service import AnyCatalogue, Service
+from serve.service import Service
 from serve.store.types import Store, StoreError
 
 router = APIRouter(prefix="/v1", tags=["collections"])
@@ -50,8 +51,9 @@ def figures(name: str, store: Store) -> schemas.CollectionStats:
     return msgspec.convert({"name": name, "state": "open", **stats, **earlier}, schemas.CollectionStats)
 
 
-def listing(catalogue: AnyCatalogue, default: str) -> schemas.CollectionList:
+def listing(service: Service) -> schemas.CollectionList:
     """All collections, with the figures of those that are open."""
+    catalogue, default = service.catalogue, service.settings.collection
     opened = catalogue.open_stores()
     every = []
     for name in catalogue.collections():
@@ -71,7 +73,7 @@ def listing(catalogue: AnyCatalogue, default: str) -> schemas.CollectionList:
 async def list_collections(request: Request) -> Response:
     """Collections and aliases; figures of those that are open, the others are opened when they are asked."""
     service = service_of(request)
-    return reply(await service.threads.call(lambda: listing(service.catalogue, service.settings.collection)))
+    return reply(await service.threads.call(lambda: listing(service)))
 
 
 @router.post(
@@ -113,7 +115,7 @@ async def delete_collection(request: Request, name: str) -> Response:
                 409, "in-use", f"collection {name}: it is the default; point the alias elsewhere first"
             )
         service.catalogue.drop(name)
-        return listing(service.catalogue, default)
+        return listing(service)
 
     return reply(await service.threads.change(delete))
 
@@ -124,14 +126,7 @@ async def create_field_index(request: Request) -> Response:
     """Index `label` or `metadata.NAME` for filters; one that exists is left alone."""
     service = service_of(request)
     body = await read_json(request, schemas.NewFieldIndex)
-    name = body.collection or service.settings.collection
-    store = await service.store(name)
-
-    def create() -> schemas.CollectionStats:
-        store.create_field_index(body.field)
-        return figures(name, store)
-
-    return reply(await service.threads.change(create))
+    return await _changed(service, body.collection, lambda store: store.create_field_index(body.field))
 
 
 @router.delete("/payload-indexes", deprecated=True, **_DROP_INDEX)
@@ -139,15 +134,20 @@ async def create_field_index(request: Request) -> Response:
 async def drop_field_index(request: Request) -> Response:
     """Filters on the field pass the same items as before; one that does not exist is no error."""
     service = service_of(request)
-    fields = fields_as(dict(request.query_params), schemas.NewFieldIndex)
-    name = fields.collection or service.settings.collection
+    fields = read_query(request, schemas.NewFieldIndex)
+    return await _changed(service, fields.collection, lambda store: store.drop_field_index(fields.field))
+
+
+async def _changed(service: Service, collection: str | None, change: Callable[[Store], None]) -> Response:
+    """Changes a collection, and answers with its figures."""
+    name = collection or service.settings.collection
     store = await service.store(name)
 
-    def drop() -> schemas.CollectionStats:
-        store.drop_field_index(fields.field)
+    def work() -> schemas.CollectionStats:
+        change(store)
         return figures(name, store)
 
-    return reply(await service.threads.change(drop))
+    return reply(await service.threads.change(work))
 
 
 @router.put(
@@ -162,8 +162,7 @@ async def set_alias(request: Request, alias: str) -> Response:
     service = service_of(request)
     body = await read_json(request, schemas.AliasTarget)
     await service.threads.change(lambda: service.catalogue.set_alias(alias, body.collection))
-    default = service.settings.collection
-    return reply(await service.threads.call(lambda: listing(service.catalogue, default)))
+    return reply(await service.threads.call(lambda: listing(service)))
 
 
 @router.post(
@@ -191,7 +190,7 @@ async def reload(request: Request) -> Response:
 async def stats(request: Request) -> Response:
     """Items, index, sizes on disk."""
     service = service_of(request)
-    name = fields_as(dict(request.query_params), InCollection).collection or service.settings.collection
+    name = read_query(request, InCollection).collection or service.settings.collection
     store = await service.store(name)
     return reply(await service.threads.call(lambda: figures(name, store)))
 
@@ -206,7 +205,7 @@ async def stats(request: Request) -> Response:
 async def labels(request: Request) -> Response:
     """Up to 1000 labels with their number of items, most frequent first."""
     service = service_of(request)
-    name = fields_as(dict(request.query_params), InCollection).collection
+    name = read_query(request, InCollection).collection
     store = await service.store(name)
     return reply(schemas.Labels(labels=await service.threads.call(store.labels)))
 

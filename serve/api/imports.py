@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve.api.bodies import fields_as
+from serve.api.bodies import read_query
 from serve.api.context import service_of
 from serve.api.documents import PROBLEMS, query_parameters
 from serve.api.error_responses import problem_of
@@ -80,7 +80,7 @@ async def import_items(request: Request) -> Response:
     nothing.
     """
     service = service_of(request)
-    fields = fields_as(dict(request.query_params), ImportFields)
+    fields = read_query(request, ImportFields)
     store = await service.store(fields.collection)
 
     async def progress() -> AsyncIterator[bytes]:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve import schemas
-from serve.api.bodies import fields_as, read_images, read_json
+from serve.api.bodies import fields_as, read_images, read_json, read_query
 from serve.api.context import check_batch, service_of
 from serve.api.documents import (
     PROBLEMS,
@@ -200,7 +200,7 @@ async def list_items(request: Request) -> Response:
     With `sample`, items drawn at random from the whole collection instead, of as many labels as there are.
     """
     service = service_of(request)
-    fields = fields_as(dict(request.query_params), PageFields)
+    fields = read_query(request, PageFields)
     check_batch(fields.limit, service, "items a page")
     if fields.sample:
         return reply(await _sample(service, fields))
@@ -243,7 +243,7 @@ async def _sample(service: Service, fields: PageFields) -> schemas.ItemPage:
 async def get_thumbnail(request: Request, item_id: str) -> Response:
     """A small JPEG of the item's image; 404 where it was stored without one."""
     service = service_of(request)
-    fields = fields_as(dict(request.query_params), InCollection)
+    fields = read_query(request, InCollection)
     store = await service.store(fields.collection)
     wanted = schemas.parse_id(item_id)
     content = await service.threads.call(lambda: store.thumbnail(wanted))
@@ -267,7 +267,7 @@ async def get_thumbnail(request: Request, item_id: str) -> Response:
 async def get_item(request: Request, item_id: str) -> Response:
     """One item, with its vector when `with_vector` is true."""
     service = service_of(request)
-    fields = fields_as(dict(request.query_params), OneItem)
+    fields = read_query(request, OneItem)
     store = await service.store(fields.collection)
     wanted = schemas.parse_id(item_id)
     (item,) = await service.threads.call(lambda: store.get([wanted], with_vectors=fields.with_vector))
@@ -286,7 +286,7 @@ async def get_item(request: Request, item_id: str) -> Response:
 async def change_item(request: Request, item_id: str) -> Response:
     """Absent fields stay as they are; null removes a field of the metadata."""
     service = service_of(request)
-    fields = fields_as(dict(request.query_params), InCollection)
+    fields = read_query(request, InCollection)
     body = await read_json(request, schemas.ItemChanges)
     store = await service.store(fields.collection)
     wanted = schemas.parse_id(item_id)
@@ -309,7 +309,7 @@ async def change_item(request: Request, item_id: str) -> Response:
 async def delete_item(request: Request, item_id: str) -> Response:
     """Delete one item; `erase` removes every byte of it from the disk as well."""
     service = service_of(request)
-    fields = fields_as(dict(request.query_params), OneDelete)
+    fields = read_query(request, OneDelete)
     store = await service.store(fields.collection)
     wanted = schemas.parse_id(item_id)
     deleted = await service.threads.change(lambda: store.delete([wanted], erase=fields.erase))

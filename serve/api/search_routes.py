@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from models.preprocess import ImageError
 from serve import schemas
-from serve.api.bodies import fields_as, offload, read_body, read_images, read_json
+from serve.api.bodies import fields_as, offload, read_body, read_images, read_json, read_query
 from serve.api.context import Stopwatch, check_batch, check_k, check_options, service_of
 from serve.api.documents import answers, image_body, json_body, query_parameters, reply
 from serve.api.routing import ITEM
@@ -53,18 +53,15 @@ async def search_vector(request: Request) -> Response:
     check_batch(len(options.vectors or ()), service, "vectors")
     store = await service.store(options.collection)
     query = options.query(options.fingerprint)
-    if options.vector is not None:
-        vector = as_vectors([options.vector])[0]
-        with watch.stage("search"):
-            result = await service.threads.search(store, vector, query)
-        return _answer(service, options, {"hits": result.hits[0]}, result.plan, watch)
-    rows = options.vectors or []
+    alone = options.vector is not None
+    rows = [options.vector] if options.vector is not None else options.vectors or []
     vectors = await offload(as_vectors, rows, size=4 * sum(map(len, rows)))
     with watch.stage("search"):
-        result = await service.threads.search(store, vectors, query)
-    return _answer(
-        service, options, {"results": [{"hits": hits} for hits in result.hits]}, result.plan, watch
+        result = await service.threads.search(store, vectors[0] if alone else vectors, query)
+    found: dict[str, object] = (
+        {"hits": result.hits[0]} if alone else {"results": [{"hits": hits} for hits in result.hits]}
     )
+    return _answer(service, options, found, result.plan, watch)
 
 
 _FLOATS = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -75,6 +72,9 @@ class RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     k: schemas.Count = DEFAULT_K
     collection: schemas.CollectionName | None = None
+
+
+_DEFAULTS = RawOptions()
 
 
 @router.post(
@@ -90,41 +90,23 @@ async def raw_search(request: Request) -> Response:
     """One or several vectors as little-endian float32; ids and similarities come back."""
     service = service_of(request)
     body = await read_body(request)
-    given = request.scope["query_string"]
-    options = fields_as(dict(request.query_params), RawOptions) if given else _DEFAULTS
+    options = read_query(request, RawOptions) if request.scope["query_string"] else _DEFAULTS
     check_k(options.k, service)
     store = await service.store(options.collection)
-    vectors = _raw_vectors(body, store.dim, service)
+    size = 4 * store.dim
+    if not body or len(body) % size:
+        wrong = f"body: {len(body)} bytes, not a multiple of {size}"
+        raise Problem(422, "dimension", f"{wrong}; a vector is {store.dim} little-endian float32")
+    vectors = np.frombuffer(body, dtype="<f4").reshape(-1, store.dim)
+    check_batch(len(vectors), service, "vectors")
     alone = len(vectors) == 1
     query = SearchQuery(options.k, with_metadata=False)
     result = await service.threads.search(store, vectors[0] if alone else vectors, query)
+    ids = [[hit.id for hit in hits] for hits in result.hits]
+    similarities = [[hit.similarity for hit in hits] for hits in result.hits]
     if alone:
-        (hits,) = result.hits
-        return reply(
-            schemas.RawAnswer(ids=[hit.id for hit in hits], similarities=[hit.similarity for hit in hits])
-        )
-    return reply(
-        schemas.RawBatchAnswer(
-            ids=[[hit.id for hit in hits] for hits in result.hits],
-            similarities=[[hit.similarity for hit in hits] for hits in result.hits],
-        )
-    )
-
-
-_DEFAULTS = RawOptions()
-
-
-def _raw_vectors(body: bytes, dim: int, service: Service) -> NDArray[np.float32]:
-    """The body as float32 of shape (n, dim)."""
-    if not body or len(body) % (4 * dim):
-        raise Problem(
-            422,
-            "dimension",
-            f"body: {len(body)} bytes, not a multiple of {4 * dim}; a vector is {dim} little-endian float32",
-        )
-    vectors = np.frombuffer(body, dtype="<f4").reshape(-1, dim)
-    check_batch(len(vectors), service, "vectors")
-    return vectors
+        return reply(schemas.RawAnswer(ids=ids[0], similarities=similarities[0]))
+    return reply(schemas.RawBatchAnswer(ids=ids, similarities=similarities))
 
 
 @router.post(
@@ -218,7 +200,7 @@ async def search_similar(request: Request, item_id: str) -> Response:
     """The neighbours of an item that is stored, itself left out."""
     service = service_of(request)
     watch = Stopwatch()
-    options = fields_as(dict(request.query_params), schemas.SearchOptions)
+    options = read_query(request, schemas.SearchOptions)
     check_options(options, service)
     store = await service.store(options.collection)
     with watch.stage("search"):

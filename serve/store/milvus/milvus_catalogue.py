@@ -91,7 +91,7 @@ class MilvusCatalogue:
     def create(
         self, name: str, dim: int, fingerprint: str | None = None, index: str | None = None
     ) -> MilvusStore:
-        """A new, empty collection; see `Catalogue.create`. An index that the engine does not build is refused."""
+        """A new, empty collection; see `Catalogue.create` and `create_collection`."""
         with self._lock:
             # Milvus resolves aliases here as well.
             if self._engine.call("has_collection", milvus_name(name)):
