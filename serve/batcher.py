@@ -110,5 +110,5 @@ class MicroBatcher(Generic[T, R]):
 
 
 def enter_worker(threads: int = 1) -> None:
-    """Set the number of OpenMP threads of the calling thread; it holds for no other, so each worker calls this."""
+    """Set the number of OpenMP threads of the calling thread; each has its own, so every worker calls this."""
     faiss.omp_set_num_threads(threads)
