@@ -110,5 +110,5 @@ class MicroBatcher(Generic[T, R]):
 
 
 def enter_worker(threads: int = 1) -> None:
-    """Set the number of OpenMP threads of the calling thread; each has its own, so every worker calls this."""
+    """Set the OpenMP threads of the calling thread; each has its own number, so every worker calls this."""
     faiss.omp_set_num_threads(threads)

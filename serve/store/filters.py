@@ -93,11 +93,6 @@ def _path(field: str) -> str:
     return f"'$.{path}'"
 
 
-def _is_text(key: str) -> str:
-    """The SQL condition that a metadata field is text without NUL."""
-    return f"json_type(metadata, {_path(key)}) = 'text' AND {_holds_no_nul(_path(key))}"
-
-
 def _holds_no_nul(path: str) -> str:
     """With two paths, json_extract returns JSON, in which NUL is escaped and a backslash doubled."""
     return f"instr(replace(json_extract(metadata, {path}, {path}), '\\\\', ''), '\\u0000') = 0"
@@ -193,7 +188,8 @@ class _SqlTranslation:
         """
         if key in ("id", "label") or not any(isinstance(operand, str) for operand in operands):
             return sql
-        return f"({sql} AND (typeof({field}) <> 'text' OR {_is_text(key)}))"
+        is_text = f"json_type(metadata, {_path(key)}) = 'text' AND {_holds_no_nul(_path(key))}"
+        return f"({sql} AND (typeof({field}) <> 'text' OR {is_text}))"
 
     def unequal(self, key: str, field: str, operand: Any) -> str:
         return f"({self.equal(key, field, operand)}) IS NOT TRUE"

@@ -21,27 +21,11 @@ from serve.store.items import (
     metadata_text,
     unit_rows,
 )
+from serve.store.milvus import schema
 from serve.store.milvus.engine import CollectionCalls, Engine, parse_address
 from serve.store.milvus.expressions import HAS_LABEL, all_of, expression, keys_in
 from serve.store.milvus.reader import LsnCounter, MilvusSearcher, RowReader
-from serve.store.milvus.schema import (
-    INDEX_SECONDS,
-    NUMBER,
-    TEXT,
-    MilvusDefinition,
-    checked_rows,
-    create_collection,
-    facet_name,
-    id_of,
-    item_of,
-    key_of,
-    messages,
-    metadata_fields,
-    names_in,
-    open_collection,
-    optional_text,
-    thumbnail_of,
-)
+from serve.store.milvus.schema import MilvusDefinition
 from serve.store.store_folder import bytes_below
 from serve.store.types import (
     DEFAULT_K,
@@ -152,7 +136,7 @@ class MilvusStore(BaseStore):
     ) -> Self:
         """Opens (or creates) one collection over a connection that stays open; see `open`."""
         try:
-            definition = open_collection(engine, collection, dim, fingerprint, index)
+            definition = schema.open_collection(engine, collection, dim, fingerprint, index)
         except StoreMissing:
             if not create:
                 raise
@@ -160,7 +144,7 @@ class MilvusStore(BaseStore):
                 raise StoreError(
                     f"The new collection {collection!r} needs dim, the length of its vectors"
                 ) from None
-            definition = create_collection(engine, collection, dim, fingerprint, index, consistency)
+            definition = schema.create_collection(engine, collection, dim, fingerprint, index, consistency)
         return cls(engine, definition)
 
     @property
@@ -181,12 +165,14 @@ class MilvusStore(BaseStore):
         """
         self._definition.check_fingerprint(fingerprint)
         written = 0
-        for chunk in checked_in_chunks(items, _CHECKED_AT_ONCE, lambda some: checked_rows(some, self.dim)):
+        for chunk in checked_in_chunks(
+            items, _CHECKED_AT_ONCE, lambda some: schema.checked_rows(some, self.dim)
+        ):
             with self._writing:
                 first = self._lsns.take(len(chunk))
                 for lsn, row in enumerate(chunk, first):
                     row["sequence"] = lsn
-                for message in messages(chunk):
+                for message in schema.messages(chunk):
                     self._call("upsert", message)
             written += len(chunk)
         return written
@@ -203,12 +189,12 @@ class MilvusStore(BaseStore):
             found = self._reader.by_id([item_id], _EVERYTHING)
             if not found:
                 raise ItemMissing(f"There is no item {item_id!r}")
-            row = found[key_of(item_id)]
+            row = found[schema.key_of(item_id)]
             if "label" in changes:
-                row["label"] = optional_text(changes["label"])
+                row["label"] = schema.optional_text(changes["label"])
             if changes.get("metadata"):
                 metadata = merged(row["metadata"] or {}, changes["metadata"])
-                row.update(metadata_fields(metadata_text(metadata)))
+                row.update(schema.metadata_fields(metadata_text(metadata)))
             self._call("upsert", [row])
             self._lsns.take(1)
 
@@ -225,7 +211,7 @@ class MilvusStore(BaseStore):
                     keys.update(row["id"] for row in page)
             gone = sorted(keys)
             for start in range(0, len(gone), _DELETED_AT_ONCE):
-                batch = [id_of(key) for key in gone[start : start + _DELETED_AT_ONCE]]
+                batch = [schema.id_of(key) for key in gone[start : start + _DELETED_AT_ONCE]]
                 self._call("delete", filter=keys_in(batch))
             self._lsns.take(1)
         return len(gone)
@@ -253,8 +239,8 @@ class MilvusStore(BaseStore):
         """Items by id; see `Store.get`."""
         ids = check_ids(ids)
         found = self._reader.by_id(ids, _fields(with_vectors))
-        wanted = [found.get(key_of(value)) for value in ids]
-        return [None if row is None else item_of(row) for row in wanted]
+        wanted = [found.get(schema.key_of(value)) for value in ids]
+        return [None if row is None else schema.item_of(row) for row in wanted]
 
     def count(self, where: Filter | None = None) -> int:
         """Number of items that pass; see `Store.count`."""
@@ -273,32 +259,34 @@ class MilvusStore(BaseStore):
         limit = check_limit(limit)
         condition = expression(where, self._engine.can)
         found = self._reader.after(after or 0, limit, condition, _fields(with_vectors))
-        return Page([item_of(row) for row in found], found[-1]["sequence"] if len(found) >= limit else None)
+        return Page(
+            [schema.item_of(row) for row in found], found[-1]["sequence"] if len(found) >= limit else None
+        )
 
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
         """All items, by scrolling; see `Store.scan`."""
         condition = expression(where, self._engine.can)
         until = all_of(condition, f"sequence <= {self._last()}")
         for page in self._reader.pages(until, _fields(with_vectors)):
-            yield from map(item_of, page)
+            yield from map(schema.item_of, page)
 
     def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
         """Items drawn at random; see `Store.sample`."""
         fields = _fields(with_vectors)
         first = self._reader.after(0, count, "", fields)
         if len(first) < count:
-            return [item_of(row) for row in first]
+            return [schema.item_of(row) for row in first]
         numbers = range(first[0]["sequence"], self._last() + 1)
         # Numbers of deleted items find nothing, so more numbers are drawn than items wanted.
         found = self._reader.numbered(random.sample(numbers, min(8 * count, len(numbers))), fields)
         drawn = random.sample(found, min(count, len(found)))
-        return [item_of(row) for row in sorted(drawn, key=lambda row: row["sequence"])]
+        return [schema.item_of(row) for row in sorted(drawn, key=lambda row: row["sequence"])]
 
     def thumbnail(self, item_id: ItemId) -> bytes | None:
         """The item's thumbnail; see `Store.thumbnail`."""
         item_id = check_id(item_id)
         found = self._reader.by_id([item_id], ["thumbnail"])
-        return thumbnail_of(found[key_of(item_id)]["thumbnail"]) if found else None
+        return schema.thumbnail_of(found[schema.key_of(item_id)]["thumbnail"]) if found else None
 
     def labels(self, limit: int = 1000) -> dict[str, int]:
         """Labels with their number of items, most frequent first. Reads every item's label.
@@ -390,8 +378,8 @@ class MilvusStore(BaseStore):
         if self._engine.can.embedded:
             self._call("flush")
         elif not self._definition.index.exact:
-            self._call("flush", timeout=INDEX_SECONDS)
-            deadline = time.monotonic() + INDEX_SECONDS
+            self._call("flush", timeout=schema.INDEX_SECONDS)
+            deadline = time.monotonic() + schema.INDEX_SECONDS
             while not self._indexed():
                 if time.monotonic() > deadline:
                     raise StoreError(f"{self._engine.address.uri} builds no index; look into its log")
@@ -420,13 +408,13 @@ class MilvusStore(BaseStore):
         facets = [
             bytes.fromhex(name.removeprefix(_INDEX)).decode() for name in names if name.startswith(_INDEX)
         ]
-        found = {filters.field_of(names_in(facet.partition(":")[2])) for facet in facets}
+        found = {filters.field_of(schema.names_in(facet.partition(":")[2])) for facet in facets}
         return tuple(sorted(found | (names & {"label"})))
 
 
 def _indexed_facets(field: str) -> list[str]:
-    name = facet_name(filters.names_of(field))
-    return [NUMBER + name, TEXT + name]
+    name = schema.facet_name(filters.names_of(field))
+    return [schema.NUMBER + name, schema.TEXT + name]
 
 
 def _index_name(facet: str) -> str:
