@@ -316,25 +316,16 @@ def settled(
     Raises:
         DimensionMismatch: The collection has another dim.
         FingerprintMismatch: It has another fingerprint.
-        StoreError: The index is not known to work, or an earlier version left the collection without a dim.
+        StoreError: The index is not known to work.
     """
     with database.read() as connection:
         kept = dict(connection.execute("SELECT name, value FROM properties").fetchall())
-    known = kept.get("dim", dim)
-    if known is None or known < 1:
-        raise StoreError(
-            f"{database.path.parent} was never finished; delete the collection and make it again"
-        )
-    definition = FaissDefinition(
-        int(known), kept.get("fingerprint", fingerprint), index or str(kept.get("index", EXACT))
-    )
+    definition = FaissDefinition(int(kept["dim"]), kept["fingerprint"], index or str(kept["index"]))
     definition.check(dim, fingerprint)
-    changed = asdict(definition)
-    if not database.read_only and changed.items() - kept.items():
-        if definition.index != kept.get("index"):
-            approximate.check(definition.index, definition.dim)
+    if definition.index != kept["index"] and not database.read_only:
+        approximate.check(definition.index, definition.dim)
         with database.write() as connection:
-            connection.executemany("INSERT OR REPLACE INTO properties VALUES (?, ?)", changed.items())
+            connection.execute("UPDATE properties SET value = ? WHERE name = 'index'", (definition.index,))
     return definition
 
 
