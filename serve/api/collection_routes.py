@@ -20,15 +20,13 @@ from serve.problems import Problem
 from serve.service import Service
 from serve.store.types import Store, StoreError
 
-router = APIRouter(prefix="/v1", tags=["collections"])
+reading = APIRouter(prefix="/v1", tags=["collections"], dependencies=[Depends(read_key)])
+writing = APIRouter(prefix="/v1", tags=["collections"], dependencies=[Depends(write_key)])
 
-_READ = [Depends(read_key)]
-_WRITE = [Depends(write_key)]
 _COLLECTION = query_parameters(InCollection)
 # Routes of two paths: /payload-indexes is the earlier name, for one more version.
 _CREATE_INDEX: dict[str, Any] = {
     "summary": "Make filters on a field fast",
-    "dependencies": _WRITE,
     "responses": answers(schemas.CollectionStats),
     "openapi_extra": json_body(schemas.NewFieldIndex),
 }
@@ -67,19 +65,16 @@ def listing(service: Service) -> schemas.CollectionList:
     return schemas.CollectionList(collections=every, aliases=catalogue.aliases(), default=default)
 
 
-@router.get(
-    "/collections", summary="All collections", dependencies=_READ, responses=answers(schemas.CollectionList)
-)
+@reading.get("/collections", summary="All collections", responses=answers(schemas.CollectionList))
 async def list_collections(request: Request) -> Response:
     """Collections and aliases; figures of those that are open, the others are opened when they are asked."""
     service = service_of(request)
     return reply(await service.threads.call(lambda: listing(service)))
 
 
-@router.post(
+@writing.post(
     "/collections",
     summary="Make a collection",
-    dependencies=_WRITE,
     status_code=201,
     responses=answers(schemas.CollectionStats, status=201),
     openapi_extra=json_body(schemas.NewCollection),
@@ -98,10 +93,9 @@ async def create_collection(request: Request) -> Response:
     return reply(await service.threads.change(create), 201)
 
 
-@router.delete(
+@writing.delete(
     "/collections/{name}",
     summary="Delete a collection",
-    dependencies=_WRITE,
     responses=answers(schemas.CollectionList),
 )
 async def delete_collection(request: Request, name: str) -> Response:
@@ -120,8 +114,8 @@ async def delete_collection(request: Request, name: str) -> Response:
     return reply(await service.threads.change(delete))
 
 
-@router.post("/payload-indexes", deprecated=True, **_CREATE_INDEX)
-@router.post("/field-indexes", **_CREATE_INDEX)
+@writing.post("/payload-indexes", deprecated=True, **_CREATE_INDEX)
+@writing.post("/field-indexes", **_CREATE_INDEX)
 async def create_field_index(request: Request) -> Response:
     """Index `label` or `metadata.NAME` for filters; one that exists is left alone."""
     service = service_of(request)
@@ -129,8 +123,8 @@ async def create_field_index(request: Request) -> Response:
     return await _changed(service, body.collection, lambda store: store.create_field_index(body.field))
 
 
-@router.delete("/payload-indexes", deprecated=True, **_DROP_INDEX)
-@router.delete("/field-indexes", **_DROP_INDEX)
+@writing.delete("/payload-indexes", deprecated=True, **_DROP_INDEX)
+@writing.delete("/field-indexes", **_DROP_INDEX)
 async def drop_field_index(request: Request) -> Response:
     """Filters on the field pass the same items as before; one that does not exist is no error."""
     service = service_of(request)
@@ -150,10 +144,9 @@ async def _changed(service: Service, collection: str | None, change: Callable[[S
     return reply(await service.threads.change(work))
 
 
-@router.put(
+@writing.put(
     "/aliases/{alias}",
     summary="Point an alias at a collection",
-    dependencies=_WRITE,
     responses=answers(schemas.CollectionList),
     openapi_extra=json_body(schemas.AliasTarget),
 )
@@ -165,10 +158,9 @@ async def set_alias(request: Request, alias: str) -> Response:
     return reply(await service.threads.call(lambda: listing(service)))
 
 
-@router.post(
+@writing.post(
     "/reload",
     summary="Take over a new model without a gap",
-    dependencies=_WRITE,
     responses=answers(schemas.Model),
     openapi_extra=json_body(schemas.Reload),
 )
@@ -180,10 +172,9 @@ async def reload(request: Request) -> Response:
     return reply(_model(service))
 
 
-@router.get(
+@reading.get(
     "/stats",
     summary="A collection's figures",
-    dependencies=_READ,
     responses=answers(schemas.CollectionStats),
     openapi_extra=_COLLECTION,
 )
@@ -195,10 +186,9 @@ async def stats(request: Request) -> Response:
     return reply(await service.threads.call(lambda: figures(name, store)))
 
 
-@router.get(
+@reading.get(
     "/labels",
     summary="A collection's labels",
-    dependencies=_READ,
     responses=answers(schemas.Labels),
     openapi_extra=_COLLECTION,
 )
@@ -210,7 +200,7 @@ async def labels(request: Request) -> Response:
     return reply(schemas.Labels(labels=await service.threads.call(store.labels)))
 
 
-@router.get("/model", summary="The model", dependencies=_READ, responses=answers(schemas.Model))
+@reading.get("/model", summary="The model", responses=answers(schemas.Model))
 async def model(request: Request) -> Response:
     """What embeds images here: fingerprint, input, calibrated thresholds and training figures."""
     return reply(_model(service_of(request)))

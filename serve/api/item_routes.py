@@ -27,10 +27,8 @@ from serve.problems import Problem
 from serve.service import Service
 from serve.store.types import Item, ItemMissing
 
-_READ = [Depends(read_key)]
-_WRITE = [Depends(write_key)]
-
-router = APIRouter(prefix="/v1", tags=["items"])
+reading = APIRouter(prefix="/v1", tags=["items"], dependencies=[Depends(read_key)])
+writing = APIRouter(prefix="/v1", tags=["items"], dependencies=[Depends(write_key)])
 
 # Items drawn for each one that a sample returns.
 _DRAWN = 4
@@ -94,10 +92,9 @@ def item_of(new: schemas.NewItem) -> Item:
     return Item(new.id, new.vector, new.label, new.metadata, new.thumbnail)
 
 
-@router.post(
+@writing.post(
     "/items",
     summary="Add an item by its image",
-    dependencies=_WRITE,
     status_code=201,
     responses=answers(schemas.Written, status=201),
     openapi_extra=image_body(ImageFields),
@@ -117,10 +114,9 @@ async def add_item(request: Request) -> Response:
     return reply(schemas.Written(stored=1, ids=[item_id]), 201)
 
 
-@router.post(
+@writing.post(
     "/items/vectors",
     summary="Add items by their vectors",
-    dependencies=_WRITE,
     status_code=201,
     responses=answers(schemas.Written, status=201),
     openapi_extra=json_body(schemas.UpsertVectors),
@@ -136,10 +132,9 @@ async def add_vectors(request: Request) -> Response:
     return reply(schemas.Written(stored=stored, ids=[item.id for item in items]), 201)
 
 
-@router.post(
+@writing.post(
     "/items/delete",
     summary="Delete items by id or filter",
-    dependencies=_WRITE,
     responses=answers(schemas.Deleted),
     openapi_extra=json_body(schemas.DeleteItems),
 )
@@ -155,10 +150,9 @@ async def delete_items(request: Request) -> Response:
     return reply(schemas.Deleted(deleted=deleted))
 
 
-@router.post(
+@reading.post(
     "/items/count",
     summary="Count items",
-    dependencies=_READ,
     responses=answers(schemas.Counted),
     openapi_extra=json_body(schemas.CountItems),
 )
@@ -170,10 +164,9 @@ async def count_items(request: Request) -> Response:
     return reply(schemas.Counted(count=await service.threads.call(lambda: store.count(body.filter))))
 
 
-@router.post(
+@reading.post(
     "/items/get",
     summary="Read several items",
-    dependencies=_READ,
     responses=answers(schemas.ItemList),
     openapi_extra=json_body(schemas.GetItems),
 )
@@ -187,10 +180,9 @@ async def get_items(request: Request) -> Response:
     return reply(schemas.ItemList(items=[None if item is None else document(item) for item in found]))
 
 
-@router.get(
+@reading.get(
     "/items",
     summary="List items",
-    dependencies=_READ,
     responses=answers(schemas.ItemPage),
     openapi_extra=query_parameters(PageFields),
 )
@@ -232,10 +224,9 @@ async def _sample(service: Service, fields: PageFields) -> schemas.ItemPage:
     return schemas.ItemPage(items=[document(item) for item in mixed[: fields.limit]], next=None)
 
 
-@router.get(
+@reading.get(
     f"{ITEM}/thumbnail",
     summary="An item's thumbnail",
-    dependencies=_READ,
     response_class=Response,
     responses={200: {"description": "A JPEG", "content": {"image/jpeg": {}}}, **PROBLEMS},
     openapi_extra=query_parameters(InCollection),
@@ -257,10 +248,9 @@ async def get_thumbnail(request: Request, item_id: str) -> Response:
     return Response(content, media_type=_image_type(content) or "image/jpeg", headers=headers)
 
 
-@router.get(
+@reading.get(
     ITEM,
     summary="Read an item",
-    dependencies=_READ,
     responses=answers(schemas.ItemDocument),
     openapi_extra=query_parameters(OneItem),
 )
@@ -276,10 +266,9 @@ async def get_item(request: Request, item_id: str) -> Response:
     return reply(document(item))
 
 
-@router.patch(
+@writing.patch(
     ITEM,
     summary="Change an item's label or metadata",
-    dependencies=_WRITE,
     responses=answers(schemas.ItemDocument),
     openapi_extra={**json_body(schemas.ItemChanges), **query_parameters(InCollection)},
 )
@@ -299,10 +288,9 @@ async def change_item(request: Request, item_id: str) -> Response:
     return reply(document(item))
 
 
-@router.delete(
+@writing.delete(
     ITEM,
     summary="Delete an item",
-    dependencies=_WRITE,
     responses=answers(schemas.Deleted),
     openapi_extra=query_parameters(OneDelete),
 )
