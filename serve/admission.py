@@ -59,11 +59,7 @@ class Admission:
 
     @contextmanager
     def admit(self, images: int = 1) -> Iterator[None]:
-        """Count so many images as inside while the block works on them.
-
-        Raises:
-            Problem: 429 with Retry-After, when they would wait beyond the budget.
-        """
+        """Count so many images as inside while the block works on them; see `refusal` for the 429."""
         refusal = self.refusal(images)
         if refusal is not None:
             raise refusal

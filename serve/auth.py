@@ -57,11 +57,7 @@ class Keys:
             log.error("the keys were not read again: %s", error)
 
     def check(self, headers: Headers, *, write: bool) -> None:
-        """Let the request pass or raise.
-
-        Raises:
-            Problem: 401 without a key where one is needed, 403 with one that does not suffice.
-        """
+        """Let the request pass; 401 without a key where one is needed, 403 with one that does not suffice."""
         self._refresh()
         if not self.any:
             return

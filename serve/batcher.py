@@ -57,11 +57,7 @@ class MicroBatcher(Generic[T, R]):
         return len(self._waiting)
 
     def submit(self, item: T) -> "Future[R]":
-        """Queue one item.
-
-        Raises:
-            RuntimeError: The batcher is closed.
-        """
+        """Queue one item; a closed batcher raises RuntimeError."""
         future: Future[R] = Future()
         with self._changed:
             if self._closed:

@@ -45,11 +45,7 @@ class Form:
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body, several times as fast as Starlette's own `body`, which is a generator.
-
-    Raises:
-        ClientDisconnect: The client went away before it was complete.
-    """
+    """The whole body, several times as fast as Starlette's own `body`, which is a generator."""
     chunks: list[bytes] = []
     more = True
     while more:
@@ -140,11 +136,7 @@ async def read_images(request: Request, *names: str, many: bool = False) -> Form
 
 
 def fields_as(fields: dict[str, str], struct: type[S]) -> S:
-    """Text fields as ``struct``: numbers and booleans are read from text, JSON fields are parsed.
-
-    Raises:
-        Problem: 422, a field is unknown or does not fit.
-    """
+    """Text fields as ``struct`` (or 422): numbers and booleans are read from text, JSON fields are parsed."""
     values: dict[str, Any] = dict(fields)
     for name in _JSON_FIELDS:
         if name in values:
@@ -169,11 +161,7 @@ def read_query(request: Request, struct: type[S]) -> S:
 
 
 def parse_multipart(body: bytes, content_type: str, most_parts: int) -> Form:
-    """Split a multipart body that is already in memory.
-
-    Raises:
-        Problem: 400, the body is malformed; 413, it has too many parts.
-    """
+    """Split a multipart body that is in memory; malformed it is a 400, with too many parts a 413."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if not boundary:

@@ -82,11 +82,7 @@ def document(item: Item) -> schemas.ItemDocument:
 
 
 def item_of(new: schemas.NewItem) -> Item:
-    """The item to store; the store checks its vector.
-
-    Raises:
-        Problem: 422, its thumbnail is no image.
-    """
+    """The item to store, whose vector the store checks; a thumbnail that is no image is a 422."""
     if new.thumbnail is not None and _image_type(new.thumbnail) is None:
         raise Problem(422, "thumbnail", f"item {new.id}: its thumbnail is no JPEG, PNG or WebP")
     return Item(new.id, new.vector, new.label, new.metadata, new.thumbnail)

@@ -211,11 +211,7 @@ async def search_similar(request: Request, item_id: str) -> Response:
 
 
 def as_vectors(rows: list[list[float]]) -> NDArray[np.float32]:
-    """Rows of numbers as float32 of shape (n, dim).
-
-    Raises:
-        Problem: 422, the rows are empty, of unequal length, or beyond float32.
-    """
+    """Rows of numbers as float32 of shape (n, dim); 422 if empty, of unequal length, or beyond float32."""
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or 0 in lengths:
         raise Problem(422, "invalid", "vectors: give at least one, none empty, all of the same length")

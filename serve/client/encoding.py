@@ -15,20 +15,12 @@ BLOCK_BYTES = 8 * 2**20
 
 
 def encode(value: object) -> bytes:
-    """A value as JSON.
-
-    Raises:
-        InputError: It holds something that JSON has no form for.
-    """
+    """A value as JSON; InputError if it holds something that JSON has no form for."""
     return msgspec.json.encode(value, enc_hook=_plain)
 
 
 def check_metadata(metadata: Mapping[str, Any] | None) -> None:
-    """Refuses numbers that are not finite, which msgspec would send as null.
-
-    Raises:
-        InputError: There is one.
-    """
+    """Refuses (InputError) numbers that are not finite, which msgspec would send as null."""
     parts: list[Any] = [metadata]
     while parts:
         part = parts.pop()

@@ -62,11 +62,7 @@ class Catalogue:
         return self._folder.aliases()
 
     def collection(self, name: str = "default") -> FaissStore:
-        """The collection of that name or alias; the same object each time.
-
-        Raises:
-            StoreMissing: There is none.
-        """
+        """The collection of that name or alias, the same object each time; StoreMissing if there is none."""
         known = self.opened(name)
         if known is not None:
             return known
@@ -91,11 +87,7 @@ class Catalogue:
     def create(
         self, name: str, dim: int, fingerprint: str | None = None, index: str | None = None
     ) -> FaissStore:
-        """A new, empty collection.
-
-        Raises:
-            StoreError: The name is taken, by a collection or an alias.
-        """
+        """A new, empty collection; StoreError if a collection or an alias has that name."""
         with self._lock:
             if name in self.collections() or name in self.aliases():
                 raise StoreError(f"{name!r} exists already; choose another name")
@@ -115,11 +107,7 @@ class Catalogue:
             self._named = {}
 
     def drop(self, name: str) -> None:
-        """Deletes a collection with all its files.
-
-        Raises:
-            StoreError: An alias still points at it.
-        """
+        """Deletes a collection with all its files; StoreError while an alias points at it."""
         with self._lock:
             self._folder.check_removable(name)
             self._named = {}

@@ -56,11 +56,7 @@ EVERYTHING = Condition("1")
 
 
 def names_of(field: str) -> list[str]:
-    """The nested names of a metadata field: `metadata.shop."my key"` has `shop` and `my key`.
-
-    Raises:
-        FilterError: It is not a metadata field.
-    """
+    """The nested names of a metadata field: `metadata.shop."my key"` has `shop` and `my key`."""
     if not _FIELD.fullmatch(field):
         raise FilterError(
             f'Unknown filter field {_short(field)}; use id, label, metadata.NAME or metadata."ODD NAME"'
@@ -117,11 +113,7 @@ def after_prefix(prefix: str) -> str | None:
 
 
 def condition(where: Mapping[str, Any] | None) -> Condition:
-    """Translates a filter.
-
-    Raises:
-        FilterError: It is not in the language, or too large.
-    """
+    """Translates a filter; FilterError if it is not in the language, or too large."""
     if not where:
         if where is not None and not isinstance(where, Mapping):
             raise FilterError("A filter is a JSON object such as {'label': 'cat'}")

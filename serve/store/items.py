@@ -149,11 +149,7 @@ class CheckedItems:
 
 
 def check_id(value: Any) -> ItemId:
-    """Returns the id if it is text or a 64-bit integer.
-
-    Raises:
-        StoreError: It is not.
-    """
+    """Returns the id if it is text or a 64-bit integer, else raises StoreError."""
     if isinstance(value, str):
         if value and "\0" not in value and is_unicode(value):
             return str(value)  # a plain one, where NumPy made it
@@ -163,20 +159,12 @@ def check_id(value: Any) -> ItemId:
 
 
 def check_ids(values: Iterable[Any]) -> list[ItemId]:
-    """Returns the ids of a list.
-
-    Raises:
-        StoreError: One is unusable, or the argument is no list.
-    """
+    """Returns the ids of a list; StoreError if one is unusable, or the argument is no list."""
     return [check_id(value) for value in several(values)]
 
 
 def check_limit(limit: int) -> int:
-    """Returns the number of items to read, as far as SQLite counts.
-
-    Raises:
-        StoreError: The limit is below 1 or not a whole number.
-    """
+    """Returns the number of items to read, at least 1 (else StoreError), as far as SQLite counts."""
     limit = whole_number("limit", limit)
     if limit < 1:
         raise StoreError(f"limit is {limit}; ask for at least one item")
@@ -242,23 +230,14 @@ def is_name(text: str) -> bool:
 
 
 def check_name(name: str, what: str = "collection name") -> str:
-    """Returns the name of a collection or an alias if it is usable.
-
-    Raises:
-        StoreError: It is not.
-    """
+    """Returns the name of a collection or an alias if it is usable, else raises StoreError."""
     if not isinstance(name, str) or not is_name(name):
         raise StoreError(f"{name!r} is no {what}; use up to 64 letters, digits, '_', '-' or '.'")
     return name
 
 
 def check_alias(alias: str, name: str | None, collections: Sequence[str], place: object) -> None:
-    """Checks that an alias may point at a collection, or be removed (None).
-
-    Raises:
-        StoreError: The alias is unusable, or the name of a collection.
-        StoreMissing: There is no such collection.
-    """
+    """Checks that an alias is usable, and that there is the collection to which it shall point (if any)."""
     check_name(alias, "alias")
     if alias in collections:
         raise StoreError(f"{alias!r} is a collection; choose another name for the alias")
@@ -267,12 +246,7 @@ def check_alias(alias: str, name: str | None, collections: Sequence[str], place:
 
 
 def check_removable(name: str, collections: Sequence[str], aliases: Mapping[str, str], place: object) -> None:
-    """Checks that a collection may be deleted.
-
-    Raises:
-        StoreError: An alias still points at it.
-        StoreMissing: It does not exist.
-    """
+    """Checks that a collection exists, and that no alias points at it."""
     meant = sorted(alias for alias, target in aliases.items() if target == name)
     if meant:
         raise StoreError(f"The alias {meant[0]!r} means {name!r}; point it elsewhere first")
@@ -336,11 +310,7 @@ def metadata_of(text: str | None) -> dict[str, Any]:
 
 
 def check_patch(patch: Mapping[str, Any]) -> None:
-    """Checks the changes that `Store.update` takes.
-
-    Raises:
-        StoreError: They name something else than label and metadata, or one of these is not usable.
-    """
+    """Raises StoreError unless these are usable changes of label and metadata for `Store.update`."""
     unknown = set(patch) - {"label", "metadata"}
     if unknown:
         raise StoreError(f"Cannot change {sorted(unknown)[0]!r} of an item; change label or metadata")

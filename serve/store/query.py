@@ -151,11 +151,7 @@ class _VersionSearch:
         return SearchResult([hits], self._version.plan(plans, self._index))
 
     def _connect(self) -> sqlite3.Connection:
-        """A connection that sees the version until the search ends.
-
-        Raises:
-            _VersionChanged: The database is at another version.
-        """
+        """A connection that sees the version until the search ends; or raises `_VersionChanged`."""
         if self._connection is None:
             self._connection = self._opened.enter_context(self._database.read_transaction())
             if not self._database.read_only and last_lsn(self._connection) != self._version.lsn:

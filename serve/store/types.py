@@ -112,11 +112,7 @@ class ItemMissing(StoreError):
 
 
 def whole_number(name: str, value: Any) -> int:
-    """Returns the value as an int; integers of NumPy are taken too.
-
-    Raises:
-        StoreError: It is not a whole number.
-    """
+    """Returns the value as an int, also one of NumPy; StoreError if it is not a whole number."""
     try:
         return int(operator.index(value))
     except TypeError:
@@ -124,11 +120,7 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def several(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Returns what an argument lists.
-
-    Raises:
-        StoreError: It is not a list. A single text is refused: it would pass as the list of its characters.
-    """
+    """Returns what a list holds. A single text is refused: it would pass as the list of its characters."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise StoreError(f"{values!r:.40} is not a list; put it into one: [{values!r:.40}]")
     return tuple(values)

@@ -203,11 +203,7 @@ class CollectionCalls:
         self._inside = milvus_name(name)
 
     def __call__(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """As `Engine.call`, with the collection's name before the arguments.
-
-        Raises:
-            StoreError: The collection is closed, or see `Engine.call`.
-        """
+        """As `Engine.call`, with the collection's name before the arguments."""
         if self.closed:
             raise StoreError(f"The collection {self._name!r} is closed")
         return self.engine.call(method, self._inside, *arguments, **options)

@@ -25,11 +25,7 @@ _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\
 
 
 def expression(where: Mapping[str, Any] | None, engine: Capabilities) -> str:
-    """Translates a filter for an engine; empty text passes everything.
-
-    Raises:
-        FilterError: `serve.store.filters` refuses it too.
-    """
+    """Translates a filter (see `filters.condition`) for an engine; empty text passes everything."""
     filters.condition(where)  # raises for everything that is wrong with it
     return _MilvusTranslation(engine).both(where, True) if where else ""
 

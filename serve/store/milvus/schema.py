@@ -78,11 +78,7 @@ class MilvusDefinition(Definition):
 def create_collection(
     engine: Engine, name: str, dim: int, fingerprint: str | None, index: str | None, consistency: str
 ) -> MilvusDefinition:
-    """Makes a new, empty collection, ready to be searched.
-
-    Raises:
-        StoreError: The engine does not build that index, or refuses the collection.
-    """
+    """Makes a new, empty collection; StoreError if the engine does not build that index."""
     if dim < 1:
         raise StoreError("A new collection needs dim, the length of its vectors")
     chosen = parse_index(index, engine.can)
@@ -165,11 +161,7 @@ def open_collection(
 
 
 def key_of(item_id: ItemId) -> str:
-    """The key of a checked id.
-
-    Raises:
-        StoreError: The id is longer than Milvus takes.
-    """
+    """The key of a checked id; StoreError if it is longer than Milvus takes."""
     if isinstance(item_id, int):
         return f"i{item_id + _SHIFT:016x}"
     key = "s" + item_id
@@ -248,11 +240,7 @@ def checked_rows(items: Sequence[Item], dim: int) -> list[Row]:
 
 
 def metadata_fields(text: str | None) -> Row:
-    """The two fields that hold metadata, from its checked text.
-
-    Raises:
-        StoreError: Its facets are larger than Milvus takes.
-    """
+    """The two fields that hold metadata, from its checked text; StoreError if too large for Milvus."""
     metadata = {} if text is None else json.loads(text)
     facets = facets_of(metadata)
     size = len(json.dumps(facets, ensure_ascii=False).encode())
@@ -290,11 +278,7 @@ def item_of(row: Mapping[str, Any]) -> Item:
 
 
 def optional_text(text: str | None) -> str:
-    """A label or thumbnail in the form stored in Milvus.
-
-    Raises:
-        StoreError: It is longer than Milvus takes.
-    """
+    """A label or thumbnail in the form stored in Milvus; StoreError if it is too long for that."""
     kept = "" if text is None else "s" + text
     if len(kept) > MOST_BYTES // 4 and len(kept.encode()) > MOST_BYTES:
         raise StoreError(f"A label of {len(kept.encode()) - 1:,} bytes; Milvus takes {MOST_BYTES - 1:,}")

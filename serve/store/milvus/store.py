@@ -217,11 +217,7 @@ class MilvusStore(BaseStore):
         return len(gone)
 
     def purge(self) -> None:
-        """Refused: Milvus removes the bytes of deleted items at an unknown time, when it compacts.
-
-        Raises:
-            Unsupported: Always.
-        """
+        """Refused: Milvus removes the bytes of deleted items at an unknown time, when it compacts."""
         raise Unsupported(
             "Milvus removes deleted items' bytes only when it compacts; delete without erase and let it "
             "compact, or copy the rest to a new collection (kindred index copy) and drop the old one"
@@ -289,11 +285,7 @@ class MilvusStore(BaseStore):
         return schema.thumbnail_of(found[schema.key_of(item_id)]["thumbnail"]) if found else None
 
     def labels(self, limit: int = 1000) -> dict[str, int]:
-        """Labels with their number of items, most frequent first. Reads every item's label.
-
-        Raises:
-            Unsupported: There are too many items.
-        """
+        """Labels with their number of items, most frequent first. Reads all; too many are `Unsupported`."""
         items = self._reader.count("")
         if items > _MOST_LABELLED:
             raise Unsupported(
@@ -306,11 +298,7 @@ class MilvusStore(BaseStore):
         return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:limit])
 
     def create_field_index(self, field: str) -> None:
-        """Makes filters on a field fast; see `Store.create_field_index`.
-
-        Raises:
-            Unsupported: The engine has no such index.
-        """
+        """Makes filters on a field fast; `Unsupported` where the engine has no such index."""
         name = filters.canonical(field)
         if name == "id" or name in self._field_indexes():
             return
@@ -331,11 +319,7 @@ class MilvusStore(BaseStore):
         self._call("create_index", indexes)
 
     def drop_field_index(self, field: str) -> None:
-        """Undoes `create_field_index`; see `Store.drop_field_index`.
-
-        Raises:
-            Unsupported: The engine drops no index of an open collection.
-        """
+        """Undoes `create_field_index`; `Unsupported` where the engine drops no index while it is open."""
         name = filters.canonical(field)
         if name == "id" or name not in self._field_indexes():
             return
