@@ -22,12 +22,9 @@ _STEP = 0.02
 
 
 class Admission:
-    """Counts the images inside and refuses those that would exceed the latency budget.
+    """Counts the images inside and refuses those that would be inside for over `budget_ms` milliseconds.
 
     For use on one event loop; not thread-safe.
-
-    Args:
-        budget_ms: Longest acceptable predicted time inside, in milliseconds.
     """
 
     def __init__(self, budget_ms: float) -> None:

@@ -84,12 +84,7 @@ class Metrics:
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one request.
 
-        Args:
-            route: The route's template, never the path itself: ids in labels would make as many series as
-                items.
-            method: HTTP method.
-            status: HTTP status of the answer.
-            seconds: From first byte to last.
+        ``route`` is its template, never the path itself: ids in labels would make as many series as items.
         """
         meters = self._requests.get((route, method, status))
         if meters is None:

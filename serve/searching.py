@@ -41,12 +41,7 @@ class _Pace:
 
 
 class StoreThreads:
-    """Runs store calls in threads of their own, and plain single searches in micro-batches.
-
-    Args:
-        workers: Threads for reads, and as many for changes.
-        observe: Told the size of each batch of searches.
-    """
+    """Runs store calls in ``workers`` threads of their own, and plain single searches in micro-batches."""
 
     def __init__(self, workers: int, observe: Callable[[int], None]) -> None:
         self._pool = ThreadPoolExecutor(workers, "store", initializer=enter_worker)

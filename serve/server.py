@@ -138,11 +138,7 @@ def open_collections(settings: Settings, bundle: Bundle) -> AnyCatalogue:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        InputError: The address cannot be taken.
-    """
+    """A listening socket; InputError if the address cannot be taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

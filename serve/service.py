@@ -32,11 +32,7 @@ _SWITCH_SECONDS = 0.0005
 
 
 def load_bundle(settings: Settings, meanwhile: str = "eager") -> Bundle:
-    """The settings' model, ready to serve.
-
-    Args:
-        settings: Name the bundle, the device and the backend.
-        meanwhile: The backend to take for "auto" until the fastest is known.
+    """The settings' model, ready to serve; "auto" is the backend ``meanwhile`` until the fastest is known.
 
     Raises:
         InputError: There is no such bundle, or the backend cannot run it.
@@ -84,12 +80,9 @@ class Service:
         return self.pipeline.bundle
 
     async def store(self, name: str | None = None) -> Store:
-        """The collection (or alias) called ``name``, the default one for None.
+        """The collection (or alias) called ``name``, the default one for None; StoreMissing if there is none.
 
         Opening one takes as long as loading its index: it happens in a thread, once for all waiting requests.
-
-        Raises:
-            StoreMissing: There is none of that name.
         """
         name = name or self.settings.collection
         store = self.catalogue.opened(name)

@@ -17,13 +17,7 @@ _GRACE_SECONDS = 2.0
 
 
 class Upload:
-    """One request's body on its way.
-
-    Args:
-        uploads: All of them.
-        receive: The server's `receive`.
-        limited: Whether the limits on length and total time hold.
-    """
+    """One request's body on its way; only a `limited` one has limits on length and total time."""
 
     def __init__(self, uploads: "Uploads", receive: Receive, *, limited: bool) -> None:
         self._uploads = uploads
@@ -35,11 +29,7 @@ class Upload:
         self.bytes = 0
 
     async def receive(self) -> Message:
-        """The next message of the body.
-
-        Raises:
-            Problem: 408 (too slow), 413 (too long), 429 (too much at once).
-        """
+        """The next message of the body; 408 if it is too slow, 413 too long, 429 too much at once."""
         if self._complete:  # the caller waits for the client to disconnect
             return await self._receive()
         uploads = self._uploads

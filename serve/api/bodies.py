@@ -94,12 +94,8 @@ async def offload(function: Callable[..., R], *arguments: Any, size: int) -> R:
 async def read_images(request: Request, *names: str, many: bool = False) -> Form:
     """The body as a form with image files; a body that is an image itself counts as the file ``names[0]``.
 
-    Query parameters count as fields too; form fields win.
-
-    Args:
-        request: The request.
-        names: The file fields that it must have, and may have.
-        many: Whether a file field may be repeated.
+    Query parameters count as fields too; form fields win. The file fields must be those in ``names``, each
+    with one file unless ``many``.
 
     Raises:
         Problem: 400 malformed, 415 another type, 422 a file is missing or surplus.

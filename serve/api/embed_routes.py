@@ -1,5 +1,7 @@
 """``/v1/embed`` and ``/v1/verify``: the model without a store."""
 
+from contextlib import suppress
+
 import numpy as np
 from fastapi import APIRouter, Depends
 from msgspec import Struct
@@ -115,19 +117,14 @@ def _wants_raw(request: Request) -> bool:
 def _threshold(thresholds: dict[str, float], wanted: str | None) -> tuple[float | None, float | None]:
     """The rate and threshold to decide by; Nones where the model was not calibrated."""
     if wanted is not None:
-        for rate, threshold in thresholds.items():
-            if rate == wanted or _number(rate) == _number(wanted):
-                return float(rate), threshold
+        with suppress(ValueError):
+            number = float(wanted)
+            for rate, threshold in thresholds.items():
+                if float(rate) == number:
+                    return number, threshold
         known = ", ".join(sorted(thresholds)) or "none; kindred evaluate calibrates"
         raise Problem(422, "rate", f"false_accept_rate {wanted}: the model is calibrated for {known}")
     if not thresholds:
         return None, None
     strictest = min(thresholds, key=float)
     return float(strictest), thresholds[strictest]
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -33,11 +33,7 @@ ITEM = "/items/{item_id:item_id}"
 
 
 class _Endpoint:
-    """Answers the requests of one path.
-
-    Args:
-        routes: Its declarations; each function takes the request, and the path's parameters by name.
-    """
+    """Answers the requests of one path; its functions take the request, and the path's parameters by name."""
 
     def __init__(self, routes: list[APIRoute]) -> None:
         self._path = routes[0].path_format

@@ -60,12 +60,7 @@ class Retries:
     longest_seconds: float = 10.0
 
     def pause(self, attempt: int, response: httpx.Response | None) -> float | None:
-        """Seconds to wait after try number ``attempt`` (from 1), or None to give up.
-
-        Args:
-            attempt: The try that has just failed.
-            response: Its response; None when the connection failed.
-        """
+        """Seconds to wait after failed try number ``attempt`` (from 1), or None to give up."""
         if attempt >= self.attempts or (response is not None and response.status_code not in _PASSING):
             return None
         # Full jitter: clients that were refused together do not come back together.

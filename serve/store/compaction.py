@@ -28,14 +28,6 @@ _RETRY, _LONGEST_RETRY = 1.0, 300.0
 class Compactor:
     """Writes and merges the segments of one collection in a background thread.
 
-    Args:
-        database: Knows what was edited while a segment was written.
-        segments: The segments on disk.
-        entries: Manifest entries of those that the current version maps, by name.
-        current: The version that searches see.
-        index: Factory string of the approximate index.
-        tuning: See `Tuning`.
-
     Attributes:
         trouble: Why the background work failed last time; None if it did not.
     """

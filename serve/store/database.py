@@ -311,12 +311,9 @@ def _create_schema(path: Path, definition: FaissDefinition) -> None:
 def settled(
     database: Database, dim: int | None, fingerprint: str | None, index: str | None
 ) -> FaissDefinition:
-    """The definition in the database, checked against the caller's; a new index replaces the old one.
+    """The definition in the database, checked against the caller's (see `Definition.check`).
 
-    Raises:
-        DimensionMismatch: The collection has another dim.
-        FingerprintMismatch: It has another fingerprint.
-        StoreError: The index is not known to work.
+    A new index replaces the old one, or raises StoreError if it is not known to work.
     """
     with database.read() as connection:
         kept = dict(connection.execute("SELECT name, value FROM properties").fetchall())

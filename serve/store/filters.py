@@ -70,13 +70,10 @@ def field_of(names: Iterable[str]) -> str:
 
 
 def column(field: str) -> str:
-    """The SQL expression of a field.
+    """The SQL expression of a field; FilterError if it is none of the language.
 
     A metadata field's path is part of the SQL text, because SQLite uses an index on an expression only for
     the same text. The names hold no double quote, and single ones are doubled.
-
-    Raises:
-        FilterError: The field is not in the language.
     """
     if field in ("id", "label"):
         return field

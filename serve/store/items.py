@@ -63,12 +63,7 @@ class Definition:
     fingerprint: str | None
 
     def check(self, dim: int | None, fingerprint: str | None) -> None:
-        """Checks it against the caller's expectations; None expects nothing.
-
-        Raises:
-            DimensionMismatch: The collection has another dim.
-            FingerprintMismatch: It has another fingerprint.
-        """
+        """Raises DimensionMismatch or FingerprintMismatch unless it is as expected; None expects nothing."""
         if dim is not None and dim != self.dim:
             raise DimensionMismatch(f"The collection takes vectors of {self.dim} numbers, not {dim}")
         self.check_fingerprint(fingerprint)
@@ -409,13 +404,9 @@ def best_of_each_label(
 ) -> list[Hit]:
     """The best hit of each label, `k` in all; each item without a label is a group of its own.
 
-    Each round asks for the nearest items outside the labels found so far, so it finds at least one new label.
-    The best hit of a label in a round is the best of all, because earlier rounds found none of that label.
-
-    Args:
-        hits: The `k` best hits of one vector, with their labels.
-        query: The query.
-        further: Returns the `k` best hits with none of the given labels and none of the given ids.
+    `hits` are the `k` best of one vector; `further` returns those outside the labels and ids found so far, so
+    each round finds at least one new label. The best hit of a label in a round is the best of all, because
+    earlier rounds found none of that label.
     """
     best: list[Hit] = []
     labels: set[str] = set()

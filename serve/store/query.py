@@ -45,15 +45,7 @@ class _VersionChanged(Exception):  # noqa: N818  (not an error: the search start
 def run_query(
     database: Database, current: CurrentVersion, index: str, vectors: Vectors, query: SearchQuery
 ) -> SearchResult:
-    """Searches one collection; see `Store.search`.
-
-    Args:
-        database: The collection's database.
-        current: The version that searches see.
-        index: Index factory string of the collection.
-        vectors: (n, dim) float32, unit length.
-        query: What to find.
-    """
+    """Searches by (n, dim) vectors of unit length; see `Store.search`. The plan names the `index`."""
     condition = filters.condition(query.where)
     for _ in range(_TRIES):
         try:

@@ -9,6 +9,7 @@ a query. Similarity is the cosine: vectors are L2-normalized on the way in, so i
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,13 +195,9 @@ class SearchQuery(msgspec.Struct, frozen=True):
             msgspec.structs.force_setattr(self, "effort", whole_number("effort", self.effort))
             if not 1 <= self.effort <= MOST_EFFORT:
                 raise StoreError(f"effort is {self.effort}; it goes from 1 to {MOST_EFFORT}")
-        if self.min_similarity is not None:
-            try:
-                usable = not math.isnan(self.min_similarity)
-            except TypeError:
-                usable = False
-            if not usable:
-                raise StoreError(f"min_similarity is {self.min_similarity!r:.40}; give a number from -1 to 1")
+        least: Any = self.min_similarity
+        if least is not None and (not isinstance(least, numbers.Real) or math.isnan(least)):
+            raise StoreError(f"min_similarity is {least!r:.40}; give a number from -1 to 1")
 
     @classmethod
     def of(cls, query: SearchQuery | int, options: QueryArguments) -> SearchQuery:

@@ -90,11 +90,9 @@ class Version:
         return all(id(segment.row_ids) in here for segment in segments)
 
     def replaced(self, old: Sequence[Segment], new: Segment | None) -> Version:
-        """The version with some segments merged into one. Rows that died in them since are dead in it too.
+        """The version with the live rows of `old` segments merged into `new` (None if there were none).
 
-        Args:
-            old: Segments of an earlier version, whose live rows `new` contains.
-            new: The merged segment; None if no row was alive.
+        Rows that died in them since are dead in it too.
         """
         numbers = {id(segment.row_ids) for segment in old}
         rest = [segment for segment in self.segments[:-1] if id(segment.row_ids) not in numbers]
@@ -107,15 +105,7 @@ class Version:
     def search(
         self, queries: Vectors, k: int, passing: Sequence[Selection | None], how: SearchQuery, index: str
     ) -> tuple[Vectors, RowIds, SearchPlan]:
-        """As `Segment.find` over all segments, with row ids instead of positions.
-
-        Args:
-            queries: (n, dim) float32, unit length.
-            k: Number of neighbours.
-            passing: For each segment, the rows that pass a filter; None for all.
-            how: The query; only `exact` and `effort` are read.
-            index: Name of the index for the plan.
-        """
+        """As `Segment.find` over all segments, with row ids for positions. The plan names the `index`."""
         found: list[tuple[Vectors, RowIds]] = []
         plans: list[SegmentPlan] = []
         for segment, selection in zip(self.segments, passing, strict=True):
@@ -212,8 +202,7 @@ class _PassingRows:
 class FilterCache:
     """The rows of one collection that pass the filters of earlier searches.
 
-    Args:
-        alone: Whether no other process writes to it; nothing is kept where one does.
+    Nothing is kept unless this process is `alone` in writing to it.
     """
 
     def __init__(self, *, alone: bool) -> None:
@@ -238,11 +227,7 @@ class FilterCache:
     ) -> list[Selection | None]:
         """The rows of each segment that pass, dead ones too; None means all.
 
-        Args:
-            condition: The filter.
-            version: What is searched.
-            connect: Opens the database at that version; called only where the cache has nothing of this
-                version.
+        `connect` opens the database at that version, only where the cache has nothing of it.
         """
         if condition == EVERYTHING:
             return [None] * len(version.segments)
@@ -284,12 +269,6 @@ class FilterCache:
 
 class CurrentVersion:
     """The version of a collection that searches see, kept in step with its database.
-
-    Args:
-        database: The collection's database.
-        dim: Length of a vector.
-        segments: Those found on disk.
-        memtable_rows: See `Tuning`.
 
     Attributes:
         version: The current version; replaced only while no commit runs.

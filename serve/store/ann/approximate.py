@@ -290,11 +290,7 @@ def _lend_vectors(index: Any, vectors: Vectors) -> Any:
 
 
 def check(text: str, dim: int) -> None:
-    """Checks that an index works.
-
-    Args:
-        text: FAISS factory string, optionally with an effort; see `parse`.
-        dim: Length of a vector.
+    """Checks that an index (a FAISS factory string, optionally with an effort; see `parse`) works.
 
     Raises:
         StoreError: Its kind is not allowed, a size is out of range, or FAISS could not build it on trial.

@@ -62,15 +62,10 @@ def is_address(text: object) -> bool:
 
 
 def parse_address(text: str) -> Address:
-    """Parses an address.
+    """Parses `file:relative/path`, `file:///absolute/path` or `milvus://HOST[:PORT][/DATABASE]`.
 
-    Args:
-        text: `file:relative/path`, `file:///absolute/path`, or `milvus://HOST[:PORT][/DATABASE]` (also with
-            `http` or `https`; port 19530 where none is given).
-
-    Raises:
-        StoreError: It is none of these, or it has a password, which other users of the machine could read on
-            the command line.
+    The last may also begin with `http` or `https`. A password (StoreError) is refused, because other users of
+    the machine could read it on the command line.
     """
     try:
         parts = urlsplit(text)

@@ -207,11 +207,7 @@ class MilvusSearcher:
     ) -> tuple[list[list[Hit]], int | None]:
         """Hits of each vector, and the number of candidates if they were compared here.
 
-        Args:
-            vectors: (n, dim), unit length.
-            query: The query; `condition` stands for its filter and its excluded ids.
-            condition: Expression that hits pass.
-            filtered: Whether few rows may pass.
+        `condition` stands for the query's filter and its excluded ids; with `filtered`, few rows may pass it.
         """
         if not len(vectors):
             return [], None
