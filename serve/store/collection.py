@@ -77,13 +77,11 @@ class FaissStore(ItemReader, BaseStore):
             self._definition = settled(self._database, dim, fingerprint, index)
             factory, effort = parse(self._definition.index)
             self._segments = SegmentFolder(place, self._database, self.dim, effort, tuning.device)
-            found, entries = self._segments.load(read_only=read_only)
+            found = self._segments.load(read_only=read_only)
             self._current = CurrentVersion(self._database, self.dim, found, tuning.memtable_rows)
             self._compactor: Compactor | None = None
             if not read_only:
-                self._compactor = Compactor(
-                    self._database, self._segments, entries, self._current, factory, tuning
-                )
+                self._compactor = Compactor(self._database, self._segments, self._current, factory, tuning)
         except BaseException:
             self._database.close()
             raise

@@ -333,8 +333,8 @@ def recovered(database: Database, dim: int, segments: Sequence[Segment], memtabl
         now = last_lsn(connection)
         live = row_ids_where(connection, EVERYTHING)
         for segment in segments:
-            if segment.records is not None:
-                segment.edit(edited_after(connection, segment.records_lsn))
+            if segment.entry is not None:
+                segment.edit(edited_after(connection, segment.entry.sequence))
     uncovered = np.ones(len(live), np.bool_)
     useful: list[Segment] = []
     for segment in segments:
