@@ -49,7 +49,6 @@ class Guard:
             return
         started = time.perf_counter()
         request_id = request_id_of(scope["headers"])
-        scope.setdefault("state", {})["request_id"] = request_id
         status = 0
 
         async def send_with_id(message: Message) -> None:

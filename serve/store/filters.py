@@ -59,7 +59,7 @@ def names_of(field: str) -> list[str]:
     """The nested names of a metadata field: `metadata.shop."my key"` has `shop` and `my key`."""
     if not _FIELD.fullmatch(field):
         raise FilterError(
-            f'Unknown filter field {_short(field)}; use id, label, metadata.NAME or metadata."ODD NAME"'
+            f'Unknown filter field {field!r:.40}; use id, label, metadata.NAME or metadata."ODD NAME"'
         )
     return [plain or odd for plain, odd in _NAME.findall(field.removeprefix("metadata"))]
 
@@ -129,7 +129,7 @@ class _SqlTranslation:
 
     def both(self, where: Any) -> str:
         if not isinstance(where, Mapping):
-            raise FilterError(f"A filter is a JSON object such as {{'label': 'cat'}}, not {_short(where)}")
+            raise FilterError(f"A filter is a JSON object such as {{'label': 'cat'}}, not {where!r:.40}")
         if self.depth == MOST_NESTED:
             raise FilterError(f"The filter is nested more than {MOST_NESTED} deep")
         self.depth += 1
@@ -142,7 +142,7 @@ class _SqlTranslation:
         if self.terms > MOST_TERMS:
             raise FilterError(f"The filter has more than {MOST_TERMS} terms")
         if not isinstance(key, str):
-            raise FilterError(f"A filter's keys are text, not {_short(key)}")
+            raise FilterError(f"A filter's keys are text, not {key!r:.40}")
         if key in ("and", "or"):
             if not isinstance(value, list | tuple):
                 raise FilterError(f"{key!r} takes a list of filters")
@@ -185,7 +185,7 @@ class _SqlTranslation:
 
     def one_of(self, key: str, field: str, operand: Any) -> str:
         if not isinstance(operand, list | tuple):
-            raise FilterError(f"'in' takes a list of values, not {_short(operand)}")
+            raise FilterError(f"'in' takes a list of values, not {operand!r:.40}")
         if len(operand) > MOST_VALUES:
             raise FilterError(f"'in' takes at most {MOST_VALUES} values")
         self.parameters.append(json.dumps([_scalar(key, value) for value in operand]))
@@ -209,7 +209,7 @@ class _SqlTranslation:
 
     def prefix(self, key: str, field: str, operand: Any) -> str:
         if not isinstance(operand, str):
-            raise FilterError(f"'prefix' takes text, not {_short(operand)}")
+            raise FilterError(f"'prefix' takes text, not {operand!r:.40}")
         sql = f"{field} >= {self.bind(key, operand)}"
         after = after_prefix(operand)
         if after is not None:
@@ -248,7 +248,7 @@ def _scalar(key: str, value: Any) -> Scalar:
     if isinstance(value, np.generic):
         value = value.item()
     if not isinstance(value, str | int | float):
-        raise FilterError(f"The filter on {key!r} compares with {_short(value)}; use text or a number")
+        raise FilterError(f"The filter on {key!r} compares with {value!r:.40}; use text or a number")
     if isinstance(value, float) and not math.isfinite(value):
         raise FilterError(f"The filter on {key!r} compares with {value}; use a finite number")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -258,10 +258,5 @@ def _scalar(key: str, value: Any) -> Scalar:
     if isinstance(value, str) and not is_unicode(value):
         raise FilterError(f"The filter on {key!r} holds text that is not valid Unicode")
     if key == "label" and not isinstance(value, str):
-        raise FilterError(f"Labels are text; the filter compares with {_short(value)}")
+        raise FilterError(f"Labels are text; the filter compares with {value!r:.40}")
     return int(value) if isinstance(value, bool) else value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

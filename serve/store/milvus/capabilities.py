@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import msgspec
+
 from serve.store.types import StoreError
 
 EXACT = "FLAT"
@@ -152,9 +154,7 @@ def parse_index(text: str | None, engine: Capabilities) -> IndexType:
 
 
 def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        return msgspec.convert(text, int | float, strict=False)
+    except msgspec.ValidationError:
+        return text

@@ -9,6 +9,7 @@ Milvus searches, unless an exact answer is wanted of an approximate index: then 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -154,14 +155,9 @@ class LsnCounter:
         while self._reader.any_above(low + step - 1):
             low, step = low + step, 2 * step
         # The answer is from `low` to low + step - 1.
-        high = low + step - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._reader.any_above(middle):
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return low + bisect_left(
+            range(low, low + step - 1), True, key=lambda number: not self._reader.any_above(number)
+        )
 
 
 # Most float32 numbers that an exact search over an approximate index fetches: 256 MiB.
