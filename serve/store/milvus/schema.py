@@ -175,25 +175,20 @@ def id_of(key: str) -> ItemId:
     return key[1:] if key[0] == "s" else int(key[1:], 16) - _SHIFT
 
 
-def facets_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def facets_of(metadata: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Facets of plain JSON metadata."""
     facets: dict[str, Any] = {}
-    waiting: list[tuple[str, Mapping[str, Any]]] = [("", metadata)]
-    while waiting:
-        prefix, fields = waiting.pop()
-        for name, value in fields.items():
-            path = prefix + facet_name([name])
-            if isinstance(value, str):
-                facets[TEXT + path] = value
-            elif isinstance(value, int | float):
-                facets[NUMBER + path] = plain_number(value)
-            elif isinstance(value, list):
-                facets[PRESENT + path] = 1
-                plain = [entry for entry in value if isinstance(entry, str | int | float)]
-                facets[LIST + path] = [listed(entry) for entry in plain]
-            elif isinstance(value, dict):
-                facets[PRESENT + path] = 1
-                waiting.append((path + ".", value))
+    for name, value in metadata.items():
+        path = prefix + facet_name([name])
+        if isinstance(value, str):
+            facets[TEXT + path] = value
+        elif isinstance(value, int | float):
+            facets[NUMBER + path] = plain_number(value)
+        elif isinstance(value, list):
+            facets[PRESENT + path] = 1
+            facets[LIST + path] = [listed(part) for part in value if isinstance(part, str | int | float)]
+        elif isinstance(value, dict):
+            facets |= {PRESENT + path: 1, **facets_of(value, path + ".")}
     return facets
 
 
