@@ -13,7 +13,7 @@ from data.table import ImageTable
 from models.bundle import Bundle
 from models.errors import InputError
 from models.preprocess import ImageError, decode_image
-from serve.embedding.decode_stage import jpeg_thumbnail
+from serve.embedding import jpeg_thumbnail
 from serve.store.types import Item
 
 # Items in a transaction: enough to wait for the disk rarely, few enough to lose little after Ctrl-C.

@@ -22,12 +22,9 @@ _STEP = 0.02
 
 
 class Admission:
-    """Counts the images inside and refuses those that would exceed the latency budget.
+    """Counts the images inside and refuses those that would be inside for over `budget_ms` milliseconds.
 
     For use on one event loop; not thread-safe.
-
-    Args:
-        budget_ms: Longest acceptable predicted time inside, in milliseconds.
     """
 
     def __init__(self, budget_ms: float) -> None:
@@ -59,11 +56,7 @@ class Admission:
 
     @contextmanager
     def admit(self, images: int = 1) -> Iterator[None]:
-        """Count so many images as inside while the block works on them.
-
-        Raises:
-            Problem: 429 with Retry-After, when they would wait beyond the budget.
-        """
+        """Count so many images as inside while the block works on them; see `refusal` for the 429."""
         refusal = self.refusal(images)
         if refusal is not None:
             raise refusal

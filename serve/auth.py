@@ -23,9 +23,6 @@ class Keys:
     also reads; with read keys alone, the service is read-only. Several keys of a kind may be valid at once,
     for an exchange without a gap; the file of keys is read again when it has changed.
 
-    Args:
-        settings: For the keys.
-
     Raises:
         InputError: The file of keys cannot be used.
     """
@@ -59,25 +56,17 @@ class Keys:
         except (OSError, InputError) as error:  # the old keys stay valid: a typo must not open the service
             log.error("the keys were not read again: %s", error)
 
-    def may_read(self, presented: bytes | None) -> bool:
-        """Whether ``presented`` allows reading."""
-        return not self._read or _any_same(presented, [*self._read, *self._write])
-
-    def may_write(self, presented: bytes | None) -> bool:
-        """Whether ``presented`` allows writing."""
-        return _any_same(presented, self._write) if self._write else not self._read
-
     def check(self, headers: Headers, *, write: bool) -> None:
-        """Let the request pass or raise.
-
-        Raises:
-            Problem: 401 without a key where one is needed, 403 with one that does not suffice.
-        """
+        """Let the request pass; 401 without a key where one is needed, 403 with one that does not suffice."""
         self._refresh()
         if not self.any:
             return
         presented = presented_key(headers)
-        if self.may_write(presented) if write else self.may_read(presented):
+        if write:
+            allowed = _any_same(presented, self._write) if self._write else not self._read
+        else:
+            allowed = not self._read or _any_same(presented, [*self._read, *self._write])
+        if allowed:
             return
         kind = "write" if write else "read"
         if write and not self._write:

@@ -1,7 +1,7 @@
 """Limits on connections, which uvicorn lacks: their number, the length and the time of a request's head, and
 the time for which a client may leave an answer unread.
 
-uvicorn's protocol is wrapped: bytes pass through and are counted.
+uvicorn's protocol is extended: bytes pass through and are counted.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import sys
 import termios
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -26,7 +26,8 @@ _LINGER_SECONDS = 2.0
 # Files that the process needs besides connections: stores, models, libraries.
 _OTHER_FILES = 256
 _UPGRADE = re.compile(rb"\r\n(upgrade):", re.IGNORECASE)
-_current: ContextVar["Connection"] = ContextVar("connection")
+current: ContextVar["Connection | None"] = ContextVar("connection", default=None)
+"""The connection whose request the current task answers; None in process, without a server."""
 
 
 class Connections:
@@ -40,11 +41,7 @@ class Connections:
     """
 
     def __init__(
-        self,
-        most: int,
-        head_seconds: float,
-        unread_seconds: float,
-        sweep: Callable[[], None] = lambda: None,
+        self, most: int, head_seconds: float, unread_seconds: float, sweep: Callable[[], None]
     ) -> None:
         self._most = most
         self._head_seconds = head_seconds
@@ -58,7 +55,7 @@ class Connections:
 
     def protocol(self, **uvicorn: Any) -> asyncio.Protocol:
         """The protocol of a new connection; uvicorn calls it as it would its own class."""
-        return Connection(self, HttpToolsProtocol(**uvicorn))
+        return Connection(self, **uvicorn)
 
     def add(self, connection: "Connection") -> None:
         """A connection was opened."""
@@ -105,19 +102,12 @@ class Connections:
             loop.call_later(_SWEEP_SECONDS, self._sweep)
 
 
-class Connection(asyncio.Protocol):
-    """One connection, in front of uvicorn's protocol.
+class Connection(HttpToolsProtocol):
+    """One connection."""
 
-    Args:
-        connections: All of them.
-        inner: uvicorn's protocol.
-    """
-
-    _transport: asyncio.Transport
-
-    def __init__(self, connections: Connections, inner: HttpToolsProtocol) -> None:
-        self._connections = connections
-        self._inner = inner
+    def __init__(self, connections: Connections, **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
+        self._limits = connections
         self._refused = False
         self._last_headers: object = None  # of the latest request that the application has heard of
         self.requests = 0  # in progress
@@ -125,51 +115,37 @@ class Connection(asyncio.Protocol):
         self.last_unread = 0  # what `unread` returned at the last sweep
         self.idle_since = 0.0  # when the last request ended, or the client last took bytes of an answer
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """The client has connected."""
-        self._transport = cast(asyncio.Transport, transport)
-        self._inner.connection_made(self._transport)
-        self._connections.add(self)
+        super().connection_made(transport)
+        self._limits.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
         if self._refused:
             return
-        _current.set(self)  # the application's task inherits it
-        self._inner.data_received(data if self.requests else _without_upgrade(data))
+        current.set(self)  # the application's task inherits it
+        super().data_received(data if self.requests else _without_upgrade(data))
         # Until the parser begins a list of headers, these bytes are the rest of a body that was not needed.
-        if self.requests or self._inner.headers is self._last_headers:
+        if self.requests or self.headers is self._last_headers:
             return
         self.head_bytes += len(data)
         if self.head_bytes > MOST_HEAD_BYTES:
             # Once the application's task has run: these bytes may hold a head and a body.
             asyncio.get_running_loop().call_soon(self._check_head)
 
-    def eof_received(self) -> None:
-        """The client sends no more."""
-        if not self._refused:
-            self._inner.eof_received()
-
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
-        self._connections.remove(self)
+        self._limits.remove(self)
         if not self._refused:
-            self._inner.connection_lost(error)
-
-    def pause_writing(self) -> None:
-        """The client reads too slowly."""
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        """The client has caught up."""
-        self._inner.resume_writing()
+            super().connection_lost(exc)
 
     def unread(self) -> int:
         """Bytes of answers that wait for the client."""
-        waiting = self._transport.get_write_buffer_size()
+        waiting = self.transport.get_write_buffer_size()
         if waiting and sys.platform == "linux":
             # The system's own buffer holds megabytes, which a slow client takes first.
-            sent = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            sent = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
             waiting += int.from_bytes(sent, sys.byteorder)
         return waiting
 
@@ -182,21 +158,21 @@ class Connection(asyncio.Protocol):
     def end_request(self) -> None:
         """The application has answered a request."""
         self.requests -= 1
-        if not self.requests and not self._transport.is_closing():
-            self._connections.became_idle(self)
+        if not self.requests and not self.transport.is_closing():
+            self._limits.became_idle(self)
 
     def refuse(self, problem: Problem | None) -> None:
         """End the connection: with an answer that the client has time to read, or at once (None)."""
         if not self._refused:
             self._refused = True
-            self._inner.connection_lost(ConnectionAbortedError())  # uvicorn is done with it
+            super().connection_lost(ConnectionAbortedError())  # uvicorn is done with it
             if problem is not None:
-                self._transport.write(problem.message())
+                self.transport.write(problem.message())
                 # Closed at once, with bytes unread, the connection would be reset and the answer lost.
-                self._transport.write_eof()
-                asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
+                self.transport.write_eof()
+                asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.transport.abort)
         if problem is None:
-            self._transport.abort()
+            self.transport.abort()
 
     def _check_head(self) -> None:
         if not self.requests and self.head_bytes > MOST_HEAD_BYTES:
@@ -213,11 +189,6 @@ def _without_upgrade(data: bytes) -> bytes:
     end = data.find(b"\r\n\r\n")
     found = _UPGRADE.search(data, 0, len(data) if end < 0 else end)
     return data if found is None else data[: found.start(1)] + b"x-upgrade" + data[found.end(1) :]
-
-
-def current() -> Connection | None:
-    """The connection whose request the current task answers; None in process, without a server."""
-    return _current.get(None)
 
 
 def most_connections(wanted: int) -> int:

@@ -40,7 +40,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        # Looking a metric up by its labels takes longer than counting.
         self._stages: dict[str, Histogram] = {}
+        self._requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.batch_size = Histogram(
             "kindred_batch_size",
             "Items in one pass.",
@@ -75,9 +77,24 @@ class Metrics:
         """Record one query's time by stage."""
         for stage, milliseconds in timings_ms.items():
             meter = self._stages.get(stage)
-            if meter is None:  # looking a metric up by its labels takes longer than counting
+            if meter is None:
                 meter = self._stages[stage] = self.stage_seconds.labels(stage)
             meter.observe(milliseconds / 1000.0)
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one request.
+
+        ``route`` is its template, never the path itself: ids in labels would make as many series as items.
+        """
+        meters = self._requests.get((route, method, status))
+        if meters is None:
+            shown = method if status != 405 else "other"
+            meters = self._requests[route, method, status] = (
+                self.requests.labels(route, shown, str(status)),
+                self.request_seconds.labels(route),
+            )
+        meters[0].inc()
+        meters[1].observe(seconds)
 
     def text(self) -> bytes:
         """The exposition format that Prometheus scrapes."""
@@ -120,77 +137,10 @@ def configure_logging(level: str, style: str) -> None:
     logging.getLogger("uvicorn.access").propagate = False
 
 
-class RequestLog:
-    """Counts and logs requests.
-
-    Args:
-        metrics: Where requests are counted.
-    """
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._meters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-
-    def account(
-        self,
-        route: str,
-        method: str,
-        status: int,
-        seconds: float,
-        request_id: str,
-        *,
-        level: int = logging.INFO,
-    ) -> None:
-        """Count and log one request.
-
-        Args:
-            route: The route's template, never the path itself: ids in labels would make as many series as
-                items.
-            method: HTTP method.
-            status: HTTP status of the answer.
-            seconds: From first byte to last.
-            request_id: Its id.
-            level: Level of its line in the log.
-        """
-        counted = (route, method, status)
-        meters = self._meters.get(counted)
-        if meters is None:  # looking a metric up by its labels takes longer than counting
-            shown = method if status != 405 else "other"
-            meters = self._meters[counted] = (
-                self._metrics.requests.labels(route, shown, str(status)),
-                self._metrics.request_seconds.labels(route),
-            )
-        meters[0].inc()
-        meters[1].observe(seconds)
-        if log.isEnabledFor(level):
-            milliseconds = round(seconds * 1000.0, 2)
-            log.log(
-                level,
-                "%s %s %d %.1f ms",
-                method,
-                route,
-                status,
-                milliseconds,
-                extra={
-                    "fields": {
-                        "request_id": request_id,
-                        "method": method,
-                        "route": route,
-                        "status": status,
-                        "ms": milliseconds,
-                    }
-                },
-            )
-
-
-def new_request_id() -> str:
-    """An id for a request that came without one."""
-    return f"{random.getrandbits(64):016x}"  # no secret, so that the system's slower randomness is not needed
-
-
-def incoming_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The caller's own X-Request-ID, if it is short and plain enough to log."""
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's own X-Request-ID, if it is short and plain enough to log; else a new one."""
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value.decode("ascii"))
-    return None
+    # No secret, so that the system's slower randomness is not needed.
+    return f"{random.getrandbits(64):016x}"

@@ -4,16 +4,14 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.embedding.batcher import MicroBatcher
+from serve.batcher import MicroBatcher, enter_worker
 from serve.store.types import SearchQuery, SearchResult, Store
-from serve.threads import enter_worker
 
 R = TypeVar("R")
 
@@ -22,13 +20,8 @@ _INLINE_SECONDS = 0.0015
 _SMOOTHING = 0.1
 
 
-@dataclass(frozen=True)
-class PlainSearch:
-    """One search of a batch: what it must share with the others, and its vector of shape (dim,)."""
-
-    store: Store
-    query: SearchQuery
-    vector: NDArray[np.float32]
+_Search = tuple[Store, SearchQuery, NDArray[np.float32]]
+"""One search of a batch: the store, the query, and a vector of shape (dim,)."""
 
 
 class _Pace:
@@ -48,22 +41,15 @@ class _Pace:
 
 
 class StoreThreads:
-    """Runs store calls in threads of their own, and plain single searches in micro-batches.
+    """Runs store calls in ``workers`` threads of their own, and plain single searches in micro-batches."""
 
-    Args:
-        workers: Threads for reads, and as many for changes.
-        observe: Told the size of each batch of searches and its seconds.
-    """
-
-    def __init__(
-        self, workers: int, observe: Callable[[int, float], None] = lambda _size, _seconds: None
-    ) -> None:
+    def __init__(self, workers: int, observe: Callable[[int], None]) -> None:
         self._pool = ThreadPoolExecutor(workers, "store", initializer=enter_worker)
         # Changes wait for each other, and an erasure rewrites files: reads must not queue behind them.
         self._changes = ThreadPoolExecutor(workers, "change", initializer=enter_worker)
         # One thread: FAISS scans a batch in one matrix product, and a second batch would only share the
         # cores.
-        self._plain: MicroBatcher[PlainSearch, SearchResult] = MicroBatcher(
+        self._plain: MicroBatcher[_Search, SearchResult] = MicroBatcher(
             self._run_plain, max_batch=64, name="search", initializer=enter_worker, observe=observe
         )
         self._paces: WeakKeyDictionary[Store, _Pace] = WeakKeyDictionary()
@@ -88,7 +74,7 @@ class StoreThreads:
             return await self.call(lambda: store.search(vectors, query))
         pace = self._paces.get(store)
         if pace is None or pace.seconds >= _INLINE_SECONDS or query.k > 100 or not store.in_process:
-            return await asyncio.wrap_future(self._plain.submit(PlainSearch(store, query, vectors)))
+            return await asyncio.wrap_future(self._plain.submit((store, query, vectors)))
         return pace.search(store, vectors, query)
 
     def close(self) -> None:
@@ -97,13 +83,13 @@ class StoreThreads:
         self._changes.shutdown()
         self._pool.shutdown()
 
-    def _run_plain(self, searches: list[PlainSearch]) -> Sequence[SearchResult]:
+    def _run_plain(self, searches: list[_Search]) -> Sequence[SearchResult]:
         alike: dict[tuple[Store, SearchQuery, int], list[int]] = {}
-        for position, search in enumerate(searches):
-            alike.setdefault((search.store, search.query, len(search.vector)), []).append(position)
+        for position, (store, query, vector) in enumerate(searches):
+            alike.setdefault((store, query, len(vector)), []).append(position)
         results: list[SearchResult | None] = [None] * len(searches)
         for (store, query, _), positions in alike.items():
-            vectors = np.stack([searches[position].vector for position in positions])
+            vectors = np.stack([searches[position][2] for position in positions])
             found = self._paces.setdefault(store, _Pace()).search(store, vectors, query)
             for position, hits in zip(positions, found.hits, strict=True):
                 results[position] = SearchResult([hits], found.plan)

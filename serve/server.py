@@ -13,9 +13,8 @@ from models.bundle import Bundle
 from models.errors import InputError
 from serve.api.app import create_app
 from serve.connections import most_connections
-from serve.embedding.network_stage import load_bundle
 from serve.observability import configure_logging, log
-from serve.service import AnyCatalogue, Service
+from serve.service import AnyCatalogue, Service, load_bundle
 from serve.settings import Settings
 from serve.store.catalogue import open_catalogue
 from serve.store.database import Tuning
@@ -139,11 +138,7 @@ def open_collections(settings: Settings, bundle: Bundle) -> AnyCatalogue:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        InputError: The address cannot be taken.
-    """
+    """A listening socket; InputError if the address cannot be taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+
+import faiss
+import torch
 
 from models.bundle import Bundle
 from models.errors import InputError
@@ -11,47 +15,58 @@ from serve.admission import Admission
 from serve.auth import Keys
 from serve.connections import Connections
 from serve.embedding import EmbeddingPipeline
-from serve.embedding.network_stage import load_bundle, optimized
 from serve.measuring import measure_backends
-from serve.observability import Metrics, RequestLog, log
-from serve.precheck import precheck_model
+from serve.observability import Metrics, log
 from serve.searching import StoreThreads
 from serve.settings import Settings
 from serve.store.catalogue import Catalogue
 from serve.store.milvus.milvus_catalogue import MilvusCatalogue
 from serve.store.types import FingerprintMismatch, Store, StoreError
-from serve.threads import set_policy
 from serve.uploads import Uploads
 
 AnyCatalogue = Catalogue | MilvusCatalogue
 
+# Seconds after which a waiting thread gets the interpreter's lock. With Python's 5 ms, the event loop would
+# answer in bursts while images are decoded.
+_SWITCH_SECONDS = 0.0005
+
+
+def load_bundle(settings: Settings, meanwhile: str = "eager") -> Bundle:
+    """The settings' model, ready to serve; "auto" is the backend ``meanwhile`` until the fastest is known.
+
+    Raises:
+        InputError: There is no such bundle, or the backend cannot run it.
+    """
+    bundle = Bundle.load(settings.bundle, settings.device, trust_code=settings.trust_code)
+    return _optimized(settings, bundle, meanwhile)
+
+
+def _optimized(settings: Settings, bundle: Bundle, meanwhile: str) -> Bundle:
+    """The model on the settings' backend; for "auto" the fastest, if it is known, else ``meanwhile``."""
+    if settings.backend == "auto" and meanwhile == "plain":
+        return bundle
+    torch.set_num_threads(settings.threads_of_network())  # for which the backend is chosen
+    return bundle.optimize(settings.backend, workers=settings.network_workers, meanwhile=meanwhile)
+
 
 class Service:
-    """A model, its collections, and the machinery around them.
-
-    Args:
-        settings: What the operator decided.
-        bundle: The model.
-        catalogue: Its collections; closed at the end.
-    """
+    """A model, its collections (closed at the end), and the machinery around them."""
 
     def __init__(self, settings: Settings, bundle: Bundle, catalogue: AnyCatalogue) -> None:
-        cores = settings.cores()
-        self._network_threads = settings.threads_of_network()
-        set_policy(self._network_threads)
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        torch.set_num_threads(settings.threads_of_network())
+        faiss.omp_set_num_threads(1)
         self.settings = settings
         self.keys = Keys(settings)
         self.metrics = Metrics()
-        self.requests = RequestLog(self.metrics)
         self.uploads = Uploads(settings)
         self.connections = Connections(
-            settings.max_connections,
-            settings.head_seconds,
-            settings.body_seconds,
-            sweep=self.uploads.sweep,
+            settings.max_connections, settings.head_seconds, settings.body_seconds, self.uploads.sweep
         )
         self.catalogue = catalogue
-        self.threads = StoreThreads(max(2, cores), observe=self._observe_searches)
+        self.threads = StoreThreads(
+            max(2, settings.cores()), observe=self.metrics.batch_size.labels("search").observe
+        )
         self.pipeline = self._pipeline(bundle)
         self.precheck: asyncio.Future[str | None] | None = None
         self.precheck_expires = 0.0  # on the loop's clock
@@ -65,12 +80,9 @@ class Service:
         return self.pipeline.bundle
 
     async def store(self, name: str | None = None) -> Store:
-        """The collection (or alias) called ``name``, the default one for None.
+        """The collection (or alias) called ``name``, the default one for None; StoreMissing if there is none.
 
         Opening one takes as long as loading its index: it happens in a thread, once for all waiting requests.
-
-        Raises:
-            StoreMissing: There is none of that name.
         """
         name = name or self.settings.collection
         store = self.catalogue.opened(name)
@@ -122,7 +134,7 @@ class Service:
         """Put a model into use that passes the precheck, unless ``admit`` raises right before the change."""
         fresh = self._pipeline(bundle)
         try:
-            fault = await precheck_model(fresh)
+            _, fault = await fresh.precheck()
             if fault:
                 raise InputError(f"{self.settings.bundle}: {fault}; the old model stays")
             # No await from here on: model and alias change together for every request.
@@ -160,7 +172,7 @@ class Service:
         )
         await measure_backends(self.settings)
         plain = replace(before, runner=None)
-        fast = await asyncio.to_thread(optimized, self.settings, plain, before.backend)
+        fast = await asyncio.to_thread(_optimized, self.settings, plain, before.backend)
         if fast.choice is None or fast.choice.provisional:
             raise InputError(f"{self.settings.bundle} holds another model than the one in use; reload it")
         await self._replace(fast, refuse_after_reload)
@@ -203,10 +215,7 @@ class Service:
             bundle,
             decode_workers=self.settings.decode_workers or self.settings.cores(),
             network_batch=self.settings.network_batch,
-            network_threads=self._network_threads,
+            network_threads=self.settings.threads_of_network(),
             network_workers=self.settings.network_workers,
-            observe_batch=lambda size, _seconds: self.metrics.batch_size.labels("network").observe(size),
+            observe_batch=self.metrics.batch_size.labels("network").observe,
         )
-
-    def _observe_searches(self, size: int, _seconds: float) -> None:
-        self.metrics.batch_size.labels("search").observe(size)

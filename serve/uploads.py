@@ -17,13 +17,7 @@ _GRACE_SECONDS = 2.0
 
 
 class Upload:
-    """One request's body on its way.
-
-    Args:
-        uploads: All of them.
-        receive: The server's `receive`.
-        limited: Whether the limits on length and total time hold.
-    """
+    """One request's body on its way; only a `limited` one has limits on length and total time."""
 
     def __init__(self, uploads: "Uploads", receive: Receive, *, limited: bool) -> None:
         self._uploads = uploads
@@ -35,11 +29,7 @@ class Upload:
         self.bytes = 0
 
     async def receive(self) -> Message:
-        """The next message of the body.
-
-        Raises:
-            Problem: 408 (too slow), 413 (too long), 429 (too much at once).
-        """
+        """The next message of the body; 408 if it is too slow, 413 too long, 429 too much at once."""
         if self._complete:  # the caller waits for the client to disconnect
             return await self._receive()
         uploads = self._uploads
@@ -88,9 +78,6 @@ class Uploads:
 
     When there are too many, the slowest is ended, so that many clients that hardly send anything do not block
     the others.
-
-    Args:
-        settings: For the limits.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -98,16 +85,8 @@ class Uploads:
         self.open: dict[Upload, Connection | None] = {}
         self.bytes = 0
 
-    def begin(self, path: str, receive: Receive) -> Upload:
-        """The limited body of a request to that path."""
-        return Upload(self, receive, limited=path != IMPORT_PATH)
-
     def admit(self, upload: Upload) -> None:
-        """Admit a body.
-
-        Raises:
-            Problem: 429, there are too many, and none of them is slow.
-        """
+        """Admit a body, or refuse it (429) where there are too many and none of them is slow."""
         upload.started = upload.moved = now = asyncio.get_running_loop().time()
         if len(self.open) >= self.settings.max_uploads:
             slow = [
@@ -119,7 +98,7 @@ class Uploads:
                 raise _too_much(f"bodies ({len(self.open)}) come in")
             *_, victim, connection = min(slow)
             victim.give_up(connection, "too many bodies come in at once, and this one was the slowest")
-        self.open[upload] = current()
+        self.open[upload] = current.get()
 
     def sweep(self) -> None:
         """End those that are too slow; called every second."""

@@ -24,8 +24,7 @@ from app.cli import main
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
-from serve.client import Client
-from serve.client.retries import Retries
+from serve.client import Client, Retries
 from tests.forked import Forked
 
 ROOT = Path(__file__).parents[1]

@@ -34,10 +34,7 @@ Errors are problem documents (RFC 9457). Ids are strings or integers: in a path,
 def create_app(settings: Settings, bundle: Bundle, catalogue: AnyCatalogue) -> FastAPI:
     """The service as an ASGI application; it closes ``catalogue`` at shutdown.
 
-    Args:
-        settings: What the operator decided.
-        bundle: The model.
-        catalogue: The collections; the default one has to be of the same model.
+    The default collection has to be of the bundle's model.
     """
     service = Service(settings, bundle, catalogue)
 
@@ -68,9 +65,19 @@ def create_app(settings: Settings, bundle: Bundle, catalogue: AnyCatalogue) -> F
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
-    # The most frequent first; fixed endings come before the path of an item, which may end in anything.
-    routers = (search_routes, health, embed_routes, collection_routes, item_routes, imports, page)
-    declared = include_routers(app, (module.router for module in routers))
+    # The most frequent first. The path of an item may end in anything: fixed endings come before it.
+    routers = (
+        search_routes.router,
+        health.router,
+        embed_routes.router,
+        collection_routes.reading,
+        collection_routes.writing,
+        item_routes.reading,
+        item_routes.writing,
+        imports.router,
+        page.router,
+    )
+    declared = include_routers(app, routers)
     documents.install(app, declared)
     # In place of FastAPI's own middlewares: the guard does the same, and faster.
     app.middleware_stack = Guard(app.router, service)

@@ -18,32 +18,20 @@ def service_of(request: Request) -> Service:
 
 
 def check_options(options: SearchOptions, service: Service) -> None:
-    """Hold the options to the operator's limits.
-
-    Raises:
-        Problem: 422, over a limit.
-    """
+    """Refuse (422) options over the operator's limits."""
     check_k(options.k, service)
     check_batch(len(options.exclude), service, "excluded ids")
 
 
 def check_k(k: int, service: Service) -> None:
-    """Hold the number of neighbours to the operator's limit.
-
-    Raises:
-        Problem: 422, over the limit.
-    """
+    """Refuse (422) a number of neighbours over the operator's limit."""
     limit = service.settings.max_k
     if k > limit:
         raise Problem(422, "k-too-large", f"k {k}: over this service's limit of {limit}")
 
 
 def check_batch(count: int, service: Service, things: str) -> None:
-    """Hold a number of things in one request to the operator's limit.
-
-    Raises:
-        Problem: 422, over the limit.
-    """
+    """Refuse (422) a number of things in one request over the operator's limit."""
     limit = service.settings.max_batch
     if count > limit:
         raise Problem(

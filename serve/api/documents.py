@@ -20,8 +20,8 @@ _STRUCTS = [
     if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == schemas.__name__
 ]
 
-# Which errors an endpoint can answer with, said once for all.
-_PROBLEMS = {
+_PROBLEM = {"schema": {"$ref": _REF.format(name=ProblemDocument.__name__)}}
+_TEXTS = {
     400: "The body is malformed",
     401: "A key is needed",
     403: "The key does not suffice",
@@ -34,6 +34,10 @@ _PROBLEMS = {
     429: "Overloaded; see Retry-After",
     507: "The disk is full",
 }
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {MEDIA_TYPE: _PROBLEM}} for status, text in _TEXTS.items()
+}
+"""The problem answers that every route shares."""
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -47,14 +51,8 @@ def answers(*structs: type[msgspec.Struct], status: int = 200) -> dict[int | str
     schema = options[0] if len(options) == 1 else {"anyOf": options}
     return {
         status: {"description": "Done", "content": {"application/json": {"schema": schema}}},
-        **problems(),
+        **PROBLEMS,
     }
-
-
-def problems() -> dict[int | str, dict[str, Any]]:
-    """The problem answers that every route shares."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(name=ProblemDocument.__name__)}}}
-    return {status: {"description": text, "content": content} for status, text in _PROBLEMS.items()}
 
 
 def json_body(struct: type[msgspec.Struct]) -> dict[str, Any]:
@@ -64,15 +62,15 @@ def json_body(struct: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def image_body(
-    fields: dict[str, dict[str, Any]], *, files: tuple[str, ...] = ("image",), many: bool = False
+    struct: type[msgspec.Struct], *, files: tuple[str, ...] = ("image",), many: bool = False
 ) -> dict[str, Any]:
-    """The ``openapi_extra=`` of a route that takes images as multipart fields, or one as the raw body."""
+    """The ``openapi_extra=`` of a route that takes images (or one as the raw body) and a struct's fields."""
     binary = {"type": "string", "format": "binary"}
     file = {"type": "array", "items": binary, "minItems": 1} if many else binary
     form = {
         "type": "object",
         "required": list(files),
-        "properties": {**{name: dict(file) for name in files}, **fields},
+        "properties": {**{name: dict(file) for name in files}, **_form_fields(struct)},
     }
     content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
     if len(files) == 1:
@@ -80,7 +78,7 @@ def image_body(
     return {"requestBody": {"required": True, "content": content}}
 
 
-def form_fields(struct: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
+def _form_fields(struct: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
     """The fields of ``struct`` as form fields: objects and lists become JSON text."""
     (_, components) = msgspec.json.schema_components([struct], ref_template=_REF)
     result = {}
@@ -91,12 +89,12 @@ def form_fields(struct: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def query_parameters(fields: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The ``openapi_extra=`` of a route that takes ``fields`` in its query string."""
+def query_parameters(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    """The ``openapi_extra=`` of a route that takes the fields of ``struct`` in its query string."""
     return {
         "parameters": [
             {"name": name, "in": "query", "required": False, "schema": schema}
-            for name, schema in fields.items()
+            for name, schema in _form_fields(struct).items()
         ]
     }
 

@@ -1,5 +1,7 @@
 """``/v1/embed`` and ``/v1/verify``: the model without a store."""
 
+from contextlib import suppress
+
 import numpy as np
 from fastapi import APIRouter, Depends
 from msgspec import Struct
@@ -9,7 +11,7 @@ from starlette.responses import Response
 from models.preprocess import ImageError
 from serve.api.bodies import fields_as, read_images
 from serve.api.context import Stopwatch, check_batch, service_of
-from serve.api.documents import answers, form_fields, image_body, reply
+from serve.api.documents import answers, image_body, reply
 from serve.auth import read_key
 from serve.problems import Problem
 from serve.schemas import EmbedAnswer, VerifyAnswer
@@ -35,7 +37,7 @@ class VerifyFields(Struct, kw_only=True, forbid_unknown_fields=True):
     "/embed",
     summary="Embed images",
     responses=answers(EmbedAnswer),
-    openapi_extra=image_body({}, many=True),
+    openapi_extra=image_body(NoFields, many=True),
 )
 async def embed(request: Request) -> Response:
     """Vectors of one or several images (repeat the file field `image`).
@@ -77,7 +79,7 @@ async def embed(request: Request) -> Response:
     "/verify",
     summary="Compare two images",
     responses=answers(VerifyAnswer),
-    openapi_extra=image_body(form_fields(VerifyFields), files=("first", "second")),
+    openapi_extra=image_body(VerifyFields, files=("first", "second")),
 )
 async def verify(request: Request) -> Response:
     """Whether two images show the same class, by the threshold calibrated for a false-accept rate."""
@@ -115,19 +117,14 @@ def _wants_raw(request: Request) -> bool:
 def _threshold(thresholds: dict[str, float], wanted: str | None) -> tuple[float | None, float | None]:
     """The rate and threshold to decide by; Nones where the model was not calibrated."""
     if wanted is not None:
-        for rate, threshold in thresholds.items():
-            if rate == wanted or _number(rate) == _number(wanted):
-                return float(rate), threshold
+        with suppress(ValueError):
+            number = float(wanted)
+            for rate, threshold in thresholds.items():
+                if float(rate) == number:
+                    return number, threshold
         known = ", ".join(sorted(thresholds)) or "none; kindred evaluate calibrates"
         raise Problem(422, "rate", f"false_accept_rate {wanted}: the model is calibrated for {known}")
     if not thresholds:
         return None, None
     strictest = min(thresholds, key=float)
     return float(strictest), thresholds[strictest]
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

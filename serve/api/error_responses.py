@@ -4,42 +4,28 @@ from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 
 from models.errors import InputError
 from models.preprocess import ImageError
-from serve.problems import MEDIA_TYPE, Problem
+from serve.problems import Problem
 from serve.settings import Settings
-from serve.store.types import (
-    DimensionMismatch,
-    DiskFull,
-    FilterError,
-    FingerprintMismatch,
-    ItemMissing,
-    ReadOnly,
-    StoreBehind,
-    StoreDamaged,
-    StoreError,
-    StoreMissing,
-    StoreUnreachable,
-    Unsupported,
-)
+from serve.store import types
 
 # The most specific first: the first class that fits decides.
 _KINDS: tuple[tuple[type[InputError], int, str], ...] = (
     (ImageError, 422, "image"),
-    (ItemMissing, 404, "item-missing"),
-    (StoreMissing, 404, "collection-missing"),
-    (DimensionMismatch, 422, "dimension"),
-    (FingerprintMismatch, 409, "fingerprint"),
-    (FilterError, 422, "filter"),
-    (ReadOnly, 403, "read-only"),
-    (DiskFull, 507, "disk-full"),
-    (StoreBehind, 503, "store-behind"),
-    (StoreDamaged, 500, "store-damaged"),
-    (StoreUnreachable, 503, "store-unreachable"),
-    (Unsupported, 501, "unsupported"),
-    (StoreError, 422, "store"),
+    (types.ItemMissing, 404, "item-missing"),
+    (types.StoreMissing, 404, "collection-missing"),
+    (types.DimensionMismatch, 422, "dimension"),
+    (types.FingerprintMismatch, 409, "fingerprint"),
+    (types.FilterError, 422, "filter"),
+    (types.ReadOnly, 403, "read-only"),
+    (types.DiskFull, 507, "disk-full"),
+    (types.StoreBehind, 503, "store-behind"),
+    (types.StoreDamaged, 500, "store-damaged"),
+    (types.StoreUnreachable, 503, "store-unreachable"),
+    (types.Unsupported, 501, "unsupported"),
+    (types.StoreError, 422, "store"),
     (InputError, 422, "invalid"),
 )
 
@@ -64,11 +50,6 @@ def problem_of(error: Exception, settings: Settings) -> Problem:
     if isinstance(error, ClientDisconnect):
         return Problem(400, "disconnected", "the client went away before its body was complete")
     return Problem(500, "internal", "an error of the service; its log has the details under this request id")
-
-
-def response_of(problem: Problem, request_id: str) -> Response:
-    """The problem as a Starlette response."""
-    return Response(problem.body(request_id), problem.status, problem.headers, MEDIA_TYPE)
 
 
 def _without_folders(text: str, settings: Settings) -> str:

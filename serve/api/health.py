@@ -11,9 +11,9 @@ from serve.api.context import service_of
 from serve.api.documents import answers, reply
 from serve.auth import read_key
 from serve.observability import log
-from serve.precheck import precheck
 from serve.schemas import Health
 from serve.service import Service
+from serve.store.types import SearchQuery
 
 router = APIRouter(tags=["health"])
 
@@ -50,7 +50,14 @@ async def _precheck(service: Service) -> str | None:
     try:
         async with asyncio.timeout(_PRECHECK_SECONDS):
             store = await service.store()  # first: a reload may replace the pipeline meanwhile
-            return await precheck(service.pipeline, service.threads, store)
+            embedded, fault = await service.pipeline.precheck()
+            if fault is not None:
+                return fault
+            query = SearchQuery(1, fingerprint=embedded.fingerprint)
+            result = await service.threads.search(store, embedded.vector, query)
+            if not result.hits[0] and await service.threads.call(store.count) > 0:
+                return "the store has items but finds none"
+            return None
     except TimeoutError:
         return f"the precheck took over {_PRECHECK_SECONDS:.0f} s"
     except Exception as error:  # noqa: BLE001  (whatever it is, the service is not ready)

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve.api.bodies import fields_as
+from serve.api.bodies import read_query
 from serve.api.context import service_of
-from serve.api.documents import form_fields, problems, query_parameters
+from serve.api.documents import PROBLEMS, query_parameters
 from serve.api.error_responses import problem_of
 from serve.api.item_routes import item_of
 from serve.auth import write_key
@@ -31,15 +31,6 @@ _MOST_LINE_BYTES = 1 << 20
 # After so long without more lines, those that have come are stored.
 _PAUSE_SECONDS = 1.0
 _decoder = msgspec.json.Decoder(NewItem)
-
-
-class _Refused(Exception):  # noqa: N818  (the cause is the error)
-    """A line cannot be stored; `__cause__` says why, `stored` counts the items before it."""
-
-    def __init__(self, line: int, stored: int) -> None:
-        super().__init__(line)
-        self.line = line
-        self.stored = stored
 
 
 class _Lines(msgspec.Struct):
@@ -74,10 +65,10 @@ _SCHEMA = {"application/x-ndjson": {"schema": {"type": "string"}}}
     summary="Store many items, with progress",
     dependencies=[Depends(write_key)],
     response_class=StreamingResponse,
-    responses={200: {"description": "Progress, one JSON object a line", "content": _SCHEMA}, **problems()},
+    responses={200: {"description": "Progress, one JSON object a line", "content": _SCHEMA}, **PROBLEMS},
     openapi_extra={
         "requestBody": {"required": True, "content": _SCHEMA},
-        **query_parameters(form_fields(ImportFields)),
+        **query_parameters(ImportFields),
     },
 )
 async def import_items(request: Request) -> Response:
@@ -89,26 +80,28 @@ async def import_items(request: Request) -> Response:
     nothing.
     """
     service = service_of(request)
-    fields = fields_as(dict(request.query_params), ImportFields)
+    fields = read_query(request, ImportFields)
     store = await service.store(fields.collection)
 
     async def progress() -> AsyncIterator[bytes]:
         stored = line = 0
+        refused: int | None = None
         try:
             async for lines in _blocks(request):
                 work = functools.partial(_store, store, lines, fields.fingerprint)
-                stored += await service.threads.change(work)
+                count, fault = await service.threads.change(work)
+                stored += count
+                if fault is not None:
+                    refused = lines.numbers[fault[1]]
+                    line = refused - 1
+                    raise fault[0]
                 line = lines.last
                 yield _line(ImportProgress(stored=stored, line=line))
             yield _line(ImportProgress(stored=stored, line=line, done=True))
         except Exception as error:  # noqa: BLE001  (the status is sent, so the last line has to tell)
-            refused, cause = None, error
-            if isinstance(error, _Refused) and isinstance(error.__cause__, Exception):
-                refused, cause = error.line, error.__cause__
-                stored, line = stored + error.stored, error.line - 1
-            problem = problem_of(cause, service.settings)
+            problem = problem_of(error, service.settings)
             if problem.status == 500:
-                log.error("an import failed", exc_info=cause)
+                log.error("an import failed", exc_info=error)
             yield _line(
                 ImportProgress(
                     stored=stored,
@@ -172,11 +165,11 @@ async def _blocks(request: Request) -> AsyncIterator[_Lines]:
         yield lines
 
 
-def _store(store: Store, lines: _Lines, fingerprint: str | None) -> int:
-    """Stores lines; returns the number of items.
+def _store(store: Store, lines: _Lines, fingerprint: str | None) -> tuple[int, tuple[Exception, int] | None]:
+    """Stores lines up to the first that is at fault.
 
-    Raises:
-        _Refused: One of them is at fault; those before it are stored.
+    Returns:
+        The number of items, and the fault with its position among the lines.
     """
     items = []
     fault: Exception | None = None
@@ -198,6 +191,4 @@ def _store(store: Store, lines: _Lines, fingerprint: str | None) -> int:
             raise
         items, fault = items[: error.position], error
         stored = store.upsert(items, fingerprint=fingerprint)
-    if fault is not None:
-        raise _Refused(lines.numbers[len(items)], stored) from fault
-    return stored
+    return stored, None if fault is None else (fault, len(items))

@@ -33,28 +33,23 @@ _HEADERS = {
 }
 
 
+# The reference is rendered from the OpenAPI document without requests to other hosts. Browsers request the
+# icon by themselves.
+_PAGES = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}
+
+
 @router.get("/")
-async def index(_request: Request) -> Response:
-    """The page."""
-    return _file("index.html")
-
-
 @router.get("/docs")
-async def reference(_request: Request) -> Response:
-    """The API's reference, rendered from its OpenAPI document without requests to other hosts."""
-    return _file("docs.html")
+@router.get("/favicon.ico")
+async def page(request: Request) -> Response:
+    """The page, the API's reference, the icon."""
+    return _file(_PAGES[request.scope["kindred_route"]])
 
 
 @router.get("/page/{name}")
 async def file(_request: Request, name: str) -> Response:
     """One of the page's files."""
     return _file(name)
-
-
-@router.get("/favicon.ico")
-async def icon(_request: Request) -> Response:
-    """The icon that browsers request by themselves."""
-    return _file("icon.svg")
 
 
 def _file(name: str) -> Response:

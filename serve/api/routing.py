@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,12 +19,21 @@ from starlette.types import Receive, Scope, Send
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
-class _Endpoint:
-    """Answers the requests of one path.
+class _ItemId(Convertor[str]):
+    """Any text. Starlette's own `path` stops at a line break and would confuse ids."""
 
-    Args:
-        routes: Its declarations; each function takes the request, and the path's parameters by name.
-    """
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("item_id", _ItemId())
+ITEM = "/items/{item_id:item_id}"
+
+
+class _Endpoint:
+    """Answers the requests of one path; its functions take the request, and the path's parameters by name."""
 
     def __init__(self, routes: list[APIRoute]) -> None:
         self._path = routes[0].path_format

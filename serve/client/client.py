@@ -5,14 +5,15 @@ import functools
 import inspect
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, get_args
 
 import httpx
 
 from models.errors import InputError
-from serve.client import import_blocks, requests
+from serve.client import requests
+from serve.client.encoding import blocks
+from serve.client.failures import Retries
 from serve.client.requests import Call
-from serve.client.retries import Retries
 from serve.schemas import ItemDocument, NewItem
 
 A = TypeVar("A")
@@ -53,7 +54,38 @@ def _described(method: Callable[P, R], operation: Callable[..., Call[Any]]) -> C
     return method
 
 
-class Client:
+class _Connected(Generic[H]):
+    """What both clients start with: connections to a service, and when to try again."""
+
+    _kind: type[H]
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        key: str | None = None,
+        *,
+        timeout: float = 30.0,
+        retries: Retries = Retries(),  # noqa: B008  (frozen)
+    ) -> None:
+        example = "give one such as http://127.0.0.1:8000"
+        try:
+            address = httpx.URL(base_url)
+        except (httpx.InvalidURL, TypeError) as error:
+            raise InputError(f"{base_url!r} is no address of a service ({error}); {example}") from error
+        if address.scheme not in ("http", "https") or not address.host:
+            raise InputError(f"{base_url!r} is no address of a service; {example}")
+        headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
+        try:
+            self._http: H = self._kind(base_url=address, headers=headers, timeout=timeout)
+        except (ImportError, OSError, httpx.InvalidURL) as error:
+            raise InputError(
+                f"{error}; check the proxies and certificates that the environment names "
+                "(HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE, SSL_CERT_DIR)"
+            ) from error
+        self._retries = retries
+
+
+class Client(_Connected[httpx.Client]):
     """Talks to a service.
 
     Requests that meet overload, a restart or a broken connection are repeated after a growing pause, which is
@@ -71,16 +103,7 @@ class Client:
     Every method raises ServiceError when the service refuses or does not answer.
     """
 
-    def __init__(
-        self,
-        base_url: str = "http://127.0.0.1:8000",
-        key: str | None = None,
-        *,
-        timeout: float = 30.0,
-        retries: Retries = Retries(),  # noqa: B008  (frozen)
-    ) -> None:
-        self._http = _made(httpx.Client, base_url, key, timeout)
-        self._retries = retries
+    _kind = httpx.Client
 
     def __enter__(self) -> Self:
         return self
@@ -157,7 +180,7 @@ class Client:
             ServiceError: An item was refused; its text says how many are stored and which one it was.
         """
         stored = sent = 0
-        for block in import_blocks.blocks(items):
+        for block in blocks(items):
             progress = self._send(
                 requests.import_block(block, sent, collection=collection, fingerprint=fingerprint)
             )
@@ -187,19 +210,10 @@ class Client:
             after = page.next
 
 
-class AsyncClient:
+class AsyncClient(_Connected[httpx.AsyncClient]):
     """Talks to a service from asyncio; the twin of :class:`Client`, with the same arguments."""
 
-    def __init__(
-        self,
-        base_url: str = "http://127.0.0.1:8000",
-        key: str | None = None,
-        *,
-        timeout: float = 30.0,
-        retries: Retries = Retries(),  # noqa: B008  (frozen)
-    ) -> None:
-        self._http = _made(httpx.AsyncClient, base_url, key, timeout)
-        self._retries = retries
+    _kind = httpx.AsyncClient
 
     async def __aenter__(self) -> Self:
         return self
@@ -263,7 +277,7 @@ class AsyncClient:
     ) -> int:
         """Store any number of items with their vectors; see :meth:`Client.import_items`."""
         stored = sent = 0
-        for block in import_blocks.blocks(items):
+        for block in blocks(items):
             progress = await self._send(
                 requests.import_block(block, sent, collection=collection, fingerprint=fingerprint)
             )
@@ -292,29 +306,3 @@ class AsyncClient:
             if page.next is None:
                 return
             after = page.next
-
-
-def _made(kind: type[H], base_url: str, key: str | None, timeout: float) -> H:
-    """A client of httpx.
-
-    Raises:
-        InputError: See :class:`Client`.
-    """
-    example = "give one such as http://127.0.0.1:8000"
-    try:
-        address = httpx.URL(base_url)
-    except (httpx.InvalidURL, TypeError) as error:
-        raise InputError(f"{base_url!r} is no address of a service ({error}); {example}") from error
-    if address.scheme not in ("http", "https") or not address.host:
-        raise InputError(f"{base_url!r} is no address of a service; {example}")
-    try:
-        return kind(base_url=address, headers=_headers(key), timeout=timeout)
-    except (ImportError, OSError, httpx.InvalidURL) as error:
-        raise InputError(
-            f"{error}; check the proxies and certificates that the environment names "
-            "(HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE, SSL_CERT_DIR)"
-        ) from error
-
-
-def _headers(key: str | None) -> dict[bytes, bytes]:
-    return {b"Authorization": f"Bearer {key}".encode()} if key else {}

@@ -3,21 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from serve.client.client import Client
-from serve.client.service_error import ServiceError
+from serve.client.failures import ServiceError
 from serve.schemas import ItemDocument, NewItem
 from serve.store.types import Item, ItemId
 
 
 class RemoteCollection:
-    """A collection behind a client; made for the given model when it is missing.
-
-    Args:
-        client: Talks to the service, with the write key.
-        name: Collection or alias.
-        dim: Length of the model's vectors.
-        fingerprint: The model that makes them; another model's collection is refused.
-        index: Index of a new collection; the service's default when absent.
-    """
+    """A collection behind a client: made for the given model when missing, refused when of another."""
 
     def __init__(
         self, client: Client, name: str, dim: int, fingerprint: str, index: str | None = None

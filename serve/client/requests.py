@@ -15,8 +15,7 @@ import msgspec
 from models.errors import InputError
 from serve import schemas
 from serve.client.encoding import check_metadata, encode
-from serve.client.import_blocks import progress_of
-from serve.client.service_error import ServiceError, refusal_of
+from serve.client.failures import ServiceError
 from serve.schemas import BatchAnswer, CollectionList, CollectionStats, ItemDocument, SearchAnswer, format_id
 from serve.store.items import check_id
 from serve.store.types import DEFAULT_K, ItemId, SearchArguments, several
@@ -54,7 +53,6 @@ class Call(Generic[A]):
         content_type: Of that body.
         files: Files of a form: field, and name and content.
         data: Its other fields.
-        instead: What the operation returns where the service refuses with one of these codes.
     """
 
     method: str
@@ -65,7 +63,6 @@ class Call(Generic[A]):
     content_type: str = "application/json"
     files: list[tuple[str, tuple[str, bytes]]] | None = None
     data: dict[str, str] | None = None
-    instead: Mapping[str, A] = field(default_factory=dict)
 
     def sending(self) -> dict[str, Any]:
         """The arguments of httpx's ``request``."""
@@ -87,10 +84,6 @@ class Call(Generic[A]):
             httpx.HTTPStatusError: The service refused.
             ServiceError: The answer is none of this API's.
         """
-        if self.instead and response.is_error:
-            code = refusal_of(response).code
-            if code in self.instead:
-                return self.instead[code]
         try:
             return self.read(response.raise_for_status().content)
         except msgspec.DecodeError as error:
@@ -116,7 +109,7 @@ def search_vector(
 ) -> Call[SearchAnswer]:
     """The nearest neighbours of a vector; another model's ``fingerprint`` is refused."""
     body = {"vector": _numbers(vector), "fingerprint": fingerprint, **_named(k, options)}
-    return _json("POST", "/v1/search/vector", _as(SearchAnswer), body)
+    return _json("/v1/search/vector", _as(SearchAnswer), body)
 
 
 def search_vectors(
@@ -129,7 +122,7 @@ def search_vectors(
     """The nearest neighbours of several vectors of the same model at once."""
     rows = [_numbers(vector) for vector in vectors]
     body = {"vectors": rows, "fingerprint": fingerprint, **_named(k, options)}
-    return _json("POST", "/v1/search/vector", _as(BatchAnswer), body)
+    return _json("/v1/search/vector", _as(BatchAnswer), body)
 
 
 def search_by_id(item_id: ItemId, k: int = DEFAULT_K, **options: Unpack[Options]) -> Call[SearchAnswer]:
@@ -145,7 +138,7 @@ def search_examples(
 ) -> Call[SearchAnswer]:
     """Items like the positives and unlike the negatives, both ids of stored items."""
     body = {"positives": several(positives), "negatives": several(negatives), **_named(k, options)}
-    return _json("POST", "/v1/search/examples", _as(SearchAnswer), body)
+    return _json("/v1/search/examples", _as(SearchAnswer), body)
 
 
 def upsert(
@@ -175,7 +168,7 @@ def upsert_vectors(
     for item in listed:
         check_metadata(getattr(item, "metadata", None))
     given = {"items": listed, "collection": collection, "fingerprint": fingerprint}
-    return _json("POST", "/v1/items/vectors", lambda body: _as(schemas.Written)(body).stored, given)
+    return _json("/v1/items/vectors", lambda body: _as(schemas.Written)(body).stored, given)
 
 
 def import_block(
@@ -185,7 +178,7 @@ def import_block(
     return Call(
         "POST",
         "/v1/import",
-        lambda body: progress_of(body, sent),
+        lambda body: _progress_of(body, sent),
         _fields({"collection": collection, "fingerprint": fingerprint}),
         content=block,
         content_type="application/x-ndjson",
@@ -201,21 +194,21 @@ def delete(
 ) -> Call[int]:
     """Delete by id, by filter or both; ``erase`` removes every byte. Returns how many went."""
     given = {"ids": several(ids), "filter": where, "erase": erase, "collection": collection}
-    return _json("POST", "/v1/items/delete", lambda body: _as(schemas.Deleted)(body).deleted, given)
+    return _json("/v1/items/delete", lambda body: _as(schemas.Deleted)(body).deleted, given)
 
 
 def get(
     item_id: ItemId, *, with_vector: bool = False, collection: str | None = None
 ) -> Call[ItemDocument | None]:
     """One item, or None where there is none of that id."""
-    params = _fields({"with_vector": with_vector, "collection": collection})
-    return Call("GET", _item(item_id), _as(ItemDocument), params, instead={"item-missing": None})
+    given = {"ids": [check_id(item_id)], "with_vectors": with_vector, "collection": collection}
+    return _json("/v1/items/get", lambda body: _as(schemas.ItemList)(body).items[0], given)
 
 
 def count(*, where: Mapping[str, Any] | None = None, collection: str | None = None) -> Call[int]:
     """How many items pass the filter; all without one."""
     given = {"filter": where, "collection": collection}
-    return _json("POST", "/v1/items/count", lambda body: _as(schemas.Counted)(body).count, given)
+    return _json("/v1/items/count", lambda body: _as(schemas.Counted)(body).count, given)
 
 
 def get_many(
@@ -223,7 +216,7 @@ def get_many(
 ) -> Call[list[ItemDocument | None]]:
     """Items in the order of ``ids``, None where there is none."""
     given = {"ids": several(ids), "with_vectors": with_vectors, "collection": collection}
-    return _json("POST", "/v1/items/get", lambda body: _as(schemas.ItemList)(body).items, given)
+    return _json("/v1/items/get", lambda body: _as(schemas.ItemList)(body).items, given)
 
 
 def page(
@@ -290,7 +283,7 @@ def model() -> Call[schemas.Model]:
 
 def reload(alias: str | None = None, collection: str | None = None) -> Call[schemas.Model]:
     """Have the service load its model's folder again, and move an alias with it."""
-    return _json("POST", "/v1/reload", _as(schemas.Model), {"alias": alias, "collection": collection})
+    return _json("/v1/reload", _as(schemas.Model), {"alias": alias, "collection": collection})
 
 
 def collections() -> Call[CollectionList]:
@@ -303,7 +296,7 @@ def create_collection(
 ) -> Call[CollectionStats]:
     """A new, empty collection; without ``dim`` it is for the loaded model."""
     given = {"name": name, "dim": dim, "fingerprint": fingerprint, "index": index}
-    return _json("POST", "/v1/collections", _as(CollectionStats), given)
+    return _json("/v1/collections", _as(CollectionStats), given)
 
 
 def delete_collection(name: str) -> Call[CollectionList]:
@@ -320,7 +313,7 @@ def set_alias(alias: str, collection: str | None) -> Call[CollectionList]:
 def create_field_index(field: str, *, collection: str | None = None) -> Call[CollectionStats]:
     """Make filters on "label" or "metadata.NAME" fast."""
     given = {"field": field, "collection": collection}
-    return _json("POST", "/v1/field-indexes", _as(CollectionStats), given)
+    return _json("/v1/field-indexes", _as(CollectionStats), given)
 
 
 def drop_field_index(field: str, *, collection: str | None = None) -> Call[CollectionStats]:
@@ -340,14 +333,29 @@ def labels(*, collection: str | None = None) -> Call[dict[str, int]]:
     return Call("GET", "/v1/labels", lambda body: _as(schemas.Labels)(body).labels, params)
 
 
+def _progress_of(answer: bytes, sent: int) -> schemas.ImportProgress:
+    """The result of a block, from the answer's last line; ``sent`` items were sent ahead of it.
+
+    Raises:
+        ServiceError: The block was refused from some item on.
+    """
+    last = _as(schemas.ImportProgress)(answer.rstrip().rpartition(b"\n")[2])
+    if last.error is not None:
+        text = f"{last.error} (the {sent + last.line} before are stored)"
+        if last.refused is not None:  # a block has one item on each of its lines
+            text = f"item number {sent + last.refused}: {text.removeprefix(f'line {last.refused}: ')}"
+        raise ServiceError(last.status or 0, last.code or "", text)
+    return last
+
+
 def _as(kind: type[A]) -> Callable[[bytes], A]:
     return msgspec.json.Decoder(kind).decode
 
 
-def _json(method: str, path: str, read: Callable[[bytes], A], given: Mapping[str, Any]) -> Call[A]:
+def _json(path: str, read: Callable[[bytes], A], given: Mapping[str, Any]) -> Call[A]:
     """A call with a JSON body, from which what is None is left out."""
     present = {name: value for name, value in given.items() if value is not None}
-    return Call(method, path, read, content=encode(present))
+    return Call("POST", path, read, content=encode(present))
 
 
 def _upload(

@@ -62,11 +62,7 @@ class Catalogue:
         return self._folder.aliases()
 
     def collection(self, name: str = "default") -> FaissStore:
-        """The collection of that name or alias; the same object each time.
-
-        Raises:
-            StoreMissing: There is none.
-        """
+        """The collection of that name or alias, the same object each time; StoreMissing if there is none."""
         known = self.opened(name)
         if known is not None:
             return known
@@ -91,11 +87,7 @@ class Catalogue:
     def create(
         self, name: str, dim: int, fingerprint: str | None = None, index: str | None = None
     ) -> FaissStore:
-        """A new, empty collection.
-
-        Raises:
-            StoreError: The name is taken, by a collection or an alias.
-        """
+        """A new, empty collection; StoreError if a collection or an alias has that name."""
         with self._lock:
             if name in self.collections() or name in self.aliases():
                 raise StoreError(f"{name!r} exists already; choose another name")
@@ -115,11 +107,7 @@ class Catalogue:
             self._named = {}
 
     def drop(self, name: str) -> None:
-        """Deletes a collection with all its files.
-
-        Raises:
-            StoreError: An alias still points at it.
-        """
+        """Deletes a collection with all its files; StoreError while an alias points at it."""
         with self._lock:
             self._folder.check_removable(name)
             self._named = {}
@@ -146,20 +134,10 @@ def open_store(
     create: bool = True,
     read_only: bool = False,
 ) -> FaissStore | MilvusStore:
-    """Opens (or creates) one collection.
+    """Opens (or creates) one collection; see `FaissStore.open` and `MilvusStore.open`.
 
-    Args:
-        place: A folder, `file:PATH` (milvus-lite) or `milvus://HOST[:PORT][/DATABASE]`; the token of a server
-            comes from the environment variable KINDRED_MILVUS_TOKEN.
-        dim: Length of a vector; required for a new collection, checked on an old one.
-        fingerprint: The model that makes the vectors; kept by a new collection, checked on an old one.
-        index: A FAISS factory string or a Milvus index type; None means exact for a new collection.
-        collection: Its name or alias.
-        create: Create what does not exist.
-        read_only: Create and change nothing; a folder may then belong to another process.
-
-    Raises:
-        StoreError: See `FaissStore.open` and `MilvusStore.open`.
+    `place` is a folder, `file:PATH` (milvus-lite) or `milvus://HOST[:PORT][/DATABASE]`; the token of a server
+    comes from the environment variable KINDRED_MILVUS_TOKEN.
     """
     if is_address(place):
         return MilvusStore.open(
@@ -184,17 +162,9 @@ def open_catalogue(
     consistency: Consistency = "Strong",
     tuning: Tuning = _DEFAULT,
 ) -> Catalogue | MilvusCatalogue:
-    """Opens all collections of a folder or of a Milvus.
+    """Opens all collections of a folder, with this tuning, or of a Milvus, with the other arguments.
 
-    Args:
-        place: As for `open_store`.
-        token: `USER:PASSWORD` or an API key of a server.
-        timeout: Seconds that one call to a server may take.
-        consistency: Of new collections on a server.
-        tuning: Of the collections of a folder.
-
-    Raises:
-        StoreError: See `Catalogue` and `MilvusCatalogue`.
+    See `Catalogue` and `MilvusStore.open` for what they mean, and for errors.
     """
     if is_address(place):
         return MilvusCatalogue(str(place), token=token, timeout=timeout, consistency=consistency)

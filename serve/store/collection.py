@@ -10,12 +10,13 @@ from typing import Any, Self, Unpack
 import numpy as np
 
 from serve.store import filters, rows
+from serve.store.ann import flat
 from serve.store.ann.approximate import parse
 from serve.store.compaction import Compactor
 from serve.store.database import Database, FaissDefinition, Tuning, WriteBatch, create_database, settled
 from serve.store.items import BaseStore, check_id, check_ids, check_items, checked_in_chunks, unit_rows
 from serve.store.manifest import SegmentFolder
-from serve.store.query import QueryRunner
+from serve.store.query import run_query
 from serve.store.rows import ItemReader
 from serve.store.store_folder import DATABASE, StoreFolder, bytes_below
 from serve.store.types import (
@@ -76,14 +77,11 @@ class FaissStore(ItemReader, BaseStore):
             self._definition = settled(self._database, dim, fingerprint, index)
             factory, effort = parse(self._definition.index)
             self._segments = SegmentFolder(place, self._database, self.dim, effort, tuning.device)
-            found, entries = self._segments.load(read_only=read_only)
+            found = self._segments.load(read_only=read_only)
             self._current = CurrentVersion(self._database, self.dim, found, tuning.memtable_rows)
-            self._queries = QueryRunner(self._database, self._current, self.index, tuning.search_threads)
             self._compactor: Compactor | None = None
             if not read_only:
-                self._compactor = Compactor(
-                    self._database, self._segments, entries, self._current, factory, tuning
-                )
+                self._compactor = Compactor(self._database, self._segments, self._current, factory, tuning)
         except BaseException:
             self._database.close()
             raise
@@ -188,7 +186,9 @@ class FaissStore(ItemReader, BaseStore):
         """Finds the most similar items; see `Store.search`."""
         query = SearchQuery.of(query, options)
         self._definition.check_fingerprint(query.fingerprint)
-        return self._queries.run(unit_rows(vectors, self.dim, "query"), query)
+        flat.use_threads(self._tuning.search_threads)
+        unit = unit_rows(vectors, self.dim, "query")
+        return run_query(self._database, self._current, self.index, unit, query)
 
     def create_field_index(self, field: str) -> None:
         """Makes filters on a field fast; see `Store.create_field_index`."""

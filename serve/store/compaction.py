@@ -10,9 +10,9 @@ import sqlite3
 import threading
 
 from models.errors import InputError
-from serve.store.ann.approximate import EXACT, can_grow
+from serve.store.ann.approximate import EXACT
 from serve.store.database import Database, Tuning
-from serve.store.manifest import SegmentEntry, SegmentFolder
+from serve.store.manifest import SegmentFolder
 from serve.store.rows import edited_after
 from serve.store.segment import Segment
 from serve.store.version import CurrentVersion, Version
@@ -28,14 +28,6 @@ _RETRY, _LONGEST_RETRY = 1.0, 300.0
 class Compactor:
     """Writes and merges the segments of one collection in a background thread.
 
-    Args:
-        database: The collection's database, which knows what was edited while a segment was written.
-        segments: The segments on disk.
-        entries: Manifest entries of those that the current version maps, by name.
-        current: The version that searches see.
-        index: Factory string of the approximate index.
-        tuning: Sizes, threads, and the idle time before the full merge.
-
     Attributes:
         trouble: Why the background work failed last time; None if it did not.
     """
@@ -44,14 +36,12 @@ class Compactor:
         self,
         database: Database,
         segments: SegmentFolder,
-        entries: dict[str, SegmentEntry],
         current: CurrentVersion,
         index: str,
         tuning: Tuning,
     ) -> None:
         self._database = database
         self._segments = segments
-        self._entries = entries
         self._current = current
         self._index = index
         self._tuning = tuning
@@ -148,12 +138,10 @@ class Compactor:
         with self._current.commits.paused():
             if not self._current.version.holds(old):
                 return True
-            if new is not None:
+            if entry is not None and new is not None:
                 with self._database.read() as connection:
-                    new.edit(edited_after(connection, new.records_lsn))
+                    new.edit(edited_after(connection, entry.sequence))
             self._current.version = self._current.version.replaced(old, new)
-        if entry is not None:
-            self._entries[entry.name] = entry
         self._write_manifest()
         return True
 
@@ -179,11 +167,11 @@ class Compactor:
     def _base(self, old: list[Segment], index: str, max_deleted: float) -> Segment | None:
         """The segment whose graph can take the rows of the others, if there is one."""
         base = max(old, key=len)
-        entry = self._entries.get(base.name or "")
         grows = (
-            entry is not None
-            and entry.index == index
-            and can_grow(base.approximate)
+            base.entry is not None
+            and base.entry.index == index
+            and base.approximate is not None
+            and not base.approximate.compressed
             and base.dead_count <= max_deleted * len(base)
             and all(segment.row_ids[0] > base.row_ids[-1] for segment in old if segment is not base)
         )
@@ -191,21 +179,17 @@ class Compactor:
 
     def _wants_new_files(self, segment: Segment) -> bool:
         """Whether a segment should have an approximate index and has none or another, or lacks records."""
-        name = segment.name or ""
-        if name not in self._entries:
-            return False
         wanted = self._index if segment.live_count >= self._tuning.approximate_rows else EXACT
-        return self._entries[name].index != wanted or segment.records is None
+        return segment.entry is not None and (segment.entry.index != wanted or segment.records is None)
 
     def _write_manifest(self) -> None:
         version = self._current.version
-        named = {segment.name for segment in version.segments}
-        self._entries = {name: entry for name, entry in self._entries.items() if name in named}
+        entries = [segment.entry for segment in version.segments if segment.entry is not None]
         unflushed = [
             segment.row_ids[0] for segment in version.segments if segment.name is None and len(segment)
         ]
         flushed = int(min(unflushed)) - 1 if unflushed else version.lsn
-        self._segments.commit(list(self._entries.values()), flushed)
+        self._segments.commit(entries, flushed)
 
 
 def _decay(segment: Segment) -> int:

@@ -23,6 +23,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -54,12 +55,13 @@ _READABLE = (1, 2)
 # `key` is the row id, `sequence` an LSN. Vectors and thumbnails have tables of their own, so that a scan of
 # items reads neither. `id` has no declared type, which keeps the integer 1 and the text "1" different.
 # `edits` has the LSN of the last write that changed a row's label or metadata.
-_SCHEMA = """
+_EDITS = "CREATE TABLE edits (key INTEGER PRIMARY KEY, sequence INTEGER NOT NULL)"
+_SCHEMA = f"""
 CREATE TABLE properties (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE items (key INTEGER PRIMARY KEY, id NOT NULL UNIQUE, label TEXT, metadata TEXT);
 CREATE TABLE vectors (key INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 CREATE TABLE thumbnails (key INTEGER PRIMARY KEY, image BLOB NOT NULL);
-CREATE TABLE edits (key INTEGER PRIMARY KEY, sequence INTEGER NOT NULL);
+{_EDITS};
 CREATE INDEX "payload:label" ON items (label) WHERE label IS NOT NULL;
 """
 
@@ -97,7 +99,9 @@ class Database:
                 self._writer = _writer(self._connect())
                 self._opened = self.path.stat()
                 if properties["format"] == 1:
-                    self._add_edits()
+                    with self.write() as connection:
+                        connection.execute(_EDITS)
+                        connection.execute("UPDATE properties SET value = ? WHERE name = 'format'", (FORMAT,))
 
     def _connect(self, *, query_only: bool = False) -> sqlite3.Connection:
         mode = "ro" if self.read_only else "rw"
@@ -108,11 +112,6 @@ class Database:
         if query_only:
             connection.execute("PRAGMA query_only = 1")
         return connection
-
-    def _add_edits(self) -> None:
-        with self.write() as connection:
-            connection.execute("CREATE TABLE edits (key INTEGER PRIMARY KEY, sequence INTEGER NOT NULL)")
-            connection.execute("UPDATE properties SET value = ? WHERE name = 'format'", (FORMAT,))
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -127,7 +126,11 @@ class Database:
         self._check_open()
         if self._writer is None:
             raise ReadOnly(f"{self.path.parent} is open for reading only")
-        if not self._is_in_place():
+        try:
+            in_place = os.path.samestat(self.path.stat(), self._opened)
+        except OSError:
+            in_place = False
+        if not in_place:
             raise StoreDamaged(
                 f"{self.path} was moved, deleted or replaced while it was open; nothing was written. "
                 "Stop this process and open the store again"
@@ -141,13 +144,6 @@ class Database:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 raise
-
-    def _is_in_place(self) -> bool:
-        """Whether the path still leads to the file that was opened."""
-        try:
-            return os.path.samestat(self.path.stat(), self._opened)
-        except OSError:
-            return False
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -276,13 +272,7 @@ class FaissDefinition(Definition):
 
 
 def create_database(place: Path, dim: int, fingerprint: str | None, index: str | None) -> None:
-    """Makes an empty collection, atomically: after a crash it exists whole or not at all.
-
-    Args:
-        place: Its folder; the one above exists.
-        dim: Length of a vector.
-        fingerprint: The model that makes the vectors, if known.
-        index: Its index; None means exact.
+    """Makes an empty collection in a new folder, atomically: after a crash it exists whole or not at all.
 
     Raises:
         StoreError: The index is not known to work, dim is below 1, or other files lie at the place.
@@ -321,30 +311,18 @@ def _create_schema(path: Path, definition: FaissDefinition) -> None:
 def settled(
     database: Database, dim: int | None, fingerprint: str | None, index: str | None
 ) -> FaissDefinition:
-    """The definition in the database, checked against the caller's; a new index replaces the old one.
+    """The definition in the database, checked against the caller's (see `Definition.check`).
 
-    Raises:
-        DimensionMismatch: The collection has another dim.
-        FingerprintMismatch: It has another fingerprint.
-        StoreError: The index is not known to work, or an earlier version left the collection without a dim.
+    A new index replaces the old one, or raises StoreError if it is not known to work.
     """
     with database.read() as connection:
         kept = dict(connection.execute("SELECT name, value FROM properties").fetchall())
-    known = kept.get("dim", dim)
-    if known is None or known < 1:
-        raise StoreError(
-            f"{database.path.parent} was never finished; delete the collection and make it again"
-        )
-    definition = FaissDefinition(
-        int(known), kept.get("fingerprint", fingerprint), index or str(kept.get("index", EXACT))
-    )
+    definition = FaissDefinition(int(kept["dim"]), kept["fingerprint"], index or str(kept["index"]))
     definition.check(dim, fingerprint)
-    changed = asdict(definition)
-    if not database.read_only and changed.items() - kept.items():
-        if definition.index != kept.get("index"):
-            approximate.check(definition.index, definition.dim)
+    if definition.index != kept["index"] and not database.read_only:
+        approximate.check(definition.index, definition.dim)
         with database.write() as connection:
-            connection.executemany("INSERT OR REPLACE INTO properties VALUES (?, ?)", changed.items())
+            connection.execute("UPDATE properties SET value = ? WHERE name = 'index'", (definition.index,))
     return definition
 
 
@@ -370,30 +348,18 @@ class WriteBatch:
     added: list[AddedRows] = field(default_factory=list)
     edited: list[int] = field(default_factory=list)
 
-    def copy(self) -> WriteBatch:
-        """A copy, for `restore`."""
-        return WriteBatch(self.began, self.lsn, list(self.removed), list(self.added), list(self.edited))
-
-    def restore(self, earlier: WriteBatch) -> None:
-        """Goes back to an earlier copy."""
-        self.lsn, self.removed = earlier.lsn, earlier.removed
-        self.added, self.edited = earlier.added, earlier.edited
+    def append(self, later: WriteBatch) -> None:
+        """Adds what a later work of the same transaction does."""
+        self.lsn = later.lsn
+        self.removed += later.removed
+        self.added += later.added
+        self.edited += later.edited
 
 
 Work: TypeAlias = Callable[[sqlite3.Connection, WriteBatch], T]
 
 # Most works of one transaction; without a bound the first of them might wait very long.
 _GROUP = 64
-
-
-class _Pending:
-    """A work that waits for its transaction."""
-
-    def __init__(self, work: Work[Any]) -> None:
-        self.work = work
-        self.done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
 
 
 class GroupCommit:
@@ -407,7 +373,7 @@ class GroupCommit:
         self._database = database
         self._publish = publish
         self._lock = threading.Lock()
-        self._queue: deque[_Pending] = deque()
+        self._queue: deque[tuple[Work[Any], Future[Any]]] = deque()
 
     def run(self, work: Work[T]) -> T:
         """Runs a work in a transaction and returns its result once that is durable and published.
@@ -415,15 +381,12 @@ class GroupCommit:
         The work gets the writing connection and the `WriteBatch` to fill in. If it raises an `InputError`,
         only this work is undone; others in the same transaction go on.
         """
-        pending = _Pending(work)
-        self._queue.append(pending)
+        future: Future[T] = Future()
+        self._queue.append((work, future))
         with self._lock:
-            while not pending.done:
+            while not future.done():
                 self._commit([self._queue.popleft() for _ in range(min(_GROUP, len(self._queue)))])
-        if pending.error is not None:
-            raise pending.error
-        result: T = pending.result
-        return result
+        return future.result()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -431,23 +394,23 @@ class GroupCommit:
         with self._lock:
             yield
 
-    def _commit(self, group: list[_Pending]) -> None:
-        results: list[tuple[_Pending, Any, InputError | None]] = []
+    def _commit(self, group: list[tuple[Work[Any], Future[Any]]]) -> None:
+        results: list[tuple[Future[Any], Any, InputError | None]] = []
         try:
             with self._database.write() as connection:
                 began = last_lsn(connection)
                 batch = WriteBatch(began, began)
-                results = [(pending, *_run(pending.work, connection, batch)) for pending in group]
+                results = [(future, *_run(work, connection, batch)) for work, future in group]
                 connection.execute("UPDATE properties SET value = ? WHERE name = 'sequence'", (batch.lsn,))
         except (StoreError, sqlite3.Error, OSError) as error:
             if len(group) > 1:  # one may be too large for the disk, and the others need not fail with it
-                for pending in group:
-                    self._commit([pending])
-                return
-            group[0].error, group[0].done = error, True
+                for waiting in group:
+                    self._commit([waiting])
+            else:
+                group[0][1].set_exception(error)
         except BaseException as error:
-            for pending in group:  # or their threads would wait for ever
-                pending.error, pending.done = error, True
+            for _, future in group:  # or their threads would wait for ever
+                future.set_exception(error)
             raise
         else:
             unseen: StoreBehind | None = None
@@ -462,23 +425,27 @@ class GroupCommit:
                     raise
                 _log.exception("a write is stored, but searches do not see it yet")
             finally:
-                for pending, result, refusal in results:
-                    pending.result, pending.error, pending.done = result, refusal or unseen, True
+                for future, result, refusal in results:
+                    trouble = refusal or unseen
+                    if trouble is None:
+                        future.set_result(result)
+                    else:
+                        future.set_exception(trouble)
 
 
 def _run(
     work: Work[T], connection: sqlite3.Connection, batch: WriteBatch
 ) -> tuple[T | None, InputError | None]:
     """Runs one work of a group, and undoes it if it refuses its input."""
-    before = batch.copy()
+    own = WriteBatch(batch.lsn, batch.lsn)
     connection.execute("SAVEPOINT work")
     try:
-        result = work(connection, batch)
+        result = work(connection, own)
     except InputError as error:
         connection.execute("ROLLBACK TO work")
-        batch.restore(before)
         return None, error
     finally:
         if connection.in_transaction:
             connection.execute("RELEASE work")
+    batch.append(own)
     return result, None

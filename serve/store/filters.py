@@ -31,7 +31,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from serve.store.types import FilterError
+from serve.store.types import FilterError, is_unicode
 
 MOST_TERMS = 256
 MOST_NESTED = 16
@@ -56,14 +56,10 @@ EVERYTHING = Condition("1")
 
 
 def names_of(field: str) -> list[str]:
-    """The nested names of a metadata field: `metadata.shop."my key"` has `shop` and `my key`.
-
-    Raises:
-        FilterError: It is not a metadata field.
-    """
+    """The nested names of a metadata field: `metadata.shop."my key"` has `shop` and `my key`."""
     if not _FIELD.fullmatch(field):
         raise FilterError(
-            f'Unknown filter field {_short(field)}; use id, label, metadata.NAME or metadata."ODD NAME"'
+            f'Unknown filter field {field!r:.40}; use id, label, metadata.NAME or metadata."ODD NAME"'
         )
     return [plain or odd for plain, odd in _NAME.findall(field.removeprefix("metadata"))]
 
@@ -74,13 +70,10 @@ def field_of(names: Iterable[str]) -> str:
 
 
 def column(field: str) -> str:
-    """The SQL expression of a field.
+    """The SQL expression of a field; FilterError if it is none of the language.
 
     A metadata field's path is part of the SQL text, because SQLite uses an index on an expression only for
     the same text. The names hold no double quote, and single ones are doubled.
-
-    Raises:
-        FilterError: The field is not in the language.
     """
     if field in ("id", "label"):
         return field
@@ -91,11 +84,6 @@ def _path(field: str) -> str:
     """SQLite's path of a metadata field, as an SQL literal."""
     path = ".".join(f'"{name}"' for name in names_of(field)).replace("'", "''")
     return f"'$.{path}'"
-
-
-def _is_text(key: str) -> str:
-    """The SQL condition that a metadata field is text without NUL."""
-    return f"json_type(metadata, {_path(key)}) = 'text' AND {_holds_no_nul(_path(key))}"
 
 
 def _holds_no_nul(path: str) -> str:
@@ -122,31 +110,26 @@ def after_prefix(prefix: str) -> str | None:
 
 
 def condition(where: Mapping[str, Any] | None) -> Condition:
-    """Translates a filter.
-
-    Raises:
-        FilterError: It is not in the language, or too large.
-    """
+    """Translates a filter; FilterError if it is not in the language, or too large."""
     if not where:
         if where is not None and not isinstance(where, Mapping):
             raise FilterError("A filter is a JSON object such as {'label': 'cat'}")
         return EVERYTHING
-    parameters: list[Scalar] = []
-    sql = _SqlTranslation(parameters).both(where)
-    return Condition(sql, tuple(parameters))
+    translation = _SqlTranslation()
+    return Condition(translation.both(where), tuple(translation.parameters))
 
 
 class _SqlTranslation:
     """Walks one filter and collects the parameters in the order of their question marks."""
 
-    def __init__(self, parameters: list[Scalar]) -> None:
-        self.parameters = parameters
+    def __init__(self) -> None:
+        self.parameters: list[Scalar] = []
         self.terms = 0
         self.depth = 0
 
     def both(self, where: Any) -> str:
         if not isinstance(where, Mapping):
-            raise FilterError(f"A filter is a JSON object such as {{'label': 'cat'}}, not {_short(where)}")
+            raise FilterError(f"A filter is a JSON object such as {{'label': 'cat'}}, not {where!r:.40}")
         if self.depth == MOST_NESTED:
             raise FilterError(f"The filter is nested more than {MOST_NESTED} deep")
         self.depth += 1
@@ -159,7 +142,7 @@ class _SqlTranslation:
         if self.terms > MOST_TERMS:
             raise FilterError(f"The filter has more than {MOST_TERMS} terms")
         if not isinstance(key, str):
-            raise FilterError(f"A filter's keys are text, not {_short(key)}")
+            raise FilterError(f"A filter's keys are text, not {key!r:.40}")
         if key in ("and", "or"):
             if not isinstance(value, list | tuple):
                 raise FilterError(f"{key!r} takes a list of filters")
@@ -173,13 +156,10 @@ class _SqlTranslation:
             value = {"eq": value}
         if not value:
             raise FilterError(f"The field {key!r} has no condition")
-        return " AND ".join(self.comparison(key, field, name, operand) for name, operand in value.items())
-
-    def comparison(self, key: str, field: str, name: str, operand: Any) -> str:
-        write = _OPERATORS.get(name)
-        if write is None:
-            raise FilterError(f"Unknown filter operator {name!r}; use one of {', '.join(_OPERATORS)}")
-        return write(self, key, field, operand)
+        for name in value:
+            if name not in _OPERATORS:
+                raise FilterError(f"Unknown filter operator {name!r}; use one of {', '.join(_OPERATORS)}")
+        return " AND ".join(_OPERATORS[name](self, key, field, operand) for name, operand in value.items())
 
     def bind(self, key: str, value: Any) -> str:
         self.parameters.append(_scalar(key, value))
@@ -197,14 +177,15 @@ class _SqlTranslation:
         """
         if key in ("id", "label") or not any(isinstance(operand, str) for operand in operands):
             return sql
-        return f"({sql} AND (typeof({field}) <> 'text' OR {_is_text(key)}))"
+        is_text = f"json_type(metadata, {_path(key)}) = 'text' AND {_holds_no_nul(_path(key))}"
+        return f"({sql} AND (typeof({field}) <> 'text' OR {is_text}))"
 
     def unequal(self, key: str, field: str, operand: Any) -> str:
         return f"({self.equal(key, field, operand)}) IS NOT TRUE"
 
     def one_of(self, key: str, field: str, operand: Any) -> str:
         if not isinstance(operand, list | tuple):
-            raise FilterError(f"'in' takes a list of values, not {_short(operand)}")
+            raise FilterError(f"'in' takes a list of values, not {operand!r:.40}")
         if len(operand) > MOST_VALUES:
             raise FilterError(f"'in' takes at most {MOST_VALUES} values")
         self.parameters.append(json.dumps([_scalar(key, value) for value in operand]))
@@ -228,7 +209,7 @@ class _SqlTranslation:
 
     def prefix(self, key: str, field: str, operand: Any) -> str:
         if not isinstance(operand, str):
-            raise FilterError(f"'prefix' takes text, not {_short(operand)}")
+            raise FilterError(f"'prefix' takes text, not {operand!r:.40}")
         sql = f"{field} >= {self.bind(key, operand)}"
         after = after_prefix(operand)
         if after is not None:
@@ -267,23 +248,15 @@ def _scalar(key: str, value: Any) -> Scalar:
     if isinstance(value, np.generic):
         value = value.item()
     if not isinstance(value, str | int | float):
-        raise FilterError(f"The filter on {key!r} compares with {_short(value)}; use text or a number")
+        raise FilterError(f"The filter on {key!r} compares with {value!r:.40}; use text or a number")
     if isinstance(value, float) and not math.isfinite(value):
         raise FilterError(f"The filter on {key!r} compares with {value}; use a finite number")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise FilterError(f"The filter on {key!r} compares with an integer beyond 64 bits")
     if isinstance(value, str) and "\0" in value:
         raise FilterError(f"The filter on {key!r} compares with text that holds NUL; leave NUL out")
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise FilterError(f"The filter on {key!r} holds text that is not valid Unicode") from None
+    if isinstance(value, str) and not is_unicode(value):
+        raise FilterError(f"The filter on {key!r} holds text that is not valid Unicode")
     if key == "label" and not isinstance(value, str):
-        raise FilterError(f"Labels are text; the filter compares with {_short(value)}")
+        raise FilterError(f"Labels are text; the filter compares with {value!r:.40}")
     return int(value) if isinstance(value, bool) else value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

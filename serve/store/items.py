@@ -28,7 +28,9 @@ from serve.store.types import (
     SearchResult,
     Store,
     StoreError,
+    StoreMissing,
     Vectors,
+    is_unicode,
     several,
     whole_number,
 )
@@ -61,12 +63,7 @@ class Definition:
     fingerprint: str | None
 
     def check(self, dim: int | None, fingerprint: str | None) -> None:
-        """Checks it against the caller's expectations; None expects nothing.
-
-        Raises:
-            DimensionMismatch: The collection has another dim.
-            FingerprintMismatch: It has another fingerprint.
-        """
+        """Raises DimensionMismatch or FingerprintMismatch unless it is as expected; None expects nothing."""
         if dim is not None and dim != self.dim:
             raise DimensionMismatch(f"The collection takes vectors of {self.dim} numbers, not {dim}")
         self.check_fingerprint(fingerprint)
@@ -147,13 +144,9 @@ class CheckedItems:
 
 
 def check_id(value: Any) -> ItemId:
-    """Returns the id if it is text or a 64-bit integer.
-
-    Raises:
-        StoreError: It is not.
-    """
+    """Returns the id if it is text or a 64-bit integer, else raises StoreError."""
     if isinstance(value, str):
-        if value and "\0" not in value and _is_unicode(value):
+        if value and "\0" not in value and is_unicode(value):
             return str(value)  # a plain one, where NumPy made it
     elif isinstance(value, int | np.integer) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
         return int(value)
@@ -161,20 +154,12 @@ def check_id(value: Any) -> ItemId:
 
 
 def check_ids(values: Iterable[Any]) -> list[ItemId]:
-    """Returns the ids of a list.
-
-    Raises:
-        StoreError: One is unusable, or the argument is no list.
-    """
+    """Returns the ids of a list; StoreError if one is unusable, or the argument is no list."""
     return [check_id(value) for value in several(values)]
 
 
 def check_limit(limit: int) -> int:
-    """Returns the number of items to read, as far as SQLite counts.
-
-    Raises:
-        StoreError: The limit is below 1 or not a whole number.
-    """
+    """Returns the number of items to read, at least 1 (else StoreError), as far as SQLite counts."""
     limit = whole_number("limit", limit)
     if limit < 1:
         raise StoreError(f"limit is {limit}; ask for at least one item")
@@ -240,19 +225,33 @@ def is_name(text: str) -> bool:
 
 
 def check_name(name: str, what: str = "collection name") -> str:
-    """Returns the name of a collection or an alias if it is usable.
-
-    Raises:
-        StoreError: It is not.
-    """
+    """Returns the name of a collection or an alias if it is usable, else raises StoreError."""
     if not isinstance(name, str) or not is_name(name):
         raise StoreError(f"{name!r} is no {what}; use up to 64 letters, digits, '_', '-' or '.'")
     return name
 
 
+def check_alias(alias: str, name: str | None, collections: Sequence[str], place: object) -> None:
+    """Checks that an alias is usable, and that there is the collection to which it shall point (if any)."""
+    check_name(alias, "alias")
+    if alias in collections:
+        raise StoreError(f"{alias!r} is a collection; choose another name for the alias")
+    if name is not None and name not in collections:
+        raise StoreMissing(f"There is no collection {name!r} in {place}")
+
+
+def check_removable(name: str, collections: Sequence[str], aliases: Mapping[str, str], place: object) -> None:
+    """Checks that a collection exists, and that no alias points at it."""
+    meant = sorted(alias for alias, target in aliases.items() if target == name)
+    if meant:
+        raise StoreError(f"The alias {meant[0]!r} means {name!r}; point it elsewhere first")
+    if name not in collections:
+        raise StoreMissing(f"There is no collection {name!r} in {place}")
+
+
 def check_label(value: Any) -> str | None:
     """Returns the label if it is text or None."""
-    if value is None or (isinstance(value, str) and "\0" not in value and _is_unicode(value)):
+    if value is None or (isinstance(value, str) and "\0" not in value and is_unicode(value)):
         return value
     raise StoreError(f"The label {str(value)[:40]!r} is no text; use text without NUL, or none")
 
@@ -306,11 +305,7 @@ def metadata_of(text: str | None) -> dict[str, Any]:
 
 
 def check_patch(patch: Mapping[str, Any]) -> None:
-    """Checks the changes that `Store.update` takes.
-
-    Raises:
-        StoreError: They name something else than label and metadata, or one of these is not usable.
-    """
+    """Raises StoreError unless these are usable changes of label and metadata for `Store.update`."""
     unknown = set(patch) - {"label", "metadata"}
     if unknown:
         raise StoreError(f"Cannot change {sorted(unknown)[0]!r} of an item; change label or metadata")
@@ -331,26 +326,12 @@ def merged(target: Any, patch: Any) -> Any:
     return result
 
 
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MOST_NESTED):
-        parts = itertools.chain.from_iterable(
-            one.values() if isinstance(one, Mapping) else one for one in level
-        )
-        level = [part for part in parts if isinstance(part, Mapping | list | tuple)]
-        if not level:
-            return False
-    return True
-
-
-def _is_unicode(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+def _is_deep(value: Any, levels: int = MOST_NESTED) -> bool:
+    """Whether objects and lists are nested more than so many levels deep."""
+    if not isinstance(value, Mapping | list | tuple):
         return False
-    return True
+    parts = value.values() if isinstance(value, Mapping) else value
+    return levels == 0 or any(_is_deep(part, levels - 1) for part in parts)
 
 
 class BaseStore:
@@ -419,13 +400,9 @@ def best_of_each_label(
 ) -> list[Hit]:
     """The best hit of each label, `k` in all; each item without a label is a group of its own.
 
-    Each round asks for the nearest items outside the labels found so far, so it finds at least one new label.
-    The best hit of a label in a round is the best of all, because earlier rounds found none of that label.
-
-    Args:
-        hits: The `k` best hits of one vector, with their labels.
-        query: The query.
-        further: Returns the `k` best hits with none of the given labels and none of the given ids.
+    `hits` are the `k` best of one vector; `further` returns those outside the labels and ids found so far, so
+    each round finds at least one new label. The best hit of a label in a round is the best of all, because
+    earlier rounds found none of that label.
     """
     best: list[Hit] = []
     labels: set[str] = set()

@@ -21,11 +21,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import mmap
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ from serve.store.ann import approximate
 from serve.store.ann.approximate import EXACT, FaissIndex
 from serve.store.ann.flat import copy_to_device
 from serve.store.database import Database, last_lsn
-from serve.store.items import MOST_NESTED, metadata_of
-from serve.store.segment import Segment
+from serve.store.items import metadata_of
+from serve.store.segment import Segment, SegmentEntry, SegmentRecords
 from serve.store.store_folder import (
     checksum_of,
     disk_errors,
@@ -47,7 +46,7 @@ from serve.store.store_folder import (
     sync_folder,
     write_synced,
 )
-from serve.store.types import Positions, RowIds, Vectors
+from serve.store.types import RowIds, Vectors
 
 _log = logging.getLogger(__name__)
 
@@ -60,28 +59,6 @@ _BLOCK_ROWS = 16_384
 _RECORDS = 2048
 _Record = tuple[int, msgspec.Raw, msgspec.Raw, str | None]
 _decode_records = msgspec.json.Decoder(list[_Record]).decode
-_decode = msgspec.json.Decoder(list[list[Any]]).decode
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentEntry:
-    """A segment as the manifest names it; the fields are called as on disk.
-
-    Attributes:
-        name: Its folder.
-        rows: Number of rows.
-        index: Factory string of its index.
-        files: Checksums by file name.
-        sequence: LSN of the last write whose edits its records contain.
-        effort: How far a search has to look in the graph, as measured when it was built.
-    """
-
-    name: str
-    rows: int
-    index: str
-    files: dict[str, str]
-    sequence: int = 0
-    effort: int | None = None
 
 
 class SegmentFolder:
@@ -95,7 +72,7 @@ class SegmentFolder:
         self._effort = effort
         self._device = device
 
-    def load(self, *, read_only: bool) -> tuple[list[Segment], dict[str, SegmentEntry]]:
+    def load(self, *, read_only: bool) -> list[Segment]:
         """Loads every undamaged segment of the manifest; deletes the others unless `read_only`.
 
         A segment with later writes than the database shows that an older database was restored. Then no
@@ -104,8 +81,8 @@ class SegmentFolder:
         with self._database.read() as connection:
             last = last_lsn(connection)
         segments: list[Segment] = []
-        entries = {}
-        for entry in self._entries():
+        for found in self._body().get("segments", []):
+            entry = SegmentEntry(**found)
             folder = self._folder / entry.name
             try:
                 damaged = [name for name, sum_ in entry.files.items() if checksum_of(folder / name) != sum_]
@@ -117,16 +94,15 @@ class SegmentFolder:
                 )
                 continue
             segments.append(self.map(entry))
-            entries[entry.name] = entry
-        if any(max(int(segment.row_ids[-1]), segment.records_lsn) > last for segment in segments):
+        if any(s.entry and max(int(s.row_ids[-1]), s.entry.sequence) > last for s in segments):
             _log.warning("%s is older than its segments; rebuilding them from it", self._place)
-            segments, entries = [], {}
+            segments = []
             if not read_only:
                 (self._place / "manifest.json").unlink()
                 sync_folder(self._place)
         if not read_only:
-            self._clean(set(entries))
-        return segments, entries
+            self._clean({segment.name for segment in segments})
+        return segments
 
     def map(self, entry: SegmentEntry) -> Segment:
         """Opens a segment, its vectors mapped into memory."""
@@ -138,7 +114,7 @@ class SegmentFolder:
             effort = self._effort or entry.effort
             index = FaissIndex.load(folder / _INDEX, entry.index, vectors, effort)
         device = copy_to_device(vectors, self._device) if index is None else None
-        records = SegmentRecords(folder) if _TEXT in entry.files else None
+        records = SegmentRecords(folder / _TEXT, folder / _STARTS) if _TEXT in entry.files else None
         return Segment(
             entry.name,
             row_ids,
@@ -146,7 +122,7 @@ class SegmentFolder:
             approximate=index,
             device=device,
             records=records,
-            records_lsn=entry.sequence,
+            entry=entry,
         )
 
     def _vectors(self, entry: SegmentEntry) -> Vectors:
@@ -197,7 +173,12 @@ class SegmentFolder:
             blocks = _gathered(segments, owner[order], row[order], self._dim)
             with self._database.read() as connection:
                 lsn = last_lsn(connection)
-            files = _write_records(self._database, row_ids[order], folder) | {
+            lengths = np.zeros((len(row_ids), 2), np.int64)
+            texts = _texts(self._database, row_ids[order], lengths)
+            files = {_TEXT: write_synced(folder / _TEXT, texts)}  # this fills in the lengths
+            starts = np.concatenate([[0], np.cumsum(lengths.ravel())])
+            files |= {
+                _STARTS: write_synced(folder / _STARTS, [starts.astype("<i8").tobytes()]),
                 _IDS: write_synced(folder / _IDS, [row_ids[order].astype("<i8").tobytes()]),
                 _VECTORS: write_synced(folder / _VECTORS, blocks),
             }
@@ -233,7 +214,7 @@ class SegmentFolder:
         replace_file(self._place / "manifest.json", text.encode())
         self._clean({entry.name for entry in entries})
 
-    def _clean(self, keep: set[str]) -> None:
+    def _clean(self, keep: set[str | None]) -> None:
         """Deletes all other segments. Searches that have one mapped can still read it."""
         if self._folder.is_dir():
             for folder in self._folder.iterdir():
@@ -244,9 +225,6 @@ class SegmentFolder:
     def flushed_lsn(self) -> int:
         """LSN of the last write that the segments contain, from the manifest."""
         return int(self._body().get("sequence", 0))
-
-    def _entries(self) -> list[SegmentEntry]:
-        return [SegmentEntry(**entry) for entry in self._body().get("segments", [])]
 
     def _body(self) -> dict[str, Any]:
         """The manifest's content; empty if it is missing, damaged or another store's."""
@@ -280,49 +258,11 @@ def _checksum(body: dict[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class SegmentRecords:
-    """Records of a segment on disk, mapped into memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self.edited: set[int] = set()
-        self._starts: NDArray[np.int64] = np.asarray(np.memmap(folder / _STARTS, "<i8", "r"))
-        self._ids = self._starts[:-1].reshape(-1, 2)
-        with (folder / _TEXT).open("rb") as file:
-            self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]] | None:
-        """See `Records.take`."""
-        text = self._text
-        if ids_only:
-            pieces = [text[start:end] for start, end in self._ids[rows].tolist()]
-        else:
-            starts, ends = self._starts[2 * rows].tolist(), self._starts[2 * rows + 2].tolist()
-            pieces = [text[start:end] for start, end in zip(starts, ends, strict=True)]
-            # Earlier versions stored metadata too deep to be answered; the database's reader handles it.
-            if any(piece.count(b"{") + piece.count(b"[") > MOST_NESTED for piece in pieces):
-                return None
-        return _decode(b"[[" + b"],[".join(pieces) + b"]]")
-
-
-def _write_records(database: Database, row_ids: RowIds, folder: Path) -> dict[str, str]:
-    """Writes the records of rows with these row ids (ascending), and waits until the disk has them.
-
-    Args:
-        database: Source of the records; an item that it no longer has gets an empty one.
-        row_ids: (n,) int64, ascending, at least one.
-        folder: The segment's.
-
-    Returns:
-        Checksums by file name.
-    """
-    lengths = np.zeros((len(row_ids), 2), np.int64)
-    files = {_TEXT: write_synced(folder / _TEXT, _texts(database, row_ids, lengths))}
-    starts = np.concatenate([[0], np.cumsum(lengths.ravel())])
-    files[_STARTS] = write_synced(folder / _STARTS, [starts.astype("<i8").tobytes()])
-    return files
-
-
 def _texts(database: Database, row_ids: RowIds, lengths: NDArray[np.int64]) -> Iterator[bytes]:
+    """Records of rows with these ids (ascending), in pieces; an item that is gone has an empty record.
+
+    Fills in `lengths` (n, 2), the bytes of each record's id and of the rest.
+    """
     for start in range(0, len(row_ids), _RECORDS):
         chunk = row_ids[start : start + _RECORDS]
         with database.read() as connection:

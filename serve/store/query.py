@@ -11,7 +11,7 @@ import contextlib
 import sqlite3
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from serve.store.types import (
     Selection,
     Vectors,
 )
-from serve.store.version import CurrentVersion, FilterCache, Version
+from serve.store.version import CurrentVersion
 
 # Tries without a lock before one that holds writers back.
 _TRIES = 4
@@ -42,40 +42,31 @@ class _VersionChanged(Exception):  # noqa: N818  (not an error: the search start
     """A write came between the look at the index and the look at the database."""
 
 
-class QueryRunner:
-    """Searches one collection.
+def run_query(
+    database: Database, current: CurrentVersion, index: str, vectors: Vectors, query: SearchQuery
+) -> SearchResult:
+    """Searches by (n, dim) vectors of unit length; see `Store.search`. The plan names the `index`."""
+    condition = filters.condition(query.where)
+    for _ in range(_TRIES):
+        try:
+            return _once(database, current, index, vectors, query, condition)
+        except _VersionChanged:
+            continue
+    with current.commits.paused():
+        current.catch_up()
+        return _once(database, current, index, vectors, query, condition)
 
-    Args:
-        database: The collection's database.
-        current: The version that searches see.
-        index: Index factory string of the collection.
-        threads: OpenMP threads of a search.
-    """
 
-    def __init__(self, database: Database, current: CurrentVersion, index: str, threads: int) -> None:
-        self._database = database
-        self._current = current
-        self._index = index
-        self._threads = threads
-
-    def run(self, vectors: Vectors, query: SearchQuery) -> SearchResult:
-        """Searches by vectors of shape (n, dim) and unit length; see `Store.search`."""
-        flat.use_threads(self._threads)
-        condition = filters.condition(query.where)
-        for _ in range(_TRIES):
-            try:
-                return self._once(self._current.version, vectors, query, condition)
-            except _VersionChanged:
-                continue
-        with self._current.commits.paused():
-            self._current.catch_up()
-            return self._once(self._current.version, vectors, query, condition)
-
-    def _once(
-        self, version: Version, vectors: Vectors, query: SearchQuery, condition: Condition
-    ) -> SearchResult:
-        with _VersionSearch(self._database, self._current.filters, version, query, self._index) as search:
-            return search.run(vectors, condition)
+def _once(
+    database: Database,
+    current: CurrentVersion,
+    index: str,
+    vectors: Vectors,
+    query: SearchQuery,
+    condition: Condition,
+) -> SearchResult:
+    with contextlib.ExitStack() as opened:
+        return _VersionSearch(database, current, query, index, opened).run(vectors, condition)
 
 
 class _VersionSearch:
@@ -85,22 +76,21 @@ class _VersionSearch:
     """
 
     def __init__(
-        self, database: Database, masks: FilterCache, version: Version, query: SearchQuery, index: str
+        self,
+        database: Database,
+        current: CurrentVersion,
+        query: SearchQuery,
+        index: str,
+        opened: contextlib.ExitStack,
     ) -> None:
         self._database = database
-        self._filters = masks
-        self._version = version
+        self._filters = current.filters
+        self._version = current.version
         self._query = query
         self._index = index
         self._excluded = NO_ROW_IDS
-        self._opened = contextlib.ExitStack()
+        self._opened = opened
         self._connection: sqlite3.Connection | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
 
     def run(self, vectors: Vectors, condition: Condition) -> SearchResult:
         query = self._query
@@ -153,11 +143,7 @@ class _VersionSearch:
         return SearchResult([hits], self._version.plan(plans, self._index))
 
     def _connect(self) -> sqlite3.Connection:
-        """A connection that sees the version until the search ends.
-
-        Raises:
-            _VersionChanged: The database is at another version.
-        """
+        """A connection that sees the version until the search ends; or raises `_VersionChanged`."""
         if self._connection is None:
             self._connection = self._opened.enter_context(self._database.read_transaction())
             if not self._database.read_only and last_lsn(self._connection) != self._version.lsn:

@@ -7,70 +7,69 @@ the old one.
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from serve.store.ann import flat
+from serve.store.ann.approximate import FaissIndex
 from serve.store.ann.flat import DeviceScan
-from serve.store.items import metadata_of
-from serve.store.types import (
-    Mask,
-    Positions,
-    RowIds,
-    SearchQuery,
-    Selection,
-    Strategy,
-    Vectors,
-)
+from serve.store.items import MOST_NESTED, metadata_of
+from serve.store.types import Mask, Positions, RowIds, SearchQuery, Selection, Strategy, Vectors
 
 # Scanning a row costs about this many times less in a scan of the whole segment than in one of chosen rows.
 _ORDERLY = 4
 # A position takes 8 bytes, a row of a mask 1: positions take no more memory up to one row in 8.
 _FEW = 8
-
-
-class Approximate(Protocol):
-    """An approximate index over a segment's rows.
-
-    Attributes:
-        rows_per_neighbour: Rows that a scan of the segment reads in the time of exploring one neighbour.
-    """
-
-    rows_per_neighbour: int
-
-    def least(self, k: int, effort: int | None = None) -> int:
-        """Fewest neighbours that a search for `k` explores."""
-
-    def search(self, queries: Vectors, k: int, effort: int | None = None) -> tuple[Vectors, Positions, int]:
-        """As `flat.scan`, but may miss some; also the most rows that one query was compared with."""
-
-
-class Records(Protocol):
-    """Ids, labels and metadata of one segment's rows."""
-
-    edited: set[int]
-    """Ids of rows whose label or metadata may have changed since; only ever grows."""
-
-    def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]] | None:
-        """The id, or id, label and metadata, of each row; None where the database has to be asked."""
+_decode = msgspec.json.Decoder(list[list[Any]]).decode
 
 
 class MemtableRecords:
-    """Records in memory, in the order of the rows; `rows` may be longer than the segment."""
+    """Ids, labels and metadata of a memtable's rows, in their order; `rows` may be longer than the segment.
+
+    Attributes:
+        edited: Ids of rows whose label or metadata may have changed since; only ever grows.
+    """
 
     def __init__(self, rows: list[tuple[Any, str | None, str | None]]) -> None:
         self.edited: set[int] = set()
         self.rows = rows
 
     def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]]:
-        """See `Records.take`."""
+        """The id, or id, label and metadata, of each row."""
         found = [self.rows[row] for row in rows.tolist()]
         if ids_only:
             return [[record[0]] for record in found]
         return [[id_, label, metadata_of(metadata)] for id_, label, metadata in found]
+
+
+class SegmentRecords:
+    """As `MemtableRecords`, of a segment on disk, mapped into memory."""
+
+    def __init__(self, text: Path, starts: Path) -> None:
+        self.edited: set[int] = set()
+        self._starts: NDArray[np.int64] = np.asarray(np.memmap(starts, "<i8", "r"))
+        self._ids = self._starts[:-1].reshape(-1, 2)
+        with text.open("rb") as file:
+            self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def take(self, rows: Positions, *, ids_only: bool) -> list[list[Any]] | None:
+        """As `MemtableRecords.take`; None where the database has to be asked."""
+        text = self._text
+        if ids_only:
+            pieces = [text[start:end] for start, end in self._ids[rows].tolist()]
+        else:
+            starts, ends = self._starts[2 * rows].tolist(), self._starts[2 * rows + 2].tolist()
+            pieces = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+            # Earlier versions stored metadata too deep to be answered; the database's reader handles it.
+            if any(piece.count(b"{") + piece.count(b"[") > MOST_NESTED for piece in pieces):
+                return None
+        return _decode(b"[[" + b"],[".join(pieces) + b"]]")
 
 
 class SegmentPlan(msgspec.Struct, frozen=True):
@@ -79,6 +78,27 @@ class SegmentPlan(msgspec.Struct, frozen=True):
     strategy: Strategy
     candidates: int
     explored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """A segment as the manifest names it; the fields are called as on disk.
+
+    Attributes:
+        name: Its folder.
+        rows: Number of rows.
+        index: Factory string of its index.
+        files: Checksums by file name.
+        sequence: LSN of the last write whose edits its records contain.
+        effort: How far a search has to look in the graph, as measured when it was built.
+    """
+
+    name: str
+    rows: int
+    index: str
+    files: dict[str, str]
+    sequence: int = 0
+    effort: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +114,7 @@ class Segment:
         approximate: An index over all rows, or None.
         device: A copy of the vectors on a GPU that scans them, or None.
         records: Ids, labels and metadata of the rows; None if only the database has them.
-        records_lsn: LSN of the last write whose edits the records contain.
+        entry: The segment as the manifest names it, or None for rows in memory alone.
     """
 
     name: str | None
@@ -102,10 +122,10 @@ class Segment:
     vectors: Vectors
     dead: Mask | None = None
     dead_count: int = 0
-    approximate: Approximate | None = None
+    approximate: FaissIndex | None = None
     device: DeviceScan | None = None
-    records: Records | None = None
-    records_lsn: int = 0
+    records: MemtableRecords | SegmentRecords | None = None
+    entry: SegmentEntry | None = None
 
     def __len__(self) -> int:
         return len(self.row_ids)

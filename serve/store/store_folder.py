@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from serve.store.items import check_name, is_name
+from serve.store.items import check_alias, check_name, check_removable, is_name
 from serve.store.types import DiskFull, ReadOnly, StoreDamaged, StoreError, StoreLocked, StoreMissing
 
 DATABASE = "items.db"
@@ -179,42 +179,25 @@ class StoreFolder:
             ) from error
 
     def place(self, name: str) -> Path:
-        """The folder of a collection, given its name or alias, whether it exists or not.
-
-        Raises:
-            StoreError: The name is not usable.
-        """
+        """The folder of a collection, given its name or alias, whether it exists or not."""
         return self.path / "collections" / check_name(self.aliases().get(name, name))
 
     def set_alias(self, alias: str, name: str | None) -> None:
         """Points an alias at a collection, or removes it (None), atomically."""
         self._need_lock()
-        check_name(alias, "alias")
+        check_alias(alias, name, self.collections(), self.path)
         aliases = self.aliases()
-        if alias in self.collections():
-            raise StoreError(f"{alias!r} is a collection; choose another name for the alias")
         if name is None:
             aliases.pop(alias, None)
-        elif name in self.collections():
-            aliases[alias] = name
         else:
-            raise StoreMissing(f"There is no collection {name!r} in {self.path}")
+            aliases[alias] = name
         text = json.dumps({"aliases": aliases}, indent=1, sort_keys=True)
         replace_file(self.path / "catalogue.json", text.encode())
 
     def check_removable(self, name: str) -> None:
-        """Checks that a collection may be deleted.
-
-        Raises:
-            StoreError: An alias still points at the collection.
-            StoreMissing: It does not exist.
-        """
+        """Checks that a collection may be deleted; see `items.check_removable`."""
         self._need_lock()
-        aliases = sorted(alias for alias, target in self.aliases().items() if target == name)
-        if aliases:
-            raise StoreError(f"The alias {aliases[0]!r} means {name!r}; point it elsewhere first")
-        if name not in self.collections():
-            raise StoreMissing(f"There is no collection {name!r} in {self.path}")
+        check_removable(name, self.collections(), self.aliases(), self.path)
 
     def remove(self, name: str) -> None:
         """Deletes the files of a closed collection that passed `check_removable`."""

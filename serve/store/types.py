@@ -9,10 +9,11 @@ a query. Similarity is the cosine: vectors are L2-normalized on the way in, so i
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack
 
 import msgspec
 import numpy as np
@@ -112,11 +113,7 @@ class ItemMissing(StoreError):
 
 
 def whole_number(name: str, value: Any) -> int:
-    """Returns the value as an int; integers of NumPy are taken too.
-
-    Raises:
-        StoreError: It is not a whole number.
-    """
+    """Returns the value as an int, also one of NumPy; StoreError if it is not a whole number."""
     try:
         return int(operator.index(value))
     except TypeError:
@@ -124,14 +121,18 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def several(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Returns what an argument lists.
-
-    Raises:
-        StoreError: It is not a list. A single text is refused: it would pass as the list of its characters.
-    """
+    """Returns what a list holds. A single text is refused: it would pass as the list of its characters."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise StoreError(f"{values!r:.40} is not a list; put it into one: [{values!r:.40}]")
     return tuple(values)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: it holds no lone surrogates."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +195,9 @@ class SearchQuery(msgspec.Struct, frozen=True):
             msgspec.structs.force_setattr(self, "effort", whole_number("effort", self.effort))
             if not 1 <= self.effort <= MOST_EFFORT:
                 raise StoreError(f"effort is {self.effort}; it goes from 1 to {MOST_EFFORT}")
-        if self.min_similarity is not None:
-            try:
-                usable = not math.isnan(self.min_similarity)
-            except TypeError:
-                usable = False
-            if not usable:
-                raise StoreError(f"min_similarity is {self.min_similarity!r:.40}; give a number from -1 to 1")
+        least: Any = self.min_similarity
+        if least is not None and (not isinstance(least, numbers.Real) or math.isnan(least)):
+            raise StoreError(f"min_similarity is {least!r:.40}; give a number from -1 to 1")
 
     @classmethod
     def of(cls, query: SearchQuery | int, options: QueryArguments) -> SearchQuery:
@@ -323,7 +320,6 @@ class StoreStats:
     trouble: str | None = None
 
 
-@runtime_checkable
 class Store(Protocol):
     """One collection of items. Every method may be called from any thread at any time.
 

@@ -58,16 +58,6 @@ class Version:
     segments: tuple[Segment, ...]
     lsn: int
 
-    @classmethod
-    def of(cls, segments: Sequence[Segment], dim: int, lsn: int) -> Version:
-        """A version of these segments and an empty memtable."""
-        return cls((*segments, _empty_memtable(dim)), lsn)
-
-    @property
-    def memtable(self) -> Segment:
-        """The segment that grows."""
-        return self.segments[-1]
-
     @property
     def live_count(self) -> int:
         """Number of items."""
@@ -89,9 +79,10 @@ class Version:
 
     def sealed(self) -> Version:
         """The version with an empty memtable; the old memtable is now a segment that no longer grows."""
-        if len(self.memtable) == 0:
+        memtable = self.segments[-1]
+        if len(memtable) == 0:
             return self
-        return replace(self, segments=(*self.segments, _empty_memtable(self.memtable.vectors.shape[1])))
+        return replace(self, segments=(*self.segments, _empty_memtable(memtable.vectors.shape[1])))
 
     def holds(self, segments: Sequence[Segment]) -> bool:
         """Whether this version still has these segments of an earlier one, rather than recovered copies."""
@@ -99,11 +90,9 @@ class Version:
         return all(id(segment.row_ids) in here for segment in segments)
 
     def replaced(self, old: Sequence[Segment], new: Segment | None) -> Version:
-        """The version with some segments merged into one. Rows that died in them since are dead in it too.
+        """The version with the live rows of `old` segments merged into `new` (None if there were none).
 
-        Args:
-            old: Segments of an earlier version, whose live rows `new` contains.
-            new: The merged segment; None if no row was alive.
+        Rows that died in them since are dead in it too.
         """
         numbers = {id(segment.row_ids) for segment in old}
         rest = [segment for segment in self.segments[:-1] if id(segment.row_ids) not in numbers]
@@ -111,20 +100,12 @@ class Version:
             now = [segment for segment in self.segments[:-1] if id(segment.row_ids) in numbers]
             died = [segment.row_ids[segment.dead] for segment in now if segment.dead is not None]
             rest.append(new.without(np.sort(np.concatenate(died or [NO_ROW_IDS]))))
-        return replace(self, segments=(*rest, self.memtable))
+        return replace(self, segments=(*rest, self.segments[-1]))
 
     def search(
         self, queries: Vectors, k: int, passing: Sequence[Selection | None], how: SearchQuery, index: str
     ) -> tuple[Vectors, RowIds, SearchPlan]:
-        """As `Segment.find` over all segments, with row ids instead of positions.
-
-        Args:
-            queries: (n, dim) float32, unit length.
-            k: Number of neighbours.
-            passing: For each segment, the rows that pass a filter; None for all.
-            how: The query; only `exact` and `effort` are read.
-            index: Name of the index for the plan.
-        """
+        """As `Segment.find` over all segments, with row ids for positions. The plan names the `index`."""
         found: list[tuple[Vectors, RowIds]] = []
         plans: list[SegmentPlan] = []
         for segment, selection in zip(self.segments, passing, strict=True):
@@ -221,8 +202,7 @@ class _PassingRows:
 class FilterCache:
     """The rows of one collection that pass the filters of earlier searches.
 
-    Args:
-        alone: Whether no other process writes to it; nothing is kept where one does.
+    Nothing is kept unless this process is `alone` in writing to it.
     """
 
     def __init__(self, *, alone: bool) -> None:
@@ -247,11 +227,7 @@ class FilterCache:
     ) -> list[Selection | None]:
         """The rows of each segment that pass, dead ones too; None means all.
 
-        Args:
-            condition: The filter.
-            version: What is searched.
-            connect: Opens the database at that version; called only where the cache has nothing of this
-                version.
+        `connect` opens the database at that version, only where the cache has nothing of it.
         """
         if condition == EVERYTHING:
             return [None] * len(version.segments)
@@ -262,7 +238,10 @@ class FilterCache:
         if entry is None or entry.lsn > version.lsn:
             entry = _PassingRows(NO_ROW_IDS, -1, {})
         if entry.lsn != version.lsn:
-            entry = _with_later_rows(entry, condition, connect())
+            connection = connect()
+            fresh = row_ids_where(connection, condition, above=entry.lsn if entry.lsn >= 0 else None)
+            row_ids = np.concatenate([entry.row_ids, fresh])
+            entry = replace(entry, row_ids=row_ids, lsn=last_lsn(connection))
         named: dict[str, Selection] = {}
         passing: list[Selection | None] = []
         for segment in version.segments:
@@ -288,21 +267,8 @@ class FilterCache:
                 self._bytes -= self._entries.popitem(last=False)[1].bytes
 
 
-def _with_later_rows(
-    entry: _PassingRows, condition: Condition, connection: sqlite3.Connection
-) -> _PassingRows:
-    fresh = row_ids_where(connection, condition, above=entry.lsn if entry.lsn >= 0 else None)
-    return replace(entry, row_ids=np.concatenate([entry.row_ids, fresh]), lsn=last_lsn(connection))
-
-
 class CurrentVersion:
     """The version of a collection that searches see, kept in step with its database.
-
-    Args:
-        database: The collection's database.
-        dim: Length of a vector.
-        segments: Those found on disk.
-        memtable_rows: Rows that a memtable takes.
 
     Attributes:
         version: The current version; replaced only while no commit runs.
@@ -367,8 +333,8 @@ def recovered(database: Database, dim: int, segments: Sequence[Segment], memtabl
         now = last_lsn(connection)
         live = row_ids_where(connection, EVERYTHING)
         for segment in segments:
-            if segment.records is not None:
-                segment.edit(edited_after(connection, segment.records_lsn))
+            if segment.entry is not None:
+                segment.edit(edited_after(connection, segment.entry.sequence))
     uncovered = np.ones(len(live), np.bool_)
     useful: list[Segment] = []
     for segment in segments:
@@ -376,7 +342,7 @@ def recovered(database: Database, dim: int, segments: Sequence[Segment], memtabl
         uncovered[np.searchsorted(live, segment.row_ids[alive])] = False
         if alive.any():
             useful.append(segment.without(segment.row_ids[~alive]))
-    version = Version.of(useful, dim, now)
+    version = Version((*useful, _empty_memtable(dim)), now)
     return _with_missing(version, database, dim, live[uncovered], memtable_rows)
 
 

@@ -15,7 +15,7 @@ from models.inference import choice
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
 from serve import measuring
-from serve.embedding.network_stage import load_bundle
+from serve.service import load_bundle
 from serve.settings import Settings
 from serve.store.catalogue import Catalogue
 

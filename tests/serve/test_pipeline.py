@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from models.preprocess import ImageError
+from serve.batcher import MicroBatcher, enter_worker
 from serve.embedding import EmbeddingPipeline
-from serve.embedding.batcher import MicroBatcher
-from serve.threads import enter_worker
 
 
 def test_results_come_back_in_order_whatever_the_batches():
@@ -29,7 +28,7 @@ def test_what_waits_becomes_one_batch():
         gate.wait(5)
         return items
 
-    batcher = MicroBatcher(run, max_batch=8, observe=lambda size, _seconds: sizes.append(size))
+    batcher = MicroBatcher(run, max_batch=8, observe=sizes.append)
     first = batcher.submit(0)
     while batcher.depth:  # the worker has taken the first alone
         time.sleep(0.001)

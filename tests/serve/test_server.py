@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.client import Client
-from serve.client.retries import Retries
+from serve.client import Client, Retries
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from models.bundle import Bundle
 from models.errors import InputError
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
-from serve.embedding.network_stage import load_bundle
 from serve.server import bind, open_collections, run
+from serve.service import load_bundle
 from serve.settings import Settings
 
 

@@ -47,7 +47,7 @@ _RECALL = 0.99
 _PROBES = 128
 # Fewest lists that a search of an inverted index visits.
 _PROBED = 8
-# `rows_per_neighbour` of such an index; see `segment.Approximate`.
+# `rows_per_neighbour` of such an index.
 _LIST_ROWS = 60
 # Hits that a compressed index is asked for per hit wanted, to be rescored.
 _RESCORED = 4
@@ -84,7 +84,12 @@ def parse(text: str) -> tuple[str, int | None]:
 
 
 class FaissIndex:
-    """A FAISS index over the rows of `vectors`."""
+    """A FAISS index over the rows of `vectors`.
+
+    Attributes:
+        compressed: Whether it is no plain HNSW graph; `build` can add rows to such a graph.
+        rows_per_neighbour: Rows that a scan of the segment reads in the time of exploring one neighbour.
+    """
 
     def __init__(self, factory: str, index: Any, vectors: Vectors, effort: int | None = None) -> None:
         self.factory = factory
@@ -206,11 +211,6 @@ def demanded_effort(index: FaissIndex, vectors: Vectors) -> int | None:
     return view
 
 
-def can_grow(index: object) -> bool:
-    """Whether `build` can add rows to this index instead of building a new one."""
-    return isinstance(index, FaissIndex) and not index.compressed
-
-
 def build(
     factory: str,
     vectors: Vectors,
@@ -290,11 +290,7 @@ def _lend_vectors(index: Any, vectors: Vectors) -> Any:
 
 
 def check(text: str, dim: int) -> None:
-    """Checks that an index works.
-
-    Args:
-        text: FAISS factory string, optionally with an effort; see `parse`.
-        dim: Length of a vector.
+    """Checks that an index (a FAISS factory string, optionally with an effort; see `parse`) works.
 
     Raises:
         StoreError: Its kind is not allowed, a size is out of range, or FAISS could not build it on trial.

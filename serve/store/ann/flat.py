@@ -98,12 +98,7 @@ def _nothing(queries: int, k: int) -> tuple[Vectors, Positions]:
 
 
 class DeviceScan:
-    """A copy of a segment's vectors on a device. float32 throughout, so that results stay exact.
-
-    Args:
-        vectors: (n, dim) float32.
-        device: Device of the copy.
-    """
+    """A copy of a segment's vectors on a device. float32 throughout, so that results stay exact."""
 
     def __init__(self, vectors: Vectors, device: torch.device) -> None:
         import torch
@@ -126,11 +121,9 @@ class DeviceScan:
 
 
 def copy_to_device(vectors: Vectors, device: str = "auto") -> DeviceScan | None:
-    """The copy on a CUDA device; None if there is none, it lacks the memory, or the rows are too few.
+    """The copy on a CUDA device ("auto" is the current one).
 
-    Args:
-        vectors: (n, dim) float32.
-        device: "auto" is the current CUDA device; one that is not CUDA gets no copy.
+    None if there is no such device, it lacks the memory, or the rows are too few.
     """
     if device == "cpu" or len(vectors) < LEAST_ROWS or (device == "auto" and not _has_driver()):
         return None

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import msgspec
+
 from serve.store.types import StoreError
 
 EXACT = "FLAT"
@@ -62,11 +64,7 @@ _INDEXES = {
 
 
 def capabilities(told: str) -> Capabilities:
-    """What a server can do, from its version text, such as `v2.3.5` or `2.6-20250501-1a2b3c4`.
-
-    Raises:
-        StoreError: It is too old, or the text has no version.
-    """
+    """What a server of this version (such as `v2.3.5`) can do; StoreError if it is too old or no version."""
     found = _VERSION.search(told)
     if not found:
         raise StoreError(f"The Milvus server tells no version ({told[:40]!r}); use a released version")
@@ -156,9 +154,7 @@ def parse_index(text: str | None, engine: Capabilities) -> IndexType:
 
 
 def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        return msgspec.convert(text, int | float, strict=False)
+    except msgspec.ValidationError:
+        return text

@@ -62,15 +62,10 @@ def is_address(text: object) -> bool:
 
 
 def parse_address(text: str) -> Address:
-    """Parses an address.
+    """Parses `file:relative/path`, `file:///absolute/path` or `milvus://HOST[:PORT][/DATABASE]`.
 
-    Args:
-        text: `file:relative/path`, `file:///absolute/path`, or `milvus://HOST[:PORT][/DATABASE]` (also with
-            `http` or `https`; port 19530 where none is given).
-
-    Raises:
-        StoreError: It is none of these, or it has a password, which other users of the machine could read on
-            the command line.
+    The last may also begin with `http` or `https`. A password (StoreError) is refused, because other users of
+    the machine could read it on the command line.
     """
     try:
         parts = urlsplit(text)
@@ -193,6 +188,22 @@ class Engine:
         return StoreError(f"{self.address.uri}: {line}")
 
 
+class CollectionCalls:
+    """Calls methods of the client for one collection, until it is closed."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.engine = engine
+        self.closed = False
+        self._name = name
+        self._inside = milvus_name(name)
+
+    def __call__(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """As `Engine.call`, with the collection's name before the arguments."""
+        if self.closed:
+            raise StoreError(f"The collection {self._name!r} is closed")
+        return self.engine.call(method, self._inside, *arguments, **options)
+
+
 class _Embedded:
     """milvus-lite on files of this machine, reached through a socket that no other user can open."""
 
@@ -212,14 +223,13 @@ class _Embedded:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             self._server, self._database, _ = start_server_in_thread(str(folder), "unix", str(place))
-        except DataDirLockedError as error:
+        except BaseException as error:
             self._socket.cleanup()
-            raise StoreLocked(f"{folder} is in use by another process; stop it or choose another") from error
-        except OSError as error:
-            self._socket.cleanup()
-            raise StoreError(f"{folder} cannot be opened: {error.strerror or error}") from error
-        except BaseException:
-            self._socket.cleanup()
+            if isinstance(error, DataDirLockedError):
+                text = f"{folder} is in use by another process; stop it or choose another"
+                raise StoreLocked(text) from error
+            if isinstance(error, OSError):
+                raise StoreError(f"{folder} cannot be opened: {error.strerror or error}") from error
             raise
         self.uri = f"unix:{place}"
 

@@ -25,11 +25,7 @@ _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\
 
 
 def expression(where: Mapping[str, Any] | None, engine: Capabilities) -> str:
-    """Translates a filter for an engine; empty text passes everything.
-
-    Raises:
-        FilterError: `serve.store.filters` refuses it too.
-    """
+    """Translates a filter (see `filters.condition`) for an engine; empty text passes everything."""
     filters.condition(where)  # raises for everything that is wrong with it
     return _MilvusTranslation(engine).both(where, True) if where else ""
 
@@ -41,18 +37,19 @@ def all_of(*conditions: str) -> str:
 
 def keys_in(ids: Iterable[ItemId], *, negate: bool = False) -> str:
     """The condition that an item is (not) one of these; empty if there are no ids and `negate` is true."""
-    keys = ", ".join(quoted(key_of(value)) for value in ids)
-    if not keys:
-        return "" if negate else NEVER
-    return f"id {'not in' if negate else 'in'} [{keys}]"
+    return _listed("id", map(key_of, ids), negate)
 
 
 def labels_in(labels: Iterable[str], *, negate: bool = False) -> str:
     """The condition that an item has one (or none) of these labels; empty for no labels and `negate`."""
-    texts = ", ".join(quoted("s" + label) for label in labels)
-    if not texts:
+    return _listed("label", ("s" + label for label in labels), negate)
+
+
+def _listed(field: str, texts: Iterable[str], negate: bool) -> str:
+    literals = ", ".join(map(quoted, texts))
+    if not literals:
         return "" if negate else NEVER
-    return f"label {'not in' if negate else 'in'} [{texts}]"
+    return f"{field} {'not in' if negate else 'in'} [{literals}]"
 
 
 def quoted(text: str) -> str:
@@ -91,8 +88,7 @@ class _MilvusTranslation:
         if name == "exists" or (name == "eq" and operand is None):
             return _present(field, hold == (operand is True))
         if name == "in":
-            values = [operand] if not isinstance(operand, list | tuple) else operand
-            return self._one_of(field, [_plain(value) for value in values], hold)
+            return self._one_of(field, [_plain(value) for value in operand], hold)
         if name == "eq":
             return self._one_of(field, [_plain(operand)], hold)
         if name == "contains":
@@ -145,13 +141,11 @@ class _MilvusTranslation:
 
 
 def _joined(parts: list[str], *, conjunction: bool) -> str:
+    if len(parts) == 1:
+        return parts[0]
     if not parts:
         return ALWAYS if conjunction else NEVER
-    return (
-        parts[0]
-        if len(parts) == 1
-        else (" and " if conjunction else " or ").join(f"({part})" for part in parts)
-    )
+    return (" and " if conjunction else " or ").join(f"({part})" for part in parts)
 
 
 def _leaf(condition: str, absent: str, hold: bool) -> str:

@@ -7,11 +7,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
-from serve.store.items import check_name
+from serve.store.items import check_alias, check_name, check_removable
 from serve.store.milvus.engine import Engine, milvus_name, our_name, parse_address
 from serve.store.milvus.schema import create_collection, open_collection
 from serve.store.milvus.store import Consistency, MilvusStore
-from serve.store.types import StoreError, StoreMissing
+from serve.store.types import StoreError
 
 # Seconds for which an alias that another process moved may still mean the old collection here.
 _FRESH_SECONDS = 2.0
@@ -23,16 +23,7 @@ class MilvusCatalogue:
     A service calls `collection` for every request, so it answers from memory; changes that other processes
     made to aliases are read in the background, at most every two seconds.
 
-    Args:
-        address: `file:PATH` or `milvus://HOST[:PORT][/DATABASE]`.
-        token: `USER:PASSWORD` or an API key of the server.
-        timeout: Seconds that one call to a server may take.
-        consistency: Of new collections; see `MilvusStore.open`.
-
-    Raises:
-        StoreUnreachable: The server does not answer.
-        StoreLocked: Another process has the embedded files open.
-        StoreError: pymilvus is missing.
+    Arguments and errors are those of `MilvusStore.open`.
     """
 
     def __init__(
@@ -75,11 +66,7 @@ class MilvusCatalogue:
         return dict(sorted(found.items()))
 
     def collection(self, name: str = "default") -> MilvusStore:
-        """The collection of that name or alias; the same object each time.
-
-        Raises:
-            StoreMissing: There is none.
-        """
+        """The collection of that name or alias; see `Catalogue.collection`."""
         check_name(name)
         store = self.opened(name)
         if store is not None:
@@ -104,12 +91,7 @@ class MilvusCatalogue:
     def create(
         self, name: str, dim: int, fingerprint: str | None = None, index: str | None = None
     ) -> MilvusStore:
-        """A new, empty collection.
-
-        Raises:
-            StoreError: The name is taken, by a collection or an alias, or the engine does not build this
-                index.
-        """
+        """A new, empty collection; see `Catalogue.create` and `create_collection`."""
         with self._lock:
             # Milvus resolves aliases here as well.
             if self._engine.call("has_collection", milvus_name(name)):
@@ -120,35 +102,22 @@ class MilvusCatalogue:
 
     def set_alias(self, alias: str, name: str | None) -> None:
         """Points an alias at a collection, or removes it (None), atomically."""
-        check_name(alias, "alias")
         with self._lock:
-            names, aliases = self.collections(), self.aliases()
-            if alias in names:
-                raise StoreError(f"{alias!r} is a collection; choose another name for the alias")
+            check_alias(alias, name, self.collections(), self._engine.address.uri)
+            aliases = self.aliases()
             if name is None:
                 if alias in aliases:
                     self._engine.call("drop_alias", milvus_name(alias))
                 self._known.pop(alias, None)
                 return
-            if name not in names:
-                raise StoreMissing(f"There is no collection {name!r} in {self._engine.address.uri}")
             method = "alter_alias" if alias in aliases else "create_alias"
             self._engine.call(method, milvus_name(name), milvus_name(alias))
             self._known[alias] = name
 
     def drop(self, name: str) -> None:
-        """Deletes a collection with all its items.
-
-        Raises:
-            StoreError: An alias still points at it.
-            StoreMissing: It does not exist.
-        """
+        """Deletes a collection with all its items; see `Catalogue.drop`."""
         with self._lock:
-            meant = sorted(alias for alias, target in self.aliases().items() if target == name)
-            if meant:
-                raise StoreError(f"The alias {meant[0]!r} means {name!r}; point it elsewhere first")
-            if name not in self.collections():
-                raise StoreMissing(f"There is no collection {name!r} in {self._engine.address.uri}")
+            check_removable(name, self.collections(), self.aliases(), self._engine.address.uri)
             if name in self._stores:
                 self._stores.pop(name).close()
             self._engine.call("drop_collection", milvus_name(name))

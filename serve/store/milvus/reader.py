@@ -9,13 +9,14 @@ Milvus searches, unless an exact answer is wanted of an approximate index: then 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from serve.store.items import best_of_each_label, check_id
-from serve.store.milvus.engine import Engine
+from serve.store.milvus.engine import CollectionCalls
 from serve.store.milvus.expressions import all_of, expression, keys_in, labels_in
 from serve.store.milvus.schema import MilvusDefinition, Row, id_of, text_of
 from serve.store.types import (
@@ -38,17 +39,10 @@ _NUMBERS_A_QUERY = 10_000
 
 
 class RowReader:
-    """Reads one collection.
+    """Reads one collection; `last` returns the LSN of its last write."""
 
-    Args:
-        engine: The connection.
-        inside: Milvus's name of the collection.
-        last: Returns the LSN of the last write.
-    """
-
-    def __init__(self, engine: Engine, inside: str, last: Callable[[], int]) -> None:
-        self._engine = engine
-        self._inside = inside
+    def __init__(self, call: CollectionCalls, last: Callable[[], int]) -> None:
+        self._call = call
         self._last = last
 
     def by_id(self, ids: Sequence[ItemId], fields: Sequence[str]) -> dict[str, Row]:
@@ -62,7 +56,7 @@ class RowReader:
 
     def count(self, condition: str) -> int:
         """Number of rows that pass."""
-        answer = self._engine.call("query", self._inside, filter=condition, output_fields=["count(*)"])
+        answer = self._call("query", filter=condition, output_fields=["count(*)"])
         return int(answer[0]["count(*)"])
 
     def any_above(self, lsn: int) -> bool:
@@ -100,7 +94,7 @@ class RowReader:
 
     def everything(self, condition: str, fields: Sequence[str]) -> list[Row]:
         """All rows that pass, in any order."""
-        if self._engine.can.embedded:  # it has no limit, and reads every row for each window
+        if self._call.engine.can.embedded:  # it has no limit, and reads every row for each window
             return self._query(condition, [*fields, "id"])
         return [row for page in self.pages(condition, fields) for row in page]
 
@@ -115,9 +109,7 @@ class RowReader:
 
     def _query(self, condition: str, fields: Sequence[str], limit: int | None = None) -> list[Row]:
         options = {} if limit is None else {"limit": limit}
-        return list(
-            self._engine.call("query", self._inside, filter=condition, output_fields=list(fields), **options)
-        )
+        return list(self._call("query", filter=condition, output_fields=list(fields), **options))
 
 
 def _first(rows: list[Row], count: int) -> list[Row]:
@@ -163,14 +155,9 @@ class LsnCounter:
         while self._reader.any_above(low + step - 1):
             low, step = low + step, 2 * step
         # The answer is from `low` to low + step - 1.
-        high = low + step - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._reader.any_above(middle):
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return low + bisect_left(
+            range(low, low + step - 1), True, key=lambda number: not self._reader.any_above(number)
+        )
 
 
 # Most float32 numbers that an exact search over an approximate index fetches: 256 MiB.
@@ -184,8 +171,8 @@ _MOST_HITS = 200_000
 class MilvusSearcher:
     """Searches one collection."""
 
-    def __init__(self, engine: Engine, definition: MilvusDefinition, reader: RowReader) -> None:
-        self._engine = engine
+    def __init__(self, call: CollectionCalls, definition: MilvusDefinition, reader: RowReader) -> None:
+        self._call = call
         self._definition = definition
         self._reader = reader
 
@@ -198,7 +185,7 @@ class MilvusSearcher:
         """
         if query.k > MOST_ROWS:
             raise StoreError(f"k is {query.k}; Milvus returns at most {MOST_ROWS:,} neighbours")
-        where = expression(query.where, self._engine.can)
+        where = expression(query.where, self._call.engine.can)
         condition = _excluding(where, [check_id(value) for value in query.exclude])
         hits, candidates = self._find(vectors, query, condition, filtered=bool(where))
         if query.group_by is not None:
@@ -216,11 +203,7 @@ class MilvusSearcher:
     ) -> tuple[list[list[Hit]], int | None]:
         """Hits of each vector, and the number of candidates if they were compared here.
 
-        Args:
-            vectors: (n, dim), unit length.
-            query: The query; `condition` stands for its filter and its excluded ids.
-            condition: Expression that hits pass.
-            filtered: Whether few rows may pass.
+        `condition` stands for the query's filter and its excluded ids; with `filtered`, few rows may pass it.
         """
         if not len(vectors):
             return [], None
@@ -253,7 +236,7 @@ class MilvusSearcher:
             return False
         if query.exact:
             return True
-        if not (filtered and self._engine.can.embedded):
+        if not (filtered and self._call.engine.can.embedded):
             return False
         passing = self._reader.count(condition)
         few = passing <= _SELECTIVE * self._reader.count("")
@@ -269,9 +252,8 @@ class MilvusSearcher:
         at_a_time = max(1, _MOST_HITS // query.k)
         found: list[list[Hit]] = []
         for start in range(0, len(vectors), at_a_time):
-            answers = self._engine.call(
+            answers = self._call(
                 "search",
-                self._definition.inside,
                 data=list(vectors[start : start + at_a_time]),
                 anns_field="vector",
                 limit=query.k,

@@ -78,11 +78,7 @@ class MilvusDefinition(Definition):
 def create_collection(
     engine: Engine, name: str, dim: int, fingerprint: str | None, index: str | None, consistency: str
 ) -> MilvusDefinition:
-    """Makes a new, empty collection, ready to be searched.
-
-    Raises:
-        StoreError: The engine does not build that index, or refuses the collection.
-    """
+    """Makes a new, empty collection; StoreError if the engine does not build that index."""
     if dim < 1:
         raise StoreError("A new collection needs dim, the length of its vectors")
     chosen = parse_index(index, engine.can)
@@ -165,11 +161,7 @@ def open_collection(
 
 
 def key_of(item_id: ItemId) -> str:
-    """The key of a checked id.
-
-    Raises:
-        StoreError: The id is longer than Milvus takes.
-    """
+    """The key of a checked id; StoreError if it is longer than Milvus takes."""
     if isinstance(item_id, int):
         return f"i{item_id + _SHIFT:016x}"
     key = "s" + item_id
@@ -183,25 +175,20 @@ def id_of(key: str) -> ItemId:
     return key[1:] if key[0] == "s" else int(key[1:], 16) - _SHIFT
 
 
-def facets_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def facets_of(metadata: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Facets of plain JSON metadata."""
     facets: dict[str, Any] = {}
-    waiting: list[tuple[str, Mapping[str, Any]]] = [("", metadata)]
-    while waiting:
-        prefix, fields = waiting.pop()
-        for name, value in fields.items():
-            path = prefix + facet_name([name])
-            if isinstance(value, str):
-                facets[TEXT + path] = value
-            elif isinstance(value, int | float):
-                facets[NUMBER + path] = plain_number(value)
-            elif isinstance(value, list):
-                facets[PRESENT + path] = 1
-                plain = [entry for entry in value if isinstance(entry, str | int | float)]
-                facets[LIST + path] = [listed(entry) for entry in plain]
-            elif isinstance(value, dict):
-                facets[PRESENT + path] = 1
-                waiting.append((path + ".", value))
+    for name, value in metadata.items():
+        path = prefix + facet_name([name])
+        if isinstance(value, str):
+            facets[TEXT + path] = value
+        elif isinstance(value, int | float):
+            facets[NUMBER + path] = plain_number(value)
+        elif isinstance(value, list):
+            facets[PRESENT + path] = 1
+            facets[LIST + path] = [listed(part) for part in value if isinstance(part, str | int | float)]
+        elif isinstance(value, dict):
+            facets |= {PRESENT + path: 1, **facets_of(value, path + ".")}
     return facets
 
 
@@ -248,11 +235,7 @@ def checked_rows(items: Sequence[Item], dim: int) -> list[Row]:
 
 
 def metadata_fields(text: str | None) -> Row:
-    """The two fields that hold metadata, from its checked text.
-
-    Raises:
-        StoreError: Its facets are larger than Milvus takes.
-    """
+    """The two fields that hold metadata, from its checked text; StoreError if too large for Milvus."""
     metadata = {} if text is None else json.loads(text)
     facets = facets_of(metadata)
     size = len(json.dumps(facets, ensure_ascii=False).encode())
@@ -290,11 +273,7 @@ def item_of(row: Mapping[str, Any]) -> Item:
 
 
 def optional_text(text: str | None) -> str:
-    """A label or thumbnail in the form stored in Milvus.
-
-    Raises:
-        StoreError: It is longer than Milvus takes.
-    """
+    """A label or thumbnail in the form stored in Milvus; StoreError if it is too long for that."""
     kept = "" if text is None else "s" + text
     if len(kept) > MOST_BYTES // 4 and len(kept.encode()) > MOST_BYTES:
         raise StoreError(f"A label of {len(kept.encode()) - 1:,} bytes; Milvus takes {MOST_BYTES - 1:,}")

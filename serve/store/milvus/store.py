@@ -21,27 +21,11 @@ from serve.store.items import (
     metadata_text,
     unit_rows,
 )
-from serve.store.milvus.engine import Engine, parse_address
+from serve.store.milvus import schema
+from serve.store.milvus.engine import CollectionCalls, Engine, parse_address
 from serve.store.milvus.expressions import HAS_LABEL, all_of, expression, keys_in
 from serve.store.milvus.reader import LsnCounter, MilvusSearcher, RowReader
-from serve.store.milvus.schema import (
-    INDEX_SECONDS,
-    NUMBER,
-    TEXT,
-    MilvusDefinition,
-    checked_rows,
-    create_collection,
-    facet_name,
-    id_of,
-    item_of,
-    key_of,
-    messages,
-    metadata_fields,
-    names_in,
-    open_collection,
-    optional_text,
-    thumbnail_of,
-)
+from serve.store.milvus.schema import MilvusDefinition
 from serve.store.store_folder import bytes_below
 from serve.store.types import (
     DEFAULT_K,
@@ -74,25 +58,20 @@ class MilvusStore(BaseStore):
     differs.
 
     Use `MilvusStore.open`, or `milvus_catalogue.MilvusCatalogue` for several collections at once.
-
-    Args:
-        engine: The connection.
-        definition: The collection.
-        owned: Whether closing the store ends the connection.
     """
 
     in_process = False
     _definition: MilvusDefinition
 
-    def __init__(self, engine: Engine, definition: MilvusDefinition, *, owned: bool = False) -> None:
+    def __init__(self, engine: Engine, definition: MilvusDefinition) -> None:
         self._engine = engine
+        self._call = CollectionCalls(engine, definition.name)
         self._definition = definition
-        self._owned = owned
-        self._closed = False
+        self._owned = False  # whether closing the store ends the connection
         self._writing = threading.RLock()
-        self._reader = RowReader(engine, definition.inside, self._last)
+        self._reader = RowReader(self._call, self._last)
         self._lsns = LsnCounter(self._reader, alone=engine.can.embedded)
-        self._searcher = MilvusSearcher(engine, definition, self._reader)
+        self._searcher = MilvusSearcher(self._call, definition, self._reader)
 
     @classmethod
     def open(
@@ -134,19 +113,14 @@ class MilvusStore(BaseStore):
         """
         engine = Engine(parse_address(address), token=token, timeout=timeout)
         try:
-            return cls.on(
-                engine,
-                dim,
-                fingerprint,
-                index,
-                collection=collection,
-                create=create,
-                consistency=consistency,
-                owned=True,
+            store = cls.on(
+                engine, dim, fingerprint, index, collection=collection, create=create, consistency=consistency
             )
         except BaseException:
             engine.close()
             raise
+        store._owned = True
+        return store
 
     @classmethod
     def on(
@@ -159,11 +133,10 @@ class MilvusStore(BaseStore):
         collection: str = "default",
         create: bool = True,
         consistency: Consistency = "Strong",
-        owned: bool = False,
     ) -> Self:
-        """Opens (or creates) one collection over an existing connection; see `open`."""
+        """Opens (or creates) one collection over a connection that stays open; see `open`."""
         try:
-            definition = open_collection(engine, collection, dim, fingerprint, index)
+            definition = schema.open_collection(engine, collection, dim, fingerprint, index)
         except StoreMissing:
             if not create:
                 raise
@@ -171,8 +144,8 @@ class MilvusStore(BaseStore):
                 raise StoreError(
                     f"The new collection {collection!r} needs dim, the length of its vectors"
                 ) from None
-            definition = create_collection(engine, collection, dim, fingerprint, index, consistency)
-        return cls(engine, definition, owned=owned)
+            definition = schema.create_collection(engine, collection, dim, fingerprint, index, consistency)
+        return cls(engine, definition)
 
     @property
     def name(self) -> str:
@@ -192,14 +165,15 @@ class MilvusStore(BaseStore):
         """
         self._definition.check_fingerprint(fingerprint)
         written = 0
-        for chunk in checked_in_chunks(items, _CHECKED_AT_ONCE, lambda some: checked_rows(some, self.dim)):
-            self._open()
+        for chunk in checked_in_chunks(
+            items, _CHECKED_AT_ONCE, lambda some: schema.checked_rows(some, self.dim)
+        ):
             with self._writing:
                 first = self._lsns.take(len(chunk))
                 for lsn, row in enumerate(chunk, first):
                     row["sequence"] = lsn
-                for message in messages(chunk):
-                    self._engine.call("upsert", self._definition.inside, message)
+                for message in schema.messages(chunk):
+                    self._call("upsert", message)
             written += len(chunk)
         return written
 
@@ -211,18 +185,17 @@ class MilvusStore(BaseStore):
         """
         item_id = check_id(item_id)
         check_patch(changes)
-        self._open()
         with self._writing:
             found = self._reader.by_id([item_id], _EVERYTHING)
             if not found:
                 raise ItemMissing(f"There is no item {item_id!r}")
-            row = found[key_of(item_id)]
+            row = found[schema.key_of(item_id)]
             if "label" in changes:
-                row["label"] = optional_text(changes["label"])
+                row["label"] = schema.optional_text(changes["label"])
             if changes.get("metadata"):
                 metadata = merged(row["metadata"] or {}, changes["metadata"])
-                row.update(metadata_fields(metadata_text(metadata)))
-            self._engine.call("upsert", self._definition.inside, [row])
+                row.update(schema.metadata_fields(metadata_text(metadata)))
+            self._call("upsert", [row])
             self._lsns.take(1)
 
     def delete(self, ids: Iterable[ItemId] = (), *, where: Filter | None = None, erase: bool = False) -> int:
@@ -231,7 +204,6 @@ class MilvusStore(BaseStore):
         condition = None if where is None else expression(where, self._engine.can)
         if erase:
             self.purge()
-        self._open()
         with self._writing:
             keys = set(self._reader.by_id(listed, ["id"]))
             if condition is not None:
@@ -239,17 +211,13 @@ class MilvusStore(BaseStore):
                     keys.update(row["id"] for row in page)
             gone = sorted(keys)
             for start in range(0, len(gone), _DELETED_AT_ONCE):
-                batch = [id_of(key) for key in gone[start : start + _DELETED_AT_ONCE]]
-                self._engine.call("delete", self._definition.inside, filter=keys_in(batch))
+                batch = [schema.id_of(key) for key in gone[start : start + _DELETED_AT_ONCE]]
+                self._call("delete", filter=keys_in(batch))
             self._lsns.take(1)
         return len(gone)
 
     def purge(self) -> None:
-        """Refused: Milvus removes the bytes of deleted items at an unknown time, when it compacts.
-
-        Raises:
-            Unsupported: Always.
-        """
+        """Refused: Milvus removes the bytes of deleted items at an unknown time, when it compacts."""
         raise Unsupported(
             "Milvus removes deleted items' bytes only when it compacts; delete without erase and let it "
             "compact, or copy the rest to a new collection (kindred index copy) and drop the old one"
@@ -261,21 +229,18 @@ class MilvusStore(BaseStore):
         """Finds the most similar items; see `Store.search`."""
         query = SearchQuery.of(query, options)
         self._definition.check_fingerprint(query.fingerprint)
-        self._open()
         return self._searcher.run(unit_rows(vectors, self.dim, "query"), query)
 
     def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
         """Items by id; see `Store.get`."""
         ids = check_ids(ids)
-        self._open()
         found = self._reader.by_id(ids, _fields(with_vectors))
-        wanted = [found.get(key_of(value)) for value in ids]
-        return [None if row is None else item_of(row) for row in wanted]
+        wanted = [found.get(schema.key_of(value)) for value in ids]
+        return [None if row is None else schema.item_of(row) for row in wanted]
 
     def count(self, where: Filter | None = None) -> int:
         """Number of items that pass; see `Store.count`."""
         condition = expression(where, self._engine.can)
-        self._open()
         return self._reader.count(condition)
 
     def scroll(
@@ -289,45 +254,38 @@ class MilvusStore(BaseStore):
         """Reads items in the order of their last write; see `Store.scroll`."""
         limit = check_limit(limit)
         condition = expression(where, self._engine.can)
-        self._open()
         found = self._reader.after(after or 0, limit, condition, _fields(with_vectors))
-        return Page([item_of(row) for row in found], found[-1]["sequence"] if len(found) >= limit else None)
+        return Page(
+            [schema.item_of(row) for row in found], found[-1]["sequence"] if len(found) >= limit else None
+        )
 
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
         """All items, by scrolling; see `Store.scan`."""
         condition = expression(where, self._engine.can)
-        self._open()
         until = all_of(condition, f"sequence <= {self._last()}")
         for page in self._reader.pages(until, _fields(with_vectors)):
-            yield from map(item_of, page)
+            yield from map(schema.item_of, page)
 
     def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
         """Items drawn at random; see `Store.sample`."""
-        self._open()
         fields = _fields(with_vectors)
         first = self._reader.after(0, count, "", fields)
         if len(first) < count:
-            return [item_of(row) for row in first]
+            return [schema.item_of(row) for row in first]
         numbers = range(first[0]["sequence"], self._last() + 1)
         # Numbers of deleted items find nothing, so more numbers are drawn than items wanted.
         found = self._reader.numbered(random.sample(numbers, min(8 * count, len(numbers))), fields)
         drawn = random.sample(found, min(count, len(found)))
-        return [item_of(row) for row in sorted(drawn, key=lambda row: row["sequence"])]
+        return [schema.item_of(row) for row in sorted(drawn, key=lambda row: row["sequence"])]
 
     def thumbnail(self, item_id: ItemId) -> bytes | None:
         """The item's thumbnail; see `Store.thumbnail`."""
         item_id = check_id(item_id)
-        self._open()
         found = self._reader.by_id([item_id], ["thumbnail"])
-        return thumbnail_of(found[key_of(item_id)]["thumbnail"]) if found else None
+        return schema.thumbnail_of(found[schema.key_of(item_id)]["thumbnail"]) if found else None
 
     def labels(self, limit: int = 1000) -> dict[str, int]:
-        """Labels with their number of items, most frequent first. Reads every item's label.
-
-        Raises:
-            Unsupported: There are too many items.
-        """
-        self._open()
+        """Labels with their number of items, most frequent first. Reads all; too many are `Unsupported`."""
         items = self._reader.count("")
         if items > _MOST_LABELLED:
             raise Unsupported(
@@ -340,13 +298,8 @@ class MilvusStore(BaseStore):
         return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:limit])
 
     def create_field_index(self, field: str) -> None:
-        """Makes filters on a field fast; see `Store.create_field_index`.
-
-        Raises:
-            Unsupported: The engine has no such index.
-        """
+        """Makes filters on a field fast; `Unsupported` where the engine has no such index."""
         name = filters.canonical(field)
-        self._open()
         if name == "id" or name in self._field_indexes():
             return
         engine = self._engine.can
@@ -363,16 +316,11 @@ class MilvusStore(BaseStore):
                     index_type="INVERTED",
                     params={"json_path": f'facets["{facet}"]', "json_cast_type": cast},
                 )
-        self._engine.call("create_index", self._definition.inside, indexes)
+        self._call("create_index", indexes)
 
     def drop_field_index(self, field: str) -> None:
-        """Undoes `create_field_index`; see `Store.drop_field_index`.
-
-        Raises:
-            Unsupported: The engine drops no index of an open collection.
-        """
+        """Undoes `create_field_index`; `Unsupported` where the engine drops no index while it is open."""
         name = filters.canonical(field)
-        self._open()
         if name == "id" or name not in self._field_indexes():
             return
         if not self._engine.can.drops_indexes:
@@ -381,11 +329,10 @@ class MilvusStore(BaseStore):
             )
         dropped = ["label"] if field == "label" else list(map(_index_name, _indexed_facets(field)))
         for index in dropped:
-            self._engine.call("drop_index", self._definition.inside, index)
+            self._call("drop_index", index)
 
     def stats(self) -> StoreStats:
         """Figures about the collection; those that Milvus does not report are 0."""
-        self._open()
         lsn = self._last()
         folder = self._engine.address.folder
         place = None if folder is None else folder / "collections" / self._definition.inside
@@ -412,13 +359,11 @@ class MilvusStore(BaseStore):
         Raises:
             StoreError: The server takes more than ten minutes.
         """
-        self._open()
-        inside = self._definition.inside
         if self._engine.can.embedded:
-            self._engine.call("flush", inside)
+            self._call("flush")
         elif not self._definition.index.exact:
-            self._engine.call("flush", inside, timeout=INDEX_SECONDS)
-            deadline = time.monotonic() + INDEX_SECONDS
+            self._call("flush", timeout=schema.INDEX_SECONDS)
+            deadline = time.monotonic() + schema.INDEX_SECONDS
             while not self._indexed():
                 if time.monotonic() > deadline:
                     raise StoreError(f"{self._engine.address.uri} builds no index; look into its log")
@@ -426,8 +371,8 @@ class MilvusStore(BaseStore):
 
     def close(self) -> None:
         """Ends the connection if the store owns it; a second call does nothing."""
-        if not self._closed:
-            self._closed = True
+        if not self._call.closed:
+            self._call.closed = True
             if self._owned:
                 self._engine.close()
 
@@ -435,30 +380,25 @@ class MilvusStore(BaseStore):
         with self._writing:
             return self._lsns.last()
 
-    def _open(self) -> None:
-        if self._closed:
-            raise StoreError(f"The collection {self.name!r} is closed")
-
     def _indexed(self) -> bool:
         """Whether a server has built the index over all flushed items and searches with it."""
-        inside = self._definition.inside
-        told = self._engine.call("describe_index", inside, "vector")
-        segments = self._engine.call("list_loaded_segments", inside)
+        told = self._call("describe_index", "vector")
+        segments = self._call("list_loaded_segments")
         searched = sum(segment.num_rows for segment in segments if segment.state_name == "Sealed")
         return bool(told["pending_index_rows"] == 0 and searched >= told["total_rows"])
 
     def _field_indexes(self) -> tuple[str, ...]:
-        names = set(self._engine.call("list_indexes", self._definition.inside))
+        names = set(self._call("list_indexes"))
         facets = [
             bytes.fromhex(name.removeprefix(_INDEX)).decode() for name in names if name.startswith(_INDEX)
         ]
-        found = {filters.field_of(names_in(facet.partition(":")[2])) for facet in facets}
+        found = {filters.field_of(schema.names_in(facet.partition(":")[2])) for facet in facets}
         return tuple(sorted(found | (names & {"label"})))
 
 
 def _indexed_facets(field: str) -> list[str]:
-    name = facet_name(filters.names_of(field))
-    return [NUMBER + name, TEXT + name]
+    name = schema.facet_name(filters.names_of(field))
+    return [schema.NUMBER + name, schema.TEXT + name]
 
 
 def _index_name(facet: str) -> str:

@@ -7,8 +7,7 @@ import pytest
 
 from models.errors import InputError
 from serve.admission import Admission
-from serve.client import ServiceError
-from serve.client.retries import Retries
+from serve.client import Retries, ServiceError
 from serve.problems import Problem
 from serve.settings import Settings
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from serve.client import ServiceError
-from serve.client.retries import Retries
-from serve.embedding.decode_stage import jpeg_thumbnail
+from serve.client import Retries, ServiceError
+from serve.embedding import jpeg_thumbnail
 from serve.schemas import NewItem
 from serve.store.catalogue import Catalogue
 

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from models.errors import InputError
-from serve.client import Client, ServiceError
-from serve.client.client import AsyncClient
-from serve.client.import_blocks import blocks
+from serve.client import AsyncClient, Client, ServiceError
+from serve.client.encoding import blocks
 from serve.schemas import NewItem
 
 

@@ -7,8 +7,7 @@ from types import MappingProxyType
 import httpx
 import pytest
 
-from serve.client import AsyncClient, Client, ServiceError, requests
-from serve.client.retries import Retries
+from serve.client import AsyncClient, Client, Retries, ServiceError, requests
 from serve.schemas import NewItem
 
 QUICK = Retries(attempts=4, first_seconds=0.001, longest_seconds=2)

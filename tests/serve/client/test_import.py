@@ -6,8 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
-from serve.client import AsyncClient, ServiceError, import_blocks
-from serve.client.retries import Retries
+from serve.client import AsyncClient, Retries, ServiceError, encoding
 from serve.schemas import NewItem
 
 QUICK = Retries(attempts=3, first_seconds=0.001)
@@ -16,7 +15,7 @@ QUICK = Retries(attempts=3, first_seconds=0.001)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of a few dozen items instead of thousands."""
-    monkeypatch.setattr(import_blocks.blocks, "__defaults__", (20_000,))
+    monkeypatch.setattr(encoding.blocks, "__defaults__", (20_000,))
 
 
 def new_items(count, dim=32, **given):
@@ -26,11 +25,11 @@ def new_items(count, dim=32, **given):
 
 def test_blocks_hold_every_item_once():
     items = new_items(100)
-    blocks = list(import_blocks.blocks(items, most=5_000))
+    blocks = list(encoding.blocks(items, most=5_000))
     assert len(blocks) > 10
     assert b"\n".join(blocks).count(b'"id":') == 100
     assert max(map(len, blocks)) < 5_000 + 1_000
-    assert list(import_blocks.blocks([])) == []
+    assert list(encoding.blocks([])) == []
 
 
 def test_an_import_is_complete_and_tells_how_far_it_is(start, picture):

@@ -1,5 +1,6 @@
-"""Filters compare values within their type, whatever JSON the metadata holds: held against plain Python."""
+"""Filters compare values within their type, whatever JSON the metadata holds; fields' indexes."""
 
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,14 @@ def test_a_delete_by_filter_takes_only_what_passes(tmp_path: Path) -> None:
             assert store.delete(where={"metadata.x": operand}) == 1
         assert store.delete(where={"metadata.x": {"contains": "red"}}) == 1
         assert [item.id for item in store.scan()] == [0, 2, 4, 6]
+
+
+def test_the_database_uses_a_field_index(tmp_path: Path) -> None:
+    where = filters.condition({"metadata.price": {"gte": 3, "lt": 9}})
+    with FaissStore.open(tmp_path / "store", dim=4) as store:
+        store.upsert(Item(n, np.eye(4)[n % 4], metadata={"price": n}) for n in range(1000))
+        store.create_field_index("metadata.price")
+        with contextlib.closing(sqlite3.connect(store.place / "items.db")) as connection:
+            query = f"EXPLAIN QUERY PLAN SELECT group_concat(key) FROM items WHERE ({where.sql})"
+            plan = connection.execute(query, where.parameters).fetchall()
+    assert "USING INDEX payload:metadata.price" in str(plan)

@@ -37,7 +37,7 @@ LITE: dict[str, dict[str, Any]] = {"lite": {}, "lite-hnsw": {"index": "HNSW"}}
 SERVED: dict[str, dict[str, Any]] = {"server": {}, "server-hnsw": {"index": "HNSW"}}
 STORES = [*FAISS, *LITE, *SERVED]
 # Milvus's own approximate index changes nothing outside these.
-SEARCHING = ("test_search", "test_group", "test_examples", "test_filter")
+SEARCHING = ("test_search", "test_group", "test_filter")
 
 OpenStore = Callable[..., Store]
 

@@ -1,8 +1,8 @@
-"""Deleting items by id and by filter."""
+"""Deleting items by id and by filter; erased, they are gone from the disk, or nothing is deleted."""
 
 import pytest
 
-from serve.store.types import Item, Store, StoreError
+from serve.store.types import Item, Store, StoreError, Unsupported
 
 
 @pytest.mark.parametrize("one", ["abc", b"abc", 1, None])
@@ -26,3 +26,17 @@ def test_deleting_by_id_and_by_filter(filled: Store, items: list[Item]) -> None:
     assert filled.thumbnail("item 0") is None
     found = {hit.id for hit in filled.search(items[5].vector, 200).hits[0]}
     assert found == left
+
+
+def test_erasing_deletes_or_is_refused(filled: Store, items: list[Item], kind: str) -> None:
+    if kind.startswith(("lite", "server")):
+        with pytest.raises(Unsupported, match="compact"):
+            filled.delete([1], erase=True)
+        with pytest.raises(Unsupported):
+            filled.purge()
+        assert filled.get([1]) != [None]
+        assert filled.count() == len(items)
+    else:
+        assert filled.delete([1], erase=True) == 1
+        filled.purge()
+        assert filled.count() == len(items) - 1

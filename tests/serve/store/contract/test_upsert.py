@@ -1,11 +1,11 @@
-"""Storing, reading and replacing items."""
+"""Storing, reading, replacing and changing items."""
 
 import json
 
 import numpy as np
 import pytest
 
-from serve.store.types import DimensionMismatch, Item, Store, StoreError
+from serve.store.types import DimensionMismatch, Item, ItemMissing, Store, StoreError
 
 
 def test_what_goes_in_comes_out(filled: Store, items: list[Item]) -> None:
@@ -131,3 +131,24 @@ def test_metadata_must_be_plain_json(store: Store, vectors: np.ndarray, metadata
 def test_labels_are_text_and_thumbnails_bytes(store: Store, vectors: np.ndarray, field: dict) -> None:
     with pytest.raises(StoreError):
         store.upsert([Item("x", vectors[0], **field)])
+
+
+def test_an_edit_changes_only_what_it_names(filled: Store) -> None:
+    before = filled.get([2 * 10 + 1, "item 20"])
+    filled.update("item 20", {"label": "edited", "metadata": {"price": None, "shop": {"zip": 1}, "new": [1]}})
+    after = filled.get(["item 20"])[0]
+    assert after.label == "edited"
+    assert after.metadata == {
+        "shop": {"city": before[1].metadata["shop"]["city"], "zip": 1},
+        "tags": [],
+        "new": [1],
+    }
+    assert filled.thumbnail("item 20") == b"image 20"
+    assert filled.get([21]) == before[:1]
+    filled.update("item 20", {"label": None})
+    assert filled.get(["item 20"])[0].label is None
+    filled.update("item 20", {})
+    with pytest.raises(ItemMissing):
+        filled.update("nobody", {"label": "x"})
+    with pytest.raises(StoreError, match="vector"):
+        filled.update("item 20", {"vector": [1]})

@@ -1,11 +1,12 @@
 """Micro-batching: items that wait while the worker is busy become the next batch."""
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
+
+import faiss
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,7 +24,7 @@ class MicroBatcher(Generic[T, R]):
         workers: Threads; more than one lets batches overlap.
         name: Of the threads.
         initializer: Called once in each thread before its first batch.
-        observe: Told the size of each batch and the seconds it took.
+        observe: Told the size of each batch.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class MicroBatcher(Generic[T, R]):
         workers: int = 1,
         name: str = "batcher",
         initializer: Callable[[], None] = lambda: None,
-        observe: Callable[[int, float], None] = lambda _size, _seconds: None,
+        observe: Callable[[int], None] = lambda _size: None,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
@@ -56,11 +57,7 @@ class MicroBatcher(Generic[T, R]):
         return len(self._waiting)
 
     def submit(self, item: T) -> "Future[R]":
-        """Queue one item.
-
-        Raises:
-            RuntimeError: The batcher is closed.
-        """
+        """Queue one item; a closed batcher raises RuntimeError."""
         future: Future[R] = Future()
         with self._changed:
             if self._closed:
@@ -94,7 +91,6 @@ class MicroBatcher(Generic[T, R]):
             self._run_batch(batch)
 
     def _run_batch(self, batch: list[tuple[T, "Future[R]"]]) -> None:
-        started = time.perf_counter()
         try:
             results = self._run([item for item, _ in batch])
         except BaseException as error:  # noqa: BLE001  (belongs to the callers, who wait for it)
@@ -104,6 +100,11 @@ class MicroBatcher(Generic[T, R]):
             for one in batch:  # one bad item must not fail the others
                 self._run_batch([one])
             return
-        self._observe(len(batch), time.perf_counter() - started)
+        self._observe(len(batch))
         for (_, future), result in zip(batch, results, strict=True):
             future.set_result(result)
+
+
+def enter_worker(threads: int = 1) -> None:
+    """Set the OpenMP threads of the calling thread; each has its own number, so every worker calls this."""
+    faiss.omp_set_num_threads(threads)

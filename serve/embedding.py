@@ -1,6 +1,7 @@
-"""The embedding pipeline: decoding threads feed a micro-batching network thread."""
+"""From encoded images to vectors: decoding threads feed a micro-batching network thread."""
 
 import asyncio
+import io
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,13 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from models.bundle import Bundle
-from models.preprocess import ImageError
-from serve.embedding.batcher import MicroBatcher
-from serve.embedding.decode_stage import encode_pre
-from serve.embedding.network_stage import encode_core
-from serve.threads import enter_worker
+from models.preprocess import ImageError, decode_image
+from serve.batcher import MicroBatcher, enter_worker
+
+
+def _canary_image() -> bytes:
+    """A PNG of noise: a blank image could embed to a vector of no use."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+_CANARY = _canary_image()
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class EmbeddingPipeline:
         network_batch: Most images in one forward pass.
         network_threads: OpenMP threads of a forward pass.
         network_workers: Forward passes that may run at the same time.
-        observe_batch: Told the size of each batch and its seconds.
+        observe_batch: Told the size of each batch.
     """
 
     def __init__(
@@ -57,13 +67,13 @@ class EmbeddingPipeline:
         network_batch: int,
         network_threads: int,
         network_workers: int = 1,
-        observe_batch: Callable[[int, float], None] = lambda _size, _seconds: None,
+        observe_batch: Callable[[int], None] = lambda _size: None,
     ) -> None:
         self.bundle = bundle
         self._active = 0
         self._decoders = ThreadPoolExecutor(decode_workers, "decode", initializer=enter_worker)
         self._network: MicroBatcher[torch.Tensor, NDArray[np.float32]] = MicroBatcher(
-            lambda images: list(encode_core(bundle, images)),
+            lambda images: list(bundle.embed_pixels(torch.stack(images)).numpy(force=True)),
             max_batch=network_batch,
             workers=network_workers,
             name="network",
@@ -102,8 +112,13 @@ class EmbeddingPipeline:
         if not embedding.set_running_or_notify_cancel():
             return  # the caller has gone
         try:
-            decoded = encode_pre(self.bundle.preprocess, content, thumbnail)
-            waiting = self._network.submit(decoded.pixels)
+            preprocess = self.bundle.preprocess
+            small = None
+            if thumbnail:
+                limits, white_level = preprocess.limits, preprocess.white_level
+                shown = decode_image(content, "RGB", limits, at_least=thumbnail, white_level=white_level)
+                small = jpeg_thumbnail(shown, thumbnail)
+            waiting = self._network.submit(preprocess.tensor(preprocess.open(content)))
         except BaseException as error:  # noqa: BLE001  (belongs to the caller, who waits for it)
             embedding.set_exception(error)
             return
@@ -118,7 +133,7 @@ class EmbeddingPipeline:
             embedding.set_result(
                 Embedded(
                     vector.result(),
-                    decoded.thumbnail,
+                    small,
                     (between - started) * 1000.0,
                     (finished - between) * 1000.0,
                     self.bundle.fingerprint,
@@ -143,9 +158,28 @@ class EmbeddingPipeline:
         finally:
             self._active -= 1
 
+    async def precheck(self) -> tuple[Embedded, str | None]:
+        """Embed a small image; returns the result, and what is wrong with its vector or None."""
+        embedded = await self.embed(_CANARY)
+        length = float(np.linalg.norm(embedded.vector))
+        if not np.isfinite(embedded.vector).all():
+            return embedded, "the model embeds to numbers that are not finite"
+        if abs(length - 1.0) > 1e-2:
+            return embedded, f"the model embeds to vectors of length {length:.3f} instead of 1"
+        return embedded, None
+
     async def drain(self) -> None:
         """Finish what is inside and end the threads; new images must go elsewhere."""
         while self._active:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(self._decoders.shutdown)
         await asyncio.to_thread(self._network.close)
+
+
+def jpeg_thumbnail(image: Image.Image, side: int) -> bytes:
+    """A JPEG of ``image`` that fits a square of ``side`` pixels; small images keep their size."""
+    copy = image.convert("RGB")
+    copy.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    copy.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
