@@ -21,7 +21,7 @@ from data.pixel_cache import CacheKind, PixelCache, cache_key, open_cache
 from data.sampling import PKBatchSampler, SmallClasses
 from data.seen_classes import pack_classes
 from data.sources import Source, open_source
-from data.splits import Part, Split, SplitSettings
+from data.splits import Split, SplitSettings
 from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import WHITE, ColorMode, Interpolation, Preprocess, ResizeMode
@@ -297,15 +297,6 @@ class ImageDataModule(LightningDataModule):
             "batches are P×K, so there is no batch_size to scale: name batch_arg_name='classes_per_batch', "
             "or 'eval_batch_size' for validation, test and prediction"
         )
-
-    def rows(self, part: Part) -> NDArray[np.int64]:
-        """Rows of :attr:`table` in a part, int64, ascending."""
-        return self.parts.rows(part)
-
-    @property
-    def wait_share(self) -> float:
-        """Share of the current training epoch's time spent waiting for data."""
-        return self._train_loader.wait_share if self._train_loader else 0.0
 
     @property
     def corrupt(self) -> dict[str, str]:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data.locations import cache_root
 from data.table import ImageTable
+from models.cache_folder import cache_root
 from models.preprocess import Preprocess
 
 CacheKind = Literal["none", "memory", "disk"]
@@ -91,18 +91,11 @@ class PixelCache:
 def open_cache(
     kind: CacheKind, key: str, items: int, shape: tuple[int, int, int], max_bytes: int
 ) -> PixelCache | None:
-    """A cache of one data set's pixels.
+    """A cache of one data set's pixels; None for the kind "none" and where there are no items.
 
-    Args:
-        kind: "memory" (a temporary file, which the system keeps in memory where possible and which is deleted
-            after the run), "disk" (a file in the cache folder, for later runs too) or "none".
-        key: Identifies images and preprocessing; only "disk" uses it.
-        items: Number of items.
-        shape: (channels, height, width).
-        max_bytes: Maximum size of the cache.
-
-    Returns:
-        The cache, or None for "none" and where there are no items.
+    "memory" is a temporary file, which the system keeps in memory where possible and which is deleted after
+    the run; "disk" is a file in the cache folder, for later runs too, whose ``key`` identifies images and
+    preprocessing.
     """
     if kind == "none" or not items:
         return None
