@@ -1,7 +1,6 @@
 """The LightningDataModule of labelled images."""
 
 import logging
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,8 +15,8 @@ from torch import nn
 from data.augment import Preset, make_augmentation
 from data.dataset import ImageDataset
 from data.grouping import groups_by_column
-from data.loader import EvaluationBatches, ImageLoader
-from data.pixel_cache import CacheKind, PixelCache, cache_key, open_cache
+from data.loader import EvaluationBatches, ImageLoader, spare_cores
+from data.pixel_cache import CacheKind, open_cache
 from data.sampling import PKBatchSampler, SmallClasses
 from data.seen_classes import pack_classes
 from data.sources import Source, open_source
@@ -139,8 +138,7 @@ class ImageDataModule(LightningDataModule):
         self.batches_per_epoch, self.small_classes = batches_per_epoch, small_classes
         self.group_by, self.group_from_epoch, self.regroup = group_by, group_from_epoch, regroup
         self.rotations_as_classes, self.eval_batch_size = rotations_as_classes, eval_batch_size
-        cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-        self.num_workers = min(8, (cores or 1) - 1) if num_workers is None else num_workers
+        self.num_workers = min(8, spare_cores()) if num_workers is None else num_workers
         self.cache, self.cache_bytes, self.seed = cache, int(cache_gigabytes * 2**30), seed
         self._train_loader: ImageLoader | None = None
         self._resume: dict[str, Any] | None = None
@@ -343,17 +341,11 @@ class ImageDataModule(LightningDataModule):
             rows,
             labels,
             self.preprocess,
-            cache=self._cache(rows),
+            cache=open_cache(self.cache, self.table, rows, self.preprocess, self.cache_bytes),
             augment=self.augment if training else None,
             rotations=training and self.rotations_as_classes,
             replace_corrupt=training,
         )
-
-    def _cache(self, rows: NDArray[np.int64]) -> PixelCache | None:
-        key = ""
-        if self.cache == "disk":
-            key = cache_key(self.table, rows, self.preprocess)
-        return open_cache(self.cache, key, len(rows), self.preprocess.shape, self.cache_bytes)
 
     def _evaluation(self, rows: NDArray[np.int64]) -> ImageLoader:
         dataset = self._dataset(rows, self.table.labels[rows])

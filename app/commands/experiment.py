@@ -67,7 +67,7 @@ def experiment(
             raise InputError(f"{name} has no reduced part; run it without --reduced")
         variants, seeds = variants or described.reduced.variants, seeds or described.reduced.seeds
     runs = planned(described, variants, seeds, pilot=pilot)
-    missing = results.missing(runs)
+    missing = [run for run in runs if not results.is_done(run)]
     console = Console(highlight=False)
     console.print(f"{described.title}\n{len(runs)} runs, {len(runs) - len(missing)} done already")
     torch.set_num_threads(threads)

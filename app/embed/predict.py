@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +20,7 @@ from app.embed.plan import Plan
 from app.embed.shards import missing_shards
 from app.progress import without_warnings
 from data.dataset import Batch, ImageDataset
-from data.loader import EvaluationBatches, ImageLoader
+from data.loader import EvaluationBatches, ImageLoader, spare_cores
 from data.table import ImageTable
 from models.bundle import Bundle
 from models.errors import InputError
@@ -85,12 +84,13 @@ class Embedder(LightningModule):
         found = missing_shards(self.folder, self.plan) if self.trainer.is_global_zero else []
         self.missing = self.trainer.strategy.broadcast(found)
         self.shards = self.missing[self.trainer.global_rank :: self.trainer.world_size]
+        workers = self.workers
+        if workers is None:
+            workers = max(1, spare_cores() // self.trainer.num_devices)
         self.loader = ImageLoader(
             self.dataset,
             ShardBatches(self.plan, self.shards, self.batch_size),
-            num_workers=max(1, _cores() // self.trainer.num_devices)
-            if self.workers is None
-            else self.workers,
+            num_workers=workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
         return self.loader
@@ -108,12 +108,6 @@ class Embedder(LightningModule):
         sums = torch.tensor(spent, dtype=torch.float64, device=strategy.root_device)
         waited, total = torch.as_tensor(strategy.reduce(sums, reduce_op="sum")).tolist()
         return float(waited / total) if total else 0.0
-
-
-def _cores() -> int:
-    """Number of cores for reading images: all but one."""
-    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-    return max(1, (cores or 1) - 1)
 
 
 def make_trainer(devices: str, accelerator: str, nodes: int, callbacks: list[Any]) -> Trainer:

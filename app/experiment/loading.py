@@ -14,7 +14,7 @@ from torch import Tensor
 from app.experiment.experiment_config import Data
 from app.progress import without_warnings
 from data.dataset import ImageDataset
-from data.pixel_cache import CacheKind, cache_key, open_cache
+from data.pixel_cache import open_cache
 from data.sources import open_source
 from data.sources.source import data_root
 from data.splits import Split, class_folds, split_classes, split_images
@@ -120,8 +120,7 @@ def _first_images(table: ImageTable, count: int) -> NDArray[np.object_]:
 
 def _images(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess, data: Data) -> Images:
     labels = np.unique(table.labels[rows], return_inverse=True)[1].astype(np.int64)
-    kind: CacheKind = "disk" if data.decode == "once" else "none"
-    cache = open_cache(kind, cache_key(table, rows, preprocess), len(rows), preprocess.shape, _CACHE_BYTES)
+    cache = open_cache("disk" if data.decode == "once" else "none", table, rows, preprocess, _CACHE_BYTES)
     dataset = ImageDataset(table, rows, labels, preprocess, cache=cache)
     if data.decode == "when needed":
         pool = ThreadPoolExecutor(_THREADS)

@@ -66,18 +66,12 @@ class Results:
                 ) from error
         return runs
 
-    def missing(self, runs: list[Run]) -> list[Run]:
-        """Runs without a record that was made with the same settings."""
-        records = self.read()
-        return [
-            run
-            for run in runs
-            if (record := records.get((run.variant, run.seed))) is None or not _made_with(run.setting, record)
-        ]
-
     def is_done(self, run: Run) -> bool:
-        """Whether a record of the run exists that was made with the same settings."""
-        return not self.missing([run])
+        """Whether a record was made with the run's setting; keys that it lacks had their defaults."""
+        try:
+            return Setting.model_validate(self.read()[run.variant, run.seed]["setting"]) == run.setting
+        except (KeyError, ValidationError):
+            return False
 
     def write(self, run: Run, outcome: Record) -> None:
         """Store the results of a run, with all that is needed to repeat it.
@@ -111,14 +105,6 @@ class Results:
         runs = self.read()
         for variant in experiment.variants:
             yield from (runs[key] for key in sorted(runs) if key[0] == variant)
-
-
-def _made_with(setting: Setting, record: Record) -> bool:
-    """Whether a record has this setting; keys that it lacks had their defaults."""
-    try:
-        return Setting.model_validate(record["setting"]) == setting
-    except ValidationError:
-        return False
 
 
 def planned(
