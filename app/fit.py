@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,12 +80,7 @@ class _Parser(LightningArgumentParser):
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI for MetricLearner and ImageDataModule; options on the command line override the YAML.
-
-    Args:
-        arguments: The command and its options.
-        callbacks: Callbacks to add to those of the config.
-    """
+    """LightningCLI for MetricLearner and ImageDataModule; options on the command line override the YAML."""
 
     def __init__(self, arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> None:
         self.extra_callbacks = list(callbacks)
@@ -182,9 +178,9 @@ class TrainingCLI(LightningCLI):
             "histograms and the weights before training.",
         )
         parser.link_arguments("run", "trainer.default_root_dir", compute_fn=str)
-        for target, source in (("in_channels", _channels), ("num_classes", _num_classes)):
+        for target, source in (("in_channels", "preprocess.channels"), ("num_classes", "num_classes")):
             parser.link_arguments(
-                "data", f"model.init_args.{target}", compute_fn=source, apply_on="instantiate"
+                "data", f"model.init_args.{target}", compute_fn=attrgetter(source), apply_on="instantiate"
             )
 
     @property
@@ -263,18 +259,6 @@ class TrainingCLI(LightningCLI):
         return made
 
 
-def _channels(data: ImageDataModule) -> int:
-    return data.preprocess.channels
-
-
-def _num_classes(data: ImageDataModule) -> int:
-    return data.num_classes
-
-
-def _settings(part: type) -> list[str]:
-    return list(inspect.signature(part).parameters)
-
-
 def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> TrainingCLI:
     """Run one of Lightning's commands as the command line would.
 
@@ -302,7 +286,8 @@ def run_training(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -
         ValueError,
     ) as error:
         parts = (MetricLearner, ImageDataModule, Trainer)
-        told = explained(error, ["model", "data", "trainer", *chain(*map(_settings, parts))])
+        settings = chain.from_iterable(inspect.signature(part).parameters for part in parts)
+        told = explained(error, ["model", "data", "trainer", *settings])
         if told is error:
             raise
         raise told from error

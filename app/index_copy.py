@@ -1,6 +1,5 @@
 """``kindred index copy``: copy a collection to another store and check the copy."""
 
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,25 +20,15 @@ _SAME = 1e-6
 
 @dataclass
 class Outcome:
-    """Results of a copy and of its check.
+    """Results of a copy and of its check."""
 
-    Attributes:
-        copied: Items written.
-        present: Items that the target already had, identical.
-        source: Items in the source at the end.
-        target: Items in the target at the end.
-        sampled: Items compared in full, thumbnails included.
-        different: Ids of the sampled items that differ.
-        recall: Recall@10 of the target's search against an exact one, over the sampled vectors.
-    """
-
-    copied: int = 0
-    present: int = 0
-    source: int = 0
-    target: int = 0
-    sampled: int = 0
-    different: list[str] = field(default_factory=list)
-    recall: float = 1.0
+    copied: int = 0  # items written
+    present: int = 0  # items that the target already had, identical
+    source: int = 0  # items in the source at the end
+    target: int = 0  # items in the target at the end
+    sampled: int = 0  # items compared in full, thumbnails included
+    different: list[str] = field(default_factory=list)  # ids of the sampled items that differ
+    recall: float = 1.0  # recall@10 of the target's search against an exact one, over the sampled vectors
 
 
 def copy(
@@ -82,21 +71,15 @@ def copy(
             _refuse_differences(outcome, into)
 
 
-def copy_items(old: Store, new: Store, console: Console, *, sample: int = 256, seed: int = 0) -> Outcome:
+def copy_items(old: Store, new: Store, console: Console, *, sample: int = 256) -> Outcome:
     """Copy the items that ``new`` lacks or that differ, then compare the stores; see :func:`copy`."""
     outcome = Outcome()
-    draw = random.Random(seed)  # noqa: S311
-    drawn: list[Item] = []
-    seen = 0
     with counting_progress(console=console) as progress:
         task = progress.add_task("copying", total=old.count())
         after: int | None = None
         while True:
             page = old.scroll(after, PAGE, with_vectors=True)
             _copy_page(old, new, page.items, outcome)
-            for item in page.items:
-                seen += 1
-                _draw(drawn, item, sample, seen, draw)
             progress.update(task, completed=outcome.copied + outcome.present)
             if page.next is None:
                 break
@@ -107,17 +90,13 @@ def copy_items(old: Store, new: Store, console: Console, *, sample: int = 256, s
         except Unsupported as error:
             console.print(f"filters on {name}: {error}", markup=False)
     new.flush()
-    _check(old, new, drawn, outcome)
+    _check(old, new, old.sample(sample, with_vectors=True) if sample else [], outcome)
     return outcome
 
 
 def _copy_page(old: Store, new: Store, items: list[Item], outcome: Outcome) -> None:
     there = new.get([item.id for item in items], with_vectors=True)
-    missing = [
-        item
-        for item, found in zip(items, there, strict=True)
-        if not _same(item, found) or old.thumbnail(item.id) != new.thumbnail(item.id)
-    ]
+    missing = [item for item, found in zip(items, there, strict=True) if not _same(old, new, item, found)]
     outcome.present += len(items) - len(missing)
     if missing:
         whole = [
@@ -126,20 +105,13 @@ def _copy_page(old: Store, new: Store, items: list[Item], outcome: Outcome) -> N
         outcome.copied += new.upsert(whole, fingerprint=old.fingerprint)
 
 
-def _same(item: Item, found: Item | None) -> bool:
+def _same(old: Store, new: Store, item: Item, found: Item | None) -> bool:
     return (
         found is not None
         and (item.label, item.metadata) == (found.label, found.metadata)
         and bool(np.abs(np.asarray(item.vector) - np.asarray(found.vector)).max() <= _SAME)
+        and old.thumbnail(item.id) == new.thumbnail(item.id)
     )
-
-
-def _draw(drawn: list[Item], item: Item, most: int, seen: int, draw: random.Random) -> None:
-    """Keep a uniform sample of the ``seen`` items so far, including this one (reservoir sampling)."""
-    if len(drawn) < most:
-        drawn.append(item)
-    elif draw.random() < most / seen:
-        drawn[draw.randrange(most)] = item
 
 
 def _check(old: Store, new: Store, drawn: list[Item], outcome: Outcome) -> None:
@@ -149,7 +121,7 @@ def _check(old: Store, new: Store, drawn: list[Item], outcome: Outcome) -> None:
     if not drawn:
         return
     for item, found in zip(drawn, new.get([item.id for item in drawn], with_vectors=True), strict=True):
-        if not _same(item, found) or old.thumbnail(item.id) != new.thumbnail(item.id):
+        if not _same(old, new, item, found):
             outcome.different.append(str(item.id))
     queries = np.asarray([item.vector for item in drawn], dtype=np.float32)
     exact = old.search(queries, NEIGHBOURS, exact=True, with_metadata=False).hits

@@ -1,25 +1,70 @@
-"""Embed the images that a store lacks, and store them."""
+"""The destination of ``kindred index``, and the images that it lacks: embed and store them."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from app.index_target import Target
 from app.progress import counting_progress
 from data.table import ImageTable
-from models.bundle import Bundle
+from models.bundle import Bundle, usable_device
 from models.errors import InputError
 from models.preprocess import ImageError, decode_image
+from serve.client import Client, ServiceError
+from serve.client.remote import RemoteCollection
 from serve.embedding import jpeg_thumbnail
-from serve.store.types import Item
+from serve.store.collection import FaissStore
+from serve.store.database import Tuning
+from serve.store.milvus.engine import is_address
+from serve.store.types import Item, Store
 
 # Items in a transaction: enough to wait for the disk rarely, few enough to lose little after Ctrl-C.
 CHUNK = 1024
 
 Rows = NDArray[np.int64]
+Target = Store | RemoteCollection
+
+
+@contextmanager
+def open_target(
+    store: str | None,
+    url: str | None,
+    collection: str,
+    dim: int,
+    fingerprint: str,
+    index: str | None,
+    device: str,
+) -> Iterator[Target]:
+    """Open one collection; create it if it is missing.
+
+    ``url`` is that of a running service, ``store`` a folder or the address of a Milvus server: one is None.
+    Exact segments of a folder are searched on ``device``.
+
+    Raises:
+        InputError: The collection belongs to another model or cannot be reached, or the device cannot be
+            used.
+    """
+    if url is not None:
+        with Client(url, key=os.environ.get("KINDRED_WRITE_KEY")) as client:
+            try:
+                yield RemoteCollection(client, collection, dim, fingerprint, index)
+            except ServiceError as error:
+                raise InputError(f"{url}: {error}") from error
+    elif is_address(store):
+        from serve.store.catalogue import open_store  # imports pymilvus
+
+        with open_store(str(store), dim, fingerprint, index, collection=collection) as milvus:
+            yield milvus
+    else:
+        tuning = Tuning(device=str(usable_device(device)))
+        with FaissStore.open(
+            str(store), dim, fingerprint, index, collection=collection, tuning=tuning
+        ) as folder:
+            yield folder
 
 
 def fill_store(

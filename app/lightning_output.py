@@ -10,39 +10,18 @@ from rich.table import Table
 
 # Start of a hidden warning, and why it is hidden.
 _WARNINGS = (
-    (
-        r"\s*By default only one JsonargparseDeprecationWarning",
-        "Lightning uses deprecated names of jsonargparse",
-    ),
-    (
-        r"[\s\S]*deprecated\s+in\s+v4\.[\s\S]*removed\s+in\s+v5",
-        "Lightning uses deprecated names",
-    ),
+    (r"\s*By default only one JsonargparseDeprecationWarning", "Lightning uses deprecated names"),
+    (r"[\s\S]*deprecated\s+in\s+v4\.[\s\S]*removed\s+in\s+v5", "Lightning uses deprecated names"),
     (r"`isinstance\(treespec, LeafSpec\)`", "Lightning uses a deprecated name of torch"),
     (r"The '\w+_dataloader' does not have many workers", "the data module chose the number of workers"),
-    (
-        r"The number of training batches .* is smaller than the logging interval",
-        "epochs here are often short",
-    ),
-    (
-        r"Total length of `list` across ranks is zero",
-        "the end of the run reports this",
-    ),
-    (
-        r"Found \d+ module\(s\) in eval mode at the start",
-        "frozen normalization is in eval mode",
-    ),
+    (r"The number of training batches .* is smaller than the logging interval", "epochs are often short"),
+    (r"Total length of `list` across ranks is zero", "the end of the run reports this"),
+    (r"Found \d+ module\(s\) in eval mode at the start", "frozen normalization is in eval mode"),
     (r"Checkpoint directory .* exists and is not empty", "a resumed run continues in its folder"),
     (r"Precision bf16-mixed is not supported by the model summary", "our summary does not show megabytes"),
     (r"Experiment logs directory .* exists and is not empty", "a resumed run continues in its folder"),
-    (
-        r"Be aware that when using `ckpt_path`, callbacks used",
-        "only fit has checkpoint callbacks",
-    ),
-    (
-        r"You're resuming from a checkpoint that ended before the epoch ended",
-        "the loader resumes inside an epoch",
-    ),
+    (r"Be aware that when using `ckpt_path`, callbacks used", "only fit has checkpoint callbacks"),
+    (r"You're resuming from a checkpoint that ended before the epoch", "the loader resumes inside an epoch"),
 )
 
 

@@ -26,14 +26,9 @@ docs/training.md says more."""
 def show_outcome(
     run: RunFolder, bundle: Bundle, data: ImageDataModule, console: Console, device: str = "cpu"
 ) -> None:
-    """Compare the bundle with the baselines on the validation classes, and print which is better.
+    """Compare a run's best weights with the baselines on the validation classes, and print which is better.
 
-    Args:
-        run: its first checkpoint, if there is one, is measured, too.
-        bundle: the run's best weights.
-        data: the source of the validation images; without any, nothing is measured.
-        console: where the table is printed.
-        device: where images are embedded.
+    The run's first checkpoint, if there is one, is measured, too.
     """
     rows = data.validation_rows
     if not len(rows):
@@ -42,7 +37,9 @@ def show_outcome(
             "see val_fraction"
         )
         return
-    items = EvaluationSet.of_images(data.table.take(rows), str(data.source), "val", data.split_hash)
+    items = EvaluationSet.of_images(
+        data.table.take(rows), source=str(data.source), split="val", split_hash=data.split_hash
+    )
     bundles = {TRAINED: bundle}
     if run.first.is_file():
         bundles[BEFORE] = bundle_from_checkpoint(run.first, trust_code=True)

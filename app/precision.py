@@ -12,12 +12,7 @@ HALF, FULL = "bf16-mixed", "32-true"
 
 
 def resolve(trainer: Any, checkpoint: str | None, *, training: bool) -> tuple[str | None, str | None]:
-    """The precision that "auto" stands for.
-
-    Args:
-        trainer: Settings of Lightning's Trainer.
-        checkpoint: What the run resumes from; its precision is kept.
-        training: Whether the command is fit; the others use 32-true.
+    """The precision that "auto" stands for: in training the fastest, or that of the run that resumes.
 
     Returns:
         The precision, None if a plugin of the trainer decides; and for training the reason, for printing.
@@ -34,10 +29,7 @@ def resolve(trainer: Any, checkpoint: str | None, *, training: bool) -> tuple[st
 
 
 def fastest(accelerator: Any) -> tuple[str, str]:
-    """The precision that trains fastest here without loss of accuracy, and the reason.
-
-    Args:
-        accelerator: Lightning's name of the device; "auto" is a GPU if there is one.
+    """The precision that trains fastest on one of Lightning's accelerators without loss of accuracy.
 
     Returns:
         bf16-mixed if the device has instructions for bfloat16, else 32-true; and the reason, for printing.

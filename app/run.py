@@ -4,7 +4,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,15 @@ from models.bundle import Bundle
 from models.errors import InputError
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run.
+    """The folder of a run: its checkpoints, bundle, ``config.yaml`` and ``logs/``."""
 
-    ``checkpoints/last.ckpt`` to resume from, ``checkpoints/best.ckpt`` by the monitored validation metric,
-    ``checkpoints/first.ckpt`` with the weights before the first step, ``bundle/`` of the best weights (of the
-    last ones if nothing was monitored), ``config.yaml`` and ``logs/``.
-    """
-
-    path: Path
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint to resume from."""
-        return self.path / "checkpoints" / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the best validation metric."""
-        return self.path / "checkpoints" / "best.ckpt"
-
-    @property
-    def first(self) -> Path:
-        """The checkpoint with the weights before the first step."""
-        return self.path / "checkpoints" / "first.ckpt"
-
-    @property
-    def bundle(self) -> Path:
-        """The trained model for evaluation and serving."""
-        return self.path / "bundle"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = path / "checkpoints" / "last.ckpt"  # to resume from
+        self.best = path / "checkpoints" / "best.ckpt"  # by the monitored validation metric
+        self.first = path / "checkpoints" / "first.ckpt"  # with the weights before the first step
+        self.bundle = path / "bundle"  # of the best weights, or of the last ones if nothing was monitored
 
     def resolve(self, checkpoint: str) -> str:
         """Turn "last" or "best" into a path.
@@ -106,12 +84,7 @@ class RunFolder:
         ]
 
     def callbacks(self, monitor: str | None, save_seconds: float) -> list[lightning.Callback]:
-        """The callbacks that write checkpoints.
-
-        Args:
-            monitor: Validation metric whose highest value marks the best checkpoint; None keeps no best one.
-            save_seconds: Seconds between two writes of the last checkpoint within an epoch.
-        """
+        """The callbacks that write the last checkpoint and, if there is a metric to monitor, the best one."""
         callbacks: list[lightning.Callback] = [LastCheckpoint(self.last, save_seconds)]
         if monitor is not None:
             callbacks.append(BestCheckpoint(self.best, self.first, monitor))
@@ -168,12 +141,9 @@ class CheckMonitors(lightning.Callback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the checkpoint with the best validation metric; the weights before the first step count, too.
+    """Keeps the checkpoint with the highest validation metric, and in ``first`` that before the first step.
 
-    Args:
-        path: The file.
-        first: The file for the weights before the first step.
-        monitor: The metric; higher is better.
+    The weights before the first step may be the best ones, too.
     """
 
     def __init__(self, path: Path, first: Path, monitor: str) -> None:
@@ -229,11 +199,8 @@ def _validate(trainer: lightning.Trainer) -> None:
 class LastCheckpoint(Checkpoint):
     """Writes the checkpoint to resume from: after each epoch, at intervals within it, and on Ctrl-C.
 
-    Lightning's ModelCheckpoint takes only one of these triggers. Writes are atomic.
-
-    Args:
-        path: The file.
-        seconds: Least time between two writes within an epoch.
+    Lightning's ModelCheckpoint takes only one of these triggers. Writes are atomic; ``seconds`` is the least
+    time between two of them within an epoch.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:

@@ -39,14 +39,7 @@ class Candidate:
 def tune_vectors(
     vectors: Vectors, recall: float, memory: int, *, queries: int = 1000, seed: int = 0
 ) -> tuple[list[IndexMetrics], IndexMetrics | None]:
-    """Measure candidates and choose one.
-
-    Args:
-        vectors: float32 (N, dim) unit vectors.
-        recall: lower limit of recall@10.
-        memory: upper limit of the index in bytes.
-        queries: number of rows to search for.
-        seed: of the random choice of queries.
+    """Measure candidates on unit vectors (N, dim) and choose one by its recall@10 and bytes.
 
     Returns:
         All measurements, and the fastest for single queries within both limits, or None.
@@ -84,7 +77,8 @@ def candidates(size: int, dim: int) -> Iterator[Candidate]:
 
 def _measure(candidate: Candidate, truth: Truth, recall: float, memory: int) -> Iterator[IndexMetrics]:
     """Raise the search parameter until the recall is reached; higher values would only be slower."""
-    if _least_bytes(candidate.factory, truth.vectors) > memory:
+    # A lower bound, so that an index far over the limit is not built.
+    if truth.vectors.size * (1 if "SQ8" in candidate.factory else 4) > memory:
         return
     index, seconds = build(candidate.factory, truth.vectors)
     size = index_bytes(index)
@@ -106,11 +100,6 @@ def _measure(candidate: Candidate, truth: Truth, recall: float, memory: int) -> 
         yield found
         if found.recall_at_10 >= recall:
             return
-
-
-def _least_bytes(factory: str, vectors: Vectors) -> int:
-    """Lower bound of an index's bytes, so that one far over the limit is not built."""
-    return int(vectors.size) * (1 if "SQ8" in factory else 4)
 
 
 def as_table(measured: list[IndexMetrics], chosen: IndexMetrics | None, recall: float, memory: int) -> Table:

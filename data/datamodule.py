@@ -1,7 +1,6 @@
 """The LightningDataModule of labelled images."""
 
 import logging
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,12 +15,12 @@ from torch import nn
 from data.augment import Preset, make_augmentation
 from data.dataset import ImageDataset
 from data.grouping import groups_by_column
-from data.loader import EvaluationBatches, ImageLoader
-from data.pixel_cache import CacheKind, PixelCache, cache_key, open_cache
+from data.loader import EvaluationBatches, ImageLoader, spare_cores
+from data.pixel_cache import CacheKind, open_cache
 from data.sampling import PKBatchSampler, SmallClasses
 from data.seen_classes import pack_classes
 from data.sources import Source, open_source
-from data.splits import Part, Split, SplitSettings
+from data.splits import Split, SplitSettings
 from data.table import ImageTable
 from models.errors import InputError
 from models.preprocess import WHITE, ColorMode, Interpolation, Preprocess, ResizeMode
@@ -139,8 +138,7 @@ class ImageDataModule(LightningDataModule):
         self.batches_per_epoch, self.small_classes = batches_per_epoch, small_classes
         self.group_by, self.group_from_epoch, self.regroup = group_by, group_from_epoch, regroup
         self.rotations_as_classes, self.eval_batch_size = rotations_as_classes, eval_batch_size
-        cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-        self.num_workers = min(8, (cores or 1) - 1) if num_workers is None else num_workers
+        self.num_workers = min(8, spare_cores()) if num_workers is None else num_workers
         self.cache, self.cache_bytes, self.seed = cache, int(cache_gigabytes * 2**30), seed
         self._train_loader: ImageLoader | None = None
         self._resume: dict[str, Any] | None = None
@@ -298,15 +296,6 @@ class ImageDataModule(LightningDataModule):
             "or 'eval_batch_size' for validation, test and prediction"
         )
 
-    def rows(self, part: Part) -> NDArray[np.int64]:
-        """Rows of :attr:`table` in a part, int64, ascending."""
-        return self.parts.rows(part)
-
-    @property
-    def wait_share(self) -> float:
-        """Share of the current training epoch's time spent waiting for data."""
-        return self._train_loader.wait_share if self._train_loader else 0.0
-
     @property
     def corrupt(self) -> dict[str, str]:
         """Reasons why images could not be read so far, by the image's name."""
@@ -352,17 +341,11 @@ class ImageDataModule(LightningDataModule):
             rows,
             labels,
             self.preprocess,
-            cache=self._cache(rows),
+            cache=open_cache(self.cache, self.table, rows, self.preprocess, self.cache_bytes),
             augment=self.augment if training else None,
             rotations=training and self.rotations_as_classes,
             replace_corrupt=training,
         )
-
-    def _cache(self, rows: NDArray[np.int64]) -> PixelCache | None:
-        key = ""
-        if self.cache == "disk":
-            key = cache_key(self.table, rows, self.preprocess)
-        return open_cache(self.cache, key, len(rows), self.preprocess.shape, self.cache_bytes)
 
     def _evaluation(self, rows: NDArray[np.int64]) -> ImageLoader:
         dataset = self._dataset(rows, self.table.labels[rows])

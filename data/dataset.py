@@ -1,8 +1,8 @@
 """Decoded images of a table's rows, a batch at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -38,12 +38,14 @@ class BatchSpec:
     keys: NDArray[np.uint64]
 
 
-@dataclass
-class LoadedBatch:
-    """A batch from a worker, and the reasons why images could not be read, by name."""
+class LoadedBatch(NamedTuple):
+    """A batch from a worker, and the reasons why images could not be read, by name.
+
+    It is a tuple, so that torch's loader pins the memory of its tensors.
+    """
 
     batch: Batch
-    corrupt: dict[str, str] = field(default_factory=dict)
+    corrupt: dict[str, str]
 
 
 class ImageDataset(Dataset[Any]):

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from data.image_files import is_utf8, printable
-from data.locations import cache_root
 from data.table import ImageTable
+from models.cache_folder import cache_root
 from models.errors import InputError
 from models.files import replacing
 

@@ -15,15 +15,12 @@ from models.preprocess import ImageError
 
 
 def groups_by_column(table: ImageTable, rows: NDArray[np.int64], column: str) -> NDArray[np.int64]:
-    """Groups of classes by a column of the table, such as "coarse" or "alphabet".
+    """Groups of the classes among ``rows`` by a column of the table, such as "coarse" or "alphabet".
 
-    Args:
-        table: All images.
-        rows: The training images.
-        column: A class's group is the column's value at the first image of the class.
+    A class's group is the column's value at its first image.
 
     Returns:
-        Group of each class among ``rows``, in the order of their labels, int64 (C,).
+        Group of each class in the order of their labels, int64 (C,).
 
     Raises:
         InputError: There is no such column.

@@ -79,11 +79,7 @@ class Sieve:
         self._unknown: Counter[str] = Counter()
 
     def passes(self, name: str) -> bool:
-        """Whether a file is an image to use.
-
-        Args:
-            name: Its path below the root, with "/" as separator.
-        """
+        """Whether a file, by its path below the root with "/" as separator, is an image to use."""
         *folders, file = parts = name.split("/")
         if TOOL_FOLDERS.intersection(folders) or file.startswith("._"):
             return False
@@ -125,21 +121,13 @@ class Sieve:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """The location of a zip member's bytes.
+    """The location of a zip member's bytes."""
 
-    Attributes:
-        offset: Of the local header, in bytes from the start of the archive.
-        stored: Compressed size in bytes.
-        size: Uncompressed size in bytes.
-        method: ``zipfile.ZIP_STORED`` or ``zipfile.ZIP_DEFLATED``.
-        crc: CRC-32 of the uncompressed bytes.
-    """
-
-    offset: int
-    stored: int
-    size: int
-    method: int
-    crc: int
+    offset: int  # of the local header, in bytes from the start of the archive
+    stored: int  # compressed size in bytes
+    size: int  # uncompressed size in bytes
+    method: int  # zipfile.ZIP_STORED or zipfile.ZIP_DEFLATED
+    crc: int  # CRC-32 of the uncompressed bytes
 
 
 def zip_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, Member]:

@@ -270,10 +270,7 @@ def split_parts(file: Path, values: pa.Array, what: str) -> pa.Array:
     The names of split folders are understood, in any letter case. Rows without a value are for training where
     only others are marked for testing or validation; where some are marked for training, they are not used.
 
-    Args:
-        file: The list.
-        values: Strings.
-        what: What its rows are: "classes" or "images".
+    ``what`` its rows are, "classes" or "images", is for messages.
 
     Raises:
         InputError: Another value.

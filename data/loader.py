@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,12 @@ _NAMED_AT_MOST = 20
 
 # Key of the random stream of augmentations.
 _AUGMENT = 3
+
+
+def spare_cores() -> int:
+    """Number of cores for processes that read images: all but one."""
+    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
+    return (cores or 1) - 1
 
 
 class _BatchSpecs:

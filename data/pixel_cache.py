@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data.locations import cache_root
 from data.table import ImageTable
+from models.cache_folder import cache_root
 from models.preprocess import Preprocess
 
 CacheKind = Literal["none", "memory", "disk"]
@@ -89,25 +89,19 @@ class PixelCache:
 
 
 def open_cache(
-    kind: CacheKind, key: str, items: int, shape: tuple[int, int, int], max_bytes: int
+    kind: CacheKind, table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess, max_bytes: int
 ) -> PixelCache | None:
-    """A cache of one data set's pixels.
+    """A cache of the pixels of some rows of a table; None for the kind "none" and where there are no rows.
 
-    Args:
-        kind: "memory" (a temporary file, which the system keeps in memory where possible and which is deleted
-            after the run), "disk" (a file in the cache folder, for later runs too) or "none".
-        key: Identifies images and preprocessing; only "disk" uses it.
-        items: Number of items.
-        shape: (channels, height, width).
-        max_bytes: Maximum size of the cache.
-
-    Returns:
-        The cache, or None for "none" and where there are no items.
+    "memory" is a temporary file, which the system keeps in memory where possible and which is deleted after
+    the run; "disk" is a file in the cache folder, for later runs too.
     """
+    items, shape = len(rows), preprocess.shape
     if kind == "none" or not items:
         return None
     if kind == "disk":
-        return PixelCache(cache_root() / "pixels" / f"{key}.u8", items, shape, max_bytes)
+        path = cache_root() / "pixels" / f"{_cache_key(table, rows, preprocess)}.u8"
+        return PixelCache(path, items, shape, max_bytes)
     handle, name = tempfile.mkstemp(
         prefix="kindred-pixels-", suffix=".u8", dir=_memory_folder(items, shape, max_bytes)
     )
@@ -125,7 +119,7 @@ def _memory_folder(items: int, shape: tuple[int, int, int], max_bytes: int) -> s
     return str(shared) if status.f_bavail * status.f_frsize > 2 * needed else None
 
 
-def cache_key(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess) -> str:
+def _cache_key(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess) -> str:
     """A hash of what decoded pixels on disk depend on: the images, their order, the preprocessing."""
     digest = hashlib.sha256(table.fingerprint.encode())
     digest.update(np.ascontiguousarray(rows).tobytes())

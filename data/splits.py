@@ -21,18 +21,12 @@ _TRAIN, _VAL, _TEST, _UNUSED = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Split:
-    """The part of each image.
+    """The part of each image."""
 
-    Attributes:
-        parts: Position in :data:`PARTS` of each image, or 3 where it is left out; int8 (N,).
-        hash: SHA-256 over the sorted (class, part) pairs and the images' names and parts: equal for equal
-            splits of the same images.
-        class_disjoint: Whether no class is in two parts.
-    """
-
-    parts: NDArray[np.int8]
+    parts: NDArray[np.int8]  # position in PARTS of each image, or 3 where it is left out, (N,)
+    # SHA-256 over the sorted (class, part) pairs and the images' names and parts: equal for equal splits of
+    # the same images.
     hash: str
-    class_disjoint: bool
 
     def rows(self, part: Part) -> NDArray[np.int64]:
         """The images of a part, int64, ascending."""
@@ -43,21 +37,15 @@ class Split:
 class SplitSettings:
     """Settings of a split; stored in checkpoints and bundles, so that a model can be tested on its own split.
 
-    Attributes:
-        kind: "classes" (class-disjoint) or "per_image".
-        val_fraction: See :func:`split_classes`.
-        test_fraction: See :func:`split_classes`.
-        seed: See :func:`split_classes`.
-        folds: Number of folds of a class-disjoint cross-validation; see :func:`class_folds`.
-        fold: The fold to test on, from 0.
+    For the fractions and the seed see :func:`split_classes`.
     """
 
     kind: Literal["classes", "per_image"] = "classes"
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     seed: int = 0
-    folds: int | None = None
-    fold: int = 0
+    folds: int | None = None  # number of folds of a class-disjoint cross-validation, see class_folds
+    fold: int = 0  # to test on, from 0
 
     def apply(self, table: ImageTable) -> "Split":
         """Split a table.
@@ -133,7 +121,7 @@ def split_classes(
             of_class[ranked[: max(2, round(val_fraction * len(ranked)))]] = _VAL
         else:
             _log.warning("%s: %d training classes leave none for validation", table.roots[0], len(training))
-    return _finish(table, of_class[table.labels], class_disjoint=True)
+    return _finish(table, of_class[table.labels])
 
 
 def split_images(
@@ -161,7 +149,7 @@ def split_images(
         scores = _image_scores(table, f"image:{seed}")
         parts[scores < test_fraction + (1 - test_fraction) * val_fraction] = _VAL
         parts[scores < test_fraction] = _TEST
-    return _finish(table, parts, class_disjoint=False)
+    return _finish(table, parts)
 
 
 def select(
@@ -212,7 +200,7 @@ def class_folds(table: ImageTable, folds: int, seed: int = 0, val_fraction: floa
         if val_fraction and len(training) >= 4:
             order = _by_hash(table, training, f"val:{seed}:{fold}")
             of_class[order[: max(2, round(val_fraction * len(order)))]] = _VAL
-        yield _finish(table, of_class[table.labels], class_disjoint=True)
+        yield _finish(table, of_class[table.labels])
 
 
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:
@@ -248,13 +236,9 @@ def _official(table: ImageTable, names: NDArray[np.object_]) -> NDArray[np.int8]
     return of_class
 
 
-def _finish(table: ImageTable, parts: NDArray[np.int8], *, class_disjoint: bool) -> Split:
+def _finish(table: ImageTable, parts: NDArray[np.int8]) -> Split:
     if (parts == _TRAIN).sum() == 0 and (parts == _TEST).sum() == 0:
         raise InputError(f"{table.roots[0]}: the split leaves neither training nor test images")
-    return Split(parts, _split_hash(table, parts), class_disjoint)
-
-
-def _split_hash(table: ImageTable, parts: NDArray[np.int8]) -> str:
     digest = hashlib.sha256()
     pairs = np.unique(np.stack([table.labels, parts], axis=1), axis=0)
     named = sorted((table.class_names[label], int(part)) for label, part in pairs if part != _UNUSED)
@@ -266,4 +250,4 @@ def _split_hash(table: ImageTable, parts: NDArray[np.int8]) -> str:
         names, codes = batch.column(0).to_pylist(), parts[start : start + batch.num_rows]
         digest.update("".join(f"{name}\t{code}\n" for name, code in zip(names, codes, strict=True)).encode())
         start += batch.num_rows
-    return digest.hexdigest()
+    return Split(parts, digest.hexdigest())

@@ -5,7 +5,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,12 +40,16 @@ class ImageTable:
         class_names: One for each label.
         roots: Folders and zip archives that the names are relative to.
         index_file: The Arrow file that the rows are mapped from; workers open it instead of copying the rows.
-        limits: On the size of one image.
         metadata: Further columns of N values under any names, each an Arrow array or a sequence.
+
+    Attributes:
+        limits: On the size of one image.
 
     Raises:
         InputError: There are no images.
     """
+
+    limits = DecodeLimits()
 
     def __init__(
         self,
@@ -54,7 +58,6 @@ class ImageTable:
         roots: Sequence[Path],
         *,
         index_file: Path | None = None,
-        limits: DecodeLimits | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         if rows.num_rows == 0:
@@ -65,7 +68,6 @@ class ImageTable:
         self.class_names = list(class_names)
         self.roots = [Path(root) for root in roots]
         self.index_file = index_file
-        self.limits = limits or DecodeLimits()
         self._names = self.rows.column("name").chunk(0)
 
     def __len__(self) -> int:
@@ -73,8 +75,8 @@ class ImageTable:
 
     def __reduce__(self) -> Any:
         if self.index_file is not None:
-            return ImageTable.load, (self.index_file, self.limits)
-        return partial(ImageTable, limits=self.limits), (self.rows, self.class_names, self.roots)
+            return ImageTable.load, (self.index_file,)
+        return ImageTable, (self.rows, self.class_names, self.roots)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -90,11 +92,6 @@ class ImageTable:
         return np.asarray(column.to_numpy(zero_copy_only=False))
 
     @property
-    def folder_parts(self) -> list[str | None] | None:
-        """The part ("train", "val", "test" or None) in each row's folder names, or None without any."""
-        return self.rows.column("part").to_pylist() if "part" in self.rows.column_names else None
-
-    @property
     def metadata(self) -> Mapping[str, pa.ChunkedArray]:
         """Metadata columns of N values, by name, with ``part``, ``is_query`` and ``is_gallery``."""
         names = self.rows.column_names
@@ -105,11 +102,6 @@ class ImageTable:
         }
         shown = [name for name in _SHOWN if name in names and name not in columns]
         return columns | {name: self.rows.column(name) for name in shown}
-
-    @property
-    def has_queries(self) -> bool:
-        """Whether the table has a column ``is_query``."""
-        return "is_query" in self.rows.column_names
 
     def flags(self, name: Literal["is_query", "is_gallery"]) -> NDArray[np.bool_]:
         """One of the two flags, bool (N,); all true where the table does not have it."""
@@ -181,13 +173,13 @@ class ImageTable:
 
     def take(self, rows: NDArray[Any]) -> "ImageTable":
         """A table of some rows; labels and class names do not change."""
-        return ImageTable(self.rows.take(pa.array(rows)), self.class_names, self.roots, limits=self.limits)
+        return ImageTable(self.rows.take(pa.array(rows)), self.class_names, self.roots)
 
     def with_column(self, name: str, values: Any) -> "ImageTable":
         """A table with a column of N values added or replaced: ``split``, a flag or metadata."""
         own = name in ("split", "is_query", "is_gallery")
         rows = _set(self.rows, name if own else _METADATA + name, values)
-        return ImageTable(rows, self.class_names, self.roots, limits=self.limits)
+        return ImageTable(rows, self.class_names, self.roots)
 
     def save(self, path: Path, **extra: str) -> None:
         """Write an Arrow IPC file, which :meth:`load` memory-maps; ``extra`` is stored as schema metadata."""
@@ -203,17 +195,12 @@ class ImageTable:
                 writer.write_table(self.rows.replace_schema_metadata(about), max_chunksize=None)
 
     @classmethod
-    def load(cls, path: Path, limits: DecodeLimits | None = None) -> "ImageTable":
+    def load(cls, path: Path) -> "ImageTable":
         """Memory-map a file that :meth:`save` wrote."""
         rows = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         about = rows.schema.metadata
-        return cls(
-            rows,
-            json.loads(about[b"class_names"]),
-            [Path(root) for root in json.loads(about[b"roots"])],
-            index_file=path,
-            limits=limits,
-        )
+        roots = [Path(root) for root in json.loads(about[b"roots"])]
+        return cls(rows, json.loads(about[b"class_names"]), roots, index_file=path)
 
 
 def _set(rows: pa.Table, name: str, values: Any) -> pa.Table:

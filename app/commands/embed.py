@@ -1,6 +1,9 @@
 """``kindred embed``: turn images into sharded Parquet files of vectors."""
 
+import time
 from pathlib import Path
+
+from rich.console import Console
 
 from models.errors import InputError
 
@@ -42,17 +45,49 @@ def embed(
             raise InputError(f"--{name} {value}: must be at least 1")
     if workers is not None and workers < 0:
         raise InputError(f"--workers {workers}: must be at least 0")
-    from app.embed.devices import embed_source
+    from app.embed.plan import Plan, begin, content_of
+    from app.embed.predict import Embedder, make_trainer, predict
+    from app.embed.shards import finish, missing_shards
+    from app.embed.writing import EmbedProgress, ShardWriter
+    from app.lightning_output import quieten
+    from data.sources import open_source
+    from data.splits import select
+    from models.bundle import Bundle
+    from models.inference import versions
 
-    embed_source(
-        bundle,
-        data,
-        out,
-        split=split,
-        devices=devices,
-        accelerator=accelerator,
-        nodes=nodes,
-        batch_size=batch_size,
-        workers=workers,
-        shard_rows=shard_rows,
+    model = Bundle.load(bundle, device="cpu")  # Lightning moves it
+    table = open_source(data).table()
+    rows, _ = select(table, split, model.info.get("split"))
+    source = str(Path(data).expanduser().absolute()) if Path(data).expanduser().exists() else data
+    wanted = Plan(
+        model.fingerprint,
+        model.dim,
+        source,
+        split,
+        content_of(table, rows),
+        len(rows),
+        shard_rows,
+        versions("torch", "pyarrow"),
     )
+    plan = begin(out, wanted)
+    console = Console()
+    if not missing_shards(out, plan):
+        console.print(finish(out, plan))
+        return
+    quieten()
+    embedder = Embedder(model, table, rows, out, plan, batch_size=batch_size, workers=workers)
+    writer = ShardWriter(embedder)
+    trainer = make_trainer(devices, accelerator, nodes, [writer, EmbedProgress(writer)])
+    started = time.perf_counter()
+    predict(trainer, embedder)
+    share = embedder.waiting_share
+    trainer.strategy.barrier("shards written")
+    if trainer.is_global_zero:
+        seconds = time.perf_counter() - started
+        count = sum(len(plan.places(shard)) for shard in embedder.missing)
+        console.print(finish(out, plan))
+        console.print(
+            f"{count:,} of them now, in {seconds:.1f} s on {trainer.world_size} "
+            f"{'device' if trainer.world_size == 1 else 'devices'}: {count / seconds:,.0f} images/s, "
+            f"{share:.0%} of the time waiting for data"
+        )

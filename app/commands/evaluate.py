@@ -6,11 +6,10 @@ Heavy packages are imported inside functions, so that help and errors in the arg
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from app.evaluation.metric_floors import parse_floors
 from app.memory import keep_freed_memory, parse_size
 from models.errors import InputError
 
@@ -95,7 +94,7 @@ def evaluate(
     Returns:
         0, or 1 if a condition is not met.
     """
-    floors = parse_floors(fail_under)
+    floors = _floors(fail_under)
     budget = parse_size(memory)
     if seed < 0:
         raise InputError(f"--seed {seed}: give 0 or more")
@@ -108,10 +107,9 @@ def evaluate(
 
     from app.evaluation.embedding_files import load_embeddings
     from app.evaluation.evaluated_models import load_models, saved_model
-    from app.evaluation.evaluation import items_of_embeddings, run_evaluation
+    from app.evaluation.evaluation import items_of_embeddings, run_evaluation, seen_notes
     from app.evaluation.evaluation_set import select_images
     from app.evaluation.index_recall import measure_index
-    from app.evaluation.leakage import seen_notes, split_of
     from app.evaluation.measure import Options
     from app.evaluation.pairs import measure_pairs
     from app.evaluation.results import as_json, write_class_csv, write_json, write_model_csv
@@ -138,8 +136,8 @@ def evaluate(
         notes = []
         items = items_of_embeddings(embeddings[0], saved[0], labels, relevance)
     else:
-        split_settings = split_of([model.bundle for model in models if model.bundle is not None])
-        items = select_images(data, split, query, gallery, split_settings, relevance)
+        recorded = [model.bundle.info.get("split") for model in models if model.bundle is not None]
+        items = select_images(data, split, query, gallery, next(filter(None, recorded), None), relevance)
         notes = seen_notes(models, items, allow=allow_seen_classes)
     models += [saved_model(path, file) for path, file in zip(embeddings, saved, strict=True)]
     out.mkdir(parents=True, exist_ok=True)  # fails before the long work if it cannot be written
@@ -156,13 +154,37 @@ def evaluate(
     write_class_csv(out / "classes.csv", evaluation)
     if report:
         write_report(out / "report.html", evaluation, results)
-    _store_in_bundle(evaluation)
+    _store_in_bundle(evaluation, results)
     _show(console, evaluation, results, out)
     first = evaluation.models[0]
-    failures = [failure for floor in floors if (failure := floor.failure(first.metrics))]
+    failures = _failures(floors, first.metrics)
     for failure in failures:
         console.print(f"[red]{first.name}: {failure}[/red]")
     return 1 if failures else 0
+
+
+def _floors(texts: Sequence[str]) -> list[tuple[str, float]]:
+    """Metrics and their lower limits, from conditions such as `recall@1=0.9`."""
+    floors = []
+    for text in texts:
+        metric, _, least = text.rpartition("=")
+        try:
+            floors.append((metric.strip(), float(least)))
+        except ValueError as error:
+            raise InputError(f"--fail-under {text}: write it as recall@1=0.9") from error
+    return floors
+
+
+def _failures(floors: Sequence[tuple[str, float]], metrics: Mapping[str, float]) -> list[str]:
+    """A message for each metric below its limit."""
+    for metric, _ in floors:
+        if metric not in metrics:
+            raise InputError(f"--fail-under {metric}: not measured; choose among {', '.join(metrics)}")
+    return [
+        f"{metric} is {metrics[metric]:.4f}, under {least:g}"
+        for metric, least in floors
+        if not metrics[metric] >= least
+    ]
 
 
 def _protocols(
@@ -177,30 +199,27 @@ def _protocols(
     return tuple(FewShot(n_way, shots, episodes, queries, group) for group in groups)
 
 
-def _store_in_bundle(evaluation: Evaluation) -> None:
+def _store_in_bundle(evaluation: Evaluation, results: dict[str, Any]) -> None:
     """Write thresholds and metrics into the first bundle, from which the server reads them."""
-    first, items = evaluation.models[0], evaluation.items
+    first, described = evaluation.models[0], results["models"][0]
     if first.bundle is None or first.folder is None or not first.thresholds:
         return
+    kept = ("source", "split", "split_hash", "items", "classes")
     first.bundle.update(
         first.folder,
         info={
             "evaluation": {
-                "source": items.source,
-                "split": items.split,
-                "split_hash": items.split_hash,
-                "items": len(items.labels),
-                "classes": len(set(items.labels.tolist())),
+                **{name: results["data"][name] for name in kept},
                 "metrics": {name: first.metrics[name] for name in first.intervals},
-                "intervals_95": {name: list(interval) for name, interval in first.intervals.items()},
+                "intervals_95": described["intervals_95"],
             },
-            "calibration": [threshold.to_dict() for threshold in first.thresholds],
+            "calibration": described["thresholds"],
         },
         thresholds={f"{threshold.far:g}": threshold.threshold for threshold in first.thresholds},
     )
 
 
-def _show(console: Console, evaluation: Evaluation, results: dict[str, object], out: Path) -> None:
+def _show(console: Console, evaluation: Evaluation, results: dict[str, Any], out: Path) -> None:
     from app.evaluation.results import as_few_shot_table, as_table
 
     console.print(as_table(evaluation))

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.console import Console
+from rich.markdown import Markdown
 
 from models.errors import InputError
 
@@ -51,18 +53,40 @@ def experiment(
     """
     if threads < 1:
         raise InputError(f"--threads {threads}: must be at least 1")
-    from app.experiment.run_experiment import run_experiment
+    import torch
 
-    return run_experiment(
-        name,
-        variants,
-        seeds,
-        pilot=pilot,
-        out=out,
-        configs=configs,
-        threads=threads,
-        device=device,
-        draw=draw,
-        reduced=reduced,
-        check=check,
-    )
+    from app.experiment.experiment_config import load_experiment
+    from app.experiment.runs import Results, planned, run_missing
+    from app.experiment.tables import by_variant, draw_curves, draw_table, holds, put_table
+    from app.memory import keep_freed_memory
+
+    described = load_experiment(configs / f"{name}.yaml")
+    results = Results(out or Path("docs") / "results" / name, name)
+    if reduced:
+        if described.reduced is None:
+            raise InputError(f"{name} has no reduced part; run it without --reduced")
+        variants, seeds = variants or described.reduced.variants, seeds or described.reduced.seeds
+    runs = planned(described, variants, seeds, pilot=pilot)
+    missing = [run for run in runs if not results.is_done(run)]
+    console = Console(highlight=False)
+    console.print(f"{described.title}\n{len(runs)} runs, {len(runs) - len(missing)} done already")
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    run_missing(missing, results, device, console)
+    records = list(results.records(described))
+    metrics = by_variant(records)
+    if draw:
+        table = draw_table(described, metrics)
+        page = results.folder / "README.md"
+        text = page.read_text(encoding="utf-8") if page.is_file() else None
+        page.write_text(put_table(text, table, described, name), encoding="utf-8")
+        draw_curves(described, records, results.folder / "curves.png")
+        console.print(Markdown(table))
+        console.print(f"{results.folder}: runs.jsonl, README.md, curves.png")
+    failed = False
+    for comparison in described.comparisons if check else ():
+        found = holds(comparison, described.metric, metrics)
+        if found is not None:
+            failed |= not found
+            console.print(f"{'holds' if found else 'DOES NOT HOLD'}: {comparison.title}")
+    return int(failed)

@@ -64,7 +64,7 @@ def index(
         if bundle is not None or data is not None or split is not None:
             raise InputError("with --embeddings, leave --bundle, --data and --split out")
         from app.embed.store_import import complete_plan, import_embeddings
-        from app.index_target import open_target
+        from app.index_images import open_target
 
         plan = complete_plan(embeddings)
         with open_target(store, url, collection, plan.dim, plan.fingerprint, index_type, device) as target:
@@ -72,8 +72,7 @@ def index(
         return
     if bundle is None or data is None:
         raise InputError("give --bundle and --data, or --embeddings with a folder that kindred embed wrote")
-    from app.index_images import fill_store
-    from app.index_target import open_target
+    from app.index_images import fill_store, open_target
     from app.memory import keep_freed_memory
     from data.sources import open_source
     from data.splits import select

@@ -36,27 +36,16 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The work of one folder of embeddings.
+    """The work of one folder of embeddings."""
 
-    Attributes:
-        fingerprint: Of the bundle.
-        dim: Length of a vector.
-        source: Source of the images, as the user named it.
-        split: The split that is embedded; None for all images.
-        content: SHA-256 of names and labels of the images in order.
-        images: Number of images.
-        shard_rows: Images in a shard; the last one has the rest.
-        versions: Of the libraries when the run began.
-    """
-
-    fingerprint: str
-    dim: int
-    source: str
-    split: str | None
-    content: str
-    images: int
-    shard_rows: int
-    versions: dict[str, str] = field(default_factory=dict)
+    fingerprint: str  # of the bundle
+    dim: int  # length of a vector
+    source: str  # of the images, as the user named it
+    split: str | None  # None for all images
+    content: str  # SHA-256 of names and labels of the images in order
+    images: int  # number of images
+    shard_rows: int  # images in a shard; the last one has the rest
+    versions: dict[str, str] = field(default_factory=dict)  # of the libraries when the run began
 
     @property
     def shards(self) -> int:

@@ -1,23 +1,32 @@
-"""The LightningModule of ``kindred embed``, and the images that each process embeds."""
+"""The LightningModule of ``kindred embed``, the images that each process embeds, and the Trainer."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerStatus
 from numpy.typing import NDArray
 from torch import Tensor
 
 from app.embed.plan import Plan
 from app.embed.shards import missing_shards
+from app.progress import without_warnings
 from data.dataset import Batch, ImageDataset
-from data.loader import EvaluationBatches, ImageLoader
+from data.loader import EvaluationBatches, ImageLoader, spare_cores
 from data.table import ImageTable
 from models.bundle import Bundle
+from models.errors import InputError
+
+# Processes wait for each other only at the end, and the last shard of one may take long.
+_TIMEOUT = timedelta(days=7)
 
 
 class ShardBatches(EvaluationBatches):
@@ -45,19 +54,7 @@ class ShardBatches(EvaluationBatches):
 class Embedder(LightningModule):
     """Embeds the shards that a folder lacks; each process takes its share of them.
 
-    Args:
-        bundle: The model.
-        table: All images.
-        rows: Rows of the table to embed, int64, ascending; the plan refers to positions in it.
-        folder: Of the shards.
-        plan: The division into shards.
-        batch_size: Images in a forward pass.
-        workers: Processes for each device that read and decode; None divides the cores among devices.
-
-    Attributes:
-        missing: Shards that all processes of this run write.
-        shards: Those that this process writes.
-        loader: Loads their images.
+    ``rows`` of the table, int64, are ascending; the plan refers to positions in them.
     """
 
     def __init__(
@@ -77,9 +74,9 @@ class Embedder(LightningModule):
         self.folder, self.plan, self.batch_size, self.workers = folder, plan, batch_size, workers
         # There may be fewer shards than processes.
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.missing: list[int] = []
-        self.shards: list[int] = []
-        self.loader: ImageLoader
+        self.missing: list[int] = []  # shards that all processes of this run write
+        self.shards: list[int] = []  # those that this process writes
+        self.loader: ImageLoader  # of their images
 
     def predict_dataloader(self) -> ImageLoader:
         """Load this process's share of the missing shards: with n processes, every n-th."""
@@ -87,12 +84,13 @@ class Embedder(LightningModule):
         found = missing_shards(self.folder, self.plan) if self.trainer.is_global_zero else []
         self.missing = self.trainer.strategy.broadcast(found)
         self.shards = self.missing[self.trainer.global_rank :: self.trainer.world_size]
+        workers = self.workers
+        if workers is None:
+            workers = max(1, spare_cores() // self.trainer.num_devices)
         self.loader = ImageLoader(
             self.dataset,
             ShardBatches(self.plan, self.shards, self.batch_size),
-            num_workers=max(1, _cores() // self.trainer.num_devices)
-            if self.workers is None
-            else self.workers,
+            num_workers=workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
         return self.loader
@@ -112,7 +110,45 @@ class Embedder(LightningModule):
         return float(waited / total) if total else 0.0
 
 
-def _cores() -> int:
-    """Number of cores for reading images: all but one."""
-    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-    return max(1, (cores or 1) - 1)
+def make_trainer(devices: str, accelerator: str, nodes: int, callbacks: list[Any]) -> Trainer:
+    """Lightning's Trainer for prediction; for the arguments see :func:`app.commands.embed.embed`.
+
+    Raises:
+        InputError: There are no such devices.
+    """
+    if devices != "auto" and (not devices.isdecimal() or int(devices) < 1):
+        raise InputError(f"--devices {devices}: give a number of devices, or auto")
+    strategy: Any = "auto"
+    several_gpus = devices == "auto" and accelerator != "cpu" and torch.cuda.device_count() > 1
+    if nodes > 1 or several_gpus or (devices != "auto" and int(devices) > 1):
+        strategy = DDPStrategy(timeout=_TIMEOUT)
+    try:
+        return Trainer(
+            accelerator=accelerator,
+            devices=devices if devices == "auto" else int(devices),
+            num_nodes=nodes,
+            strategy=strategy,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--devices {devices} --accelerator {accelerator}: {reason}") from error
+
+
+def predict(trainer: Trainer, embedder: Embedder) -> None:
+    """Write the missing shards.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
+    try:
+        with without_warnings("data.loader"):  # rejects.csv lists broken images
+            trainer.predict(embedder, return_predictions=False)
+    except SystemExit:  # Lightning raises it after Ctrl-C
+        if trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        raise KeyboardInterrupt from None

@@ -39,16 +39,7 @@ def write_shard(
     vectors: NDArray[np.float32],
     rejects: Sequence[Reject],
 ) -> None:
-    """Write one shard atomically and durably.
-
-    Args:
-        folder: Folder of the embeddings.
-        plan: The plan of the run.
-        shard: Its number.
-        table: All images.
-        rows: Rows of the table that have vectors, int64 (N,).
-        vectors: float32 (N, dim).
-        rejects: The other images of the shard, which could not be read.
+    """Write one shard atomically and durably: vectors, float32 (N, dim), of rows of the table, int64 (N,).
 
     Raises:
         DiskFull: The disk is full; nothing of the shard is kept.
@@ -110,11 +101,11 @@ def missing_shards(folder: Path, plan: Plan) -> list[int]:
     ]
 
 
-def finish(folder: Path, plan: Plan) -> dict[str, int]:
+def finish(folder: Path, plan: Plan) -> str:
     """Check that all shards are present, write rejects.csv, and mark the folder as complete.
 
     Returns:
-        The numbers of ``images``, of ``embedded`` and of ``rejected`` ones.
+        A sentence with the numbers of embedded and of broken images.
 
     Raises:
         InputError: A shard is missing or damaged.
@@ -138,7 +129,8 @@ def finish(folder: Path, plan: Plan) -> dict[str, int]:
     for entry in os.scandir(folder):
         if entry.name.endswith(".tmp"):  # left by a process that was killed
             Path(entry.path).unlink(missing_ok=True)
-    return figures
+    summary = f"{figures['embedded']:,} of {plan.images:,} images have vectors in {folder}"
+    return summary + (f", {rejected:,} are broken: see {folder / REJECTS}" if rejected else "")
 
 
 def read_batches(folder: Path, plan: Plan, rows: int) -> Iterator[pa.RecordBatch]:

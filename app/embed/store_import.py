@@ -10,7 +10,7 @@ from rich.console import Console
 
 from app.embed.plan import Plan, read_manifest, read_plan
 from app.embed.shards import ID, LABEL, PREFIX, VECTOR, read_batches
-from app.index_target import Target
+from app.index_images import Target
 from app.progress import counting_progress
 from models.errors import InputError
 from serve.store.types import Item
@@ -32,13 +32,7 @@ def complete_plan(folder: Path) -> Plan:
 
 
 def import_embeddings(store: Target, folder: Path, plan: Plan, *, refresh: bool = False) -> None:
-    """Store the items of all shards that ``store`` lacks, and print the speed.
-
-    Args:
-        store: The destination, of the same model.
-        folder: What ``kindred embed`` wrote.
-        plan: Its :func:`complete_plan`.
-        refresh: Also overwrite items that the store already has.
+    """Store the items of all shards that ``store`` lacks (or all, to ``refresh``), and print the speed.
 
     Raises:
         InputError: A shard is missing or damaged.

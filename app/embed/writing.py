@@ -20,11 +20,7 @@ _INTERVAL = 1.0
 
 
 class ShardWriter(Callback):
-    """Collects the vectors of a shard and writes it when it is complete.
-
-    Args:
-        embedder: The module that embeds.
-    """
+    """Collects the vectors of a shard and writes it when it is complete."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
@@ -77,11 +73,7 @@ class ShardWriter(Callback):
 
 
 class EmbedProgress(Callback):
-    """A progress bar over the images of all processes, by the shards in the folder.
-
-    Args:
-        writer: The writer of this process.
-    """
+    """A progress bar over the images of all processes, by the shards in the folder."""
 
     def __init__(self, writer: ShardWriter) -> None:
         self.writer, self.embedder = writer, writer.embedder

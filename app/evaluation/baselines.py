@@ -52,33 +52,25 @@ def centred(pixels: Vectors) -> Vectors:
     return pixels - mean
 
 
-def untrained(architecture: Architecture, preprocess: Preprocess, seed: int = 0) -> Bundle:
-    """A network of the same architecture with random weights; the global random state is not changed."""
-    # Weights are drawn on the CPU, so the generators of other devices need no saving.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return Bundle(EmbeddingNetwork(architecture, trust_code=True), architecture, preprocess)
-
-
 def untrained_twins(bundles: Sequence[Bundle], seed: int, device: str = "auto") -> list[EvaluatedModel]:
     """One network with random weights for each architecture of the bundles, on the bundle's device.
 
-    Without bundles: one of the default architecture on ``device``.
+    Without bundles: one of the default architecture on ``device``. The global random state is not changed.
     """
-    if not bundles:
-        plain = untrained(Architecture(), Preprocess(), seed)
-        plain.network.to(usable_device(device))
-        return [EvaluatedModel(UNTRAINED, plain, baseline=True)]
+    given = [(bundle.architecture, bundle.preprocess, bundle.device) for bundle in bundles]
     twins: list[EvaluatedModel] = []
     drawn: list[Architecture] = []
-    for bundle in bundles:
-        architecture = bundle.architecture
-        if architecture not in drawn:
-            twin = untrained(architecture, bundle.preprocess, seed)
-            twin.network.to(bundle.device)
-            name = f"{UNTRAINED} ({architecture.backbone})" if drawn else UNTRAINED
-            twins.append(EvaluatedModel(name, twin, baseline=True))
-            drawn.append(architecture)
+    for architecture, preprocess, place in given or [(Architecture(), Preprocess(), usable_device(device))]:
+        if architecture in drawn:
+            continue
+        # Weights are drawn on the CPU, so the generators of other devices need no saving.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            twin = Bundle(EmbeddingNetwork(architecture, trust_code=True), architecture, preprocess)
+        twin.network.to(place)
+        name = f"{UNTRAINED} ({architecture.backbone})" if drawn else UNTRAINED
+        twins.append(EvaluatedModel(name, twin, baseline=True))
+        drawn.append(architecture)
     return twins
 
 

@@ -17,21 +17,13 @@ READ_AHEAD = 64  # images
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Counts of byte-identical images in an evaluation.
+    """Counts of byte-identical images in an evaluation."""
 
-    Attributes:
-        groups: sets of two or more identical images.
-        labels_differ: sets whose images have more than one label.
-        queries: queries with an identical image in the gallery.
-        of_queries: all queries.
-        dropped: copies that were left out.
-    """
-
-    groups: int
-    labels_differ: int
-    queries: int
-    of_queries: int
-    dropped: int = 0
+    groups: int  # sets of two or more identical images
+    labels_differ: int  # those whose images have more than one label
+    queries: int  # queries with an identical image in the gallery
+    of_queries: int  # all queries
+    dropped: int = 0  # copies that were left out
 
     @property
     def note(self) -> str | None:

@@ -29,12 +29,8 @@ def embed_images(
 ) -> tuple[list[EvaluatedModel], NDArray[np.bool_], list[str]]:
     """Embed every readable image with every network, as raw pixels and as colour histogram.
 
-    Only a few batches of images are in memory. Sets `vectors` of the models that have a bundle.
-
-    Args:
-        items: the images.
-        models: those without a bundle are skipped.
-        advance: called once for each image.
+    Only a few batches of images are in memory. Sets `vectors` of the models that have a bundle, and calls
+    `advance` once for each image.
 
     Returns:
         The two baselines over the readable images; bool (N,), true for readable images; and an error message

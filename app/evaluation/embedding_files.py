@@ -20,17 +20,11 @@ SHARD_BATCH = 65_536  # rows in a batch
 
 @dataclass(frozen=True)
 class SavedEmbeddings:
-    """Content of a file.
+    """Content of a file."""
 
-    Attributes:
-        vectors: float (N, dim).
-        labels: (N,) integers or strings; None if the file has none.
-        columns: further columns (N,), by which the report slices.
-    """
-
-    vectors: NDArray[Any]
-    labels: NDArray[Any] | None
-    columns: dict[str, NDArray[Any]]
+    vectors: NDArray[Any]  # float (N, dim)
+    labels: NDArray[Any] | None  # (N,) integers or strings
+    columns: dict[str, NDArray[Any]]  # further columns (N,), by which the report slices
 
 
 def load_embeddings(path: Path) -> SavedEmbeddings:

@@ -17,43 +17,25 @@ from models.metrics import PairHistogram, RetrievalResult, Threshold
 
 @dataclass(eq=False)
 class EvaluatedModel:
-    """A model or baseline, its embeddings, and its metrics, which `measure` fills in.
+    """A model or baseline, its embeddings, and its metrics, which `measure` fills in."""
 
-    Attributes:
-        name: its name in tables.
-        bundle: the network that embeds; None for saved embeddings and for baselines without a network.
-        folder: of the bundle; None for checkpoints and ONNX files.
-        baseline: whether it is only for comparison.
-        about: its origin as plain JSON (fingerprint, file, dimension).
-        vectors: float (N, dim), a row for each item; empty before embedding.
-        retrieval: retrieval metrics of each query.
-        query_rows: int64 (Q,) rows of the evaluated queries among the N.
-        neighbours: int64 (Q, k) rows of their nearest neighbours.
-        similarity: float32 (Q, k), their cosine similarities.
-        hits: bool (Q, k), whether they match.
-        metrics: means, verification, clustering and few-shot metrics, by name.
-        intervals: 95% intervals by name: bootstrap over classes, or for few-shot accuracies over episodes.
-        pairs: histogram of pair similarities; None without pairs of both kinds.
-        thresholds: calibrated operating points; empty unless asked for.
-        reranked: retrieval metrics after k-reciprocal re-ranking, empty unless asked for.
-    """
-
-    name: str
-    bundle: Bundle | None = None
-    folder: Path | None = None
+    name: str  # in tables
+    bundle: Bundle | None = None  # None for saved embeddings and for baselines without a network
+    folder: Path | None = None  # of the bundle; None for checkpoints and ONNX files
     baseline: bool = False
-    about: dict[str, Any] = field(default_factory=dict)
-    vectors: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0)))
-    retrieval: RetrievalResult = field(init=False)
-    query_rows: NDArray[np.int64] = field(init=False)
-    neighbours: NDArray[np.int64] = field(init=False)
-    similarity: NDArray[np.float32] = field(init=False)
-    hits: NDArray[np.bool_] = field(init=False)
-    metrics: dict[str, float] = field(init=False)
+    about: dict[str, Any] = field(default_factory=dict)  # its origin: fingerprint, file, dimension
+    vectors: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0)))  # float (N, dim), of each item
+    retrieval: RetrievalResult = field(init=False)  # metrics of each query
+    query_rows: NDArray[np.int64] = field(init=False)  # (Q,), of the evaluated queries among the N
+    neighbours: NDArray[np.int64] = field(init=False)  # (Q, k), rows of their nearest neighbours
+    similarity: NDArray[np.float32] = field(init=False)  # (Q, k), their cosines
+    hits: NDArray[np.bool_] = field(init=False)  # (Q, k), whether they match
+    metrics: dict[str, float] = field(init=False)  # means, verification, clustering and few-shot metrics
+    # 95% intervals of metrics: bootstrap over classes, or for few-shot accuracies over episodes.
     intervals: dict[str, tuple[float, float]] = field(init=False)
-    pairs: PairHistogram | None = None
-    thresholds: list[Threshold] = field(default_factory=list)
-    reranked: dict[str, float] = field(default_factory=dict)
+    pairs: PairHistogram | None = None  # None without pairs of both kinds
+    thresholds: list[Threshold] = field(default_factory=list)  # empty unless asked for
+    reranked: dict[str, float] = field(default_factory=dict)  # metrics after re-ranking; likewise
 
     def __post_init__(self) -> None:
         if self.bundle is not None:

@@ -17,28 +17,20 @@ from app.evaluation.evaluated_models import EvaluatedModel
 from app.evaluation.evaluation_set import EvaluationSet
 from app.evaluation.measure import Options, measure
 from app.progress import counting_progress
+from data.seen_classes import seen_classes
 from models.errors import InputError
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of an evaluation.
+    """Results of an evaluation."""
 
-    Attributes:
-        models: trained models first, baselines after them.
-        items: the items that they were measured on.
-        options: how it was measured.
-        broken: an error message for each skipped image.
-        notes: sentences for the reader.
-        duplicates: byte-identical images; None if only embeddings were given.
-    """
-
-    models: list[EvaluatedModel]
+    models: list[EvaluatedModel]  # trained models first, baselines after them
     items: EvaluationSet
     options: Options
-    broken: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    duplicates: Duplicates | None = None
+    broken: list[str] = field(default_factory=list)  # an error message for each skipped image
+    notes: list[str] = field(default_factory=list)  # sentences for the reader
+    duplicates: Duplicates | None = None  # None if only embeddings were given
 
 
 def run_evaluation(
@@ -53,8 +45,8 @@ def run_evaluation(
     """Evaluate models on the same items and, if these are images, the baselines, too.
 
     Args:
-        models: trained models and saved embeddings; empty for the baselines alone.
-        items: what they are measured on; saved embeddings have a row for each item.
+        models: trained models and saved embeddings, of which each item has a row; empty for the baselines.
+        items: what they are measured on.
         options: how to measure.
         calibrated: compute thresholds for the first model.
         notes: sentences for the reader; others are added.
@@ -108,13 +100,7 @@ def run_evaluation(
 def items_of_embeddings(
     path: Path, saved: SavedEmbeddings, labels: Path | None = None, relevance: str | None = None
 ) -> EvaluationSet:
-    """The items of saved embeddings without images.
-
-    Args:
-        path: where the embeddings come from.
-        saved: content of that file.
-        labels: file of labels, for embeddings without labels.
-        relevance: see `EvaluationSet`.
+    """The items of saved embeddings without images; ``labels`` is a file of labels for those without any.
 
     Raises:
         InputError: labels are missing, there is not one for each embedding, or the column does not exist.
@@ -128,6 +114,42 @@ def items_of_embeddings(
     return EvaluationSet(
         codes.astype(np.int64), [str(name) for name in names], columns=saved.columns, relevance=relevance
     )
+
+
+def seen_notes(models: Sequence[EvaluatedModel], items: EvaluationSet, *, allow: bool) -> list[str]:
+    """Notes about classes of the items that a model was, or may have been, trained on.
+
+    Raises:
+        InputError: classes were seen in training, and `allow` is false.
+    """
+    names = [items.class_names[label] for label in np.unique(items.labels)]
+    notes = []
+    for model in models:
+        if model.bundle is None:
+            continue
+        info, packed = model.bundle.info, model.bundle.training_classes
+        same_split = items.split_hash is not None and items.split_hash == info.get("split_hash")
+        if packed is None:
+            if items.split_hash is not None and info.get("split_hash") not in (None, items.split_hash):
+                notes.append(
+                    f"{model.name} was trained on another split of the data than this one: "
+                    "it may have seen the classes that it is tested on."
+                )
+            continue
+        seen = seen_classes(packed, names)
+        if not seen:
+            continue
+        told = f"{model.name} was trained on {len(seen)} of the {len(names)} classes to be tested"
+        if same_split and items.split != "train" and (info.get("split") or {}).get("kind") == "per_image":
+            notes.append(f"{told}, on other images of them: the metrics do not hold for new classes.")
+        elif allow:
+            notes.append(f"{told}: the metrics do not hold for new classes.")
+        else:
+            raise InputError(
+                f"{told} (or on classes of the same names, {seen[0]!r} first): test on others "
+                "(--split test of the data it was trained on), or give --allow-seen-classes"
+            )
+    return notes
 
 
 def _identical(items: EvaluationSet, *, drop: bool) -> tuple[EvaluationSet, NDArray[np.bool_], Duplicates]:

@@ -22,35 +22,23 @@ Rows = NDArray[np.int64]
 class EvaluationSet:
     """Labelled items, and their roles in the evaluation.
 
-    Attributes:
-        labels: int64 (N,), indices into `class_names`.
-        class_names: of the labels.
-        queries: int64 rows of the queries; None if every item is a query against all others.
-        gallery: int64 rows of the gallery; None likewise.
-        columns: metadata by name, (N,) values each, by which the report slices.
-        relevance: column of labels separated by ";", of which items that match share at least one; None if
-            items with equal `labels` match.
-        table: the images, N rows; None if only embeddings were given.
-        source: the images' source as the user named it.
-        split: the split that was taken, or "all".
-        split_hash: of the whole source's split; None if it was not split.
-        white_level: of 16-bit grey images, see :class:`models.preprocess.Preprocess`.
-
     Raises:
         InputError: the column `relevance` does not exist.
     """
 
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64]  # (N,), indices into `class_names`
     class_names: list[str]
-    queries: Rows | None = None
-    gallery: Rows | None = None
-    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    queries: Rows | None = None  # None if every item is a query against all others
+    gallery: Rows | None = None  # None likewise
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)  # metadata, (N,); the report's slices
+    # Column of labels separated by ";", of which items that match share at least one; None if items with
+    # equal `labels` match.
     relevance: str | None = None
-    table: ImageTable | None = None
-    source: str | None = None
-    split: str | None = None
-    split_hash: str | None = None
-    white_level: int = WHITE
+    table: ImageTable | None = None  # the images, N rows; None if only embeddings were given
+    source: str | None = None  # of the images, as the user named it
+    split: str | None = None  # "train", "val", "test" or "all"
+    split_hash: str | None = None  # of the whole source's split; None if it was not split
+    white_level: int = WHITE  # of 16-bit grey images, see models.preprocess.Preprocess
 
     def __post_init__(self) -> None:
         if self.relevance is not None and self.relevance not in self.columns:
@@ -58,29 +46,9 @@ class EvaluationSet:
             raise InputError(f"--relevance {self.relevance}: the data has no such column, only {known}")
 
     @classmethod
-    def of_images(
-        cls,
-        table: ImageTable,
-        source: str,
-        split: str,
-        split_hash: str | None,
-        queries: Rows | None = None,
-        gallery: Rows | None = None,
-        relevance: str | None = None,
-    ) -> "EvaluationSet":
-        """All rows of a table, with its metadata."""
-        return cls(
-            table.labels,
-            table.class_names,
-            queries,
-            gallery,
-            _columns(table),
-            relevance,
-            table,
-            source,
-            split,
-            split_hash,
-        )
+    def of_images(cls, table: ImageTable, **about: Any) -> "EvaluationSet":
+        """All rows of a table, with its metadata; ``about`` has further attributes."""
+        return cls(table.labels, table.class_names, columns=_columns(table), table=table, **about)
 
     @cached_property
     def label_sets(self) -> list[frozenset[str]] | None:
@@ -142,8 +110,8 @@ def select_images(
     rows, split_hash = select(table, split, settings)
     if split != "all":
         table = table.take(rows)
-    sides: tuple[Rows | None, Rows | None] = (None, None)
-    if query is not None or table.has_queries:
+    sides: dict[str, Rows] = {}
+    if query is not None or "is_query" in table.rows.column_names:
         if query is None:
             asked, others = table.flags("is_query"), table.flags("is_gallery")
         else:
@@ -163,10 +131,12 @@ def select_images(
                     f"{source}: {both} images are queries and in the gallery, too, where each would find "
                     "itself: make the two disjoint, or select all images for both"
                 )
-            sides = np.flatnonzero(asked), np.flatnonzero(others)
+            sides = {"queries": np.flatnonzero(asked), "gallery": np.flatnonzero(others)}
     elif gallery is not None:
         raise InputError("--gallery needs --query: say which images are the queries")
-    return EvaluationSet.of_images(table, source, split, split_hash, *sides, relevance)
+    return EvaluationSet.of_images(
+        table, source=source, split=split, split_hash=split_hash, relevance=relevance, **sides
+    )
 
 
 def _columns(table: ImageTable) -> dict[str, NDArray[Any]]:

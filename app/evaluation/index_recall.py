@@ -26,32 +26,22 @@ BLAS_FROM = 20  # FAISS uses BLAS, 5 times as fast, only for batches over 128,00
 SAME = 1e-6  # neighbours whose similarity is this close to the true k-th count as found
 
 Vectors = NDArray[np.float32]
+# From queries, float32 (n, dim), and k to rows of the gallery, int64 (n, k), -1 for none.
 Search = Callable[[Vectors, int], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class IndexMetrics:
-    """Measurements on one thread.
+    """Measurements on one thread."""
 
-    Attributes:
-        index: factory string, or folder of a store.
-        parameters: of the search, in FAISS's notation (`nprobe=16`); empty for the defaults.
-        recall_at_1: fraction of queries whose true nearest neighbour is found first.
-        recall_at_10: mean fraction of the true 10 nearest neighbours that are among the first 10 found.
-        single_qps: queries per second, one at a time.
-        batch_qps: queries per second in batches of 64.
-        bytes: size of the index; 0 if unknown.
-        build_seconds: time to train and fill the index.
-    """
-
-    index: str
-    parameters: str
-    recall_at_1: float
-    recall_at_10: float
-    single_qps: float
-    batch_qps: float
-    bytes: int
-    build_seconds: float
+    index: str  # factory string, or folder of a store
+    parameters: str  # of the search, in FAISS's notation (nprobe=16); empty for the defaults
+    recall_at_1: float  # fraction of queries whose true nearest neighbour is found first
+    recall_at_10: float  # mean fraction of the true 10 nearest neighbours among the first 10 found
+    single_qps: float  # queries per second, one at a time
+    batch_qps: float  # queries per second in batches of 64
+    bytes: int  # size of the index; 0 if unknown
+    build_seconds: float  # to train and fill the index
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; recalls are named recall@1 and recall@10."""
@@ -65,22 +55,11 @@ class IndexMetrics:
 
 @dataclass(frozen=True)
 class Truth:
-    """Queries, and the result of an exact search.
+    """Queries, and the result of an exact search."""
 
-    Attributes:
-        vectors: float32 (N, dim) unit vectors, the gallery.
-        rows: int64 (Q,), rows of the queries; a query is not its own neighbour.
-        similarity: float32 (Q, k) exact similarities of the k nearest, descending.
-    """
-
-    vectors: Vectors
-    rows: NDArray[np.int64]
-    similarity: Vectors
-
-    @property
-    def queries(self) -> Vectors:
-        """float32 (Q, dim)."""
-        return self.vectors[self.rows]
+    vectors: Vectors  # (N, dim), the gallery, of unit length
+    rows: NDArray[np.int64]  # (Q,), of the queries; a query is not its own neighbour
+    similarity: Vectors  # (Q, k), of the k nearest, descending
 
 
 def exact_neighbours(vectors: Vectors, queries: int, seed: int) -> Truth:
@@ -142,14 +121,8 @@ def index_bytes(index: Any) -> int:
 
 
 def measure_search(search: Search, truth: Truth, **about: Any) -> IndexMetrics:
-    """Measure recall and speed of a search.
-
-    Args:
-        search: from queries, float32 (n, dim), and k to rows of the gallery, int64 (n, k), -1 for none.
-        truth: queries and their true neighbours.
-        about: the other fields of `IndexMetrics`.
-    """
-    queries = truth.queries
+    """Measure recall and speed of a search; `about` has the other fields of `IndexMetrics`."""
+    queries = truth.vectors[truth.rows]
     depth = truth.similarity.shape[1]
     with one_thread():
         found = _without_self(search(queries, depth + 1), truth.rows)
@@ -184,11 +157,7 @@ def _rate(search: Callable[[Vectors], Any], queries: Vectors, batch: int) -> flo
 
 
 def measure_index(index: str, evaluation: Evaluation) -> dict[str, Any]:
-    """Metrics of one index on the first model's embeddings, or of a store on its own vectors.
-
-    Args:
-        index: a FAISS factory string such as `IVF256,SQ8`, or the folder of a store.
-        evaluation: where the embeddings come from.
+    """Metrics of a FAISS index, such as IVF256,SQ8, on the first model's vectors, or of a store on its own.
 
     Raises:
         InputError: `index` is neither a store nor a usable factory string.

@@ -17,19 +17,12 @@ FOLDS = 10  # for a CSV without folds
 
 @dataclass(frozen=True)
 class PairList:
-    """Pairs of image names.
-
-    Attributes:
-        first: names without file extensions.
-        second: the same, of the other image.
-        same: bool (P,), whether both images are of one class.
-        folds: int64 (P,), the fold of each pair.
-    """
+    """Pairs of image names, without file extensions."""
 
     first: list[str]
     second: list[str]
-    same: NDArray[np.bool_]
-    folds: NDArray[np.int64]
+    same: NDArray[np.bool_]  # (P,), whether both images are of one class
+    folds: NDArray[np.int64]  # (P,), the fold of each pair
 
 
 def read_pairs(path: Path) -> PairList:

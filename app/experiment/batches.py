@@ -25,26 +25,15 @@ _SHUFFLE = 7
 
 @dataclass(frozen=True)
 class Partition:
-    """Groups of equal size; only which images share a group differs between partitions.
+    """Groups of equal size; only which images share a group differs between partitions."""
 
-    Attributes:
-        size: images in a group.
-        classes: classes in a group, with size / classes images each; None shuffles the whole batch.
-    """
-
-    size: int
-    classes: int | None = None
+    size: int  # images in a group
+    classes: int | None = None  # classes in a group, of size / classes images; None shuffles the whole batch
 
     def groups(self, classes: int, images: int, key: tuple[int, ...]) -> NDArray[np.int64]:
         """The groups of a batch that holds ``classes`` runs of ``images`` images of one class.
 
-        Args:
-            classes: in the batch.
-            images: of each class in the batch.
-            key: of the random choice, where there is one.
-
-        Returns:
-            Positions in the batch, int64 (number of groups, size).
+        They are positions in the batch, int64 (number of groups, size); ``key`` is that of a random choice.
 
         Raises:
             InputError: the batch cannot be divided so.
@@ -84,15 +73,10 @@ class Partition:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's input.
+    """One step's input."""
 
-    Attributes:
-        images: float32 (B, C, H, W), preprocessed, its groups interleaved.
-        labels: int64 (B,).
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # float32 (B, C, H, W), preprocessed, its groups interleaved
+    labels: Tensor  # int64 (B,)
 
 
 def partition_of(setting: Setting) -> Partition:
@@ -105,32 +89,18 @@ def partition_of(setting: Setting) -> Partition:
 class GradientBatches:
     """The batches of a run, by step; they follow from (seed, step), so every variant sees the same.
 
-    Args:
-        setting: classes and images in a step, and the augmentation.
-        images: to draw from.
-        preprocess: normalizes pixels.
-        seed: of the run.
-        partition: the normalization groups.
-        device: where batches go.
-
     Raises:
         InputError: the groups of a step cannot be gone through in so many passes.
     """
 
     def __init__(
-        self,
-        setting: Setting,
-        images: Images,
-        preprocess: Preprocess,
-        seed: int,
-        partition: Partition,
-        device: str = "cpu",
+        self, setting: Setting, images: Images, preprocess: Preprocess, seed: int, device: str = "cpu"
     ) -> None:
-        self.images, self.preprocess, self.seed, self.partition = images, preprocess, seed, partition
-        self.device = device
+        self.images, self.preprocess, self.seed, self.device = images, preprocess, seed, device
+        self.partition = partition_of(setting)
         self.classes, self.each = setting.classes_per_step, setting.images_per_class
         self.sampler = PKBatchSampler(images.labels, self.classes, self.each, setting.steps, seed)
-        groups = self.classes * self.each // partition.size
+        groups = self.classes * self.each // self.partition.size
         self.consecutive = setting.groups is not None and setting.groups.consecutive
         self.shared_momentum = setting.groups.shared_gradient_momentum if setting.groups else None
         if (self.consecutive or self.shared_momentum is not None) and setting.passes > 1:

@@ -29,48 +29,32 @@ class _Strict(BaseModel):
 
 
 class Data(_Strict):
-    """Which images.
+    """Which images."""
 
-    Attributes:
-        source: as ``data.sources.open_source`` takes it; a path (with a slash or an ending) is first looked
-            for below the data folder.
-        image_size: side in pixels.
-        mode: colour mode.
-        train_images: the first so many images of each class (in the order of their names) are for training
-            and the rest for validation; None takes the set's folders "train" and "val".
-        only: take this part of the set's own split ("train", say) and leave the rest out.
-        classes: how many classes to keep, the first by name; None keeps all.
-        mean: what is subtracted from each channel; none takes ``Preprocess``'s own.
-        std: what each channel is divided by; likewise.
-        unseen: validate on classes that training never sees: those of the set's own test split, or of one
-            made by a hash.
-        folds: with ``unseen``, divide the classes into so many parts by a hash and validate on the first;
-            with ``only: train`` the set's own test classes stay untouched.
-        pretraining: set every second training class apart for pretraining; only with ``unseen``.
-        decode: all images once, into memory, or each when it is needed (large sets).
-    """
-
+    # As data.sources.open_source takes it; a path (with a slash or an ending) is first looked for below the
+    # data folder.
     source: str
     image_size: Positive
     mode: Literal["RGB", "L"] = "RGB"
+    # The first so many images of each class (in the order of their names) are for training and the rest for
+    # validation; None takes the set's folders "train" and "val".
     train_images: Positive | None = None
-    only: Literal["train", "val", "test"] | None = None
-    classes: Positive | None = None
-    mean: list[float] = []
-    std: list[float] = []
+    only: Literal["train", "val", "test"] | None = None  # leave out the other parts of the set's own split
+    classes: Positive | None = None  # how many classes to keep, the first by name; None keeps all
+    mean: list[float] = []  # of each channel; if empty, that of Preprocess
+    std: list[float] = []  # likewise
+    # Validate on classes that training never sees: those of the set's own test split, or of one by a hash.
     unseen: bool = False
+    # With `unseen`: divide the classes into so many parts by a hash and validate on the first; with
+    # `only: train`, the set's own test classes stay untouched.
     folds: Annotated[int, Field(ge=2)] | None = None
-    pretraining: bool = False
-    decode: Literal["once", "when needed"] = "once"
+    pretraining: bool = False  # with `unseen`: set every second training class apart for pretraining
+    decode: Literal["once", "when needed"] = "once"  # "when needed": for sets that do not fit in memory
 
 
 class Pretraining(_Strict):
     """What comes before the variant's own training, the same for all variants of a seed: a classifier of
     classes set apart, with batch normalization of whole batches, which are as large as the variant's.
-
-    Attributes:
-        steps: gradient steps.
-        learning_rate: its peak.
     """
 
     steps: Positive
@@ -87,149 +71,88 @@ class RampSetting(_Strict):
 
 
 class Groups(_Strict):
-    """Which images are normalized together.
+    """Which images are normalized together."""
 
-    Attributes:
-        size: images in a group.
-        classes: classes in a group; None shuffles the batch.
-        consecutive: one group after another, as in gradient accumulation: each moves the running statistics
-            (and renorm's averages of gradient statistics) that the next one starts from. Otherwise all
-            groups of a step start from the same ones, as separate processes do.
-        shared_gradient_momentum: renorm's gradient subtracts statistics of all groups of the step together,
-            averaged over steps with this weight of a step; 1 takes the step's alone, and with 0 nothing is
-            subtracted. None leaves each group its own, by the layer's rule.
-    """
-
-    size: Positive
-    classes: Positive | None = None
+    size: Positive  # images in a group
+    classes: Positive | None = None  # classes in a group; None shuffles the batch
+    # One group after another, as in gradient accumulation: each moves the running statistics (and renorm's
+    # averages of gradient statistics) that the next one starts from. Otherwise all groups of a step start
+    # from the same ones, as separate processes do.
     consecutive: bool = False
+    # Renorm's gradient subtracts statistics of all groups of the step together, averaged over steps with this
+    # weight of a step; 1 takes the step's alone, and with 0 nothing is subtracted. None leaves each group its
+    # own, by the layer's rule.
     shared_gradient_momentum: Fraction | None = None
 
 
 class Setting(_Strict):
-    """One variant, complete.
+    """One variant, complete; backbone, normalization, loss and weights are written as in ``kindred fit``."""
 
-    Attributes:
-        task: "classification": a linear classifier of the training classes, tested on further images of
-            them; "triplets": an embedding, by triplets or another loss, tested by recall on classes unseen
-            in training.
-        data: which images.
-        augmentation: arguments of ``data.augment.geometry.Geometry``; None leaves images as they are.
-        backbone: as in ``kindred fit``.
-        backbone_args: likewise.
-        normalization: likewise.
-        normalization_args: likewise.
-        ramps: of rmax, dmax and momentum, for renorm; what is not named is the paper's.
-        classes_per_step: classes in a gradient batch.
-        images_per_class: images of each.
-        groups: the normalization groups; None normalizes the whole batch.
-        passes: a step's groups are gone through in so many passes, whose gradients are summed: the same step
-            in less memory.
-        steps: gradient steps.
-        precision: as Lightning's; "bf16-mixed" trains under autocast and tests in float32.
-        nesterov: of sgd's momentum.
-        optimizer: sgd has momentum 0.9; rmsprop the paper's decay of 0.9 and no momentum; adamw torch's
-            constants.
-        learning_rate: its peak.
-        head_learning_rate: the peak of what starts from random numbers in metric learning, the head and a
-            loss's proxies; None takes ``learning_rate``.
-        warmup: fraction of the run.
-        weight_decay: of all parameters.
-        average: decay of the moving average of weights and statistics that is tested; None tests the last
-            weights.
-        curve_points: how many times validation accuracy is measured on the way.
-        loss: of "triplets", as in ``kindred fit``; None is FaceNet's on semi-hard triplets. Another one sees
-            the whole batch at once and mines nothing.
-        mining: of triplets: inside each normalization group, or across the whole batch.
-        embedding_dim: of triplets' embeddings.
-        weights: of the backbone before triplets, as in ``kindred fit``.
-        pretraining: start triplets from a classifier's backbone.
-    """
-
+    # "classification": a linear classifier of the training classes, tested on further images of them;
+    # "triplets": an embedding, by triplets or another loss, tested by recall on classes unseen in training.
     task: Literal["classification", "triplets"] = "classification"
     data: Data
-    augmentation: dict[str, Any] | None = None
+    augmentation: dict[str, Any] | None = None  # arguments of data.augment.geometry.Geometry
     backbone: str = "resnet10"
     backbone_args: dict[str, Any] = {}
     normalization: Normalization = "batch"
     normalization_args: dict[str, Any] = {}
-    ramps: dict[Literal["rmax", "dmax", "momentum"], RampSetting] = {}
-    classes_per_step: Positive
+    ramps: dict[Literal["rmax", "dmax", "momentum"], RampSetting] = {}  # for renorm; by default the paper's
+    classes_per_step: Positive  # in a gradient batch
     images_per_class: Positive
-    groups: Groups | None = None
+    groups: Groups | None = None  # None normalizes the whole batch
+    # A step's groups are gone through in so many passes, whose gradients are summed: the same step in less
+    # memory.
     passes: Positive = 1
     steps: Positive
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # tests always run in float32
+    # sgd has momentum 0.9; rmsprop the paper's decay of 0.9 and no momentum; adamw torch's constants.
     optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
-    nesterov: bool = False
-    learning_rate: Annotated[float, Field(gt=0)] = 0.2
+    nesterov: bool = False  # of sgd's momentum
+    learning_rate: Annotated[float, Field(gt=0)] = 0.2  # its peak
+    # Peak for what starts from random numbers in metric learning: the head and a loss's proxies.
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     warmup: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    # Decay of the moving average of weights and statistics that is tested; None tests the last weights.
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    curve_points: Positive = 5
+    curve_points: Positive = 5  # how many times validation accuracy is measured on the way
+    # Of "triplets"; None is FaceNet's on semi-hard triplets. Others see the whole batch, without mining.
     loss: dict[str, Any] | None = None
-    mining: Literal["groups", "batch"] = "groups"
+    mining: Literal["groups", "batch"] = "groups"  # inside each normalization group, or the whole batch
     embedding_dim: Positive = 64
-    weights: str | None = None
-    pretraining: Pretraining | None = None
+    weights: str | None = None  # of the backbone before triplets
+    pretraining: Pretraining | None = None  # start triplets from a classifier's backbone
 
 
 class Comparison(_Strict):
-    """A paired difference to report, and what the documentation says of it.
-
-    Attributes:
-        title: for the table.
-        variant: whose metric is reported less ``against``'s.
-        against: variant that it is compared with.
-        loss_from: variant; where it is given, the fraction of (loss_from − against) that ``variant``
-            recovers is reported beside the difference.
-        at_least: the published conclusion holds where the difference, in points, is at least this.
-        at_most: likewise, at most.
-        fraction_at_least: likewise for the fraction recovered.
-    """
+    """A paired difference to report, and the published conclusion, which holds within all given bounds."""
 
     title: str
-    variant: str
+    variant: str  # its metric is reported less that of `against`
     against: str
-    loss_from: str | None = None
-    at_least: float | None = None
+    loss_from: str | None = None  # also report the fraction of (loss_from - against) that `variant` recovers
+    at_least: float | None = None  # of the difference, in points
     at_most: float | None = None
-    fraction_at_least: float | None = None
+    fraction_at_least: float | None = None  # of the fraction recovered
 
 
 class Reduced(_Strict):
-    """The part of an experiment that ``make evidence`` repeats.
-
-    Attributes:
-        variants: which variants.
-        seeds: with which seeds.
-    """
+    """The part of an experiment that ``make evidence`` repeats."""
 
     variants: list[str]
     seeds: list[int]
 
 
 class Experiment(_Strict):
-    """A whole experiment.
+    """A whole experiment."""
 
-    Attributes:
-        title: what it asks, one line.
-        base: what all variants share, as :class:`Setting`.
-        variants: what each variant has otherwise; a mapping is merged into the base's.
-        seeds: of the primary variants; the others run with the first alone.
-        primary: variants to run with every seed.
-        metric: what comparisons are of.
-        comparisons: what the table reports below the variants.
-        reduced: what suffices to see whether the conclusions hold.
-    """
-
-    title: str
-    base: dict[str, Any]
-    variants: dict[str, dict[str, Any]]
-    seeds: list[int] = [0]
+    title: str  # what it asks, one line
+    base: dict[str, Any]  # what all variants share, as Setting
+    variants: dict[str, dict[str, Any]]  # what each has otherwise; mappings are merged into the base's
+    seeds: list[int] = [0]  # of the primary variants; the others run with the first alone
     primary: list[str] = []
-    metric: str = "accuracy/running"
+    metric: str = "accuracy/running"  # that comparisons are of
     comparisons: list[Comparison] = []
     reduced: Reduced | None = None
 
@@ -283,12 +206,7 @@ def load_experiment(path: Path) -> Experiment:
 
 
 def _with_present_keys(content: Any, former: set[str]) -> Any:
-    """The file's own keys, those of comparisons and of the reduced part by their present names.
-
-    Args:
-        content: of the file, or of a part of it.
-        former: takes up the former names that are found.
-    """
+    """The file's content with former keys renamed; ``former`` takes up those that are found."""
     if isinstance(content, list):
         return [_with_present_keys(value, former) for value in content]
     if not isinstance(content, dict):

@@ -31,11 +31,6 @@ class GroupedNormalization(nn.Module):
         groups: G.
         consecutive: each pass starts from the statistics that the previous one left; the last one's remain.
         shared_momentum: the gradient subtracts statistics of all groups; see ``experiment_config.Groups``.
-
-    Attributes:
-        wide: the layer of G · C channels that normalizes in training. Not a submodule: it has no
-            parameters of its own.
-        by_batch: test with the statistics of each group instead of the running statistics.
     """
 
     def __init__(
@@ -51,7 +46,7 @@ class GroupedNormalization(nn.Module):
         self.consecutive = consecutive
         self.shared_momentum = shared_momentum
         self._shared = torch.zeros(4, plain.num_features), torch.zeros(())
-        self.by_batch = False
+        self.by_batch = False  # test with the statistics of each group instead of the running statistics
         self._collected: list[list[Tensor]] = []
         wide = deepcopy(plain).requires_grad_(False)
         wide.num_features = plain.num_features * groups
@@ -64,6 +59,7 @@ class GroupedNormalization(nn.Module):
         if isinstance(wide, BatchRenorm) and shared_momentum is not None:
             wide.final_gradient_momentum = shared_momentum
             wide.set_limits(gradient_momentum=shared_momentum)
+        # It normalizes in training, and is not a submodule: it has no parameters of its own.
         object.__setattr__(self, "wide", wide.train())
         self.wide: Normalizer
 
@@ -90,13 +86,8 @@ class GroupedNormalization(nn.Module):
     def shared_fit(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         """Fit the gradient by a constant and z over all groups of this and earlier steps.
 
-        As in the layer itself, the first steps all weigh the same.
-
-        Args:
-            moments: of each group, (4, G · C): means of dy, dy · z, z and z².
-
-        Returns:
-            The constant and the slope, (G · C,) each.
+        As in the layer itself, the first steps all weigh the same. From each group's means of dy, dy · z, z
+        and z², (4, G · C), to the constant and the slope, (G · C,) each.
         """
         if not self.shared_momentum:
             return torch.zeros_like(moments[0]), torch.zeros_like(moments[0])
@@ -192,13 +183,9 @@ def _along(values: Tensor) -> Tensor:
 def group_normalization(
     network: nn.Module, groups: int, consecutive: bool = False, shared_momentum: float | None = None
 ) -> nn.Module:
-    """Let every batch-normalizing layer of a network see G groups; other layers stay as they are.
+    """Let every batch-normalizing layer of a network see groups, in place; other layers stay as they are.
 
-    Args:
-        network: changed in place.
-        groups: G; batches must be multiples of it, with the groups interleaved.
-        consecutive: as in :class:`GroupedNormalization`.
-        shared_momentum: likewise.
+    For the arguments see :class:`GroupedNormalization`.
 
     Raises:
         InputError: gradient statistics are to be shared by a layer other than Batch Renormalization.

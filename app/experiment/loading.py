@@ -1,6 +1,5 @@
 """Load a data set as tensors, with the sources and preprocessing that ``kindred fit`` uses."""
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from rich.progress import track
 from torch import Tensor
 
 from app.experiment.experiment_config import Data
+from app.progress import without_warnings
 from data.dataset import ImageDataset
-from data.locations import data_root
-from data.pixel_cache import CacheKind, cache_key, open_cache
+from data.pixel_cache import open_cache
 from data.sources import open_source
+from data.sources.source import data_root
 from data.splits import Split, class_folds, split_classes, split_images
 from data.table import ImageTable
 from models.errors import InputError
@@ -28,15 +28,12 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one split of a data set.
+    """The images of one split of a data set."""
 
-    Attributes:
-        labels: int64 (N,).
-        take: returns the pixels of items, uint8 (items, C, H, W), given their int64 indices.
-    """
-
-    labels: NDArray[np.int64]
-    take: Callable[[NDArray[np.int64]], Tensor]
+    labels: NDArray[np.int64]  # (N,)
+    take: Callable[
+        [NDArray[np.int64]], Tensor
+    ]  # from indices of items to their pixels, uint8 (items, C, H, W)
 
     def subset(self, chosen: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> "Images":
         """The items at ``chosen``, with other labels if these are given."""
@@ -46,21 +43,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A data set.
+    """A data set."""
 
-    Attributes:
-        train: training images, labels 0 … classes − 1.
-        val: other images of the same classes, or images of other classes, labelled from 0, too.
-        classes: number of training classes.
-        pretrain: images of the classes for pretraining, or None.
-        split_hash: SHA-256 of the split.
-        preprocess: turns pixels into network input.
-    """
-
-    train: Images
-    val: Images
-    classes: int
-    pretrain: Images | None
+    train: Images  # labels 0 … classes − 1
+    val: Images  # other images of the same classes, or images of other classes, labelled from 0, too
+    classes: int  # number of training classes
+    pretrain: Images | None  # of the classes for pretraining
     split_hash: str
     preprocess: Preprocess
 
@@ -89,21 +77,11 @@ def _every_second(images: Images, first: int) -> Images:
 
 def _split(table: ImageTable, data: Data) -> Split:
     if not data.unseen:
-        return _quiet_split(table)
+        with without_warnings("data.splits"):  # test classes are seen in training: that is intended here
+            return split_images(table)
     if data.folds is not None:
         return next(class_folds(table, data.folds, val_fraction=0))
     return split_classes(table, val_fraction=0)
-
-
-def _quiet_split(table: ImageTable) -> Split:
-    """Split per image, without the warning that test classes are seen in training, which is intended here."""
-    log = logging.getLogger("data.splits")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        return split_images(table)
-    finally:
-        log.setLevel(level)
 
 
 def _table(data: Data) -> ImageTable:
@@ -118,9 +96,9 @@ def _table(data: Data) -> ImageTable:
         return table
     if data.train_images is not None:
         return table.with_column("split", _first_images(table, data.train_images))
-    if table.folder_parts is None:
+    if "part" not in table.rows.column_names:
         raise InputError(f"{data.source}: has no folders train and val; set data.train_images")
-    return table.with_column("split", table.folder_parts)
+    return table.with_column("split", table.rows.column("part"))
 
 
 def _keep(table: ImageTable, rows: NDArray[np.int64]) -> ImageTable:
@@ -128,7 +106,7 @@ def _keep(table: ImageTable, rows: NDArray[np.int64]) -> ImageTable:
     present, labels = np.unique(table.labels[rows], return_inverse=True)
     kept = table.take(rows).rows
     kept = kept.drop_columns(["label"]).append_column("label", [labels.astype(np.int32)])
-    return ImageTable(kept, [table.class_names[c] for c in present], table.roots, limits=table.limits)
+    return ImageTable(kept, [table.class_names[c] for c in present], table.roots)
 
 
 def _first_images(table: ImageTable, count: int) -> NDArray[np.object_]:
@@ -142,8 +120,7 @@ def _first_images(table: ImageTable, count: int) -> NDArray[np.object_]:
 
 def _images(table: ImageTable, rows: NDArray[np.int64], preprocess: Preprocess, data: Data) -> Images:
     labels = np.unique(table.labels[rows], return_inverse=True)[1].astype(np.int64)
-    kind: CacheKind = "disk" if data.decode == "once" else "none"
-    cache = open_cache(kind, cache_key(table, rows, preprocess), len(rows), preprocess.shape, _CACHE_BYTES)
+    cache = open_cache("disk" if data.decode == "once" else "none", table, rows, preprocess, _CACHE_BYTES)
     dataset = ImageDataset(table, rows, labels, preprocess, cache=cache)
     if data.decode == "when needed":
         pool = ThreadPoolExecutor(_THREADS)

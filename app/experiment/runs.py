@@ -6,20 +6,22 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from rich.console import Console
 
+from app.experiment.classification import run_classification
 from app.experiment.experiment_config import Experiment, Setting
+from app.experiment.triplets import run_triplets
+from app.progress import counting_progress
 from models.errors import InputError
 from models.files import replacing
+from models.inference import versions
 from models.renorm import native
 
-PACKAGES = ("kindred", "torch", "torchvision", "numpy")
 Record = dict[str, Any]
 _NEEDED = ("variant", "seed", "setting", "metrics", "curve")
 
@@ -34,12 +36,7 @@ class Run:
 
 
 class Results:
-    """The folder of an experiment's results.
-
-    Args:
-        folder: ``runs.jsonl``, ``README.md`` and ``curves.png`` lie in it.
-        name: of the experiment.
-    """
+    """The folder of an experiment's results: ``runs.jsonl``, ``README.md`` and ``curves.png``."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
@@ -69,18 +66,12 @@ class Results:
                 ) from error
         return runs
 
-    def missing(self, runs: list[Run]) -> list[Run]:
-        """Runs without a record that was made with the same settings."""
-        records = self.read()
-        return [
-            run
-            for run in runs
-            if (record := records.get((run.variant, run.seed))) is None or not _made_with(run.setting, record)
-        ]
-
     def is_done(self, run: Run) -> bool:
-        """Whether a record of the run exists that was made with the same settings."""
-        return not self.missing([run])
+        """Whether a record was made with the run's setting; keys that it lacks had their defaults."""
+        try:
+            return Setting.model_validate(self.read()[run.variant, run.seed]["setting"]) == run.setting
+        except (KeyError, ValidationError):
+            return False
 
     def write(self, run: Run, outcome: Record) -> None:
         """Store the results of a run, with all that is needed to repeat it.
@@ -93,17 +84,21 @@ class Results:
             "variant": run.variant,
             "seed": run.seed,
             "command": f"{kernels}kindred experiment {self.name} --variants {run.variant} --seeds {run.seed}",
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "versions": versions("kindred", "torch", "torchvision", "numpy"),
             "platform": f"{sys.platform} {platform.machine()}",
             **outcome,
             "setting": run.setting.model_dump(mode="json"),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder):
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # closing the folder unlocks it, as does the process's end
             runs = {**self.read(), (run.variant, run.seed): record}
             text = "".join(json.dumps(runs[key]) + "\n" for key in sorted(runs))
             with replacing(self.path) as fresh:
                 fresh.write_text(text, encoding="utf-8")
+        finally:
+            os.close(folder)
 
     def records(self, experiment: Experiment) -> Iterator[Record]:
         """Every record of the experiment's variants, by variant and seed."""
@@ -112,36 +107,12 @@ class Results:
             yield from (runs[key] for key in sorted(runs) if key[0] == variant)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder; the end of the process also releases it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _made_with(setting: Setting, record: Record) -> bool:
-    """Whether a record has this setting; keys that it lacks had their defaults."""
-    try:
-        recorded = Setting.model_validate(record["setting"])
-    except ValidationError:
-        return False
-    return recorded.model_dump(mode="json") == setting.model_dump(mode="json")
-
-
 def planned(
     experiment: Experiment, variants: list[str] | None, seeds: list[int] | None, *, pilot: bool
 ) -> list[Run]:
     """The runs to do, seed by seed, so that paired variants are complete early.
 
-    Args:
-        experiment: variants, seeds and which variants are primary.
-        variants: only these.
-        seeds: for every variant, instead of the experiment's seeds.
-        pilot: only the first seed.
+    ``variants`` and ``seeds``, for every variant, replace the experiment's; ``pilot`` keeps the first seed.
     """
     chosen = list(experiment.variants) if variants is None else variants
     every = experiment.seeds if seeds is None else seeds
@@ -153,3 +124,23 @@ def planned(
         for variant in chosen
         if number == 0 or variant in primary
     ]
+
+
+def run_missing(runs: list[Run], results: Results, device: str, console: Console) -> None:
+    """Perform runs that no other process has done meanwhile, write each, and print its metrics."""
+    with counting_progress(console=console, transient=True) as progress:
+        for run in runs:
+            if results.is_done(run):
+                continue
+            task = progress.add_task(f"{run.variant}, seed {run.seed}")
+
+            def shown(done: int, total: int, task: Any = task) -> None:
+                progress.update(task, completed=done, total=total)
+
+            perform = run_triplets if run.setting.task == "triplets" else run_classification
+            outcome = perform(run.setting, run.seed, shown, device)
+            results.write(run, outcome)
+            progress.remove_task(task)
+            main = outcome["metrics"]
+            brief = ", ".join(f"{key} {main[key]:.3f}" for key in sorted(main) if not key.startswith("loss"))
+            console.print(f"{run.variant}, seed {run.seed}: {brief} ({outcome['seconds']:.0f} s)")

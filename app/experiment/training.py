@@ -17,15 +17,7 @@ from app.experiment.batches import Batch, GradientBatches
 from app.experiment.experiment_config import Setting
 from app.experiment.grouped import GroupedNormalization, grouped_layers, wide_layers
 from models.network import EmbeddingNetwork
-from models.renorm import (
-    PAPER_DMAX,
-    PAPER_RMAX,
-    BatchRenorm,
-    Ramp,
-    RenormAveragedModel,
-    RenormSchedule,
-    native,
-)
+from models.renorm import BatchRenorm, Ramp, RenormAveragedModel, RenormSchedule, native
 from models.schedules import WarmupCosine
 
 Progress = Callable[[int, int], None]
@@ -37,19 +29,23 @@ Measure = Callable[[nn.Module], Mapping[str, float]]
 
 @dataclass
 class Trained:
-    """Results of training.
+    """Results of training."""
 
-    Attributes:
-        network: the network to test: the trained one, or its moving average.
-        curve: points with step, measured and training metrics, and the clipped fractions of r and d.
-        watched: means of the training metrics over the latest twentieth of the run.
-        seconds: processor time without measuring.
-    """
-
-    network: nn.Module
+    network: nn.Module  # the network to test: the trained one, or its moving average
+    # Points with step, measured and training metrics, and the clipped fractions of r and d.
     curve: list[dict[str, float]] = field(default_factory=list)
+    # Means of the training metrics over the latest twentieth of the run.
     watched: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float = 0.0  # processor time without measuring
+
+    def record(self, metrics: Mapping[str, float], split_hash: str) -> dict[str, Any]:
+        """The run as plain JSON values: metrics, curve, split_hash, seconds."""
+        return {
+            "metrics": _rounded({**metrics, **self.watched}),
+            "curve": [_rounded(point) for point in self.curve],
+            "split_hash": split_hash,
+            "seconds": round(self.seconds, 1),
+        }
 
 
 def train(
@@ -61,23 +57,20 @@ def train(
     progress: Progress,
     proxies: Iterable[nn.Parameter] = (),
 ) -> Trained:
-    """Train a network in place.
+    """Train a network with grouped normalization in place, and the loss's proxies with it.
 
-    Args:
-        setting: steps, optimizer, limits of renorm.
-        network: with grouped normalization.
-        batches: its input.
-        objective: what to minimize.
-        measure: called a few times during training; it may change the network's mode.
-        progress: called with (steps done, all steps).
-        proxies: parameters of the loss, which are trained, too.
+    ``measure`` is called a few times and may change the network's mode; ``progress`` gets (steps done, all).
     """
     native.try_build()
-    average = averaged(network, setting.average)
+    average = None
+    if setting.average is not None:
+        decay = get_ema_multi_avg_fn(setting.average)  # type: ignore[no-untyped-call]
+        average = RenormAveragedModel(network, multi_avg_fn=decay, use_buffers=True)
     trained = Trained(network if average is None else average.module)
     optimizer = make_optimizer(setting, network, proxies)
     rate = WarmupCosine(optimizer, warmup=setting.warmup, total_steps=setting.steps)
-    schedule = schedule_of(setting, network)
+    ramps: dict[str, Any] = {name: Ramp(**ramp.model_dump()) for name, ramp in setting.ramps.items()}
+    schedule = RenormSchedule(wide_layers(network), total_steps=setting.steps, **ramps)
     layers = list(grouped_layers(network))
     marks = {round(setting.steps * (i + 1) / setting.curve_points) for i in range(setting.curve_points)}
     recent: list[dict[str, float]] = []
@@ -128,14 +121,6 @@ def _mean(points: list[dict[str, float]]) -> dict[str, float]:
     return {key: sum(point[key] for point in points) / len(points) for key in points[-1]}
 
 
-def averaged(network: nn.Module, decay: float | None) -> RenormAveragedModel | None:
-    """The moving average of weights and running statistics (of deviations), or None without a decay."""
-    if decay is None:
-        return None
-    moving = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return RenormAveragedModel(network, multi_avg_fn=moving, use_buffers=True)
-
-
 def make_optimizer(
     setting: Setting, network: nn.Module, proxies: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
@@ -161,20 +146,7 @@ def make_optimizer(
     )
 
 
-def schedule_of(setting: Setting, network: nn.Module) -> RenormSchedule:
-    """The limits of the network's renorm layers over the run; without such layers it does nothing."""
-    ramps = {name: Ramp(**ramp.model_dump()) for name, ramp in setting.ramps.items()}
-    return RenormSchedule(
-        wide_layers(network),
-        rmax=ramps.get("rmax", PAPER_RMAX),
-        dmax=ramps.get("dmax", PAPER_DMAX),
-        momentum=ramps.get("momentum"),
-        total_steps=setting.steps,
-    )
-
-
-def rounded(values: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics rounded to five decimal places, as they are stored."""
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
     return {name: round(float(value), 5) for name, value in values.items()}
 
 

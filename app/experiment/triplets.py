@@ -3,20 +3,18 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from app.experiment.batches import Batch, GradientBatches, Partition, partition_of
-from app.experiment.classification import build_classifier, classify
+from app.experiment.batches import Batch, GradientBatches
+from app.experiment.classification import build_classifier, classify, predictions
 from app.experiment.experiment_config import Setting
 from app.experiment.grouped import group_normalization, ungroup_normalization
 from app.experiment.loading import Images, Loaded, load_images
-from app.experiment.testing import predictions
-from app.experiment.training import Objective, Progress, rounded, train
-from data.locations import cache_root
+from app.experiment.training import Objective, Progress, train
+from models.cache_folder import cache_root
 from models.callbacks.embedding_gap import embedding_gap
 from models.errors import InputError
 from models.files import replacing
@@ -28,17 +26,10 @@ from models.preprocess import Preprocess
 
 
 def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = "cpu") -> dict[str, Any]:
-    """Train and test one variant with one seed.
+    """Train and test one variant, as :func:`app.experiment.classification.run_classification`.
 
-    Args:
-        setting: the variant.
-        seed: of weights, batches and augmentation.
-        progress: told (steps done, steps in all).
-        device: to train on.
-
-    Returns:
-        As ``run_classification``; the metrics are of retrieval among the unseen classes, and gap/training is
-        the mean of 1 − cosine between an image's embedding in training and in evaluation.
+    The metrics are of retrieval among the unseen classes, and gap/training is the mean of 1 − cosine between
+    an image's embedding in training and in evaluation.
 
     Raises:
         InputError: the data have no unseen classes.
@@ -46,14 +37,22 @@ def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = 
     if not setting.data.unseen:
         raise InputError("triplets are tested on unseen classes: set data.unseen")
     data = load_images(setting.data)
-    batches = GradientBatches(setting, data.train, data.preprocess, seed, partition_of(setting), device)
+    batches = GradientBatches(setting, data.train, data.preprocess, seed, device)
     if setting.mining == "batch" and batches.passes > 1:
         raise InputError("mining across the batch needs it in one pass")
     weights = setting.weights
     if setting.pretraining is not None:
         weights = _pretrained(setting, data, seed, progress, device)
     torch.manual_seed(seed)
-    network = EmbeddingNetwork(_architecture(setting, data.preprocess), weights)
+    architecture = Architecture(
+        setting.backbone,
+        setting.backbone_args,
+        setting.normalization,
+        setting.normalization_args,
+        data.preprocess.channels,
+        setting.embedding_dim,
+    )
+    network = EmbeddingNetwork(architecture, weights)
     network.to(device)
     if batches.groups > 1:
         # Channels innermost, its own choice, would make every view in groups a copy.
@@ -76,12 +75,7 @@ def run_triplets(setting: Setting, seed: int, progress: Progress, device: str = 
         gap = embedding_gap(tested, last, tested(last))
     found = _retrieval(tested, data.val, data.preprocess)
     kept = {key: found[key] for key in ("recall@1", "recall@8", "map@r")}
-    return {
-        "metrics": rounded({**kept, "gap/training": gap, **trained.watched}),
-        "curve": [rounded(point) for point in trained.curve],
-        "split_hash": data.split_hash,
-        "seconds": round(trained.seconds, 1),
-    }
+    return trained.record({**kept, "gap/training": float(gap)}, data.split_hash)
 
 
 def triplet_objective(setting: Setting, groups: int) -> Objective:
@@ -110,10 +104,7 @@ def whole(loss: nn.Module) -> Objective:
 def mine(embeddings: Tensor, labels: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """Semi-hard triplets whose three images are in one group.
 
-    Args:
-        embeddings: (B, D), of length 1; position i is of group i modulo ``groups``.
-        labels: int64 (B,).
-        groups: how many; with 1 the whole batch is mined.
+    Position i of the unit vectors (B, D) and of the int64 labels (B,) is of group i modulo ``groups``.
     """
     distances = (embeddings @ embeddings.T).mul_(-2).add_(2)
     group = torch.arange(len(labels), device=labels.device) % groups
@@ -121,17 +112,6 @@ def mine(embeddings: Tensor, labels: Tensor, groups: int) -> tuple[Tensor, Tenso
     same = labels[:, None] == labels[None, :]
     positives = (same & together).fill_diagonal_(False)
     return semi_hard_triplets(distances, positives, ~same & together)
-
-
-def _architecture(setting: Setting, preprocess: Preprocess) -> Architecture:
-    return Architecture(
-        setting.backbone,
-        setting.backbone_args,
-        setting.normalization,
-        setting.normalization_args,
-        preprocess.channels,
-        setting.embedding_dim,
-    )
 
 
 def _retrieval(network: nn.Module, images: Images, preprocess: Preprocess) -> dict[str, float]:
@@ -163,15 +143,11 @@ def _pretrained(setting: Setting, data: Loaded, seed: int, progress: Progress, d
     key = json.dumps([first.model_dump(mode="json"), data.split_hash, seed, torch.__version__])
     path = cache_root() / "experiments" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
     if not path.is_file():
-        whole = Partition(first.classes_per_step * first.images_per_class)
-        batches = GradientBatches(first, data.pretrain, data.preprocess, seed, whole, device)
+        batches = GradientBatches(first, data.pretrain, data.preprocess, seed, device)
         network = build_classifier(first, batches, int(data.pretrain.labels.max()) + 1, seed)
         train(first, network, batches, classify, lambda _: {}, progress)
-        _save(ungroup_normalization(network)[0], path)  # type: ignore[index]
+        backbone = ungroup_normalization(network)[0]  # type: ignore[index]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as fresh:
+            torch.save(backbone.state_dict(), fresh)
     return str(path)
-
-
-def _save(backbone: nn.Module, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as fresh:
-        torch.save(backbone.state_dict(), fresh)

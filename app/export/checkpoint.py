@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models.bundle import Bundle
-from models.errors import InputError
+from models.errors import InputError, first_line
 from models.network import Architecture, EmbeddingNetwork
 from models.preprocess import Preprocess
 
@@ -118,7 +118,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):  # torch advises to run the code in the file
             reason = "it is damaged, or holds more than tensors and plain values"
         raise InputError(f"{path}: cannot be read as a checkpoint ({reason})") from error

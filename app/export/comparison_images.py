@@ -16,26 +16,16 @@ from models.preprocess import ImageError
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded and resized images.
+    """Decoded and resized images."""
 
-    Attributes:
-        values: uint8 (N, C, H, W).
-        source: what they are, for bundle.json.
-    """
-
-    values: Tensor
-    source: str
+    values: Tensor  # uint8 (N, C, H, W)
+    source: str  # what they are, for bundle.json
 
 
 def pixels_of(bundle: Bundle, data: str | None, split: str, count: int, seed: int) -> Pixels:
-    """A random sample of a split of the data, which is made as for the model's training.
+    """A random sample of up to ``count`` images of a split, which is made as for the model's training.
 
-    Args:
-        bundle: its preprocessing is applied.
-        data: see `data.sources.open_source`; None makes images of random numbers.
-        split: "train", "val", "test" or "all".
-        count: largest number of images.
-        seed: of the sample.
+    Without data, they are random numbers. The bundle's preprocessing is applied.
 
     Raises:
         InputError: the data have no such split, or none of its images can be read.

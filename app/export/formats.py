@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from app.export.comparison_images import Pixels
 from models.bundle import Bundle
 from models.bundle_files import derived_fingerprint
-from models.errors import InputError
+from models.errors import InputError, first_line
 from models.files import replacing
 from models.inference import TOLERANCE, OnnxRunner, PixelNetwork, Unavailable, folded, to_onnx, versions
 
@@ -48,17 +48,8 @@ def write_onnx(
 ) -> dict[str, Any]:
     """Check a graph on images, write it into the bundle's folder and record it in bundle.json.
 
-    Args:
-        bundle: the original.
-        folder: of the bundle.
-        name: of the file.
-        content: the graph.
-        precision: "float32", which must agree with the original; with any other, the difference is only
-            recorded, and the vectors get a fingerprint of their own.
-        pixels: the images to check with.
-
-    Returns:
-        The record in bundle.json.
+    With precision "float32" it must agree with the original; with any other, the difference is only recorded,
+    and the vectors get a fingerprint of their own.
 
     Raises:
         InputError: the graph cannot be run, or a float32 graph does not agree.
@@ -71,9 +62,9 @@ def write_onnx(
     same = precision == "float32"
     if same:
         _require_parity(name, parity)
-    record = _record("onnx", precision, content, parity, bundle, preprocessing=runner.takes_pixels)
-    record["fingerprint"] = bundle.fingerprint if same else derived_fingerprint(bundle.fingerprint, content)
-    return _keep(bundle, folder, name, content, record)
+    fingerprint = bundle.fingerprint if same else derived_fingerprint(bundle.fingerprint, content)
+    about = {"format": "onnx", "precision": precision, "fingerprint": fingerprint, "parity": parity}
+    return _write(bundle, folder / name, content, about, preprocessing=runner.takes_pixels)
 
 
 def write_torch_export(
@@ -99,8 +90,7 @@ def write_torch_export(
             file.seek(0)
             loaded = torch.export.load(file).module()
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{name}: the network cannot be exported ({reason})") from error
+            raise InputError(f"{name}: the network cannot be exported ({first_line(error)})") from error
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
@@ -109,54 +99,47 @@ def write_torch_export(
 
     parity = _parity(bundle, pixels, run)
     _require_parity(name, parity)
-    content = file.getvalue()
-    record = _record("torch.export", "float32", content, parity, bundle, preprocessing=preprocessing)
-    record["fingerprint"] = bundle.fingerprint
-    return _keep(bundle, folder, name, content, record)
+    about = {
+        "format": "torch.export",
+        "precision": "float32",
+        "fingerprint": bundle.fingerprint,
+        "parity": parity,
+    }
+    return _write(bundle, folder / name, file.getvalue(), about, preprocessing=preprocessing)
 
 
-def _record(
-    kind: str, precision: str, content: bytes, parity: dict[str, Any], bundle: Bundle, *, preprocessing: bool
+def _write(
+    bundle: Bundle, path: Path, content: bytes, about: dict[str, Any], *, preprocessing: bool
 ) -> dict[str, Any]:
-    given = bundle.preprocess
-    return {
-        "format": kind,
-        "precision": precision,
+    """Write an export into the bundle's folder and record it in bundle.json; returns the record."""
+    record = {
+        **about,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "input": {
             "dtype": "uint8" if preprocessing else "float32",
-            "shape": ["batch", *given.shape],
+            "shape": ["batch", *bundle.preprocess.shape],
             "normalization_inside": preprocessing,
         },
         "output": {"dtype": "float32", "shape": ["batch", bundle.dim]},
-        "parity": parity,
     }
-
-
-def _keep(bundle: Bundle, folder: Path, name: str, content: bytes, record: dict[str, Any]) -> dict[str, Any]:
     try:
-        with replacing(folder / name) as fresh:
+        with replacing(path) as fresh:
             fresh.write_bytes(content)
     except OSError as error:
-        raise InputError(f"{folder / name}: cannot be written ({error.strerror})") from error
-    bundle.update(folder, exports={name: record})
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    bundle.update(path.parent, exports={path.name: record})
     return record
 
 
 def _parity(original: Bundle, pixels: Pixels, export: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """Compare an export with the original network, in a batch of 1 image, then in batches of 7.
-
-    Args:
-        original: the bundle.
-        pixels: the images.
-        export: uint8 (B, C, H, W) → (B, dim).
+    """Compare an export, uint8 (B, C, H, W) → (B, dim), with the original, in batches of 1 and then 7 images.
 
     Returns:
         Plain JSON: `max_difference` over all coordinates, `least_similarity` (cosine) over all images, the
         number and source of the images, and versions.
     """
-    batches = list(_batches(pixels.values))
+    batches = [part for part in (pixels.values[:1], *torch.split(pixels.values[1:], 7)) if len(part)]
     expected = torch.cat([original.embed_pixels(batch).cpu() for batch in batches])
     found = torch.cat([export(batch).float().cpu() for batch in batches])
     difference = (found - expected).abs().nan_to_num(torch.inf)
@@ -170,17 +153,9 @@ def _parity(original: Bundle, pixels: Pixels, export: Callable[[Tensor], Tensor]
 
 
 def _require_parity(name: str, parity: dict[str, Any]) -> None:
-    """Refuse an export that differs from the original.
-
-    Raises:
-        InputError: a coordinate differs by more than the tolerance.
-    """
+    """Refuse an export that differs from the original by more than the tolerance in a coordinate."""
     if not parity["max_difference"] <= TOLERANCE:
         raise InputError(
             f"{name}: differs from the original by {parity['max_difference']:.1e} in a coordinate, over "
             f"{TOLERANCE:g}; it was not written"
         )
-
-
-def _batches(values: Tensor) -> Iterator[Tensor]:
-    yield from (batch for batch in (values[:1], *torch.split(values[1:], 7)) if len(batch))

@@ -1,6 +1,5 @@
 """Int8 ONNX models: a quarter of the size; `kindred evaluate` measures the loss."""
 
-import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from app.export.comparison_images import Pixels
-from models.errors import InputError
+from app.progress import without_warnings
+from models.errors import InputError, first_line
 from models.preprocess import Preprocess
 
 Method = Literal["dynamic", "static"]
@@ -28,12 +28,8 @@ def quantized(
 ) -> bytes:
     """Quantize a float32 graph to int8.
 
-    Args:
-        content: the graph.
-        method: "dynamic" finds the range of each activation at run time; "static" fixes the ranges on images
-            beforehand, and runs faster.
-        preprocess: of the network.
-        calibration: images for "static", which must not be test images.
+    "dynamic" finds the range of each activation at run time; "static" fixes the ranges beforehand on
+    ``calibration`` images, which must not be test images, and runs faster.
 
     Raises:
         InputError: ONNX Runtime is missing or cannot quantize this graph.
@@ -43,10 +39,9 @@ def quantized(
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
         raise InputError(f"--quantize {method} needs ONNX Runtime: install the extra onnx") from error
-    loud = logging.getLogger().level
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    # ONNX Runtime logs advice through the root logger.
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), without_warnings(None):
         warnings.simplefilter("ignore")
-        logging.getLogger().setLevel(logging.ERROR)  # ONNX Runtime logs advice through the root logger
         source, prepared, target = (Path(scratch) / name for name in ("a.onnx", "b.onnx", "c.onnx"))
         source.write_bytes(content)
         try:
@@ -72,10 +67,9 @@ def quantized(
         except InputError:
             raise
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"--quantize {method}: ONNX Runtime cannot quantize it ({reason})") from error
-        finally:
-            logging.getLogger().setLevel(loud)
+            raise InputError(
+                f"--quantize {method}: ONNX Runtime cannot quantize it ({first_line(error)})"
+            ) from error
         return target.read_bytes()
 
 

@@ -17,38 +17,23 @@ ScaleName = Literal["linear", "log", "log2", "deviate"]
 
 @dataclass(frozen=True)
 class Series:
-    """One line.
+    """One line."""
 
-    Attributes:
-        name: in the legend.
-        x: values on the x axis.
-        y: values on the y axis, as many.
-        dashed: whether the line is dashed, as for baselines.
-    """
-
-    name: str
+    name: str  # in the legend
     x: Sequence[float]
     y: Sequence[float]
-    dashed: bool = False
+    dashed: bool = False  # as for baselines
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
-
-    Attributes:
-        label: its text.
-        low: its start.
-        high: its end.
-        ticks: values with a grid line and a number.
-        scale: of the axis; "deviate" is the normal quantile, as in DET plots.
-    """
+    """One axis."""
 
     label: str
     low: float
     high: float
-    ticks: Sequence[float]
-    scale: ScaleName = "linear"
+    ticks: Sequence[float]  # values with a grid line and a number
+    scale: ScaleName = "linear"  # "deviate" is the normal quantile, as in DET plots
 
     def fraction(self, value: float) -> float:
         """Position of a value between the ends, clipped to [0, 1]."""

@@ -21,50 +21,28 @@ SLICES_AT_MOST = 20
 
 @dataclass(frozen=True)
 class Confusion:
-    """Two classes whose items are often each other's nearest neighbours.
-
-    Attributes:
-        first: label.
-        second: label.
-        count: queries of either whose nearest neighbour is of the other.
-        example: (query row, neighbour row).
-    """
+    """Two classes, by label, whose items are often each other's nearest neighbours."""
 
     first: int
     second: int
-    count: int
-    example: tuple[int, int]
+    count: int  # queries of either whose nearest neighbour is of the other
+    example: tuple[int, int]  # query row, neighbour row
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """An item whose neighbours mostly have one other label, so that its own may be wrong.
-
-    Attributes:
-        row: the item.
-        label: its own label.
-        neighbours: label of its neighbours.
-        fraction: fraction of its neighbours with that label.
-        example: row of the nearest item with that label.
-    """
+    """An item whose neighbours mostly have one other label, so that its own may be wrong."""
 
     row: int
     label: int
-    neighbours: int
-    fraction: float
-    example: int
+    neighbours: int  # their label
+    fraction: float  # of its neighbours with that label
+    example: int  # row of the nearest item with that label
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Two items that look like the same image.
-
-    Attributes:
-        first: row.
-        second: row.
-        similarity: cosine.
-        same_label: whether their labels agree.
-    """
+    """Two items, by row, that look like the same image."""
 
     first: int
     second: int
@@ -74,36 +52,22 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Slice:
-    """Queries with one value of a metadata column.
-
-    Attributes:
-        column: its name.
-        value: its value, or a range.
-        queries: how many.
-        recall: recall@1.
-        map_at_r: MAP@R.
-    """
+    """Queries with one value of a metadata column."""
 
     column: str
-    value: str
-    queries: int
-    recall: float
+    value: str  # or a range, as text
+    queries: int  # how many
+    recall: float  # at 1
     map_at_r: float
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A query and its nearest neighbours.
-
-    Attributes:
-        row: the query.
-        rank: rank of its first match.
-        neighbours: (row, similarity, match) of the nearest.
-    """
+    """A query and its nearest neighbours."""
 
     row: int
-    rank: int
-    neighbours: list[tuple[int, float, bool]]
+    rank: int  # of its first match
+    neighbours: list[tuple[int, float, bool]]  # row, similarity, whether it matches
 
 
 def successes(model: EvaluatedModel, items: EvaluationSet, limit: int = 8, seed: int = 0) -> list[Retrieval]:

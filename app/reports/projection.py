@@ -1,6 +1,5 @@
 """A two-dimensional map of the embeddings as inline SVG with thumbnails."""
 
-import importlib.util
 from collections.abc import Callable
 
 import numpy as np
@@ -17,30 +16,16 @@ HUE_STEP = 137.5  # the golden angle: neighbouring labels get distant hues
 Thumbnail = Callable[[int], str | None]
 
 
-def project(vectors: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float64], str]:
-    """Two coordinates for each vector, by UMAP if it is installed, else by principal components.
-
-    Args:
-        vectors: (N, dim).
-        seed: of UMAP.
-
-    Returns:
-        float64 (N, 2) within [0, 1], and the method's name.
-    """
-    if importlib.util.find_spec("umap") is not None and len(vectors) > 15:
-        import umap
-
-        found = umap.UMAP(metric="cosine", random_state=seed).fit_transform(vectors)
-        name = "UMAP"
-    else:
-        centred = vectors - vectors.mean(axis=0)
-        left, scale, _ = np.linalg.svd(centred.astype(np.float64), full_matrices=False)
-        found = np.zeros((len(vectors), 2))
-        found[:, : min(2, len(scale))] = (left * scale)[:, :2]
-        fraction = float((scale[:2] ** 2).sum() / max((scale**2).sum(), 1e-300))
-        name = f"PCA, {fraction:.0%} of the variance"
+def project(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
+    """Two principal components of vectors (N, dim), as (N, 2) within [0, 1], and the method's name."""
+    centred = vectors - vectors.mean(axis=0)
+    left, scale, _ = np.linalg.svd(centred.astype(np.float64), full_matrices=False)
+    found = np.zeros((len(vectors), 2))
+    found[:, : min(2, len(scale))] = (left * scale)[:, :2]
+    fraction = float((scale[:2] ** 2).sum() / max((scale**2).sum(), 1e-300))
     low, high = np.quantile(found, 0.005, axis=0), np.quantile(found, 0.995, axis=0)
-    return np.clip((found - low) / np.maximum(high - low, 1e-12), 0, 1).astype(np.float64), name
+    places = np.clip((found - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return places, f"PCA, {fraction:.0%} of the variance"
 
 
 def projection_map(
@@ -51,7 +36,7 @@ def projection_map(
     rows = np.sort(rng.permutation(len(items.labels))[:POINTS])
     vectors = np.asarray(model.vectors[rows], dtype=np.float32)
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    places, method = project(vectors, seed)
+    places, method = project(vectors)
     places = MARGIN + places * (SIDE - 2 * MARGIN)
     parts = [f'<svg class="map" viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="Map of the embeddings">']
     for row, (x, y) in zip(rows, places, strict=True):

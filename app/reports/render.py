@@ -29,16 +29,8 @@ THUMBNAIL = 64  # pixels
 def write_report(path: Path, evaluation: Evaluation, results: dict[str, Any]) -> None:
     """Write the evaluation as one HTML file that refers to no other file or host.
 
-    Args:
-        path: the HTML file.
-        evaluation: the results.
-        results: the same as `as_json` returns it, with `pairs` and `index` if they were measured.
+    ``results`` are the same as `as_json` returns it, with `pairs` and `index` if they were measured.
     """
-    path.write_text(render(evaluation, results), encoding="utf-8")
-
-
-def render(evaluation: Evaluation, results: dict[str, Any]) -> str:
-    """The report's HTML."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -52,9 +44,8 @@ def render(evaluation: Evaluation, results: dict[str, Any]) -> str:
     embedding_map, method = projection_map(first, items, thumbnail, seed)
     labels, recalls, counts = findings.class_recalls(first, items)
     duplicate_count, duplicates = findings.near_duplicates(evaluation.models, items)
-    return environment.get_template(
-        "report.html"
-    ).render(
+    template = environment.get_template("report.html")
+    page = template.render(
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - a file of ours
         results=results,
         evaluation=evaluation,
@@ -88,6 +79,7 @@ def render(evaluation: Evaluation, results: dict[str, Any]) -> str:
             "classes",
         ),
     )
+    path.write_text(page, encoding="utf-8")
 
 
 def _pair_names(evaluation: Evaluation) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,34 +11,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Color:
-    """Ranges of random changes of pixels; every value is drawn uniformly for each image.
+    """Ranges of random changes of pixels; every value is drawn uniformly for each image."""
 
-    Attributes:
-        brightness: Factor within 1 ± brightness.
-        contrast: Factor within 1 ± contrast, about the image's mean.
-        saturation: Factor within 1 ± saturation, about grey; colour images only.
-        grey: Probability of conversion to grey.
-        invert: Probability of inversion.
-        blur: Probability of a 3×3 blur.
-        weight: Largest share of a 3×3 maximum or minimum, which widens or thins strokes.
-        noise: Largest standard deviation of pixel noise, for values in 0…1.
-        erase: Probability that a rectangle is replaced by the image's mean.
-    """
+    brightness: float = 0.0  # factor within 1 ± brightness
+    contrast: float = 0.0  # factor within 1 ± contrast, about the image's mean
+    saturation: float = 0.0  # factor within 1 ± saturation, about grey; colour images only
+    grey: float = 0.0  # probability of conversion to grey
+    blur: float = 0.0  # probability of a 3×3 blur
+    weight: float = 0.0  # largest share of a 3×3 maximum or minimum, which widens or thins strokes
+    noise: float = 0.0  # largest standard deviation of pixel noise, for values in 0…1
+    erase: float = 0.0  # probability that a rectangle is replaced by the image's mean
 
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    grey: float = 0.0
-    invert: float = 0.0
-    blur: float = 0.0
-    weight: float = 0.0
-    noise: float = 0.0
-    erase: float = 0.0
-
-    @property
-    def numbers(self) -> int:
-        """Number of random numbers for each image."""
-        return 14
+    numbers: ClassVar[int] = 14  # random numbers for each image; the fifth is not used
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """Change a batch.
@@ -60,8 +45,6 @@ class Color:
             luma = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
             factor = torch.where(r[:, 3] < self.grey, 0.0, 1 + (2 * r[:, 2] - 1) * self.saturation)
             images = luma + (images - luma) * factor
-        if self.invert:
-            images = torch.where(r[:, 4] < self.invert, 1 - images, images)
         if self.contrast:
             mean = images.mean((1, 2, 3), keepdim=True)
             images = mean + (images - mean) * (1 + (2 * r[:, 5] - 1) * self.contrast)

@@ -11,27 +11,16 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Geometry:
-    """Ranges of random transforms; every value is drawn uniformly for each image.
+    """Ranges of random transforms; every value is drawn uniformly for each image."""
 
-    Attributes:
-        degrees: Largest rotation either way, in degrees.
-        scale: Smallest and largest factor of the size.
-        stretch: The aspect ratio changes by a factor of up to 1 + stretch, either way.
-        shear: Largest shear either way, in degrees.
-        shift: Largest shift either way, as a share of the image's side.
-        flip: Probability of a left-right flip.
-        elastic: Largest displacement by a smooth random field, as a share of the image's side.
-        reflect: Whether the area outside of the image is its reflection instead of its border pixels.
-    """
-
-    degrees: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    stretch: float = 0.0
-    shear: float = 0.0
-    shift: float = 0.0
-    flip: float = 0.0
-    elastic: float = 0.0
-    reflect: bool = False
+    degrees: float = 0.0  # largest rotation either way
+    scale: tuple[float, float] = (1.0, 1.0)  # smallest and largest factor of the size
+    stretch: float = 0.0  # the aspect ratio changes by a factor of up to 1 + stretch, either way
+    shear: float = 0.0  # largest shear either way, in degrees
+    shift: float = 0.0  # largest shift either way, as a share of the image's side
+    flip: float = 0.0  # probability of a left-right flip
+    elastic: float = 0.0  # largest displacement by a smooth random field, as a share of the image's side
+    reflect: bool = False  # continue the image by its reflection instead of its border pixels
 
     # Random numbers for each image: seven for the affine map, and the knots of the elastic field.
     KNOTS = 4

@@ -78,11 +78,7 @@ def _usable(code: int, *, plain_only: bool) -> bool:
 def glyph_bitmap(char: str, face: str, size: int = 64, stroke: float = 0.0) -> Image.Image | None:
     """The inked part of a character in grey, or None where the face draws nothing.
 
-    Args:
-        char: The character.
-        face: Name of the font face.
-        size: Of the font, in pixels.
-        stroke: Extra width of strokes, in pixels.
+    ``size`` of the font and ``stroke``, the extra width of strokes, are in pixels.
     """
     font = load_font(face, size)
     left, top, right, bottom = font.getbbox(char, stroke_width=stroke)
@@ -114,12 +110,9 @@ def _unit(image: Image.Image) -> NDArray[np.float32]:
 
 
 def likeness(chars: Sequence[str], faces: Mapping[str, Sequence[str]]) -> NDArray[np.float32]:
-    """Similarity of the looks of characters at equal size: the mean over the faces that have both, else 0.
+    """Similarity of the looks of characters at equal size, (n, n) in 0…1: the mean over faces that have both.
 
     Aspect ratios are ignored where they are within the drawing's random stretch.
-
-    Returns:
-        Symmetric, float32 (len(chars), len(chars)), in 0…1.
     """
     total = np.zeros((len(chars), len(chars)), np.float32)
     shared = np.zeros_like(total)
@@ -142,12 +135,7 @@ def likeness(chars: Sequence[str], faces: Mapping[str, Sequence[str]]) -> NDArra
 def character_classes(count: int, seed: int) -> tuple[list[list[str]], dict[str, tuple[str, ...]]]:
     """Distinct classes of characters in random order, each a list of characters of the same outline.
 
-    Args:
-        count: Number of classes; fewer are returned where the fonts have fewer.
-        seed: Of the choice and the order.
-
-    Returns:
-        The classes, and the faces of every character.
+    There are ``count`` classes, or as many as the fonts have. Also returns the faces of every character.
     """
     faces = faces_of_characters()
     rng = np.random.default_rng(seed)

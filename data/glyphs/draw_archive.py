@@ -22,17 +22,9 @@ from models.files import replacing
 def draw_archive(
     path: Path, train_classes: int, test_classes: int, images_per_class: int, size: int, seed: int
 ) -> None:
-    """Draw ``train/<class>/<n>.png`` and ``test/<class>/<n>.png``.
+    """Draw ``train/<class>/<n>.png`` and ``test/<class>/<n>.png``; see :class:`data.sources.GlyphSource`.
 
     A picture depends only on seed, class and n. The archive is written atomically.
-
-    Args:
-        path: Of the archive.
-        train_classes: Number of characters for training.
-        test_classes: Number of characters for testing.
-        images_per_class: Number of pictures of each.
-        size: Side of a picture, in pixels.
-        seed: Of everything random.
 
     Raises:
         InputError: The fonts have fewer distinct characters.
@@ -85,7 +77,7 @@ def _run_worker(part: Path, order: dict[str, object], advance: Callable[[], None
     """
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "data.glyphs.worker", str(part)]
+    command = [sys.executable, "-m", "data.glyphs.drawing", str(part)]
     with subprocess.Popen(  # noqa: S603 - our own module, no outside input
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

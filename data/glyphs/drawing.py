@@ -1,6 +1,14 @@
-"""Drawing a noisy picture of a character, like a scan or a photograph."""
+"""Drawing a noisy picture of a character, like a scan or a photograph.
 
+As a process of its own, it reads an order as JSON, draws a share of the classes and prints a line per class.
+"""
+
+import io
+import json
+import sys
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,21 +18,17 @@ from scipy.ndimage import map_coordinates
 from data.glyphs.characters import glyph_bitmap
 
 _BITMAP = 64
+# A fixed date, so that the same pictures make the same archive.
+_DATE = (2020, 1, 1, 0, 0, 0)
 
 # Luma of red, green and blue (ITU-R BT.601).
 _LIGHTNESS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def draw_glyph(variants: Sequence[tuple[str, str]], rng: np.random.Generator, side: int) -> Image.Image:
-    """Draw one of a class's variants with random geometry, weight, light and noise.
+    """Draw one of a class's (character, face) pairs with random geometry, weight, light and noise.
 
-    Args:
-        variants: (character, face) pairs to choose from.
-        rng: Source of everything random.
-        side: Of the square picture, in pixels.
-
-    Returns:
-        An RGB image.
+    The picture is RGB, ``side`` pixels high and wide.
     """
     char, face = variants[int(rng.integers(len(variants)))]
     ink = _warp(_stroked(char, face, rng), rng, side)[..., None]
@@ -101,3 +105,21 @@ def _ruled(ground: NDArray[np.float32], rng: np.random.Generator, side: int) -> 
     y, x = np.mgrid[:side, :side]
     lines = (x * np.cos(angle) + y * np.sin(angle) + rng.uniform(0, gap)) % gap < 1
     return np.where(lines[..., None], ground + rng.uniform(-0.25, 0.25), ground)
+
+
+def _draw(part: Path) -> None:
+    order = json.load(sys.stdin)
+    with zipfile.ZipFile(part, "w") as archive:
+        for job in order["jobs"]:
+            for number in range(order["count"]):
+                rng = np.random.default_rng((order["seed"], job["code"], number))
+                content = io.BytesIO()
+                draw_glyph(job["variants"], rng, order["size"]).save(content, "PNG", compress_level=1)
+                info = zipfile.ZipInfo(f"{job['folder']}/{number:03d}.png", _DATE)
+                archive.writestr(info, content.getvalue())
+            sys.stdout.write(".\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _draw(Path(sys.argv[1]))

@@ -1,19 +1,14 @@
-"""Sources of images, one file for each kind."""
+"""Sources of images."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from data.sources.archive import ZipSource
-from data.sources.cars196 import Cars196Source
-from data.sources.cub import CubSource
-from data.sources.folder import FolderSource
+from data.sources.benchmarks import Cars196Source, CubSource, InShopSource, OnlineProductsSource
+from data.sources.faces import IdentitySource, LfwSource
+from data.sources.folder import FolderSource, ZipSource
 from data.sources.glyphs import GlyphSource
-from data.sources.identities import IdentitySource
-from data.sources.inshop import InShopSource
-from data.sources.lfw import LfwSource
 from data.sources.listing import ListingSource
 from data.sources.omniglot import OmniglotSource
-from data.sources.products import OnlineProductsSource
 from data.sources.source import Source
 from models.errors import InputError
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from data.locations import cache_root
-from data.sources.archive import ZipSource
+from data.sources.folder import ZipSource
 from data.sources.source import Source
 from data.table import ImageTable
+from models.cache_folder import cache_root
 
 # Increase when the drawing changes, so that older sets are redrawn.
 _FORMAT = 2
@@ -32,16 +32,12 @@ class GlyphSource(Source):
         size: int = 40,
         seed: int = 0,
     ) -> None:
-        self.train_classes, self.test_classes = train_classes, test_classes
-        self.images_per_class, self.size, self.seed = images_per_class, size, seed
+        self._settings = (train_classes, test_classes, images_per_class, size, seed)
 
     @property
     def archive(self) -> Path:
         """Path of the archive, which may not exist yet."""
-        settings = [
-            _FORMAT, self.train_classes, self.test_classes, self.images_per_class, self.size, self.seed,
-        ]  # fmt: skip
-        key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+        key = hashlib.sha256(json.dumps([_FORMAT, *self._settings]).encode()).hexdigest()[:12]
         return cache_root() / "glyphs" / key / "glyphs.zip"
 
     def table(self) -> ImageTable:
@@ -49,12 +45,5 @@ class GlyphSource(Source):
         if not self.archive.is_file():
             from data.glyphs.draw_archive import draw_archive  # imports matplotlib and SciPy
 
-            draw_archive(
-                self.archive,
-                self.train_classes,
-                self.test_classes,
-                self.images_per_class,
-                self.size,
-                self.seed,
-            )
+            draw_archive(self.archive, *self._settings)
         return ZipSource(self.archive).table()

@@ -1,5 +1,6 @@
 """A table of images: CSV or Parquet."""
 
+import json
 import logging
 import unicodedata
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,6 @@ from data.csv_file import as_flags, column_names, read_csv, with_type
 from data.file_index import cached_table
 from data.image_files import some, zip_members
 from data.layout import member_columns, split_parts, table_from_columns
-from data.plain import plain_values
 from data.sources.source import Source
 from data.table import ImageTable
 from models.errors import InputError
@@ -94,12 +94,54 @@ def _parquet(file: Path) -> dict[str, pa.Array]:
     for name in listed.column_names:
         values = listed.column(name).combine_chunks()
         if name not in (*_NEEDED, *_KNOWN):
-            values = plain_values(values)
+            values = _plain_values(values)
         if values is None:
             _log.warning("%s: column %s of bytes is left out", file, name)
         else:
             columns[name] = values
     return columns
+
+
+def _plain_values(values: pa.Array) -> pa.Array | None:
+    """The same values as JSON has them: strings, integers, finite floats, booleans, and lists of these.
+
+    Decimals become floats, non-finite floats null, and times and mappings strings. Returns None for columns
+    that contain bytes.
+    """
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return _plain_values(values.cast(kind.value_type))
+    if _holds_bytes(kind):
+        return None
+    if pa.types.is_decimal(kind) or pa.types.is_floating(kind):
+        values = values.cast(pa.float64())
+        return pc.if_else(pc.is_finite(values), values, None)
+    if _is_plain(kind):
+        return values
+    contents = json.loads(json.dumps(values.to_pylist(), default=str), parse_constant=lambda _: None)
+    try:
+        return pa.array(contents)
+    except pa.ArrowException:  # values of several kinds
+        return pa.array([None if content is None else json.dumps(content) for content in contents])
+
+
+def _children(kind: pa.DataType) -> list[pa.DataType]:
+    return [kind.field(number).type for number in range(kind.num_fields)]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    bytes_ = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
+    return any(test(kind) for test in bytes_) or any(map(_holds_bytes, _children(kind)))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_struct(kind):
+        return all(map(_is_plain, _children(kind)))
+    scalars = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+    return any(test(kind) for test in scalars)
 
 
 def _texts(file: Path, name: str, values: pa.Array) -> pa.Array:

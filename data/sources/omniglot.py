@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from data.file_index import cached_table
-from data.locations import data_root
-from data.sources.archive import zip_table
-from data.sources.source import Source
+from data.sources.folder import zip_table
+from data.sources.source import Source, data_root
 from data.table import ImageTable, join_tables
 from models.errors import InputError
 

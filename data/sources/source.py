@@ -1,10 +1,11 @@
 """The base class of sources of images."""
 
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from data.locations import data_root
 from data.table import ImageTable
+from models.cache_folder import cache_root
 from models.errors import InputError
 
 
@@ -20,14 +21,17 @@ class Source(ABC):
         """
 
 
-def located(path: str | Path | None, name: str, marker: str = "", *below: str) -> Path:
-    """The folder of a data set.
+def data_root() -> Path:
+    """The folder of data sets: ``$KINDRED_DATA``, or ``data`` in the cache folder."""
+    if named := os.environ.get("KINDRED_DATA"):
+        return Path(named).expanduser()
+    return cache_root() / "data"
 
-    Args:
-        path: The folder, or its parent; None means the data folder.
-        name: Its usual name.
-        marker: A file that must be in it, or in one of its subfolders ``below``.
-        *below: Subfolders that may hold ``marker``.
+
+def located(path: str | Path | None, name: str, marker: str = "", *below: str) -> Path:
+    """The folder of a data set: ``path`` or a folder ``name`` in it; None means the data folder.
+
+    The file ``marker`` must be in it, or in one of its subfolders ``below``.
 
     Raises:
         InputError: It is not found.

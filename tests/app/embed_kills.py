@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-import app.embed.devices  # noqa: F401 - which the command line imports only when it is called
+import app.embed.predict  # noqa: F401 - which the command line imports only when it is called
 from app.cli import main
 
 

@@ -128,7 +128,7 @@ def test_a_file_and_a_member_of_an_archive_are_compared(tmp_path: Path) -> None:
         archive.writestr("a/other.bmp", noise(2))
     table = join_tables([open_source(str(path)).table() for path in (folder.parent, tmp_path / "b.zip")])
     (folder / "missing.bmp").unlink()
-    found = first_copies(EvaluationSet.of_images(table, "", "all", None))
+    found = first_copies(EvaluationSet.of_images(table))
     first = {table.name(row): int(copy) for row, copy in enumerate(found)}
     assert first["a/packed.bmp"] == first["a/plain.bmp"]
     assert len(set(first.values())) == 3
@@ -145,8 +145,10 @@ def sets(draw: st.DrawFn) -> tuple[EvaluationSet, np.ndarray]:
     queries, gallery = draw(st.just((None, None)) | st.tuples(sides, sides))
     first = np.array([content.index(value) for value in content])
     if queries is None:
-        return EvaluationSet.of_images(table, "set", "all", None), first
-    return EvaluationSet.of_images(table, "set", "all", None, np.array(queries), np.array(gallery)), first
+        return EvaluationSet.of_images(table, source="set"), first
+    return EvaluationSet.of_images(
+        table, source="set", queries=np.array(queries), gallery=np.array(gallery)
+    ), first
 
 
 def contents(images: EvaluationSet, first: np.ndarray, rows: np.ndarray | None) -> Sequence[int]:

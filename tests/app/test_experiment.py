@@ -262,7 +262,7 @@ def test_variants_of_a_seed_see_the_same_images_in_another_order(folder: Path) -
     for variant in ("shuffled", "grouped"):
         setting = experiment.setting(variant)
         data = load_images(setting.data)
-        batches.append(GradientBatches(setting, data.train, data.preprocess, 0, partition_of(setting))[1][0])
+        batches.append(GradientBatches(setting, data.train, data.preprocess, 0)[1][0])
     one, other = (b.images.flatten(1).sum(1).sort().values for b in batches)
     np.testing.assert_allclose(one, other, rtol=1e-5)
     assert batches[0].labels.tolist() != batches[1].labels.tolist()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from app.experiment.intervals import paired_difference, recovered_fraction
+from app.experiment.tables import paired_difference, recovered_fraction
 
 figures = st.lists(st.floats(0, 1), min_size=5, max_size=5)
 

@@ -13,7 +13,7 @@ from models.bundle import Bundle
 def images_of(folder: Path, part: Part) -> list[list[Path]]:
     """The files of each class of a part."""
     data = ImageDataModule(folder)
-    names = {data.table.class_names[label] for label in data.table.labels[data.rows(part)]}
+    names = {data.table.class_names[label] for label in data.table.labels[data.parts.rows(part)]}
     return [sorted((folder / name).iterdir()) for name in sorted(names)]
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from scale_report import report
 from scale_vectors import DEPTH, Vectors, make
 
-from data.locations import cache_root
+from models.cache_folder import cache_root
 from serve.store.ann import flat
 from serve.store.ann.approximate import FaissIndex
 

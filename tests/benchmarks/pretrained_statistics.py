@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from app.experiment.classification import predictions
 from app.experiment.experiment_config import load_experiment
 from app.experiment.loading import Images, load_images
-from app.experiment.testing import predictions
 from app.memory import keep_freed_memory
 from models.metrics import retrieval_metrics
 from models.network import Architecture, EmbeddingNetwork

@@ -108,9 +108,9 @@ def test_epochs_differ_and_validation_is_complete(
     trainer(tmp_path, max_epochs=2).fit(probe, data)
     assert [entry[:2] for entry in probe.seen] == [(e, b) for e in range(2) for b in range(6)]
     assert [e[2] for e in probe.seen[:6]] != [e[2] for e in probe.seen[6:]]
-    assert sorted(probe.validated) == sorted(data.rows("val").tolist() * 2)
-    assert {i for e in probe.seen for i in e[2]} <= set(data.rows("train").tolist())
-    assert 0 < data.wait_share < 1
+    assert sorted(probe.validated) == sorted(data.parts.rows("val").tolist() * 2)
+    assert {i for e in probe.seen for i in e[2]} <= set(data.parts.rows("train").tolist())
+    assert 0 < data._train_loader.wait_share < 1
 
 
 def test_an_unfit_augmentation_is_named_before_training(module: Callable[..., ImageDataModule]) -> None:
@@ -208,7 +208,8 @@ def test_the_curriculum_groups_similar_classes(
     state = data._train_loader.state_dict()
     groups = np.array(state["sampler"]["groups"])
     assert np.bincount(groups).max() <= 2
-    labels = dict(zip(data.rows("train").tolist(), data._train_loader.dataset.labels.tolist(), strict=True))
+    trained = data._train_loader.dataset
+    labels = dict(zip(trained.rows.tolist(), trained.labels.tolist(), strict=True))
     for _, _, rows, _ in probe.seen[6:]:
         assert len({groups[labels[row]] for row in rows}) <= 3, "4 classes of groups of two"
     assert probe.training
@@ -243,7 +244,7 @@ def test_what_the_training_part_is(module: Callable[..., ImageDataModule]) -> No
 def test_loaders_cover_their_parts(module: Callable[..., ImageDataModule]) -> None:
     data = module()
     for part, loader in (("test", data.test_dataloader()), ("val", data.val_dataloader())):
-        assert [i for b in loader for i in b["index"].tolist()] == data.rows(part).tolist()  # type: ignore[arg-type]
+        assert [i for b in loader for i in b["index"].tolist()] == data.parts.rows(part).tolist()  # type: ignore[arg-type]
     assert sum(len(b["label"]) for b in data.predict_dataloader()) == 80
     assert module(val_fraction=0.0).val_dataloader() == []
     with pytest.raises(InputError, match="no test images"):
@@ -251,7 +252,7 @@ def test_loaders_cover_their_parts(module: Callable[..., ImageDataModule]) -> No
 
 
 def test_folds(module: Callable[..., ImageDataModule]) -> None:
-    tested = [set(module(folds=4, fold=fold).rows("test").tolist()) for fold in range(4)]
+    tested = [set(module(folds=4, fold=fold).parts.rows("test").tolist()) for fold in range(4)]
     assert set().union(*tested) == set(range(80))
     assert sum(map(len, tested)) == 80
     with pytest.raises(InputError, match="fold 4 of 4"):
@@ -260,7 +261,7 @@ def test_folds(module: Callable[..., ImageDataModule]) -> None:
 
 def test_per_image_split_is_on_request(module: Callable[..., ImageDataModule]) -> None:
     data = module(split="per_image")
-    assert not data.parts.class_disjoint
+    assert set(data.table.labels[data.parts.rows("train")]) & set(data.table.labels[data.parts.rows("test")])
 
 
 def test_groups_by_column(module: Callable[..., ImageDataModule], write_folder: Callable[..., Path]) -> None:
@@ -278,7 +279,7 @@ def test_groups_by_column(module: Callable[..., ImageDataModule], write_folder: 
 def test_disk_cache_serves_the_next_run(module: Callable[..., ImageDataModule], cache_folder: Path) -> None:
     first = list(module(cache="disk").test_dataloader())
     data = module(cache="disk")
-    for row in data.rows("test"):
+    for row in data.parts.rows("test"):
         (data.table.roots[0] / data.table.name(row)).write_text("gone")
     again = list(data.test_dataloader())
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, again, strict=True))
@@ -287,7 +288,7 @@ def test_disk_cache_serves_the_next_run(module: Callable[..., ImageDataModule], 
 
 def test_corrupt_images_are_counted(module: Callable[..., ImageDataModule]) -> None:
     data = module()
-    row = int(data.rows("test")[0])
+    row = int(data.parts.rows("test")[0])
     (data.table.roots[0] / data.table.name(row)).write_text("no image")
     list(data.test_dataloader())
     assert list(data.corrupt) == [data.table.name(row)]
@@ -332,7 +333,7 @@ def test_nothing_warns_in_worker_processes(module: Callable[..., ImageDataModule
 
 def test_validation_takes_whole_classes_up_to_a_number_of_images(module: Callable[..., Any]) -> None:
     every = module(val_fraction=0.5)
-    rows, labels = every.rows("val"), every.table.labels
+    rows, labels = every.parts.rows("val"), every.table.labels
     some = module(val_fraction=0.5, val_images=len(rows) - 1).validation_rows
     assert 0 < len(some) < len(rows)
     assert set(some) == {row for row in rows if labels[row] in labels[some]}

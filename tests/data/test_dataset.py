@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from data.counter_rng import derive
 from data.dataset import BatchSpec, ImageDataset, LoadedBatch
@@ -29,6 +30,14 @@ def load(dataset: ImageDataset, *items: int) -> LoadedBatch:
 def dataset(table: ImageTable, **options: object) -> ImageDataset:
     rows = np.arange(len(table))
     return ImageDataset(table, rows, table.labels, Preprocess(8), **options)
+
+
+def test_torchs_loader_pins_a_batch(table: ImageTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    loaded = load(dataset(table), 0)
+    assert isinstance(pin_memory(loaded), LoadedBatch)
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in loaded.batch.values()}
 
 
 def test_batches_are_normalized_images(table: ImageTable) -> None:

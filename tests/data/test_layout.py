@@ -197,7 +197,7 @@ def test_any_name_of_a_column_is_metadata(write_folder: Callable[..., Path]) -> 
     assert list(table.metadata) == [*names[:-2], "x.1", "Unnamed: 13"]
     assert all(column.to_pylist() == ["p", "p", "q"] for column in table.metadata.values())
     assert [table.name(row) for row in range(3)] == ["a/000.png", "a/001.png", "b/000.png"]
-    assert not table.has_queries
+    assert "is_query" not in table.rows.column_names
 
 
 def test_part_folders_become_the_split(write_folder: Callable[..., Path]) -> None:

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from data.locations import cache_root, data_root
+from data.sources.source import data_root
+from models.cache_folder import cache_root
 
 
 def test_environment_names_the_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

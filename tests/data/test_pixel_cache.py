@@ -1,12 +1,16 @@
 import gc
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from data.pixel_cache import PixelCache, open_cache
+from data.sources import FolderSource
+from models.preprocess import Preprocess
 
 SHAPE = (3, 4, 4)
 
@@ -47,26 +51,34 @@ def test_workers_share_it(tmp_path: Path) -> None:
     assert got[0, 0, 0] == 9
 
 
-def test_memory_goes_away_and_disk_stays(cache_folder: Path) -> None:
-    memory = open_cache("memory", "", 5, SHAPE, 10_000)
+@pytest.fixture
+def images(write_folder: Callable[..., Path]) -> tuple[Any, ...]:
+    """A table, its rows and a preprocessing."""
+    return FolderSource(write_folder({"a": 3, "b": 2})).table(), np.arange(5), Preprocess(4)
+
+
+def test_memory_goes_away_and_disk_stays(cache_folder: Path, images: tuple[Any, ...]) -> None:
+    memory = open_cache("memory", *images, 10_000)
     assert memory is not None
     path = memory.path
     assert path.is_file()
     del memory
     gc.collect()
     assert not path.exists()
-    disk = open_cache("disk", "key", 5, SHAPE, 10_000)
+    disk = open_cache("disk", *images, 10_000)
     assert disk is not None
     disk.put(4, image(3))
-    again = open_cache("disk", "key", 5, SHAPE, 10_000)
+    again = open_cache("disk", *images, 10_000)
     assert again is not None
     assert again.filled == 1
     assert again.path.is_relative_to(cache_folder)
-    assert open_cache("none", "", 5, SHAPE, 10_000) is None
+    assert open_cache("none", *images, 10_000) is None
 
 
-def test_memory_without_room_in_the_memory_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_without_room_in_the_memory_file_system(
+    monkeypatch: pytest.MonkeyPatch, images: tuple[Any, ...]
+) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)
-    cache = open_cache("memory", "", 5, SHAPE, 10_000)
+    cache = open_cache("memory", *images, 10_000)
     assert cache is not None
     assert not cache.path.is_relative_to("/dev/shm")

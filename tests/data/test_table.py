@@ -38,9 +38,9 @@ def test_rows_know_their_image(write_folder: Callable[..., Path]) -> None:
 
 def test_reading_respects_the_byte_limit(write_folder: Callable[..., Path]) -> None:
     table = FolderSource(write_folder({"a": 1, "b": 1})).table()
-    small = ImageTable(table.rows, table.class_names, table.roots, limits=DecodeLimits(max_bytes=10))
+    table.limits = DecodeLimits(max_bytes=10)
     with pytest.raises(ImageError, match="over the limit of 10"):
-        small.read(0)
+        table.read(0)
 
 
 def test_missing_files_are_image_errors(write_folder: Callable[..., Path]) -> None:

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-import app.embed.devices  # noqa: F401 - before the forks, so that a run takes no longer than its work
+import app.embed.predict  # noqa: F401 - before the forks, so that a run takes no longer than its work
 from app.cli import main as command_line
 from models.bundle import Bundle
 from models.network import Architecture, EmbeddingNetwork

@@ -105,7 +105,6 @@ def test_color_options() -> None:
     numbers = random(6, 14)
     grey = Color(grey=1.0)(batch, numbers)
     assert torch.allclose(grey[:, 0], grey[:, 2], atol=1e-6)
-    assert torch.allclose(Color(invert=1.0)(batch, numbers), 1 - batch)
     assert torch.equal(Color(grey=1.0, saturation=0.5)(batch[:, :1], numbers), batch[:, :1])
     flat = torch.full_like(batch, 0.5)
     deviation = (Color(noise=0.2)(flat, numbers) - flat).flatten(1).std(1)
