@@ -326,12 +326,16 @@ def merged(target: Any, patch: Any) -> Any:
     return result
 
 
-def _is_deep(value: Any, levels: int = MOST_NESTED) -> bool:
-    """Whether objects and lists are nested more than so many levels deep."""
-    if not isinstance(value, Mapping | list | tuple):
-        return False
-    parts = value.values() if isinstance(value, Mapping) else value
-    return levels == 0 or any(_is_deep(part, levels - 1) for part in parts)
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_NESTED):
+        parts = itertools.chain.from_iterable(
+            one.values() if isinstance(one, Mapping) else one for one in level
+        )
+        level = [part for part in parts if isinstance(part, Mapping | list | tuple)]
+        if not level:
+            return False
+    return True
 
 
 class BaseStore:

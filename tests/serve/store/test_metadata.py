@@ -123,7 +123,7 @@ def test_a_segment_of_an_earlier_version_may_hold_deep_metadata(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as earlier:
-        for module in ("items", "manifest"):
+        for module in ("items", "segment"):
             earlier.setattr(f"serve.store.{module}.MOST_NESTED", 1000)
         with FaissStore.open(tmp_path / "store", dim=4) as store:
             deep = wrapped(1, ["object"] * 900)
