@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve.store.ann import flat
 from serve.store.ann.approximate import FaissIndex, build, demanded_effort, parse
 from serve.store.collection import FaissStore
 from serve.store.database import Tuning
@@ -67,6 +68,19 @@ def test_segments_merge_when_nobody_writes(tmp_path: Path) -> None:
         assert store.stats().segments == 1
         assert store.count() == 2001
         assert {hit.id for hit in store.search(vectors[0], 2).hits[0]} == {0, "last"}
+
+
+def test_large_clusters_are_linked_to_each_other(tmp_path: Path) -> None:
+    """A graph whose links stay within the clusters finds 0.95 of the neighbours."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((50, 128), dtype=np.float32)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    vectors = centres[rng.integers(50, size=20_200)] + 0.053 * rng.standard_normal((20_200, 128), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows, queries = vectors[:20_000], vectors[20_000:]
+    assert build("HNSW8", rows, tmp_path / "graph", threads=1, stop=lambda: False)
+    found = FaissIndex.load(tmp_path / "graph", "HNSW8", rows).search(queries, 10, 64)[0]
+    assert np.mean(found >= flat.scan(queries, rows, 10)[0][:, -1:] - 1e-6) > 0.97
 
 
 def test_harder_vectors_demand_a_farther_look(tmp_path: Path) -> None:
