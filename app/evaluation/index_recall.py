@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from app.evaluation.evaluation import Evaluation
 from models.errors import InputError
 from models.metrics.inputs import as_unit_vectors
+from serve.store.ann.approximate import new_index
 from serve.store.collection import FaissStore
 from serve.store.database import Tuning
 
@@ -105,7 +106,7 @@ def build(factory: str, vectors: Vectors) -> tuple[Any, float]:
     """
     start = time.perf_counter()
     try:
-        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        index = new_index(factory, vectors.shape[1])
         if not index.is_trained:
             index.train(vectors)
         index.add(vectors)

@@ -30,7 +30,7 @@ from scale_vectors import DEPTH, Vectors, make
 
 from models.cache_folder import cache_root
 from serve.store.ann import flat
-from serve.store.ann.approximate import FaissIndex
+from serve.store.ann.approximate import FaissIndex, new_index
 
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 TYPES = ("Flat", "SQ8", "HNSW32", "IVF,Flat", "IVF,SQ8", "OPQ32,IVF,PQ32")
@@ -80,7 +80,7 @@ def centroids(folder: Path, vectors: Vectors) -> tuple[Vectors, float]:
 
 def build(folder: Path, kind: str, vectors: Vectors) -> dict[str, Any]:
     """Trains and fills one index and writes it to `folder`; without the vectors where it is a graph."""
-    index = faiss.index_factory(vectors.shape[1], factory_of(kind, len(vectors)), faiss.METRIC_INNER_PRODUCT)
+    index = new_index(factory_of(kind, len(vectors)), vectors.shape[1])
     seconds = 0.0
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is not None:

@@ -214,6 +214,18 @@ def demanded_effort(index: FaissIndex, vectors: Vectors) -> int | None:
     return view
 
 
+def new_index(factory: str, dim: int) -> Any:
+    """An empty FAISS index for inner products, with the store's settings of a graph.
+
+    Raises:
+        RuntimeError: FAISS does not know the factory string.
+    """
+    index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    if "HNSW" in factory:
+        faiss.ParameterSpace().set_index_parameter(index, "efConstruction", _CONSTRUCTION)
+    return index
+
+
 def build(
     factory: str,
     vectors: Vectors,
@@ -238,11 +250,9 @@ def build(
         False if there are too few rows to train the index, or the work was abandoned.
     """
     flat.use_threads(threads)
-    index, done = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT), 0
+    index, done = new_index(factory, vectors.shape[1]), 0
     if grown is not None:
         index, done = _with_own_vectors(faiss.read_index(str(grown[0]), _SKIP), vectors[: grown[1]]), grown[1]
-    if "HNSW" in factory:
-        faiss.ParameterSpace().set_index_parameter(index, "efConstruction", _CONSTRUCTION)
     inverted = _inverted(index)
     if inverted is not None and len(vectors) < _ROWS_PER_LIST * inverted.nlist:
         return False
