@@ -138,7 +138,7 @@ def milvus_queries(folder: Path, seconds: float, concurrencies: list[int]) -> No
             client.release_collection(kind)
             client.drop_index(kind, "vector")
             parameters = client.prepare_index_params()
-            build = {"M": 32, "efConstruction": 40} if index == "HNSW" else {}
+            build = {"M": 32, "efConstruction": 100} if index == "HNSW" else {}
             parameters.add_index("vector", index_type=index, metric_type="COSINE", params=build)
             client.create_index(kind, parameters)
         client.load_collection(kind)
