@@ -311,18 +311,30 @@ def _create_schema(path: Path, definition: FaissDefinition) -> None:
 def settled(
     database: Database, dim: int | None, fingerprint: str | None, index: str | None
 ) -> FaissDefinition:
-    """The definition in the database, checked against the caller's (see `Definition.check`).
+    """The definition in the database, checked against the caller's; a new index replaces the old one.
 
-    A new index replaces the old one, or raises StoreError if it is not known to work.
+    Raises:
+        DimensionMismatch: The collection has another dim.
+        FingerprintMismatch: It has another fingerprint.
+        StoreError: The index is not known to work, or an earlier version left the collection without a dim.
     """
     with database.read() as connection:
         kept = dict(connection.execute("SELECT name, value FROM properties").fetchall())
-    definition = FaissDefinition(int(kept["dim"]), kept["fingerprint"], index or str(kept["index"]))
+    known = kept.get("dim", dim)
+    if known is None or known < 1:
+        raise StoreError(
+            f"{database.path.parent} was never finished; delete the collection and make it again"
+        )
+    definition = FaissDefinition(
+        int(known), kept.get("fingerprint", fingerprint), index or str(kept.get("index", EXACT))
+    )
     definition.check(dim, fingerprint)
-    if definition.index != kept["index"] and not database.read_only:
-        approximate.check(definition.index, definition.dim)
+    changed = asdict(definition)
+    if not database.read_only and changed.items() - kept.items():
+        if definition.index != kept.get("index"):
+            approximate.check(definition.index, definition.dim)
         with database.write() as connection:
-            connection.execute("UPDATE properties SET value = ? WHERE name = 'index'", (definition.index,))
+            connection.executemany("INSERT OR REPLACE INTO properties VALUES (?, ?)", changed.items())
     return definition
 
 

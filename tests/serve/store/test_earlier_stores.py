@@ -5,6 +5,7 @@ and `graph` (HNSW8) of 50 items each, an index on metadata.price and the alias `
 label, item 8 was deleted, and items 50 to 54 were added, which no segment holds yet.
 """
 
+import sqlite3
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from serve.store.catalogue import Catalogue
 from serve.store.collection import FaissStore
 from serve.store.database import Tuning
+from serve.store.types import StoreError
 
 TUNING = Tuning(approximate_rows=10, build_threads=1)
 IDS = [number for number in range(55) if number != 8]
@@ -86,3 +88,15 @@ def test_its_segments_are_read_not_built_anew(folder: Path) -> None:
         for name in ("exact", "live"):
             assert len(catalogue.collection(name).search(np.ones(4), 100).hits[0]) == 54
     assert {path: path.stat().st_mtime_ns for path in segments} == before
+
+
+def test_a_collection_that_was_never_finished_is_named(folder: Path) -> None:
+    """A crash between schema and definition left such; today a collection is made whole or not at all."""
+    database = sqlite3.connect(folder / "collections" / "exact" / "items.db")
+    database.execute("DELETE FROM properties WHERE name IN ('dim', 'fingerprint', 'index')")
+    database.commit()
+    database.close()
+    with pytest.raises(StoreError, match="exact was never finished; delete the collection"):
+        FaissStore.open(folder, collection="exact")
+    with FaissStore.open(folder, 4, "model-1", collection="exact") as store:
+        check(store)
