@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -43,13 +43,13 @@ class ImageTable:
         metadata: Further columns of N values under any names, each an Arrow array or a sequence.
 
     Attributes:
-        limits: On the size of one image.
+        limits: On the size of one image; the same for every table.
 
     Raises:
         InputError: There are no images.
     """
 
-    limits = DecodeLimits()
+    limits: ClassVar[DecodeLimits] = DecodeLimits()
 
     def __init__(
         self,

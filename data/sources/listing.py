@@ -103,7 +103,7 @@ def _parquet(file: Path) -> dict[str, pa.Array]:
 
 
 def _plain_values(values: pa.Array) -> pa.Array | None:
-    """The same values as JSON has them: strings, integers, finite floats, booleans, and lists of these.
+    """The same values as JSON has them: strings, integers, finite floats, booleans, lists and structs.
 
     Decimals become floats, non-finite floats null, and times and mappings strings. Returns None for columns
     that contain bytes.

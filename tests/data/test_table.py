@@ -36,9 +36,11 @@ def test_rows_know_their_image(write_folder: Callable[..., Path]) -> None:
     assert table.flags("is_query").all()
 
 
-def test_reading_respects_the_byte_limit(write_folder: Callable[..., Path]) -> None:
+def test_reading_respects_the_byte_limit(
+    write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = FolderSource(write_folder({"a": 1, "b": 1})).table()
-    table.limits = DecodeLimits(max_bytes=10)
+    monkeypatch.setattr(ImageTable, "limits", DecodeLimits(max_bytes=10))
     with pytest.raises(ImageError, match="over the limit of 10"):
         table.read(0)
 

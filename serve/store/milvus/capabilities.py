@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import msgspec
-
 from serve.store.types import StoreError
 
 EXACT = "FLAT"
@@ -154,7 +152,9 @@ def parse_index(text: str | None, engine: Capabilities) -> IndexType:
 
 
 def _number(text: str) -> int | float | str:
-    try:
-        return msgspec.convert(text, int | float, strict=False)
-    except msgspec.ValidationError:
-        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

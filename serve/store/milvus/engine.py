@@ -64,8 +64,11 @@ def is_address(text: object) -> bool:
 def parse_address(text: str) -> Address:
     """Parses `file:relative/path`, `file:///absolute/path` or `milvus://HOST[:PORT][/DATABASE]`.
 
-    The last may also begin with `http` or `https`. A password (StoreError) is refused, because other users of
-    the machine could read it on the command line.
+    The last may also begin with `http` or `https`; its port is 19530 by default.
+
+    Raises:
+        StoreError: It is none of these, or holds a password, which other users of the machine could read on
+            the command line.
     """
     try:
         parts = urlsplit(text)
@@ -197,10 +200,14 @@ class CollectionCalls:
         self._name = name
         self._inside = milvus_name(name)
 
-    def __call__(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """As `Engine.call`, with the collection's name before the arguments."""
+    def check_open(self) -> None:
+        """Raises StoreError if the collection is closed, also where there is nothing to call."""
         if self.closed:
             raise StoreError(f"The collection {self._name!r} is closed")
+
+    def __call__(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """As `Engine.call`, with the collection's name before the arguments."""
+        self.check_open()
         return self.engine.call(method, self._inside, *arguments, **options)
 
 

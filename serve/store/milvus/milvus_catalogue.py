@@ -23,7 +23,7 @@ class MilvusCatalogue:
     A service calls `collection` for every request, so it answers from memory; changes that other processes
     made to aliases are read in the background, at most every two seconds.
 
-    Arguments and errors are those of `MilvusStore.open`.
+    Arguments are those of `MilvusStore.open`, and so are the errors of connecting.
     """
 
     def __init__(

@@ -200,6 +200,7 @@ class MilvusStore(BaseStore):
 
     def delete(self, ids: Iterable[ItemId] = (), *, where: Filter | None = None, erase: bool = False) -> int:
         """Deletes by id, by filter or both; see `Store.delete`. `erase` is refused, see `purge`."""
+        self._call.check_open()
         listed = check_ids(ids)
         condition = None if where is None else expression(where, self._engine.can)
         if erase:
@@ -227,12 +228,14 @@ class MilvusStore(BaseStore):
         self, vectors: Vectors, query: SearchQuery | int = DEFAULT_K, **options: Unpack[QueryArguments]
     ) -> SearchResult:
         """Finds the most similar items; see `Store.search`."""
+        self._call.check_open()
         query = SearchQuery.of(query, options)
         self._definition.check_fingerprint(query.fingerprint)
         return self._searcher.run(unit_rows(vectors, self.dim, "query"), query)
 
     def get(self, ids: Sequence[ItemId], *, with_vectors: bool = False) -> list[Item | None]:
         """Items by id; see `Store.get`."""
+        self._call.check_open()
         ids = check_ids(ids)
         found = self._reader.by_id(ids, _fields(with_vectors))
         wanted = [found.get(schema.key_of(value)) for value in ids]
@@ -252,6 +255,7 @@ class MilvusStore(BaseStore):
         with_vectors: bool = False,
     ) -> Page:
         """Reads items in the order of their last write; see `Store.scroll`."""
+        self._call.check_open()
         limit = check_limit(limit)
         condition = expression(where, self._engine.can)
         found = self._reader.after(after or 0, limit, condition, _fields(with_vectors))
@@ -261,6 +265,7 @@ class MilvusStore(BaseStore):
 
     def scan(self, *, where: Filter | None = None, with_vectors: bool = False) -> Iterator[Item]:
         """All items, by scrolling; see `Store.scan`."""
+        self._call.check_open()
         condition = expression(where, self._engine.can)
         until = all_of(condition, f"sequence <= {self._last()}")
         for page in self._reader.pages(until, _fields(with_vectors)):
@@ -268,6 +273,7 @@ class MilvusStore(BaseStore):
 
     def sample(self, count: int, *, with_vectors: bool = False) -> list[Item]:
         """Items drawn at random; see `Store.sample`."""
+        self._call.check_open()
         fields = _fields(with_vectors)
         first = self._reader.after(0, count, "", fields)
         if len(first) < count:
@@ -299,6 +305,7 @@ class MilvusStore(BaseStore):
 
     def create_field_index(self, field: str) -> None:
         """Makes filters on a field fast; `Unsupported` where the engine has no such index."""
+        self._call.check_open()
         name = filters.canonical(field)
         if name == "id" or name in self._field_indexes():
             return
@@ -320,6 +327,7 @@ class MilvusStore(BaseStore):
 
     def drop_field_index(self, field: str) -> None:
         """Undoes `create_field_index`; `Unsupported` where the engine drops no index while it is open."""
+        self._call.check_open()
         name = filters.canonical(field)
         if name == "id" or name not in self._field_indexes():
             return
@@ -359,6 +367,7 @@ class MilvusStore(BaseStore):
         Raises:
             StoreError: The server takes more than ten minutes.
         """
+        self._call.check_open()
         if self._engine.can.embedded:
             self._call("flush")
         elif not self._definition.index.exact:

@@ -55,6 +55,9 @@ def test_a_closed_store_says_so(open_store: Callable) -> None:
         store.count,
         lambda: store.upsert([Item(1, np.ones(4))]),
         lambda: store.search(np.ones(4), where={"id": 1}),
+        lambda: store.get([]),
+        lambda: store.delete([]),
+        lambda: list(store.scan()),
     ):
         with pytest.raises(StoreError, match="closed"):
             use()
