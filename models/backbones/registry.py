@@ -104,9 +104,7 @@ def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
     if (known := torchvision_name(name)) is not None:
         return partial(_torchvision_model, known)
     if (model := timm_name(name)) is not None:
-        import timm
-
-        return partial(timm.create_model, model, pretrained=False, num_classes=0)
+        return partial(_timm_model, model)
     if "." not in name:
         raise InputError(
             f"backbone {name!r} is unknown; one of {', '.join(OWN)}, a torchvision model or a class path"
@@ -116,6 +114,13 @@ def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
             f"backbone {name} is code outside models.backbones, torchvision and timm; set trust_code"
         )
     return _import(name)
+
+
+def _timm_model(name: str, **arguments: Any) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    return model
 
 
 def _torchvision_model(name: str, **arguments: Any) -> nn.Module:
