@@ -276,7 +276,11 @@ class Bundle:
             raise InputError("embed takes several images: put a single one into a list")
         if batch_size < 1:
             raise InputError(f"batch size {batch_size} must be at least 1")
+        return self._embed_each(images, batch_size)
 
+    def _embed_each(
+        self, images: Iterable[ImageSource], batch_size: int
+    ) -> Iterator[NDArray[np.float32] | ImageError]:
         def decode(source: ImageSource) -> Tensor | ImageError:
             try:
                 image = self.preprocess.open(Path(source) if isinstance(source, str) else source)

@@ -42,6 +42,13 @@ def test_one_image_is_not_a_list_of_images(bundle: Bundle, picture: Path) -> Non
             bundle.embed(image)
 
 
+def test_a_stream_refuses_its_arguments_at_the_call(bundle: Bundle, picture: Path) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        bundle.embed_each([picture], 0)
+    with pytest.raises(InputError, match="put a single one into a list"):
+        bundle.embed_each(picture)
+
+
 @pytest.mark.parametrize(
     "image", [np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8), io.BytesIO(b"x"), 5, None]
 )
