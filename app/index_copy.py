@@ -1,5 +1,6 @@
 """``kindred index copy``: copy a collection to another store and check the copy."""
 
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def copy(
         sample: Number of items to compare completely, thumbnails included.
     """
     into = into or collection
+    if sample < 0:
+        raise InputError(f"--sample {sample}: give 0 or more")
     if (_place(source), collection) == (_place(target), into):
         raise InputError(f"{source} is both source and target; name another store or collection")
     from serve.store.catalogue import open_store  # imports FAISS
@@ -74,12 +77,18 @@ def copy(
 def copy_items(old: Store, new: Store, console: Console, *, sample: int = 256) -> Outcome:
     """Copy the items that ``new`` lacks or that differ, then compare the stores; see :func:`copy`."""
     outcome = Outcome()
+    total = old.count()
+    chosen = set(random.Random(0).sample(range(total), min(sample, total)))  # noqa: S311
+    drawn: list[Item] = []
     with counting_progress(console=console) as progress:
-        task = progress.add_task("copying", total=old.count())
+        task = progress.add_task("copying", total=total)
         after: int | None = None
+        read = 0
         while True:
             page = old.scroll(after, PAGE, with_vectors=True)
             _copy_page(old, new, page.items, outcome)
+            drawn += [item for at, item in enumerate(page.items, read) if at in chosen]
+            read += len(page.items)
             progress.update(task, completed=outcome.copied + outcome.present)
             if page.next is None:
                 break
@@ -90,7 +99,7 @@ def copy_items(old: Store, new: Store, console: Console, *, sample: int = 256) -
         except Unsupported as error:
             console.print(f"filters on {name}: {error}", markup=False)
     new.flush()
-    _check(old, new, old.sample(sample, with_vectors=True) if sample else [], outcome)
+    _check(old, new, drawn, outcome)
     return outcome
 
 

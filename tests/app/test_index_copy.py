@@ -144,3 +144,16 @@ def test_a_new_thumbnail_is_copied(source: Path, tmp_path: Path) -> None:
     copy(str(source), target, sample=0)
     with FaissStore.open(target, read_only=True) as store:
         assert store.thumbnail("item 4") == b"larger"
+
+
+def test_the_sample_does_not_shrink_where_items_were_often_rewritten(source: Path, tmp_path: Path) -> None:
+    with FaissStore.open(source) as old, FaissStore.open(tmp_path / "target", dim=DIM) as new:
+        for _ in range(40):
+            old.upsert(old.get([1, 3, 5], with_vectors=True))
+        assert copy_items(old, new, Console(quiet=True), sample=64).sampled == 64
+
+
+def test_a_negative_sample_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--sample -1"):
+        copy(str(source), str(tmp_path / "target"), sample=-1)
+    assert not (tmp_path / "target").exists()
