@@ -114,7 +114,7 @@ def _delete_others(store: Target, table: ImageTable, console: Console) -> None:
     gone = [item.id for item in store.scan() if item.id not in present]
     for start in range(0, len(gone), CHUNK):
         store.delete(gone[start : start + CHUNK])
-    console.print(f"{len(gone)} items deleted whose images are not in the data")
+    console.print(f"{len(gone)} items deleted whose images are not in the data, {store.count()} left")
 
 
 def _missing(store: Target, table: ImageTable) -> Rows:

@@ -54,7 +54,8 @@ class ShardBatches(EvaluationBatches):
 class Embedder(LightningModule):
     """Embeds the shards that a folder lacks; each process takes its share of them.
 
-    ``rows`` of the table, int64, are ascending; the plan refers to positions in them.
+    ``rows`` of the table, int64, are ascending; the plan refers to positions in them. ``workers`` are
+    processes for each device; None divides the spare cores among the devices.
     """
 
     def __init__(

@@ -96,7 +96,7 @@ def one_thread() -> Iterator[None]:
 
 
 def build(factory: str, vectors: Vectors) -> tuple[Any, float]:
-    """Train and fill an index for inner products.
+    """Train and fill an index for inner products; graphs as the store builds them, with efConstruction 100.
 
     Returns:
         The index, and the time in seconds.

@@ -110,7 +110,8 @@ class Setting(_Strict):
     optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
     nesterov: bool = False  # of sgd's momentum
     learning_rate: Annotated[float, Field(gt=0)] = 0.2  # its peak
-    # Peak for what starts from random numbers in metric learning: the head and a loss's proxies.
+    # Peak for what starts from random numbers in metric learning: the head and a loss's proxies;
+    # None takes `learning_rate`.
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     warmup: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4

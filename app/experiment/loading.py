@@ -31,9 +31,8 @@ class Images:
     """The images of one split of a data set."""
 
     labels: NDArray[np.int64]  # (N,)
-    take: Callable[
-        [NDArray[np.int64]], Tensor
-    ]  # from indices of items to their pixels, uint8 (items, C, H, W)
+    # From indices of items to their pixels, uint8 (items, C, H, W).
+    take: Callable[[NDArray[np.int64]], Tensor]
 
     def subset(self, chosen: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> "Images":
         """The items at ``chosen``, with other labels if these are given."""
