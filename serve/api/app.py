@@ -65,7 +65,7 @@ def create_app(settings: Settings, bundle: Bundle, catalogue: AnyCatalogue) -> F
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
-    # The most frequent first. The path of an item may end in anything: fixed endings come before it.
+    # The most frequent first.
     routers = (
         search_routes.router,
         health.router,

@@ -64,12 +64,16 @@ async def _without_slash(request: Request) -> Response:
 
 
 def include_routers(app: FastAPI, routers: Iterable[APIRouter]) -> list[APIRoute]:
-    """Let ``app`` answer the routes of the routers, the first one that fits; returns their declarations."""
+    """Let ``app`` answer the routes of the routers, the first one that fits; returns their declarations.
+
+    The path of an item may end in anything: it comes after all others.
+    """
     declared = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     by_path: dict[str, list[APIRoute]] = {}
     for route in declared:
         by_path.setdefault(route.path, []).append(route)
-    for path, routes in by_path.items():  # together, so that a 405 lists all methods
+    ordered = sorted(by_path.items(), key=lambda one: one[0].endswith(ITEM))
+    for path, routes in ordered:  # together, so that a 405 lists all methods
         endpoint = _Endpoint(routes)
         app.router.routes.append(Route(path, endpoint, methods=endpoint.methods))
     app.router.redirect_slashes = False

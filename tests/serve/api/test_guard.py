@@ -188,6 +188,8 @@ def test_what_is_no_name_is_no_setting(setting):
         ("PUT", "/v1/items", {"GET", "HEAD", "POST"}),
         ("OPTIONS", "/v1/items", {"GET", "HEAD", "POST"}),
         ("PUT", "/v1/items/x", {"GET", "HEAD", "PATCH", "DELETE"}),
+        ("PUT", "/v1/items/vectors", {"POST"}),
+        ("PUT", "/v1/items/delete", {"POST"}),
         ("PUT", "/v1/field-indexes", {"POST", "DELETE"}),
     ],
 )
