@@ -106,5 +106,11 @@ class MicroBatcher(Generic[T, R]):
 
 
 def enter_worker(threads: int = 1) -> None:
-    """Set the OpenMP threads of the calling thread; each has its own number, so every worker calls this."""
+    """Set the OpenMP threads of the calling thread; each has its own number, so every worker calls this.
+
+    Raises:
+        RuntimeError: The number did not take, which would oversubscribe the cores under load.
+    """
     faiss.omp_set_num_threads(threads)
+    if faiss.omp_get_max_threads() != threads:
+        raise RuntimeError(f"OpenMP gives {faiss.omp_get_max_threads()} threads where {threads} were set")

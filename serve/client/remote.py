@@ -9,7 +9,10 @@ from serve.store.types import Item, ItemId
 
 
 class RemoteCollection:
-    """A collection behind a client: made for the given model when missing, refused when of another."""
+    """A collection behind a client with the write key; refused when it is of another model.
+
+    A missing one is made, with ``index`` or the service's default.
+    """
 
     def __init__(
         self, client: Client, name: str, dim: int, fingerprint: str, index: str | None = None

@@ -86,7 +86,7 @@ class Call(Generic[A]):
         """
         try:
             return self.read(response.raise_for_status().content)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, IndexError) as error:
             text = f"{response.url.host}: its answer is none of this service's ({error}); check the address"
             raise ServiceError(response.status_code, "", text) from error
 
