@@ -124,7 +124,7 @@ def test_the_effort_is_the_requests_before_the_collections(tmp_path: Path) -> No
 def test_an_inverted_index_takes_its_effort_too(tmp_path: Path) -> None:
     vectors = draw(4000, 3.0)
     queries = draw(80, 3.0, seed=5)
-    for index in ("IVF32,Flat,nprobe=1", "IVF32,SQ8,RFlat,nprobe=1", "PCA16,IVF32,Flat,nprobe=1"):
+    for index in ("IVF32,Flat,nprobe=1", "IVF32,PQ4,RFlat,nprobe=1", "PCA16,IVF32,Flat,nprobe=1"):
         with FaissStore.open(tmp_path / index, dim=DIM, index=index, tuning=TUNING) as store:
             store.upsert(Item(n, vectors[n]) for n in range(4000))
             store.compact()
